@@ -1,0 +1,1 @@
+"""How many trials are planned, launched, recorded, resumed and exported."""

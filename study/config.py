@@ -1,0 +1,354 @@
+"""The study file: one typed, validated model read from TOML."""
+
+import difflib
+import math
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any
+
+import tomli_w
+from pydantic import Field, ValidationError, model_validator
+
+from study.errors import UserError
+from trainables.settings import (
+    DataSettings,
+    FromList,
+    ModelSettings,
+    PositiveFloat,
+    PositiveInt,
+    Settings,
+    TrainSettings,
+    ViewSettings,
+)
+
+PRESETS = Path(__file__).parent / "presets"
+STUDY_FILE = "study.toml"
+Natural = Annotated[int, Field(ge=0)]
+
+
+class Range(Settings):
+    """One dimension of the search space: exactly one of log, linear and choice."""
+
+    log: Annotated[tuple[PositiveFloat, PositiveFloat] | None, FromList] = None
+    linear: Annotated[tuple[float, float] | None, FromList] = None
+    choice: Annotated[tuple[int | float | str, ...] | None, FromList] = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "Range":
+        kinds = [kind for kind in (self.log, self.linear, self.choice) if kind is not None]
+        if len(kinds) != 1:
+            raise ValueError("takes exactly one of log = [low, high], linear = [low, high], choice = [...]")
+        if self.choice is None and not kinds[0][0] < kinds[0][1]:
+            raise ValueError(f"needs low < high, not {list(kinds[0])}")
+        if self.choice is not None and len(self.choice) < 2:
+            raise ValueError("choice needs at least two values")
+        return self
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        return self.log or self.linear
+
+    def contains(self, value: float | str) -> bool:
+        if self.choice is not None:
+            return value in self.choice
+        low, high = self.bounds
+        return low <= value <= high
+
+
+class TeacherSettings(ModelSettings, TrainSettings):
+    """The teacher's model and training."""
+
+    lr: Annotated[PositiveFloat | tuple[PositiveFloat, ...], FromList] = Field(
+        3e-4, description="a list: the best on validation is kept"
+    )
+
+    @property
+    def learning_rates(self) -> tuple[float, ...]:
+        return self.lr if isinstance(self.lr, tuple) else (self.lr,)
+
+    @property
+    def model_settings(self) -> ModelSettings:
+        return ModelSettings(**{name: getattr(self, name) for name in ModelSettings.model_fields})
+
+    @property
+    def train_settings(self) -> TrainSettings:
+        return TrainSettings(**{name: getattr(self, name) for name in TrainSettings.model_fields})
+
+
+class DefaultPoint(Settings):
+    """The point that is run as it is, whatever the search finds."""
+
+    temperature: PositiveFloat = 4.0
+    alpha: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="weight of the soft loss")
+    lr: PositiveFloat = 3e-4
+
+
+class SearchSettings(Settings):
+    """What is searched and how. Ranges hold for both arms, apart from temperature and alpha."""
+
+    trials: PositiveInt = 20
+    baseline_trials: PositiveInt = 20
+    protected: Natural = Field(8, description="Sobol points that are never stopped, besides the default point")
+    baseline_protected: Natural = 4
+    early_stopping: bool = True
+    reduction_factor: Annotated[int, Field(ge=2)] = 3
+    grace_period: PositiveInt | None = Field(None, description="epochs before the first rung")
+    report_every: PositiveInt | None = Field(None, description="epochs")
+    checkpoint_every: PositiveInt | None = Field(None, description="epochs, rounded up to full reports")
+    temperature: Range | None = None
+    alpha: Range | None = None
+    lr: Range | None = None
+    weight_decay: Range | None = None
+    warmup: Range | None = None
+    batch_size: Range | None = None
+    optimizer: Range | None = None
+
+
+DISTILLATION_ONLY = ("temperature", "alpha")
+SEARCHABLE = (*DISTILLATION_ONLY, "lr", "weight_decay", "warmup", "batch_size", "optimizer")
+
+
+class ConfirmSettings(Settings):
+    seeds: PositiveInt = Field(5, description="fresh paired seeds for every row of the table")
+
+
+class ResourceSettings(Settings):
+    cpus_per_trial: PositiveInt = 1
+    gpus_per_trial: Annotated[float, Field(ge=0)] | None = Field(None, description="may be a fraction; 1 if there are")
+    concurrent: PositiveInt | None = Field(None, description="trials at a time; as many as fit unless given")
+    worker_retries: Natural = Field(3, description="how often a trial survives the death of its worker")
+
+
+class StudyConfig(Settings):
+    """A whole study."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    about: str = ""
+    seed: Natural = 0
+    data: DataSettings = DataSettings()
+    views: ViewSettings = ViewSettings()
+    teacher: TeacherSettings
+    student: ModelSettings
+    train: TrainSettings = TrainSettings()
+    default: DefaultPoint = DefaultPoint()
+    search: SearchSettings = SearchSettings()
+    confirm: ConfirmSettings = ConfirmSettings()
+    resources: ResourceSettings = ResourceSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "StudyConfig":
+        for name, dimension in self.space("distill").items():
+            default = self.default_parameters("distill")[name]
+            if not dimension.contains(default):
+                where = "default" if name in DefaultPoint.model_fields else "train"
+                raise ValueError(f"search.{name} must include {where}.{name} = {default}")
+        for trials, protected in (("trials", "protected"), ("baseline_trials", "baseline_protected")):
+            needed = getattr(self.search, protected) + 1
+            if getattr(self.search, trials) < needed:
+                raise ValueError(f"search.{trials} = {getattr(self.search, trials)} is too few: search.{protected} = "
+                                 f"{needed - 1} and the default point need at least {needed}")
+        if self.data.validation + self.data.test >= 1:
+            raise ValueError("data.validation + data.test must be smaller than 1")
+        return self
+
+    def space(self, arm: str) -> dict[str, Range]:
+        """What is searched in an arm, `baseline` or `distill`."""
+        names = [name for name in SEARCHABLE if arm == "distill" or name not in DISTILLATION_ONLY]
+        return {name: getattr(self.search, name) for name in names if getattr(self.search, name) is not None}
+
+    def default_parameters(self, arm: str) -> dict[str, float | str]:
+        """The default point of an arm: its learning rate, temperature and alpha, and whatever else is searched."""
+        searched = [name for name in SEARCHABLE if getattr(self.search, name) is not None]
+        extra = {name: getattr(self.train, name) for name in searched if name in TrainSettings.model_fields}
+        point = self.default.model_dump()
+        if arm == "baseline":
+            point = {name: value for name, value in point.items() if name not in DISTILLATION_ONLY}
+        return point | extra
+
+    def trials(self, arm: str) -> int:
+        """How many trials an arm gets; where nothing is searched, the default point is the only one."""
+        if not self.space(arm):
+            return 1
+        return self.search.trials if arm == "distill" else self.search.baseline_trials
+
+    def protected(self, arm: str) -> int:
+        if not self.space(arm):
+            return 0
+        return self.search.protected if arm == "distill" else self.search.baseline_protected
+
+    @property
+    def report_every(self) -> int:
+        return min(self.train.epochs, self.search.report_every or max(1, self.train.epochs // 30))
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Epochs; a multiple of report_every."""
+        wanted = self.search.checkpoint_every or 5 * self.report_every
+        return math.ceil(wanted / self.report_every) * self.report_every
+
+    @property
+    def rungs(self) -> list[int]:
+        """The epochs at which trials may be stopped, all of them epochs that are reported.
+
+        The first lies after the warm-up, where rankings begin to mean something; none lies beyond 70 % of the epochs,
+        where stopping saves little.
+        """
+        search, epochs = self.search, self.train.epochs
+        if not search.early_stopping:
+            return []
+        most_warmup = max([self.train.warmup, *(search.warmup.bounds or search.warmup.choice if search.warmup else ())])
+        grace = search.grace_period or max(2, math.ceil(epochs / 9), math.ceil(most_warmup * epochs) + 1)
+        rung = math.ceil(grace / self.report_every) * self.report_every
+        rungs = []
+        while rung <= 0.7 * epochs:
+            rungs.append(rung)
+            rung *= search.reduction_factor
+        return rungs
+
+    def smoke(self) -> "StudyConfig":
+        """The same study, every stage of it, small enough for a look."""
+        changes = {
+            "name": f"{self.name}-smoke",
+            "teacher": {"epochs": max(2, self.teacher.epochs // 4), "lr": self.teacher.learning_rates[:1]},
+            "train": {"epochs": max(2, self.train.epochs // 10)},
+            "search": {"trials": 6, "baseline_trials": 6, "protected": 3, "baseline_protected": 3,
+                       "grace_period": None, "report_every": None, "checkpoint_every": None},
+            "confirm": {"seeds": 2},
+            "views": {"count": None},
+        }
+        return StudyConfig.model_validate(_merge(self.model_dump(), changes))
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def preset_names() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def load_study(study: str, overrides: tuple[str, ...] = (), smoke: bool = False) -> StudyConfig:
+    """Read a study by preset name, TOML file or study folder, apply `section.key=value` overrides, and validate.
+
+    Raises UserError with one line that names the key and the remedy.
+    """
+    path = find_study(study)
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+    values.setdefault("name", path.stem)
+    for override in overrides:
+        _apply_override(values, override)
+    config = validate(values)
+    return config.smoke() if smoke else config
+
+
+def find_study(study: str) -> Path:
+    """The TOML file behind a preset's name, a file or a study folder."""
+    path = Path(study)
+    if path.is_dir() and (path / STUDY_FILE).is_file():
+        return path / STUDY_FILE
+    if path.is_file():
+        return path
+    if study in preset_names():
+        return PRESETS / f"{study}.toml"
+    if path.is_dir():
+        raise UserError(f"{study} is a folder without {STUDY_FILE}; name a study folder, a TOML file or a preset")
+    if path.suffix == ".toml" or len(path.parts) > 1:
+        raise UserError(f"{study} does not exist; name a study folder, a TOML file or a preset "
+                        f"({', '.join(preset_names())})")
+    nearest = difflib.get_close_matches(study, preset_names(), n=1, cutoff=0.4)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"presets: {', '.join(preset_names())}"
+    raise UserError(f"{study!r} is not a preset, a TOML file or a study folder; {hint}")
+
+
+def validate(values: dict[str, Any]) -> StudyConfig:
+    try:
+        return StudyConfig.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_explain(error)) from None
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not separator or not all(parts):
+        raise UserError(f"--set {override} is not of the form section.key=value, e.g. --set search.trials=40")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except (tomllib.TOMLDecodeError, KeyError):
+        value = text.strip()
+    for part in parts[:-1]:
+        values = values.setdefault(part, {})
+        if not isinstance(values, dict):
+            raise UserError(f"--set {key}: {part} is a value, not a section")
+    values[parts[-1]] = value
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem as one line: the key, what is wrong, and the nearest valid name or the valid values."""
+    problem = max(error.errors(include_url=False), key=lambda problem: len(problem["loc"]))
+    location = [str(part) for part in problem["loc"] if not str(part).startswith(("function-", "tuple", "constrained"))]
+    location = [part for part in location if part not in ("float", "int", "str")]
+    key = ".".join(location)
+    if problem["type"] == "extra_forbidden":
+        nearest = difflib.get_close_matches(location[-1], _keys_beside(location), n=1, cutoff=0.5)
+        known = ", ".join(_keys_beside(location))
+        section = ".".join(location[:-1])
+        remedy = f"did you mean {'.'.join([*location[:-1], nearest[0]])}?" if nearest else f"known: {known}"
+        return f"{key} is not a setting{f' of [{section}]' if section else ''}; {remedy}"
+    if problem["type"] == "missing":
+        return f"{key} is missing; add it to the study file or use --set {key}=…"
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "model_type":
+        example = "{log = [1e-4, 1e-2]}" if location[0] == "search" and len(location) > 1 else "[section]"
+        message = f"must be a table such as {example}"
+    if not key:
+        return message
+    given = problem["input"]
+    shown = "" if isinstance(given, dict) else f" = {given!r}"
+    return f"{key}{shown}: {message[0].lower()}{message[1:]}"
+
+
+def _keys_beside(location: list[str]) -> list[str]:
+    model: Any = StudyConfig
+    for part in location[:-1]:
+        annotation = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else None
+        model = annotation if hasattr(annotation, "model_fields") else Range
+    return list(model.model_fields)
+
+
+def _merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(values)
+    for key, change in changes.items():
+        merged[key] = _merge(merged[key], change) if isinstance(change, dict) else change
+    return merged
+
+
+def check_models(config: StudyConfig, *, classes: int, channels: int, image_size: int) -> None:
+    """See whether timm knows the models and optimizers and whether the models take the images. Imports torch.
+
+    Raises UserError.
+    """
+    from timm.optim import list_optimizers
+
+    from trainables import models
+
+    for section, settings in (("teacher", config.teacher.model_settings), ("student", config.student)):
+        try:
+            models.check(settings, classes=classes, channels=channels, image_size=image_size)
+        except ValueError as error:
+            raise UserError(f"{section}.{error}") from None
+    wanted = {"teacher.optimizer": config.teacher.optimizer, "train.optimizer": config.train.optimizer}
+    for value in (config.search.optimizer.choice or ()) if config.search.optimizer else ():
+        wanted["search.optimizer"] = value
+        _check_optimizer("search.optimizer", value, list_optimizers())
+    for key, name in wanted.items():
+        _check_optimizer(key, name, list_optimizers())
+
+
+def _check_optimizer(key: str, name: Any, known: list[str]) -> None:
+    if str(name).lower() not in known:
+        nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else "see timm.optim.list_optimizers()"
+        raise UserError(f"{key} = {name!r} is not a timm optimizer; {hint}")

@@ -1,0 +1,13 @@
+"""What can go wrong in ways that have a remedy."""
+
+
+class UserError(Exception):
+    """One line that names the setting and what would be right. The command ends with exit code 2."""
+
+
+class StudyFailedError(Exception):
+    """The study itself cannot go on, one line. The command ends with exit code 1."""
+
+
+class InterruptedStudyError(Exception):
+    """Somebody stopped the study; what is recorded is kept. The command ends with exit code 130."""

@@ -1,0 +1,140 @@
+"""What happened, append-only: the truth that every resume, table and plot is made from.
+
+One JSON line per event, on the disk before the trial moves on. Everything is keyed by our own trial number.
+
+    session     a driver began to work on this stage
+    trial       a trial was handed out: number, parameters, seeds, origin, protected, label
+    report      a trial's metrics at an epoch and what was decided: continue, stop, complete or failed
+    checkpoint  where a trial can be continued from
+    end         a trial failed without a report: why
+"""
+
+import json
+import math
+import os
+import socket
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from study import storage
+
+ENDINGS = {"stop": "stopped", "complete": "complete", "failed": "failed"}
+
+
+@dataclass
+class TrialState:
+    """One trial as the record tells it."""
+
+    number: int
+    parameters: dict[str, Any]
+    seed: int
+    view_seed: int
+    origin: str
+    protected: bool = False
+    label: str = ""
+    reports: list[dict[str, Any]] = field(default_factory=list)  # sequence, epoch, decision, metrics
+    checkpoint: dict[str, Any] | None = None  # epoch, path
+    state: str = "running"  # running, complete, stopped, failed
+    reason: str | None = None
+
+    @property
+    def epoch(self) -> int:
+        return self.reports[-1]["epoch"] if self.reports else 0
+
+    def metric(self, name: str) -> float | None:
+        return self.reports[-1]["metrics"].get(name) if self.reports else None
+
+    def recorded(self, epoch: int) -> dict[str, Any] | None:
+        return next((report for report in self.reports if report["epoch"] == epoch), None)
+
+
+class Record:
+    """A stage's record: read it by making it, change it by its methods. A line that was cut off is dropped."""
+
+    def __init__(self, path: Path, write: bool = True):
+        self.path = path
+        self.trials: dict[int, TrialState] = {}
+        self.mismatches = 0
+        self.seconds = 0.0  # of work, summed over the drivers that worked on it
+        self._sequence = 0
+        self._session_started: float | None = None
+        self._last_time = 0.0
+        if path.exists():
+            if write:
+                _drop_torn_line(path)
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    self._replay(json.loads(line))
+                except json.JSONDecodeError:
+                    break
+
+    def begin_session(self, **facts: Any) -> None:
+        self._append({"event": "session", "host": socket.gethostname(), "pid": os.getpid(), **facts})
+
+    def add_trial(self, trial: TrialState) -> None:
+        self._append({"event": "trial", "trial": trial.number, "parameters": trial.parameters, "seed": trial.seed,
+                      "view_seed": trial.view_seed, "origin": trial.origin, "protected": trial.protected,
+                      "label": trial.label})
+
+    def report(self, number: int, epoch: int, decision: str, metrics: dict[str, Any], reason: str | None = None) -> None:
+        self._append({"event": "report", "trial": number, "epoch": epoch, "decision": decision, "reason": reason,
+                      "metrics": {name: _finite(value) for name, value in metrics.items()}})
+
+    def mismatch(self, number: int, epoch: int, metric: str, recorded: float, seen: float) -> None:
+        self._append({"event": "mismatch", "trial": number, "epoch": epoch, "metric": metric,
+                      "recorded": _finite(recorded), "seen": _finite(seen)})
+
+    def checkpoint(self, number: int, epoch: int, path: str) -> None:
+        self._append({"event": "checkpoint", "trial": number, "epoch": epoch, "path": path})
+
+    def fail(self, number: int, reason: str) -> None:
+        self._append({"event": "end", "trial": number, "reason": reason})
+
+    def reports_in_order(self) -> list[tuple[int, dict[str, Any]]]:
+        """(trial number, report) of all trials, in the order in which they came."""
+        reports = [(trial.number, report) for trial in self.trials.values() for report in trial.reports]
+        return sorted(reports, key=lambda pair: pair[1]["sequence"])
+
+    def _append(self, event: dict[str, Any]) -> None:
+        event = {"sequence": self._sequence, "time": round(time.time(), 3), **event}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        storage.append_line(self.path, json.dumps(event, allow_nan=False))
+        self._replay(event)
+
+    def _replay(self, event: dict[str, Any]) -> None:
+        self._sequence = event["sequence"] + 1
+        self._count_time(event)
+        kind, number = event["event"], event.get("trial")
+        if kind == "trial":
+            self.trials[number] = TrialState(number, event["parameters"], event["seed"], event["view_seed"],
+                                             event["origin"], event["protected"], event["label"])
+        elif kind == "report":
+            trial = self.trials[number]
+            trial.reports.append({key: event[key] for key in ("sequence", "epoch", "decision", "metrics")})
+            trial.state = ENDINGS.get(event["decision"], "running")
+            trial.reason = event["reason"]
+        elif kind == "checkpoint":
+            self.trials[number].checkpoint = {"epoch": event["epoch"], "path": event["path"]}
+        elif kind == "end":
+            self.trials[number].state, self.trials[number].reason = "failed", event["reason"]
+        elif kind == "mismatch":
+            self.mismatches += 1
+
+    def _count_time(self, event: dict[str, Any]) -> None:
+        if event["event"] != "session":
+            self.seconds += event["time"] - self._last_time
+        self._last_time = event["time"]
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut a last line that a crash left half written, so that the next one starts on its own."""
+    content = path.read_bytes()
+    if content and not content.endswith(b"\n"):
+        with open(path, "r+b") as file:
+            file.truncate(content.rfind(b"\n") + 1)
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,338 @@
+"""The search: which trial next (Optuna), go on or stop (ASHA), and both of them told the truth.
+
+`TrialBook` decides and records; it knows nothing of Ray's actors, so that tests and simulations can drive it. The
+classes below it hand its decisions to Ray Tune.
+"""
+
+import warnings
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.trial import FrozenTrial, create_trial
+from optuna.trial import TrialState as OptunaState
+from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
+from scipy.stats import qmc
+
+from study.config import Range, StudyConfig
+from study.record import Record, TrialState
+from trainables.loop import derive_seed
+
+METRIC = "validation_accuracy"
+OPTUNA_STATES = {
+    "complete": OptunaState.COMPLETE,
+    "stopped": OptunaState.PRUNED,
+    "failed": OptunaState.FAIL,
+    "running": OptunaState.RUNNING,
+}
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+def small_seed(*parts: int | str) -> int:
+    """A seed of 31 bits: exact in every reader of JSON."""
+    return derive_seed(*parts) % 2**31
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What to try
+
+
+class Proposer(Protocol):
+    """Says what to run: trial `number` given all that is recorded, or None where there is nothing left to run."""
+
+    protected: int  # how many of the first trials are never stopped
+
+    def __call__(self, number: int, record: Record) -> TrialState | None: ...
+
+    def total(self, record: Record) -> int:
+        """How many trials there will be in the end."""
+        ...
+
+
+@dataclass(frozen=True)
+class OptunaProposer:
+    """The default point, then scrambled-Sobol points (both protected), then Optuna's TPE.
+
+    Nothing is kept between calls: a proposal is a function of (settings, trial number, record), so a search that was
+    cut off goes on as it would have.
+    """
+
+    space: dict[str, Range]
+    default: dict[str, Any]
+    trials: int
+    protected: int
+    seed: int
+    arm: str
+    concurrent: int = 1
+
+    @classmethod
+    def of(cls, config: StudyConfig, arm: str, concurrent: int) -> "OptunaProposer":
+        return cls(config.space(arm), config.default_parameters(arm), config.trials(arm), config.protected(arm),
+                   config.seed, arm, concurrent)
+
+    def __call__(self, number: int, record: Record) -> TrialState | None:
+        if number >= self.trials:
+            return None
+        origin = "default" if number == 0 else "sobol" if number <= self.protected else "tpe"
+        parameters = self.default | self._parameters(number, record)
+        return TrialState(number, parameters, seed=small_seed(self.seed, self.arm, number),
+                          view_seed=search_view_seed(self.seed), origin=origin, protected=origin != "tpe")
+
+    def total(self, record: Record) -> int:
+        return max(self.trials, len(record.trials))
+
+    def _parameters(self, number: int, record: Record) -> dict[str, Any]:
+        if number == 0:
+            return {}
+        if number <= self.protected:
+            return sobol_points(self.space, self.protected, small_seed(self.seed, self.arm, "sobol"))[number - 1]
+        # TPE must be able to model once the protected trials are in; those still running then do not count.
+        startup = max(1, self.protected + 2 - self.concurrent)
+        sampler = optuna.samplers.TPESampler(seed=small_seed(self.seed, self.arm, "tpe", number), multivariate=True,
+                                             constant_liar=True, n_startup_trials=startup)
+        study = optuna.create_study(direction="maximize", sampler=sampler)
+        study.add_trials(frozen_trials(self.space, record))
+        return study.ask(distributions(self.space)).params
+
+
+@dataclass(frozen=True)
+class ListProposer:
+    """Exactly these trials, each of them recognised by what it runs: those on record are not run again."""
+
+    wanted: tuple[TrialState, ...]
+
+    def __call__(self, number: int, record: Record) -> TrialState | None:
+        for trial in self._missing(record):
+            return replace(trial, number=number)
+        return None
+
+    def total(self, record: Record) -> int:
+        return len(record.trials) + len(self._missing(record))
+
+    @property
+    def protected(self) -> int:
+        return len(self.wanted)
+
+    def _missing(self, record: Record) -> list[TrialState]:
+        known = {run_key(trial) for trial in record.trials.values()}
+        return [trial for trial in self.wanted if run_key(trial) not in known]
+
+
+def run_key(trial: TrialState) -> tuple:
+    """What makes two runs the same run."""
+    return (tuple(sorted(trial.parameters.items())), trial.seed, trial.view_seed)
+
+
+def search_view_seed(seed: int) -> int:
+    """All search trials see the same views, so one cache of teacher logits serves them."""
+    return small_seed(seed, "search views")
+
+
+def sobol_points(space: dict[str, Range], count: int, seed: int) -> list[dict[str, Any]]:
+    """`count` scrambled-Sobol points, spread over the space on each dimension's own scale."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The balance properties of Sobol")
+        unit = qmc.Sobol(d=len(space), scramble=True, rng=seed).random(count)
+    return [{name: _from_unit(space[name], u) for name, u in zip(space, point, strict=True)} for point in unit]
+
+
+def _from_unit(dimension: Range, u: float) -> Any:
+    if dimension.choice is not None:
+        return dimension.choice[min(int(u * len(dimension.choice)), len(dimension.choice) - 1)]
+    low, high = dimension.bounds
+    value = low * (high / low) ** u if dimension.log else low + u * (high - low)
+    return float(min(max(value, low), high))
+
+
+def distributions(space: dict[str, Range]) -> dict[str, BaseDistribution]:
+    return {name: _distribution(dimension) for name, dimension in space.items()}
+
+
+def _distribution(dimension: Range) -> BaseDistribution:
+    if dimension.choice is not None:
+        return CategoricalDistribution(dimension.choice)
+    return FloatDistribution(*dimension.bounds, log=dimension.log is not None)
+
+
+def frozen_trials(space: dict[str, Range], record: Record) -> list[FrozenTrial]:
+    """The record in Optuna's words: every report an intermediate value, stopped = PRUNED, failed = FAIL."""
+    dimensions = distributions(space)
+    frozen = []
+    for trial in record.trials.values():
+        values = {report["epoch"]: report["metrics"][METRIC] for report in trial.reports
+                  if report["metrics"].get(METRIC) is not None and report["decision"] != "failed"}
+        told = trial.state in ("complete", "stopped")
+        frozen.append(create_trial(
+            state=OPTUNA_STATES[trial.state],
+            value=trial.metric(METRIC) if told else None,
+            params={name: trial.parameters[name] for name in space},
+            distributions=dimensions,
+            intermediate_values=values,
+            user_attrs={"trial": trial.number, "origin": trial.origin, "protected": trial.protected}
+            | ({"reason": trial.reason} if trial.reason else {}),
+        ))
+    return frozen
+
+
+def write_optuna_file(space: dict[str, Range], record: Record, path: Path, study_name: str) -> None:
+    """Write the search as a SQLite file that optuna-dashboard opens."""
+    draft = path.with_name(f".{path.name}")
+    draft.unlink(missing_ok=True)
+    storage = optuna.storages.RDBStorage(f"sqlite:///{draft}")
+    study = optuna.create_study(storage=storage, study_name=study_name, direction="maximize")
+    study.set_metric_names([METRIC])
+    study.add_trials(frozen_trials(space, record))
+    storage.remove_session()
+    storage.engine.dispose()
+    draft.replace(path)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Go on or stop
+
+
+class Rungs:
+    """Asynchronous successive halving by Ray's own scheduler, keyed by our trial numbers.
+
+    Ray keys rungs by its trial ids, which change when a search is resumed. So it sees stand-ins that carry our number
+    instead, and a record can be replayed into it.
+    """
+
+    def __init__(self, epochs: list[int], reduction_factor: int):
+        self._scheduler = None
+        self._known: set[int] = set()
+        if epochs:
+            # Rungs are grace_period * reduction_factor^k up to max_t; the margin keeps rounding from losing the last.
+            self._scheduler = AsyncHyperBandScheduler(
+                time_attr="epoch", metric=METRIC, mode="max", grace_period=epochs[0], max_t=epochs[-1] * 1.01,
+                reduction_factor=reduction_factor, stop_last_trials=False,
+            )
+
+    def passes(self, number: int, epoch: int, accuracy: float) -> bool:
+        """Enter a trial's accuracy at an epoch; False where it belongs to the part that is stopped."""
+        if self._scheduler is None:
+            return True
+        stand_in = SimpleNamespace(trial_id=str(number))
+        if number not in self._known:
+            self._known.add(number)
+            self._scheduler.on_trial_add(None, stand_in)
+        decision = self._scheduler.on_trial_result(None, stand_in, {"epoch": epoch, METRIC: accuracy})
+        return decision == TrialScheduler.CONTINUE
+
+
+class TrialBook:
+    """Hands out trials, decides after each report, and records both before anything else happens.
+
+    keep_weights: a trial counts as finished only once its last epoch's checkpoint is on record.
+    """
+
+    def __init__(self, record: Record, proposer: Proposer, *, epochs: int, rungs: Iterable[int] = (),
+                 reduction_factor: int = 3, keep_weights: bool = False,
+                 on_change: Callable[["TrialBook"], None] | None = None):
+        self.record, self.proposer, self.epochs, self.keep_weights = record, proposer, epochs, keep_weights
+        self._settings = {"epochs": epochs, "rungs": list(rungs), "reduction_factor": reduction_factor,
+                          "keep_weights": keep_weights, "on_change": on_change}
+        self._rungs = Rungs(self._settings["rungs"], reduction_factor)
+        self._on_change = on_change or (lambda book: None)
+        self._replay_rungs()
+        self._unfinished = [trial.number for trial in record.trials.values() if not self.is_finished(trial)]
+        self.running: set[int] = set()
+
+    def reopened(self) -> "TrialBook":
+        """The book as it is on the disk: what a new driver would start from."""
+        return TrialBook(Record(self.record.path), self.proposer, **self._settings)
+
+    def is_finished(self, trial: TrialState) -> bool:
+        if trial.state == "complete" and self.keep_weights:
+            return trial.checkpoint is not None and trial.checkpoint["epoch"] == self.epochs
+        return trial.state != "running"
+
+    def next(self) -> TrialState | None:
+        """The next trial to run: one that was cut off, else a new one; None where there are no more."""
+        if self._unfinished:
+            trial = self.record.trials[self._unfinished.pop(0)]
+        else:
+            trial = self.proposer(len(self.record.trials), self.record)
+            if trial is None:
+                return None
+            self.record.add_trial(trial)
+        self.running.add(trial.number)
+        self._on_change(self)
+        return trial
+
+    def report(self, number: int, metrics: dict[str, Any]) -> str:
+        """Record a report and decide: continue, stop, complete or failed."""
+        metrics = dict(metrics)
+        epoch, failure = metrics.pop("epoch"), metrics.pop("failure", None)
+        trial = self.record.trials[number]
+        earlier = trial.recorded(epoch)
+        if earlier is not None and not failure:
+            decision = self._repeated(trial, epoch, earlier, metrics)
+        else:
+            decision = "failed" if failure else self._decide(trial, epoch, metrics[METRIC])
+            self.record.report(number, epoch, decision, metrics, failure)
+        if decision != "continue":
+            self.running.discard(number)
+        self._on_change(self)
+        return decision
+
+    def _decide(self, trial: TrialState, epoch: int, accuracy: float) -> str:
+        passes = self._rungs.passes(trial.number, epoch, accuracy)
+        if epoch >= self.epochs:
+            return "complete"
+        return "continue" if passes or trial.protected else "stop"
+
+    def _repeated(self, trial: TrialState, epoch: int, earlier: dict[str, Any], metrics: dict[str, Any]) -> str:
+        """An epoch that is run again after a cut-off counts once; where it comes out differently, say so."""
+        recorded, seen = earlier["metrics"][METRIC], metrics[METRIC]
+        if recorded != seen:
+            self.record.mismatch(trial.number, epoch, METRIC, recorded, seen)
+        return earlier["decision"]
+
+    def checkpoint(self, number: int, epoch: int, path: str) -> None:
+        self.record.checkpoint(number, epoch, path)
+
+    def fail(self, number: int, reason: str) -> None:
+        """A trial ended without a report: its worker died too often."""
+        if self.record.trials[number].state == "running":
+            self.record.fail(number, reason)
+        self.running.discard(number)
+        self._on_change(self)
+
+    @property
+    def total(self) -> int:
+        return self.proposer.total(self.record)
+
+    @property
+    def protected(self) -> int:
+        """How many of the first trials are never stopped."""
+        return self.proposer.protected
+
+    @property
+    def may_stop(self) -> bool:
+        return bool(self._settings["rungs"])
+
+    @property
+    def complete(self) -> bool:
+        """Nothing is left to run."""
+        return all(self.is_finished(trial) for trial in self.record.trials.values()) and (
+            self.proposer(len(self.record.trials), self.record) is None
+        )
+
+    def _replay_rungs(self) -> None:
+        """Fill the rungs in the order in which the reports came."""
+        for trial, report in self.record.reports_in_order():
+            accuracy = report["metrics"].get(METRIC)
+            if report["decision"] != "failed" and accuracy is not None:
+                self._rungs.passes(trial, report["epoch"], accuracy)
+
+
+def winner(record: Record) -> TrialState | None:
+    """The best last-epoch validation accuracy among trials that ran to the end; ties: validation loss, then number."""
+    finished = [trial for trial in record.trials.values() if trial.state == "complete"]
+    return min(finished, key=lambda t: (-t.metric(METRIC), t.metric("validation_loss"), t.number), default=None)

@@ -1,0 +1,12 @@
+"""The baseline: the student trained on labels alone. It is the distillation at alpha = 0, with the same code."""
+
+from trainables.loop import Training
+from trainables.task import start
+from trainables.trainable import StudyTrainable
+
+
+class BaselineTrainable(StudyTrainable):
+    """Trains the student on labels. Its parameters: lr and whatever else both arms search."""
+
+    def start(self, config: dict) -> Training:
+        return start(self.task, config["parameters"], seed=config["seed"], view_seed=config["view_seed"])

@@ -1,0 +1,252 @@
+"""One training run: plain Python, resumable after any epoch, the same on every call with the same seeds."""
+
+import json
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from timm.optim import create_optimizer_v2
+from timm.scheduler import CosineLRScheduler
+
+from trainables import models
+from trainables.data import ImageSet
+from trainables.losses import distillation_loss
+from trainables.models import Classifier
+from trainables.settings import TrainSettings
+from trainables.views import RENDER_AHEAD_BYTES, Views, resize
+
+EVALUATION_BATCH = 512
+# torch's own optimizers of these names have a fused kernel: one call a step instead of one per tensor.
+FUSED_OPTIMIZERS = ("adam", "adamw", "sgd", "momentum")
+
+
+class Targets(Protocol):
+    """Whatever answers with the teacher's logits (B, C) for a view of the images at `indices` (B,)."""
+
+    def __call__(self, view: int, indices: torch.Tensor) -> torch.Tensor: ...
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What the loss is made of. The baseline is alpha = 0."""
+
+    temperature: float = 1.0
+    alpha: float = 0.0
+    targets: Targets | None = None
+
+
+class Training:
+    """A model being trained. `seed` decides the order of the images and any dropout; weights come with the model.
+
+    train: the views to learn from; validation: images to report on. All random state derives from (seed, epoch), so a
+    run that was saved and loaded continues exactly as it would have gone on.
+    """
+
+    def __init__(self, model: Classifier, train: Views, validation: "Evaluator", settings: TrainSettings, *,
+                 lr: float, seed: int, objective: Objective | None = None):
+        self.device = train.images.device
+        self.settings, self.seed = settings, seed
+        self.objective = objective or Objective()
+        self.train, self.validation = train, validation
+        self.model = place(model, settings, self.device)
+        self.autocast = autocast_dtype(settings, self.device)
+        self.epoch = 0
+        self.steps_per_epoch = math.ceil(len(train) / settings.batch_size)
+        self.optimizer = make_optimizer(self.model, settings, lr)
+        self.scheduler = make_scheduler(self.optimizer, settings, self.steps_per_epoch)
+        self._seconds = 0.0
+
+    def train_epoch(self) -> dict[str, float]:
+        """One pass over the training images. Returns train_loss, hard_loss, soft_loss (None without a teacher), lr,
+        images_per_second; the losses are means over the epoch's images."""
+        started = time.perf_counter()
+        self.model.train()
+        torch.manual_seed(derive_seed(self.seed, self.epoch, 1))
+        order = np.random.default_rng(derive_seed(self.seed, self.epoch, 0)).permutation(len(self.train))
+        order = torch.from_numpy(order).to(self.device)
+        sums = [torch.zeros(3, device=self.device)]
+        for step, indices in enumerate(order.split(self.settings.batch_size)):
+            self.scheduler.step_update(self.epoch * self.steps_per_epoch + step)
+            loss = self._step(indices)
+            soft = torch.zeros_like(loss.hard) if loss.soft is None else loss.soft
+            sums.append(torch.stack([loss.total, loss.hard, soft]).detach() * len(indices))
+        totals = (torch.stack(sums).sum(0) / len(self.train)).tolist()
+        self.epoch += 1
+        self._seconds += time.perf_counter() - started
+        return {
+            "train_loss": totals[0],
+            "hard_loss": totals[1],
+            "soft_loss": totals[2] if self.objective.alpha else None,
+            "lr": self.optimizer.param_groups[0]["lr"],
+            "images_per_second": len(self.train) / (time.perf_counter() - started),
+        }
+
+    def _step(self, indices: torch.Tensor):
+        batch = self.train.batch(self.epoch, indices)
+        targets = self.objective.targets
+        teacher_logits = targets(self.epoch, indices) if self.objective.alpha and targets else None
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            logits = self.model(batch.images)
+        loss = distillation_loss(
+            logits, batch.labels, teacher_logits, temperature=self.objective.temperature, alpha=self.objective.alpha,
+            partner_labels=batch.partner_labels, partner_weight=batch.partner_weight,
+        )
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.total.backward()
+        self.optimizer.step()
+        return loss
+
+    def run(self, epochs: int) -> dict[str, float]:
+        """Train for up to `epochs` more epochs, evaluate once, and report.
+
+        Stops early at a loss that is not finite; the report's train_loss then is what was seen.
+        """
+        metrics = {}
+        for _ in range(min(epochs, self.settings.epochs - self.epoch)):
+            metrics = self.train_epoch()
+            if not math.isfinite(metrics["train_loss"]):
+                break
+        report = {"epoch": self.epoch, **metrics, **self.validation.report(self.model, self.autocast)}
+        report["seconds"] = self._seconds
+        return report
+
+    @property
+    def finished(self) -> bool:
+        return self.epoch >= self.settings.epochs
+
+    def save(self, folder: Path) -> None:
+        """Write model, optimizer and position: safetensors and JSON, nothing that runs code when it is loaded."""
+        models.save_weights(self.model, folder / "model.safetensors")
+        tensors, scalars = _flatten_optimizer(self.optimizer)
+        save_file(tensors, folder / "optimizer.safetensors")
+        state = {"epoch": self.epoch, "seconds": self._seconds, "optimizer": scalars}
+        # Written last: a folder without it is a checkpoint that was cut off.
+        (folder / "training.json").write_text(json.dumps(state))
+
+    def load(self, folder: Path) -> None:
+        """Continue from a folder that `save` wrote."""
+        state = json.loads((folder / "training.json").read_text())
+        models.load_weights(self.model, folder / "model.safetensors")
+        _unflatten_optimizer(self.optimizer, load_file(folder / "optimizer.safetensors"), state["optimizer"])
+        self.epoch, self._seconds = state["epoch"], state["seconds"]
+
+
+class Evaluator:
+    """Images to report on, brought to the model's size once where they fit, and what the teacher says of them."""
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor, size: int,
+                 teacher_predictions: torch.Tensor | None = None):
+        self.images, self.labels, self.size = images, labels, size
+        self.teacher_predictions = teacher_predictions
+        fits = len(labels) * images.shape[1] * size**2 * 4 <= RENDER_AHEAD_BYTES
+        self._ready = resize(images.float() / 255, size) if fits else None
+
+    @torch.no_grad()
+    def logits(self, model: Classifier, autocast: torch.dtype | None = None) -> torch.Tensor:
+        """The model's logits (N, C) in fp32, in evaluation mode."""
+        model.eval()
+        parts = []
+        for start in range(0, len(self.labels), EVALUATION_BATCH):
+            rows = slice(start, start + EVALUATION_BATCH)
+            images = self._ready[rows] if self._ready is not None else resize(self.images[rows].float() / 255, self.size)
+            with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
+                parts.append(model(images).float())
+        return torch.cat(parts)
+
+    def report(self, model: Classifier, autocast: torch.dtype | None = None) -> dict[str, float]:
+        """validation_accuracy (0..1), validation_loss and, with a teacher, agreement: how often both say the same."""
+        logits = self.logits(model, autocast)
+        predictions = logits.argmax(1)
+        report = {
+            "validation_accuracy": (predictions == self.labels).double().mean().item(),
+            "validation_loss": F.cross_entropy(logits, self.labels).item(),
+        }
+        if self.teacher_predictions is not None:
+            report["agreement"] = (predictions == self.teacher_predictions).double().mean().item()
+        return report
+
+
+def to_device(images: ImageSet, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and labels as tensors, without a copy where they already lie on the device."""
+    return read_only_tensor(images.images).to(device), read_only_tensor(images.labels).to(device)
+
+
+def read_only_tensor(array: np.ndarray) -> torch.Tensor:
+    """Wrap an array from Ray's object store, which is read-only, without copying it. Nobody may write to it."""
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(array)
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed of 63 bits from anything that names it; the same on every machine."""
+    import hashlib
+
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()) >> 1
+
+
+def default_device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def place(model: Classifier, settings: TrainSettings, device: torch.device) -> Classifier:
+    """Bring a model to the device, in the memory format that pays for it."""
+    last = settings.channels_last == "yes" or (settings.channels_last == "auto" and models.wants_channels_last(model))
+    return model.to(device, memory_format=torch.channels_last if last else torch.preserve_format)
+
+
+def autocast_dtype(settings: TrainSettings, device: torch.device) -> torch.dtype | None:
+    """bf16 on GPUs that have it; on CPUs it is slower than fp32, so only where it is asked for."""
+    if settings.precision == "bf16":
+        return torch.bfloat16
+    if settings.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return None
+
+
+def make_optimizer(model: Classifier, settings: TrainSettings, lr: float) -> torch.optim.Optimizer:
+    fused = {"fused": True} if settings.optimizer.lower() in FUSED_OPTIMIZERS else {}
+    return create_optimizer_v2(model.net, settings.optimizer, lr=lr, weight_decay=settings.weight_decay, **fused)
+
+
+def make_scheduler(optimizer: torch.optim.Optimizer, settings: TrainSettings, steps: int) -> CosineLRScheduler:
+    """Linear warm-up, then cosine to zero over all epochs, whatever a scheduler may stop before."""
+    warmup = round(settings.warmup * settings.epochs * steps)
+    return CosineLRScheduler(optimizer, t_initial=max(2, settings.epochs * steps - warmup), warmup_t=warmup,
+                             warmup_prefix=True, t_in_epochs=False)
+
+
+def thread_count() -> int:
+    """CPU threads for this process: what Ray granted, else all there are."""
+    return int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
+
+
+def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict]:
+    """An optimizer's state as named tensors and, for the rest, JSON."""
+    state = optimizer.state_dict()
+    tensors, scalars = {}, {}
+    for parameter, values in state["state"].items():
+        for name, value in values.items():
+            (tensors if torch.is_tensor(value) else scalars)[f"{parameter}.{name}"] = value
+    groups = [{name: value for name, value in group.items() if name != "params"} for group in state["param_groups"]]
+    return {name: value.contiguous() for name, value in tensors.items()}, {"scalars": scalars, "groups": groups}
+
+
+def _unflatten_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], rest: dict) -> None:
+    values: dict[int, dict] = {}
+    for key, value in {**tensors, **rest["scalars"]}.items():
+        parameter, name = key.split(".", 1)
+        values.setdefault(int(parameter), {})[name] = value
+    state = optimizer.state_dict()
+    for group, saved in zip(state["param_groups"], rest["groups"], strict=True):
+        group.update({name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()})
+    optimizer.load_state_dict({"state": values, "param_groups": state["param_groups"]})

@@ -1,0 +1,12 @@
+"""The teacher: a large model trained on labels, on the training split alone."""
+
+from trainables.loop import Training
+from trainables.task import start
+from trainables.trainable import StudyTrainable
+
+
+class TeacherTrainable(StudyTrainable):
+    """Trains `task.model` on labels. Its parameters: lr."""
+
+    def start(self, config: dict) -> Training:
+        return start(self.task, config["parameters"], seed=config["seed"], view_seed=config["view_seed"])

@@ -1,0 +1,71 @@
+"""The Ray Tune class Trainable that the teacher, baseline and distillation loops share."""
+
+import math
+from pathlib import Path
+
+from ray import tune
+
+from trainables.loop import Training
+from trainables.task import Task, release_memory, save
+
+
+class StudyTrainable(tune.Trainable):
+    """Runs one Training. Subclasses say how it starts.
+
+    The trial's config holds: number (ours, not Tune's), parameters, seed, view_seed, checkpoint (a folder or URI to
+    continue from, or None). Each step trains `task.report_every` epochs and reports them. A step never raises for what
+    the training itself does wrong: it reports `failure`, one line, and the driver ends the trial. So Tune's retries
+    remain for workers that die.
+    """
+
+    def setup(self, config: dict, task: Task) -> None:
+        self.task = task
+        self.reset_config(config)
+
+    def reset_config(self, new_config: dict) -> bool:
+        self.training: Training | None = None
+        self.failure: str | None = None
+        release_memory()
+        try:
+            self.training = self.start(new_config)
+            if new_config.get("checkpoint"):
+                with tune.Checkpoint(new_config["checkpoint"]).as_directory() as folder:
+                    self.training.load(Path(folder))
+        except Exception as error:
+            self.failure = describe(error)
+        return True
+
+    def start(self, config: dict) -> Training:
+        raise NotImplementedError
+
+    def step(self) -> dict:
+        if self.failure is None:
+            try:
+                report = self.training.run(self.task.report_every)
+                return report | {"failure": not_finite(report)}
+            except Exception as error:
+                self.failure = describe(error)
+        return {"epoch": self.training.epoch if self.training else 0, "failure": self.failure}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        if self.training is not None:
+            save(self.training, self.task, Path(checkpoint_dir))
+
+    def load_checkpoint(self, checkpoint: str) -> None:
+        self.training.load(Path(checkpoint))
+
+    def cleanup(self) -> None:
+        self.training = None
+        release_memory()
+
+
+def not_finite(report: dict) -> str | None:
+    """Name the first loss that is not a finite number; None where all is well."""
+    for name in ("train_loss", "validation_loss"):
+        if not math.isfinite(report.get(name, 0.0)):
+            return f"{name} is {report[name]} at epoch {report['epoch']}"
+    return None
+
+
+def describe(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
