@@ -1,0 +1,1 @@
+"""What the finished trials mean: reads a study's folder with pandas alone, also while the study still runs."""

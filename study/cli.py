@@ -77,6 +77,115 @@ def run(study: str, overrides: tuple[str, ...], folder: Path | None, smoke: bool
 
 
 @cli.command()
+@study_options
+@click.option("--measure", is_flag=True, help="Time a few training steps on this machine.")
+def plan(study: str, overrides: tuple[str, ...], folder: Path | None, smoke: bool, measure: bool) -> None:
+    """Show what a study will do: stages, trials, rungs, epochs, resources, cost. Starts nothing."""
+    config, folder = _resolve(study, overrides, folder, smoke)
+    from study.plan import show_plan
+
+    show_plan(config, folder, Console(highlight=False), measure)
+
+
+@cli.command()
+@click.argument("study", metavar="STUDY")
+@click.option("--dir", "folder", type=click.Path(path_type=Path), metavar="FOLDER", help="Where the study lives.")
+def status(study: str, folder: Path | None) -> None:
+    """Show how far a study is, also while it runs."""
+    config, folder = _resolve(study, (), folder)
+    if not (folder / STUDY_FILE).exists():
+        raise UserError(f"{folder} has not been started; `kdstudy run {study}` starts it")
+    from study.status import show_status
+
+    show_status(folder, Console(highlight=False))
+
+
+@cli.command()
+@click.argument("study", metavar="STUDY")
+@click.option("--dir", "folder", type=click.Path(path_type=Path), metavar="FOLDER", help="Where the study lives.")
+@click.option("--readme", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
+              help="Also rewrite the results block between the study's two markers in a Markdown file.")
+def report(study: str, folder: Path | None, readme: Path | None) -> None:
+    """Rebuild the results table and the HTML report, also while the study runs."""
+    _, folder = _resolve(study, (), folder)
+    if not (folder / STUDY_FILE).exists():
+        raise UserError(f"{folder} has not been started; `kdstudy run {study}` starts it")
+    from analysis import report as report_page
+    from analysis import tables
+
+    report_page.build(folder)
+    if readme:
+        from study.storage import read_json
+
+        try:
+            changed = tables.rewrite_block(readme, read_json(folder / "results" / "results.json"))
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        click.echo(f"{readme} {'rewritten' if changed else 'is up to date'}")
+    _print_results(Console(highlight=False), folder)
+
+
+@cli.command()
+@click.argument("study", metavar="STUDY")
+@click.argument("out", type=click.Path(path_type=Path), metavar="OUT")
+@click.option("--dir", "folder", type=click.Path(path_type=Path), metavar="FOLDER", help="Where the study lives.")
+@click.option("--model", type=click.Choice(["student", "teacher"]), default="student", show_default=True,
+              help="What to export: the best distilled student, or the teacher.")
+def export(study: str, out: Path, folder: Path | None, model: str) -> None:
+    """Write the best distilled student to the folder OUT, as safetensors that plain timm loads."""
+    config, folder = _resolve(study, (), folder)
+    from study import export as exporting
+
+    write = exporting.export_teacher if model == "teacher" else exporting.export_student
+    accuracy = write(config, folder, out)
+    click.echo(f'{out}: {100 * accuracy:.2f} % test accuracy; timm.create_model("local-dir:{out}", pretrained=True)')
+
+
+@cli.command()
+@click.argument("loop", type=click.Choice(["teacher", "baseline", "distill"]))
+@study_options
+@click.option("--lr", type=float, help="Learning rate.  [default: the study's]")
+@click.option("--temperature", type=float, help="Temperature T of the soft loss.  [default: the study's]")
+@click.option("--alpha", type=float, help="Weight of the soft loss, 0 to 1.  [default: the study's]")
+@click.option("--seed", type=int, help="Of weights, order and views.  [default: that of the search's first trial]")
+@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER",
+              help="Where weights and history go.  [default: FOLDER/train/LOOP]")
+def train(loop: str, study: str, overrides: tuple[str, ...], folder: Path | None, smoke: bool, lr: float | None,
+          temperature: float | None, alpha: float | None, seed: int | None, out: Path | None) -> None:
+    """Run one training loop on its own, without a search.
+
+    \b
+    kdstudy train teacher STUDY
+    kdstudy train baseline STUDY --lr 3e-4
+    kdstudy train distill STUDY --temperature 4 --alpha 0.5 --lr 3e-4
+    """
+    config, folder = _resolve(study, overrides, folder, smoke)
+    parameters = _loop_parameters(config, loop, lr=lr, temperature=temperature, alpha=alpha)
+    from study import train as training
+
+    training.train(config, folder, loop, parameters, Console(highlight=False), seed=seed, out=out)
+
+
+def _loop_parameters(config: StudyConfig, loop: str, **given: float | None) -> dict[str, float]:
+    """What a loop takes: the study's default point, or what the command line says instead."""
+    if loop == "teacher":
+        defaults = {"lr": config.teacher.learning_rates[0]}
+    else:
+        defaults = config.default_parameters("distill" if loop == "distill" else "baseline")
+    for name, value in given.items():
+        if value is None:
+            continue
+        if name not in defaults:
+            raise UserError(f"--{name} means nothing to the {loop} loop; it belongs to `kdstudy train distill`")
+        if name == "alpha" and not 0 <= value <= 1:
+            raise UserError(f"--alpha {value:g} is not between 0 and 1")
+        if name != "alpha" and not 0 < value < float("inf"):
+            raise UserError(f"--{name} {value:g} is not a positive number")
+        defaults[name] = value
+    return defaults
+
+
+@cli.command()
 def presets() -> None:
     """List the studies that come with kdstudy."""
     for name in preset_names():

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+from analysis.results import StudyFiles
 from study import storage
 from study.cluster import Share, cluster_share, connected, local_share
 from study.config import STUDY_FILE, StudyConfig, check_models
@@ -38,7 +40,6 @@ from study.search import (
 )
 from trainables import data
 from trainables.data import ImageSet, Splits
-from trainables.settings import ModelSettings, TrainSettings
 
 STAGES = ("teacher", "baseline", "teacher_logits", "distill", "confirm", "report", "export")
 # Raised when the meaning of a stage's files changes, so that older folders are not taken for current ones.
@@ -274,7 +275,7 @@ class Study:
         self._keep_weights(stage, best, "model.safetensors")
         self._forget_checkpoints(stage)
         weights = stage.path / "model.safetensors"
-        parameters = sum(array.size for name, array in load_file(weights).items() if not _is_buffer(name))
+        parameters = _parameter_count(load_file(weights))
         tried = f", best of {len(wanted)} learning rates" if len(wanted) > 1 else ""
         stage.finish({
             "outcome": f"{config.teacher.model} · {100 * best.metric(METRIC):.1f} % validation · "
@@ -361,37 +362,41 @@ class Study:
                 self._keep_weights(stage, trial, name, f"runs/{trial.number:03d}")
         self._forget_checkpoints(stage)
         rows = self._confirm_rows(record)
+        weights = load_file(stage.path / f"runs/{rows[0]['runs'][0]:03d}/model.safetensors")
         stage.finish({
             "outcome": f"{len(record.trials)} runs on {self.config.confirm.seeds} fresh paired seeds",
             "seconds": record.seconds, "runs": len(record.trials), "seeds": self._confirm_seeds(), "rows": rows,
+            "model_parameters": _parameter_count(weights),
         })
 
     def _run_report(self) -> None:
         from analysis import report
 
-        self.display.begin("report", "drawing")
+        self._run_output("report", "results/report.html", lambda: report.build(self.folder))
+
+    def _run_export(self) -> None:
+        from study import export
+
+        target = self.folder / "export"
+
+        def write() -> bool:
+            if export.read_key(target) == export.export_key(StudyFiles(self.folder)):
+                return False
+            export.export_student(self.config, self.folder, target)
+            return True
+
+        self._run_output("export", "export", write)
+
+    def _run_output(self, name: str, path: str, write: Callable[[], bool]) -> None:
+        """Bring something that others read up to date; `write` says whether there was anything to do."""
+        started = time.monotonic()
+        self.display.begin(name, "writing")
         try:
-            changed = report.build(self.folder)
+            changed = write()
         finally:
             self.display.stop()
         self.did_work |= changed
-        if changed:
-            self.display.end(f"{self.folder}/results/report.html", 0.0)
-
-    def _run_export(self) -> None:
-        from study.export import export_student
-
-        target = self.folder / "export"
-        confirm = self.stage("confirm")
-        if storage.read_json(target / "kdstudy.json") == export_key(confirm):
-            return
-        self.display.begin("export", "writing")
-        try:
-            export_student(self.config, self.folder, target)
-        finally:
-            self.display.stop()
-        self.did_work = True
-        self.display.end(f"{target}", 0.0)
+        self.display.end(str(self.folder / path), time.monotonic() - started, reused=not changed)
 
     # -- trials -------------------------------------------------------------------------------------------------------
 
@@ -508,12 +513,6 @@ class Study:
         return rows
 
 
-def export_key(confirm: Stage) -> dict[str, Any]:
-    """What an export was made from: a confirmation's fingerprint and the winner in it."""
-    tuned = next(row for row in confirm.done["rows"] if (row["arm"], row["configuration"]) == ("distilled", "tuned"))
-    return {"confirm": confirm.path.name, "parameters": tuned["parameters"], "run": tuned["runs"][0]}
-
-
 def show_parameters(parameters: dict[str, Any]) -> str:
     names = {"temperature": "T", "alpha": "alpha", "lr": "lr"}
     shown = [f"{names.get(name, name)}={value:.3g}" if isinstance(value, float) else f"{names.get(name, name)}={value}"
@@ -560,8 +559,10 @@ def _save_array(path: Path, array: np.ndarray) -> None:
     storage.write_bytes(path, buffer.getbuffer())
 
 
-def _is_buffer(name: str) -> bool:
-    return name.rsplit(".", 1)[-1] in ("running_mean", "running_var", "num_batches_tracked")
+def _parameter_count(weights: dict[str, np.ndarray]) -> int:
+    """Trainable numbers among a model's weights: all but the running statistics of normalisation layers."""
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    return sum(array.size for name, array in weights.items() if name.rsplit(".", 1)[-1] not in buffers)
 
 
 def _show_bytes(count: float) -> str:

@@ -1,0 +1,407 @@
+"""The report's figures, in plotly. Each function returns None where there is nothing to draw yet.
+
+Trials at the full budget and trials that were stopped stand in separate panels: their accuracies do not compare.
+"""
+
+import html
+import math
+import textwrap
+from dataclasses import dataclass
+from typing import Any
+
+import plotly.graph_objects as go
+
+from analysis.results import SEARCH_STAGES, StudyFiles
+
+ARMS = {"baseline": "baseline", "distill": "distillation"}
+# From the palette of Okabe and Ito, which colour-blind readers can tell apart.
+COLOURS = {"teacher": "#009E73", "baseline": "#D55E00", "distill": "#0072B2"}
+FAILED = "#CC79A7"
+NEUTRAL = "#8a8a8a"
+INK = "#1f2328"
+ORIGINS = {"default": "default point", "sobol": "Sobol point", "tpe": "proposed by TPE"}
+SYMBOLS = {"temperature": "T", "alpha": "α"}
+TITLES = {"temperature": "temperature T", "alpha": "α, weight of the soft loss", "lr": "learning rate",
+          "weight_decay": "weight decay", "warmup": "warm-up, share of the epochs", "batch_size": "batch size"}
+STATES = {"complete": "full budget", "stopped": "stopped early: value at the stop", "running": "running: value so far",
+          "failed": "failed"}
+MARKERS = {"complete": "circle", "stopped": "circle-open", "running": "triangle-right-open", "failed": "x"}
+ACCURACY = "validation accuracy, %"
+
+
+def template() -> go.layout.Template:
+    """The look that all figures share; readable on white and, with a lighter font colour, on a dark page."""
+    axis = {"showline": True, "linecolor": NEUTRAL, "gridcolor": "rgba(138,138,138,0.22)", "zeroline": False,
+            "ticks": "outside", "tickcolor": NEUTRAL, "ticklen": 4, "automargin": True, "title": {"standoff": 8}}
+    return go.layout.Template(layout={
+        "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": INK},
+        "paper_bgcolor": "white", "plot_bgcolor": "rgba(0,0,0,0)", "xaxis": axis, "yaxis": axis,
+        "margin": {"l": 12, "r": 12, "t": 12, "b": 12}, "hovermode": "closest",
+        "hoverlabel": {"bgcolor": "white", "bordercolor": NEUTRAL, "font": {"color": INK}, "align": "left"},
+        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
+    })
+
+
+def learning_curves(study: StudyFiles, stage: str) -> go.Figure | None:
+    """Validation accuracy in percent against the epoch, a line per trial of a stage; dotted lines mark the rungs."""
+    curves = study.curves[(study.curves["stage"] == stage) & study.curves["validation_accuracy"].notna()]
+    if curves.empty:
+        return None
+    figure = _figure(430, showlegend=True, legend={"traceorder": "reversed"})
+    winner, title = _leader(study, stage)
+    lines = dict(list(curves.groupby("trial")))
+    trials = [trial for trial in _trials(study, stage) if trial["trial"] in lines]
+    # What is drawn last lies on top: the stopped ones first, the winner last.
+    trials.sort(key=lambda trial: (trial["trial"] == winner, trial["ended"] == "complete"))
+    shown: set[str] = set()
+    for trial in trials:
+        name = title if trial["trial"] == winner else STATES[trial["ended"]]
+        figure.add_trace(_curve(study, trial, lines[trial["trial"]], name, name not in shown))
+        shown.add(name)
+    epochs = _epochs(study, stage, curves)
+    if stage in SEARCH_STAGES:
+        _mark_rungs(figure, study.description.get("rungs", []), epochs)
+    figure.update_xaxes(title="epoch", range=[0, 1.02 * epochs])
+    figure.update_yaxes(title=ACCURACY)
+    return figure
+
+
+def teacher_curve(study: StudyFiles) -> go.Figure | None:
+    """The teacher's validation accuracy in percent against the epoch, a line per learning rate that was tried."""
+    figure = learning_curves(study, "teacher")
+    return figure.update_layout(height=330) if figure else None
+
+
+def optimisation_history(study: StudyFiles, columns: int = 2) -> go.Figure | None:
+    """Last validation accuracy in percent against the trial number, a panel per arm in so many columns."""
+    arms = [arm for arm in SEARCH_STAGES if any(map(_drawable, _trials(study, arm)))]
+    panels = []
+    for arm in arms:
+        points = [Point(trial, trial["trial"]) for trial in _trials(study, arm) if _drawable(trial)]
+        last = max(point.x for point in points)
+        axis = {"range": [-0.7, last + 0.7], "dtick": _whole_step(last), "tick0": 0}
+        panels.append(Panel(f"{ARMS[arm]}: trial number", axis, points))
+    return _panels(study, panels, columns, best_so_far=True)
+
+
+def slices(study: StudyFiles, columns: int = 3) -> go.Figure | None:
+    """Last validation accuracy in percent against each searched parameter, a panel per parameter in so many columns."""
+    searched = study.config.get("search", {})
+    panels = []
+    for name in study.parameter_names:
+        dimension = searched.get(name)
+        if not isinstance(dimension, dict):
+            continue
+        points = [Point(trial, _show(trial[name]) if "choice" in dimension else _rounded(trial[name]))
+                  for arm in SEARCH_STAGES for trial in _trials(study, arm)
+                  if _drawable(trial) and not _missing(trial[name])]
+        if points:
+            panels.append(Panel(TITLES.get(name, name), parameter_axis(name, dimension), points))
+    return _panels(study, panels, columns)
+
+
+def gain_intervals(outcome: dict[str, Any]) -> go.Figure | None:
+    """The gain over the tuned baseline in percentage points with its 95 % interval, for each row that has one."""
+    rows = [row for row in outcome["rows"] if row.get("gain")]
+    if not rows:
+        return None
+    figure = _figure(110 + 58 * len(rows))
+    for row in rows:
+        gain = {name: _rounded(row["gain"][name]) for name in ("mean", "low", "high")}
+        main = (row["arm"], row["configuration"]) == ("distilled", "tuned")
+        colour = COLOURS["distill" if row["arm"] == "distilled" else "baseline"]
+        figure.add_scatter(
+            x=[gain["mean"]], y=[_row_label(row, main)], mode="markers+text", text=[_signed(gain["mean"])],
+            textposition="top center", textfont={"size": 15 if main else 12}, cliponaxis=False,
+            marker={"color": colour, "size": 14 if main else 10, "symbol": "circle" if main else "circle-open",
+                    "line": {"width": 2}},
+            error_x={"type": "data", "symmetric": False, "array": [gain["high"] - gain["mean"]], "width": 7,
+                     "arrayminus": [gain["mean"] - gain["low"]], "thickness": 4 if main else 2},
+            hovertemplate=f"{row['arm']}, {row['configuration']}: {_signed(gain['mean'])} points<br>95 % interval "
+                          f"{_signed(gain['low'])} to {_signed(gain['high'])}<extra></extra>")
+    ends = [0.0, *(row["gain"][end] for row in rows for end in ("low", "high"))]
+    margin = 0.06 * (max(ends) - min(ends)) or 1.0
+    figure.update_xaxes(
+        title="gain over the tuned baseline,<br>points of test accuracy (95 % interval)",
+        range=[min(ends) - margin, max(ends) + margin], zeroline=True, zerolinewidth=2.5, zerolinecolor=NEUTRAL)
+    figure.update_yaxes(showgrid=False, showline=False, ticks="", range=[-0.5, len(rows) - 0.3])
+    return figure
+
+
+def _row_label(row: dict[str, Any], main: bool) -> str:
+    label = f"{row['arm']},<br>{row['configuration']}"
+    return f"<b>{label}</b>" if main else label
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def _figure(height: int, **layout: Any) -> go.Figure:
+    return go.Figure(layout={"template": template(), "height": height, "showlegend": False, **layout})
+
+
+def _trials(study: StudyFiles, stage: str) -> list[dict[str, Any]]:
+    return study.trials[study.trials["stage"] == stage].to_dict("records")
+
+
+def _missing(value: Any) -> bool:
+    return value is None or value != value
+
+
+def _drawable(trial: dict[str, Any]) -> bool:
+    return trial["ended"] == "failed" or not _missing(trial["last_validation_accuracy"])
+
+
+def _rounded(value: float) -> float:
+    """Four significant digits: more cannot be seen, and would only weigh on the page."""
+    return float(f"{value:.4g}")
+
+
+def _show(value: Any) -> str:
+    return html.escape(value) if isinstance(value, str) else f"{value:.3g}"
+
+
+def _faint(colour: str, opacity: float) -> str:
+    channels = [int(colour[start:start + 2], 16) for start in (1, 3, 5)]
+    return f"rgba({','.join(map(str, channels))},{opacity})"
+
+
+def _leader(study: StudyFiles, stage: str) -> tuple[int | None, str]:
+    """The number of the stage's winner, or of its best full-budget trial while it has none; and what to call it."""
+    done = study.done(stage)
+    if done:
+        number = done.get("winner", done.get("trial"))
+        return number, f"winner: trial {number}"
+    complete = [trial for trial in _trials(study, stage)
+                if trial["ended"] == "complete" and not _missing(trial["last_validation_accuracy"])]
+    best = max(complete, key=lambda trial: (trial["last_validation_accuracy"], -trial["trial"]), default=None)
+    return (best["trial"], f"best so far: trial {best['trial']}") if best else (None, "")
+
+
+def _about(study: StudyFiles, trial: dict[str, Any]) -> str:
+    """Hover text: the trial's number, where it came from and its parameters."""
+    parameters = ", ".join(f"{SYMBOLS.get(name, name)} {_show(trial[name])}" for name in study.parameter_names
+                           if not _missing(trial[name]))
+    origin = ORIGINS.get(trial["origin"])
+    return f"<b>trial {trial['trial']}</b>{f' ({origin})' if origin else ''}<br>{parameters}"
+
+
+def _fate(trial: dict[str, Any]) -> str:
+    """Hover text: how far the trial came and how it ended."""
+    accuracy = trial["last_validation_accuracy"]
+    value = "no accuracy reported" if _missing(accuracy) else f"{100 * accuracy:.2f} % at epoch {trial['epochs']}"
+    reason = html.escape(textwrap.shorten(trial["reason"] or "", 70, placeholder=" …"))
+    return value + {"complete": "", "stopped": ", stopped early", "running": ", running",
+                    "failed": f"<br>failed: {reason}"}[trial["ended"]]
+
+
+def _curve(study: StudyFiles, trial: dict[str, Any], reports: Any, title: str, in_legend: bool) -> go.Scatter:
+    ended, leads = trial["ended"], title not in STATES.values()
+    colour = COLOURS[trial["stage"]]
+    if not leads:
+        colour = _faint(colour, 0.6 if ended == "complete" else 0.4)
+    symbol, size = ("star", 14) if leads else (MARKERS[ended], {"stopped": 6, "failed": 9}.get(ended, 0))
+    return go.Scatter(
+        x=reports["epoch"].tolist(), y=[_rounded(100 * value) for value in reports["validation_accuracy"]],
+        mode="lines+markers" if size else "lines", name=title.split(":")[0] if title in STATES.values() else title,
+        line={"color": colour, "width": 3.5 if leads else 1.6 if ended == "complete" else 1,
+              "dash": "dot" if ended == "running" else "solid"},
+        marker={"symbol": symbol, "size": [0] * (len(reports) - 1) + [size], "opacity": 1,
+                "color": FAILED if ended == "failed" else colour, "line": {"width": 0 if leads else 1.2}},
+        legendgroup=title, showlegend=in_legend, meta=_about(study, trial),
+        hovertemplate="%{meta}<br>%{y} % at epoch %{x}<extra></extra>")
+
+
+def _epochs(study: StudyFiles, stage: str, curves: Any) -> int:
+    reached = int(curves["epoch"].max())
+    return max(reached, study.description.get("epochs", 0)) if stage in SEARCH_STAGES else reached
+
+
+def _mark_rungs(figure: go.Figure, rungs: list[int], epochs: int) -> None:
+    previous = -epochs
+    for rung in rungs:
+        figure.add_shape(type="line", x0=rung, x1=rung, y0=0, y1=1, yref="paper", layer="below",
+                         line={"dash": "dot", "width": 1.5, "color": NEUTRAL})
+        roomy = rung - previous >= 0.15 * epochs
+        figure.add_annotation(x=rung, y=1, yref="paper", yanchor="bottom", showarrow=False, font={"size": 11},
+                              text=f"rung {rung}" if roomy else str(rung))
+        previous = rung
+    if rungs:
+        figure.update_layout(legend={"y": 1.07})
+
+
+@dataclass(frozen=True)
+class Point:
+    """A trial and where it stands on the x axis."""
+
+    trial: dict[str, Any]
+    x: float | str
+
+    @property
+    def complete(self) -> bool:
+        return self.trial["ended"] == "complete"
+
+    @property
+    def percent(self) -> float | None:
+        accuracy = self.trial["last_validation_accuracy"]
+        return None if _missing(accuracy) else _rounded(100 * accuracy)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What shares an x axis: full-budget trials above, the others below."""
+
+    title: str
+    axis: dict[str, Any]
+    points: list[Point]
+
+
+def _panels(study: StudyFiles, panels: list[Panel], columns: int, best_so_far: bool = False) -> go.Figure | None:
+    """Panels in a grid; the y axes of all of them have the same range, so that they compare."""
+    if not panels:
+        return None
+    points = [point for panel in panels for point in panel.points]
+    parts = [part for part in (True, False) if any(point.complete == part for point in points)]
+    ranges = [_padded([point.percent for point in points if point.complete == part]) for part in parts]
+    columns = min(columns, len(panels))
+    figure = _figure(440 * math.ceil(len(panels) / columns), showlegend=True)
+    for index, panel in enumerate(panels):
+        axes = _place_axes(figure, panel, index, len(panels), columns, dict(zip(parts, ranges, strict=True)))
+        if best_so_far:
+            _draw_best_so_far(figure, panel, axes)
+        _draw_points(figure, study, panel, axes, {part: bounds[0] for part, bounds in zip(parts, ranges, strict=True)})
+    _draw_legend(figure, study, points, best_so_far)
+    return figure
+
+
+def _padded(percents: list[float | None]) -> list[float]:
+    known = [percent for percent in percents if percent is not None] or [0.0, 100.0]
+    margin = max(0.12 * (max(known) - min(known)), 0.6)
+    return [_rounded(min(known) - margin), _rounded(max(known) + margin)]
+
+
+def _place_axes(figure: go.Figure, panel: Panel, index: int, count: int, columns: int,
+                ranges: dict[bool, list[float]]) -> dict[bool, dict[str, str]]:
+    """Lay out one panel's axes; returns, for each of its parts, the names under which traces refer to them."""
+    rows, column, row = math.ceil(count / columns), index % columns, index // columns
+    across, between = 0.035, 0.2 / rows  # gaps; the lower one holds the title of an x axis
+    width, height = (1 - across * (columns - 1)) / columns, (1 - between * (rows - 1)) / rows
+    left, bottom = column * (width + across), (rows - 1 - row) * (height + between)
+    bounds = {part: [bottom, bottom + height] for part in ranges}
+    if len(ranges) == 2:
+        bounds = {True: [bottom + 0.36 * height, bottom + height], False: [bottom, bottom + 0.28 * height]}
+    titles = {True: ACCURACY, False: "not at full<br>budget, %" if len(ranges) == 2 else "not at full budget, %"}
+    names = {}
+    for place, (part, limits) in enumerate(ranges.items()):
+        number = index * len(ranges) + place + 1
+        names[part] = {"xaxis": f"x{index + 1}", "yaxis": f"y{number}"}
+        figure.update_layout({f"yaxis{number}": {
+            "domain": [_rounded(bound) for bound in bounds[part]], "anchor": f"x{index + 1}", "range": limits,
+            "showticklabels": column == 0, "title": {"text": titles[part] if column == 0 else ""}, "nticks": 6}})
+    figure.update_layout({f"xaxis{index + 1}": {
+        "domain": [_rounded(left), _rounded(min(1, left + width))], "anchor": f"y{number}",
+        "title": {"text": panel.title}, **panel.axis}})
+    return names
+
+
+def _draw_points(figure: go.Figure, study: StudyFiles, panel: Panel, axes: dict[bool, dict[str, str]],
+                 floors: dict[bool, float]) -> None:
+    for arm in SEARCH_STAGES:
+        mine = [point for point in panel.points if point.trial["stage"] == arm]
+        leader = _leader(study, arm)[0]
+        for state in reversed(STATES):
+            colour = FAILED if state == "failed" else _faint(COLOURS[arm], 0.85 if state == "complete" else 0.5)
+            _draw(figure, study, [point for point in mine if point.trial["ended"] == state], axes, floors,
+                  {"symbol": MARKERS[state], "size": 8, "color": colour, "line": {"width": 1.4, "color": colour}},
+                  group=arm if state == "complete" else state)
+        _draw(figure, study, [point for point in mine if point.trial["origin"] == "default"], axes, floors,
+              {"symbol": "diamond-open", "size": 17, "color": COLOURS[arm], "line": {"width": 2}}, group="default")
+        _draw(figure, study, [point for point in mine if point.trial["trial"] == leader], axes, floors,
+              {"symbol": "star", "size": 15, "color": COLOURS[arm], "line": {"width": 0.8, "color": "white"}},
+              group="leader")
+
+
+def _draw(figure: go.Figure, study: StudyFiles, points: list[Point], axes: dict[bool, dict[str, str]],
+          floors: dict[bool, float], marker: dict[str, Any], group: str) -> None:
+    """Draw points that look alike. One without any accuracy stands on the floor of its part; its hover text says so."""
+    for part, names in axes.items():
+        mine = [point for point in points if point.complete == part]
+        if mine:
+            figure.add_scatter(
+                x=[point.x for point in mine], mode="markers", marker=marker, legendgroup=group, showlegend=False,
+                y=[floors[part] if point.percent is None else point.percent for point in mine], cliponaxis=False,
+                hovertext=[f"{ARMS[point.trial['stage']]} {_about(study, point.trial)}<br>{_fate(point.trial)}"
+                           for point in mine], hovertemplate="%{hovertext}<extra></extra>", **names)
+
+
+def _draw_best_so_far(figure: go.Figure, panel: Panel, axes: dict[bool, dict[str, str]]) -> None:
+    complete = [point for point in panel.points if point.complete and point.percent is not None]
+    if not complete:
+        return
+    best = [max(other.percent for other in complete[:count + 1]) for count in range(len(complete))]
+    figure.add_scatter(
+        x=[*(point.x for point in complete), max(point.x for point in panel.points)], y=[*best, best[-1]], mode="lines",
+        line={"shape": "hv", "width": 1.5, "color": COLOURS[complete[0].trial["stage"]]}, hoverinfo="skip",
+        legendgroup="best", showlegend=False, **axes[True])
+
+
+def _draw_legend(figure: go.Figure, study: StudyFiles, points: list[Point], best_so_far: bool) -> None:
+    """Entries that hold for all panels; what is true of both arms is grey."""
+    entries = [(arm, f"{ARMS[arm]}, full budget", {"symbol": "circle", "color": COLOURS[arm]}, "markers")
+               for arm in SEARCH_STAGES if any(point.complete and point.trial["stage"] == arm for point in points)]
+    entries += [(state, title, {"symbol": MARKERS[state], "color": FAILED if state == "failed" else NEUTRAL}, "markers")
+                for state, title in STATES.items()
+                if state != "complete" and any(point.trial["ended"] == state for point in points)]
+    if any(point.trial["origin"] == "default" for point in points):
+        entries.append(("default", "default point", {"symbol": "diamond-open", "color": NEUTRAL}, "markers"))
+    leaders = {_leader(study, point.trial["stage"])[1].split(":")[0] for point in points} - {""}
+    if leaders:
+        entries.append(("leader", " or ".join(sorted(leaders, reverse=True)), {"symbol": "star", "color": NEUTRAL},
+                        "markers"))
+    if best_so_far and any(point.complete for point in points):
+        entries.append(("best", "best so far at full budget", {"color": NEUTRAL}, "lines"))
+    for group, title, marker, mode in entries:
+        figure.add_scatter(x=[None], y=[None], mode=mode, name=title, legendgroup=group, showlegend=True,
+                           marker={"size": 10, "line": {"width": 1.6, "color": marker["color"]}, **marker},
+                           line={"color": NEUTRAL})
+
+
+def parameter_axis(name: str, dimension: dict[str, Any]) -> dict[str, Any]:
+    """A plotly axis for a searched parameter, `{"log": [a, b]}`, `{"linear": [a, b]}` or `{"choice": [...]}`."""
+    if "choice" in dimension:
+        shown = [_show(value) for value in dimension["choice"]]
+        return {"type": "category", "categoryorder": "array", "categoryarray": shown, "range": [-0.5, len(shown) - 0.5]}
+    low, high = dimension.get("log") or dimension["linear"]
+    if "linear" in dimension:
+        margin = 0.05 * (high - low)
+        return {"range": [low - margin, high + margin], "nticks": 6, "exponentformat": "power"}
+    ends = math.log10(low), math.log10(high)
+    margin = 0.05 * (ends[1] - ends[0])
+    ticks = log_ticks(low, high)
+    return {"type": "log", "range": [ends[0] - margin, ends[1] + margin], "tickmode": "array", "tickvals": ticks,
+            "ticktext": [_plain(tick) for tick in ticks]}
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round ticks between two bounds: powers of 2 for temperatures and the like, else 1 and 3 of each decade."""
+    if low >= 0.25 and high <= 128:
+        ticks = [2.0**power for power in range(-2, 8)]
+    else:
+        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+        ticks = [float(f"{digit}e{decade}") for decade in decades for digit in ((1,) if len(decades) > 5 else (1, 3))]
+    inside = [tick for tick in ticks if 0.999 * low <= tick <= 1.001 * high]
+    return inside if len(inside) > 1 else [low, high]
+
+
+def _plain(value: float) -> str:
+    """1, 0.25, 16, but 3e-4: the way the study file writes it."""
+    if 0.02 <= value < 10000:
+        return f"{value:g}"
+    digits, exponent = f"{value:.2e}".split("e")
+    return f"{float(digits):g}e{int(exponent)}"
+
+
+def _whole_step(last: float) -> int:
+    """A step between ticks that are trial numbers: at most about ten of them."""
+    return next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10**6) if last / step <= 10)

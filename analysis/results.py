@@ -1,0 +1,133 @@
+"""A study's files as tidy DataFrames.
+
+Needs nothing but the folder: it may have been moved, may still be written to, and stages may be missing.
+"""
+
+import json
+import tomllib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+TRIAL_STAGES = ("teacher", "baseline", "distill", "confirm")
+SEARCH_STAGES = ("baseline", "distill")
+ENDINGS = {"stop": "stopped", "complete": "complete", "failed": "failed"}
+TRIAL_COLUMNS = ["stage", "trial", "origin", "protected", "epochs", "ended", "reason", "last_validation_accuracy",
+                 "best_validation_accuracy", "seed", "label"]
+
+
+@dataclass(frozen=True)
+class StudyFiles:
+    """A study's folder. Accuracies in the DataFrames are shares, 0 to 1."""
+
+    folder: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return tomllib.loads((self.folder / "study.toml").read_text(encoding="utf-8"))
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """name, data (sizes, classes), epochs, rungs, and the folder that serves each stage."""
+        return read_json(self.folder / "stages.json") or {"name": self.folder.name, "stages": {}, "rungs": []}
+
+    def stage(self, name: str) -> Path | None:
+        folder = self.description["stages"].get(name)
+        return self.folder / folder if folder and (self.folder / folder).is_dir() else None
+
+    def done(self, name: str) -> dict[str, Any] | None:
+        """What a stage's done-mark says; None while it is not done."""
+        stage = self.stage(name)
+        return read_json(stage / "done.json") if stage else None
+
+    @cached_property
+    def events(self) -> dict[str, list[dict[str, Any]]]:
+        """Per stage, its record's events in order. A last line that is half written is left out."""
+        return {name: read_events(stage / "record.jsonl") for name in TRIAL_STAGES if (stage := self.stage(name))}
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """A row per report: stage, trial, epoch, decision and the metrics."""
+        rows = [
+            {"stage": stage, "trial": event["trial"], "epoch": event["epoch"], "decision": event["decision"],
+             **event["metrics"]}
+            for stage, events in self.events.items() for event in events if event["event"] == "report"
+        ]
+        columns = ["stage", "trial", "epoch", "decision", "train_loss", "hard_loss", "soft_loss",
+                   "validation_accuracy", "validation_loss", "agreement", "lr", "images_per_second", "seconds"]
+        return pd.DataFrame(rows, columns=columns)
+
+    @cached_property
+    def parameter_names(self) -> list[str]:
+        """The hyperparameters that any trial was given, in the order in which they appear."""
+        names: dict[str, None] = {}
+        for event in self._trial_events():
+            names.update(dict.fromkeys(event[1]["parameters"]))
+        first = [name for name in ("temperature", "alpha", "lr") if name in names]
+        return first + [name for name in names if name not in first]
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """A row per trial: stage, trial, parameters, epochs run, why it ended, last and best validation accuracy."""
+        rows = [self._trial_row(stage, event) for stage, event in self._trial_events()]
+        return pd.DataFrame(rows, columns=[*TRIAL_COLUMNS[:2], *self.parameter_names, *TRIAL_COLUMNS[2:]])
+
+    def _trial_events(self) -> list[tuple[str, dict[str, Any]]]:
+        return [(stage, event) for stage, events in self.events.items() for event in events if event["event"] == "trial"]
+
+    def _trial_row(self, stage: str, event: dict[str, Any]) -> dict[str, Any]:
+        number = event["trial"]
+        reports = [other for other in self.events[stage] if other.get("trial") == number and other["event"] == "report"]
+        failures = [other for other in self.events[stage] if other.get("trial") == number and other["event"] == "end"]
+        accuracies = [value for report in reports if (value := report["metrics"].get("validation_accuracy")) is not None]
+        last = reports[-1] if reports else {"epoch": 0, "decision": "continue", "reason": None}
+        return {
+            "stage": stage, "trial": number, **event["parameters"], "origin": event["origin"],
+            "protected": event["protected"], "epochs": last["epoch"],
+            "ended": "failed" if failures else ENDINGS.get(last["decision"], "running"),
+            "reason": failures[0]["reason"] if failures else last["reason"],
+            "last_validation_accuracy": accuracies[-1] if accuracies else None,
+            "best_validation_accuracy": max(accuracies, default=None),
+            "seed": event["seed"], "label": event["label"],
+        }
+
+    def correct(self, run: int) -> np.ndarray:
+        """Which test images a confirmation run got right, (N,) bool."""
+        return _correct(self.stage("confirm") / "runs" / f"{run:03d}" / "test.parquet")
+
+    def teacher_correct(self) -> np.ndarray | None:
+        """Which test images the teacher got right, (N,) bool."""
+        stage = self.stage("teacher_logits")
+        return _correct(stage / "test.parquet") if stage and (stage / "test.parquet").exists() else None
+
+    def student_parameters(self) -> int | None:
+        done = self.done("confirm")
+        return done.get("model_parameters") if done else None
+
+
+def read_json(path: Path) -> Any | None:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def read_events(path: Path) -> list[dict[str, Any]]:
+    events: list[dict[str, Any]] = []
+    if not path.exists():
+        return events
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            events.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return events
+
+
+def _correct(path: Path) -> np.ndarray:
+    table = pd.read_parquet(path, columns=["label", "prediction"])
+    return (table["label"] == table["prediction"]).to_numpy()

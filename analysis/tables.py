@@ -1,0 +1,220 @@
+"""The results table: as data, as Markdown, and for the terminal."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analysis.results import StudyFiles
+from analysis.significance import Interval, crossed_interval, paired_t_interval
+
+SIGNIFICANT = 0.05
+STAGES = ("teacher", "baseline", "teacher_logits", "distill", "confirm")
+
+
+def results(study: StudyFiles) -> dict[str, Any]:
+    """Everything the table says, in percent and percentage points; rows of stages that are not done are left out.
+
+    Raises ValueError where a stage's files do not fit together.
+    """
+    rows = _teacher_rows(study) + _student_rows(study)
+    outcome: dict[str, Any] = {
+        "study": study.description["name"],
+        "data": study.description.get("data"),
+        "rows": rows,
+        "gain": next((row["gain"] for row in rows if _is(row, "distilled", "tuned")), None),
+        "seconds": {name: round(done["seconds"], 1) for name in STAGES if (done := study.done(name))},
+    }
+    outcome["verdict"] = verdict(outcome)
+    outcome["scope"] = scope(study, outcome)
+    return outcome
+
+
+def _is(row: dict[str, Any], arm: str, configuration: str) -> bool:
+    return (row["arm"], row["configuration"]) == (arm, configuration)
+
+
+def _teacher_rows(study: StudyFiles) -> list[dict[str, Any]]:
+    done, correct = study.done("teacher"), study.teacher_correct()
+    if done is None or correct is None:
+        return []
+    return [{
+        "arm": "teacher", "configuration": "tuned" if done["trials"] > 1 else "default",
+        "model": study.config["teacher"]["model"], **done["parameters"], "parameters": done["model_parameters"],
+        "compression": 1.0, "trials": done["trials"], "seeds": 1, "test_mean": 100 * float(correct.mean()),
+        "test_sd": None, "best_validation": 100 * done["best_validation"], "gain": None, "gap_closed": None,
+    }]
+
+
+def _student_rows(study: StudyFiles) -> list[dict[str, Any]]:
+    confirm = study.done("confirm")
+    if confirm is None:
+        return []
+    correct = {(row["arm"], row["configuration"]): np.stack([study.correct(run) for run in row["runs"]])
+               for row in confirm["rows"]}
+    baseline, teacher = correct["baseline", "tuned"], study.teacher_correct()
+    gap = crossed_interval(teacher[None, :] - baseline.astype(float)) if teacher is not None and len(baseline) > 1 \
+        else None
+    sizes = (study.done("teacher") or {}).get("model_parameters"), confirm["model_parameters"]
+    rows = []
+    for row in confirm["rows"]:
+        right = correct[row["arm"], row["configuration"]]
+        search = study.done("distill" if row["arm"] == "distilled" else "baseline")
+        selected = "best_validation" if row["configuration"] == "tuned" else "default_validation"
+        gain = None if _is(row, "baseline", "tuned") else _gain(right, baseline)
+        rows.append({
+            "arm": row["arm"], "configuration": row["configuration"], "model": study.config["student"]["model"],
+            **row["parameters"], "parameters": sizes[1], "compression": sizes[0] / sizes[1] if sizes[0] else None,
+            "trials": search["trials"] if row["configuration"] == "tuned" else 1, "search_trial": row["trial"],
+            "seeds": len(right), "test_mean": 100 * float(right.mean()),
+            "test_sd": 100 * float(right.mean(1).std(ddof=1)) if len(right) > 1 else None,
+            "best_validation": _percent(search.get(selected)), "gain": gain,
+            "gap_closed": _gap_closed(gain, gap) if row["arm"] == "distilled" else None,
+        })
+    return rows
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else 100 * share
+
+
+def _gain(right: np.ndarray, baseline: np.ndarray) -> dict[str, Any] | None:
+    """The gain over the tuned baseline in points; none at all where one seed allows no interval."""
+    differences = 100 * (right.astype(float) - baseline.astype(float))
+    seeds, images = differences.shape
+    if seeds < 2:
+        return None
+    seeds_only = paired_t_interval(differences.mean(1))
+    return {**_points(crossed_interval(differences)), "seeds": seeds, "images": images,
+            "seeds_only": _points(seeds_only)}
+
+
+def _points(interval: Interval) -> dict[str, float]:
+    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "p": interval.p}
+
+
+def _gap_closed(gain: dict[str, Any] | None, gap: Interval | None) -> float | None:
+    """The share of the way from baseline to teacher; only where the teacher is significantly better."""
+    if gain is None or gap is None or gap.low <= 0:
+        return None
+    return gain["mean"] / (100 * gap.mean)
+
+
+def verdict(outcome: dict[str, Any]) -> str:
+    """The answer in one sentence."""
+    if not any(_is(row, "distilled", "tuned") for row in outcome["rows"]):
+        return "No verdict yet: the confirmation has not been run."
+    gain = outcome["gain"]
+    if gain is None:
+        return "No verdict: one seed allows no interval; set confirm.seeds to at least 2, better 5."
+    figures = f"{show_interval(gain)} over the tuned baseline on {gain['seeds']} paired seeds"
+    few = _few_labels(outcome["data"])
+    if gain["p"] >= SIGNIFICANT:
+        return f"No gain from distillation shown: {figures} includes zero{few}."
+    if gain["mean"] < 0:
+        return f"Distillation hurts: {figures}."
+    return f"Distillation helps: {figures}{few}."
+
+
+def _few_labels(data: dict[str, Any]) -> str:
+    unseen = data["train"] - data["student_train"]
+    if not unseen:
+        return ""
+    return f"; few-label transfer: it includes the teacher's knowledge of {unseen} images that the student never saw"
+
+
+def scope(study: StudyFiles, outcome: dict[str, Any]) -> str:
+    """What the verdict does not speak of."""
+    data, seeds = outcome["data"], study.config["confirm"]["seeds"]
+    text = (f"Scope: this teacher, this split, this search; {data['test']} test images, {seeds} fresh seeds, last "
+            "epoch, tested once.")
+    if outcome["gain"]:
+        only = outcome["gain"]["seeds_only"]
+        text += (" The interval treats seeds and test images as samples; over seeds alone, for these very images, it is "
+                 f"{show_points(only['low'])} to {show_points(only['high'])}.")
+    return text
+
+
+def show_points(value: float) -> str:
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def show_interval(gain: dict[str, Any]) -> str:
+    return f"{show_points(gain['mean'])} points (95 % interval {show_points(gain['low'])} to {show_points(gain['high'])})"
+
+
+COLUMNS = ("model", "configuration", "parameters", "compression", "trials", "best validation (selected)", "seeds",
+           "test accuracy", "gain over tuned baseline [95 %]", "gap closed")
+NUMERIC = COLUMNS[2:]
+
+
+def cells(row: dict[str, Any]) -> list[str]:
+    """A row of the table as text, in the order of COLUMNS."""
+    spread = "" if row["test_sd"] is None else f" ± {row['test_sd']:.2f}"
+    gain = row["gain"]
+    return [
+        f"{row['arm']} ({row['model']})" if row["arm"] == "teacher" else row["arm"],
+        _configuration(row),
+        f"{row['parameters']:,}",
+        "" if row["compression"] is None else f"{row['compression']:.1f}×",
+        str(row["trials"]),
+        "" if row["best_validation"] is None else f"{row['best_validation']:.2f} %",
+        str(row["seeds"]),
+        f"{row['test_mean']:.2f}{spread} %",
+        "" if gain is None else f"{show_points(gain['mean'])} [{show_points(gain['low'])}, {show_points(gain['high'])}]",
+        "" if row["gap_closed"] is None else f"{100 * row['gap_closed']:.0f} %",
+    ]
+
+
+def _configuration(row: dict[str, Any]) -> str:
+    shown = [f"{label} {row[name]:.3g}" for name, label in (("temperature", "T"), ("alpha", "α"), ("lr", "lr"))
+             if name in row]
+    return f"{row['configuration']}: {', '.join(shown)}" if row["arm"] != "teacher" else ", ".join(shown)
+
+
+def markdown(outcome: dict[str, Any]) -> str:
+    """The table, the verdict and its scope."""
+    lines = ["| " + " | ".join(COLUMNS) + " |",
+             "|" + "|".join("---:" if column in NUMERIC else "---" for column in COLUMNS) + "|"]
+    lines += ["| " + " | ".join(cells(row)) + " |" for row in outcome["rows"]]
+    wall = ", ".join(f"{name.replace('_', ' ')} {seconds:.0f} s" for name, seconds in outcome["seconds"].items())
+    return "\n".join([*lines, "", f"**{outcome['verdict']}**", "", outcome["scope"], "", f"Wall time: {wall}.", ""])
+
+
+def console_table(outcome: dict[str, Any]) -> Any:
+    """The table for a terminal, as a rich renderable."""
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim", collapse_padding=True)
+    shown = [0, 1, 2, 4, 7, 8, 9]
+    titles = {4: "trials", 7: "test accuracy", 8: "gain [95 %]", 9: "gap closed"}
+    for index in shown:
+        table.add_column(titles.get(index, COLUMNS[index]), justify="right" if COLUMNS[index] in NUMERIC else "left",
+                         overflow="fold")
+    for row in outcome["rows"]:
+        style = "bold" if _is(row, "distilled", "tuned") else ""
+        texts = cells(row)
+        texts[0] = row["arm"]
+        table.add_row(*[texts[index] for index in shown], style=style)
+    return table
+
+
+def readme_markers(name: str) -> tuple[str, str]:
+    return f"<!-- kdstudy results: {name} -->", f"<!-- end of kdstudy results: {name} -->"
+
+
+def rewrite_block(readme: Path, outcome: dict[str, Any]) -> bool:
+    """Replace what stands between the study's two markers. Returns whether the file changed.
+
+    Raises ValueError where the markers are not there.
+    """
+    text = readme.read_text(encoding="utf-8")
+    begin, end = readme_markers(outcome["study"])
+    if begin not in text or end not in text.split(begin, 1)[1]:
+        raise ValueError(f"{readme} has no place for the results; add the lines {begin} and {end}")
+    before, rest = text.split(begin, 1)
+    after = rest.split(end, 1)[1]
+    changed = f"{before}{begin}\n{markdown(outcome)}{end}{after}"
+    if changed != text:
+        readme.write_text(changed, encoding="utf-8")
+    return changed != text

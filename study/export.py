@@ -1,0 +1,144 @@
+"""The winner as a folder that plain timm loads: safetensors, config.json and a model card."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from timm.models import save_for_hf
+
+from analysis.results import StudyFiles
+from analysis.tables import results, show_interval
+from study import storage
+from study.config import StudyConfig
+from study.errors import StudyFailedError, UserError
+from trainables import data, models
+from trainables.loop import Evaluator, default_device, to_device
+from trainables.models import Classifier
+from trainables.settings import ModelSettings
+
+KEY_FILE = "kdstudy.json"
+
+
+def export_key(study: StudyFiles) -> dict[str, Any]:
+    """What an export of the student is made from: a confirmation and the winner in it."""
+    tuned = _tuned_row(study)
+    return {"confirm": study.stage("confirm").name, "parameters": tuned["parameters"], "run": tuned["runs"][0]}
+
+
+def export_student(config: StudyConfig, folder: Path, target: Path) -> float:
+    """Write the best distilled student: the winner's configuration, first confirmation seed, last epoch.
+
+    The folder is loaded back by timm and must repeat the recorded test predictions. Returns its test accuracy, 0 to 1.
+    Raises UserError where the confirmation is not done, StudyFailedError where the folder does not repeat them.
+    """
+    study = StudyFiles(folder)
+    if study.done("confirm") is None:
+        raise UserError(f"{folder} has no confirmed student yet; run `kdstudy run {folder}` first")
+    tuned = _tuned_row(study)
+    run = folder / study.stage("confirm").name / "runs" / f"{tuned['runs'][0]:03d}"
+    outcome = results(study)
+    row = next(row for row in outcome["rows"] if (row["arm"], row["configuration"]) == ("distilled", "tuned"))
+    card = _student_card(config, outcome, row)
+    correct = study.correct(tuned["runs"][0])
+    return _export(config, config.student, run / "model.safetensors", target, card, correct, export_key(study))
+
+
+def export_teacher(config: StudyConfig, folder: Path, target: Path) -> float:
+    """Write the teacher, likewise. Raises UserError where it has not been trained and tested yet."""
+    study = StudyFiles(folder)
+    correct = study.teacher_correct()
+    if correct is None:
+        raise UserError(f"{folder} has no tested teacher yet; run `kdstudy run {folder} --until teacher_logits` first")
+    weights = study.stage("teacher") / "model.safetensors"
+    card = [f"# {config.teacher.model}, teacher of the study {config.name}", "", config.about, "",
+            f"Test accuracy {100 * correct.mean():.2f} % on {len(correct)} images.", ""]
+    return _export(config, config.teacher.model_settings, weights, target, card, correct,
+                   {"teacher": study.stage("teacher").name})
+
+
+def _tuned_row(study: StudyFiles) -> dict[str, Any]:
+    rows = study.done("confirm")["rows"]
+    return next(row for row in rows if (row["arm"], row["configuration"]) == ("distilled", "tuned"))
+
+
+def _export(config: StudyConfig, settings: ModelSettings, weights: Path, target: Path, card: list[str],
+            correct: np.ndarray, key: dict[str, Any]) -> float:
+    if target.exists() and any(target.iterdir()) and not (target / KEY_FILE).exists():
+        raise UserError(f"{target} is not empty and is no export of kdstudy; choose another folder")
+    splits = data.load(config.data)
+    image_size = config.data.image_size or splits.image_size
+    model = models.build(settings.model_copy(update={"pretrained": False}), classes=len(splits.class_names),
+                         channels=splits.channels, image_size=image_size)
+    models.load_weights(model, weights)
+    draft = target.with_name(f".{target.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    _write_timm_folder(model, splits, draft)
+    (draft / "README.md").write_text("\n".join([*card, *_usage(target)]), encoding="utf-8")
+    again = _predict_with_timm(draft, splits)
+    if not np.array_equal(again == splits.test.labels, correct):
+        raise StudyFailedError(f"the exported model does not repeat its recorded test predictions: {again.mean():.4f} "
+                               f"against {correct.mean():.4f}")
+    storage.write_json(draft / KEY_FILE, key)
+    shutil.rmtree(target, ignore_errors=True)
+    draft.rename(target)
+    return float(correct.mean())
+
+
+def _write_timm_folder(model: Classifier, splits: data.Splits, folder: Path) -> None:
+    save_for_hf(
+        model.net, str(folder), safe_serialization=True,
+        model_config={"label_names": list(splits.class_names)},
+        data_config={"input_size": (splits.channels, model.size, model.size), "mean": model.mean, "std": model.std,
+                     "interpolation": "bicubic", "crop_pct": 1.0},
+    )
+
+
+@torch.no_grad()
+def _predict_with_timm(folder: Path, splits: data.Splits) -> np.ndarray:
+    """The test predictions of the folder as timm rebuilds it, from nothing but the folder."""
+    net = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    config = net.pretrained_cfg
+    model = Classifier(net, config["mean"], config["std"], config["input_size"][-1])
+    device = default_device()
+    tensors = to_device(splits.test, device)
+    return Evaluator(*tensors, model.size).logits(model.to(device)).argmax(1).cpu().numpy()
+
+
+def _student_card(config: StudyConfig, outcome: dict[str, Any], row: dict[str, Any]) -> list[str]:
+    shown = ", ".join(f"{name} {row[name]:.4g}" for name in ("temperature", "alpha", "lr"))
+    mean = f"{row['test_mean']:.2f} %" + (f" ± {row['test_sd']:.2f}" if row["test_sd"] is not None else "")
+    gain = f"{show_interval(outcome['gain'])} over the tuned baseline" if outcome["gain"] else "no interval: one seed"
+    sizes = outcome["data"]
+    return [
+        f"# {config.student.model}, distilled by the study {config.name}", "", config.about, "",
+        "| | |", "|---|---|",
+        f"| data | {config.data.source}: {sizes['student_train']} training images seen by the student, "
+        f"{sizes['train']} by the teacher; {sizes['test']} test images |",
+        f"| teacher | {config.teacher.model} |",
+        f"| hyperparameters | {shown} |",
+        f"| parameters | {row['parameters']:,} |",
+        f"| test accuracy over {row['seeds']} seeds | {mean} |",
+        f"| gain | {gain} |", "",
+        outcome["verdict"], "", outcome["scope"], "",
+        "These are the weights of the first confirmation seed after its last epoch.", "",
+    ]
+
+
+def _usage(target: Path) -> list[str]:
+    return [
+        "```python",
+        "import timm",
+        f'model = timm.create_model("local-dir:{target.name}", pretrained=True).eval()',
+        "config = timm.data.resolve_model_data_config(model)  # image size, mean and std",
+        "```", "",
+        f"Licence and provenance: trained by kdstudy; `{KEY_FILE}` names the study's stage it came from.", "",
+    ]
+
+
+def read_key(target: Path) -> dict[str, Any] | None:
+    path = target / KEY_FILE
+    return json.loads(path.read_text()) if path.exists() else None

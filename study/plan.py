@@ -1,0 +1,203 @@
+"""What a study will do and what it will cost, before it does it."""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+from study.cluster import Share, local_share
+from study.config import StudyConfig, check_models
+from study.display import Display, clock
+from study.record import Record
+from study.stages import STAGES, Stage, Study
+from trainables import models
+from trainables.settings import ModelSettings
+
+BACKWARD = 3  # forward and backward together cost about three forwards
+MEASURED_STEPS = 3
+MEASURED_BATCH = 32
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage's work. `epochs` is what is expected once early stopping has had its say."""
+
+    name: str
+    runs: int
+    protected: int
+    epochs_each: int
+    rungs: tuple[int, ...]
+    epochs: float
+    images_per_epoch: int
+    flop_per_image: float
+    seconds_per_epoch: float | None
+    done: bool
+
+    @property
+    def flop(self) -> float:
+        return self.epochs * self.images_per_epoch * self.flop_per_image
+
+    def seconds(self, concurrent: int) -> float | None:
+        if self.seconds_per_epoch is None:
+            return None
+        return self.epochs * self.seconds_per_epoch / min(concurrent, self.runs)
+
+
+def expected_epochs(epochs: int, rungs: list[int], reduction_factor: int) -> float:
+    """Epochs a trial that may be stopped runs on average, if each rung keeps one trial in `reduction_factor`."""
+    expected, survivors, earlier = 0.0, 1.0, 0
+    for rung in rungs:
+        expected += survivors * (rung - earlier)
+        survivors, earlier = survivors / reduction_factor, rung
+    return expected + survivors * (epochs - earlier)
+
+
+def make_plan(study: Study, measure: bool = False) -> list[StagePlan]:
+    """The stages that train or evaluate models. Costs per epoch come from the study's own record where there is one,
+    from a few timed steps where `measure` asks for them, else they are None."""
+    config, splits = study.config, study.splits
+    student = forward_flop(config.student, study)
+    teacher = forward_flop(config.teacher.model_settings, study)
+    cost = {"teacher": _seconds_per_epoch(study, "teacher"), "student": _seconds_per_epoch(study, "baseline")}
+    if measure:
+        cost = {"teacher": cost["teacher"] or _measure(study, "teacher"),
+                "student": cost["student"] or _measure(study, "baseline")}
+    plans = [StagePlan("teacher", len(config.teacher.learning_rates), 0, config.teacher.epochs, (),
+                       len(config.teacher.learning_rates) * config.teacher.epochs, len(splits.train),
+                       BACKWARD * teacher, cost["teacher"], _is_done(study, "teacher"))]
+    plans.append(_search_plan(study, "baseline", student, cost["student"]))
+    views = config.views.count or config.train.epochs
+    forward = cost["teacher"] and cost["teacher"] / BACKWARD * len(splits.student_train) / len(splits.train)
+    plans.append(StagePlan("teacher_logits", config.confirm.seeds + 1, 0, views, (),
+                           (config.confirm.seeds + 1) * views, len(splits.student_train), teacher, forward,
+                           _is_done(study, "teacher_logits")))
+    plans.append(_search_plan(study, "distill", student, cost["student"]))
+    runs = 4 * config.confirm.seeds
+    plans.append(StagePlan("confirm", runs, 0, config.train.epochs, (), runs * config.train.epochs,
+                           len(splits.student_train), BACKWARD * student, cost["student"], _is_done(study, "confirm")))
+    return plans
+
+
+def _search_plan(study: Study, arm: str, flop: float, seconds: float | None) -> StagePlan:
+    config = study.config
+    epochs, trials = config.train.epochs, config.trials(arm)
+    protected = min(trials, config.protected(arm) + 1)
+    free = expected_epochs(epochs, config.rungs, config.search.reduction_factor)
+    return StagePlan(arm, trials, protected, epochs, tuple(config.rungs), protected * epochs + (trials - protected) * free,
+                     len(study.splits.student_train), BACKWARD * flop, seconds, _is_done(study, arm))
+
+
+def forward_flop(settings: ModelSettings, study: Study) -> float:
+    """Floating-point operations of one image's forward pass (a multiply-add counts as two)."""
+    with torch.device("meta"):
+        model = _build(settings, study)
+    images = torch.zeros(1, study.splits.channels, model.size, model.size, device="meta")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.net.eval()(images)
+    return counter.get_total_flops()
+
+
+def parameter_count(settings: ModelSettings, study: Study) -> int:
+    with torch.device("meta"):
+        return _build(settings, study).parameter_count
+
+
+def _build(settings: ModelSettings, study: Study) -> models.Classifier:
+    return models.build(settings.model_copy(update={"pretrained": False}), classes=len(study.splits.class_names),
+                        channels=study.splits.channels, image_size=study.image_size)
+
+
+def _stage(study: Study, name: str) -> Stage | None:
+    """A stage's folder; None where it depends on a teacher that is not there yet."""
+    try:
+        return study.stage(name)
+    except TypeError:
+        return None
+
+
+def _is_done(study: Study, name: str) -> bool:
+    stage = _stage(study, name)
+    return stage is not None and stage.done is not None
+
+
+def _seconds_per_epoch(study: Study, name: str) -> float | None:
+    """The median over what is on record."""
+    stage = _stage(study, name)
+    if stage is None or not stage.record_path.exists():
+        return None
+    trials = Record(stage.record_path, write=False).trials.values()
+    costs = sorted(trial.metric("seconds") / trial.epoch for trial in trials if trial.epoch and trial.metric("seconds"))
+    return costs[len(costs) // 2] if costs else None
+
+
+def _measure(study: Study, name: str) -> float:
+    """Seconds per epoch, from a few steps on a few images here."""
+    from dataclasses import replace
+
+    from trainables.task import start
+
+    task = study.task(name)
+    few = task.train.take(torch.arange(min(MEASURED_BATCH, len(task.train), task.training.batch_size)).numpy())
+    training = start(replace(task, train=few), {"lr": 1e-4}, seed=0, view_seed=0)
+    training.train_epoch()
+    started = time.perf_counter()
+    for _ in range(MEASURED_STEPS):
+        training.train_epoch()
+    return (time.perf_counter() - started) / MEASURED_STEPS / len(few) * len(task.train)
+
+
+def show_plan(config: StudyConfig, folder: Path, console: Console, measure: bool) -> None:
+    """Print the plan. Raises UserError where the study cannot work."""
+    study = Study(config, folder, Display(console, STAGES))
+    splits = study.splits
+    study.check()
+    share = local_share(config.resources)
+    plans = make_plan(study, measure)
+    sizes = [parameter_count(settings, study) for settings in (config.teacher.model_settings, config.student)]
+    student = f" ({len(splits.student_train)} of them for the student)" if config.data.student_fraction < 1 else ""
+    console.print(f"[bold]{config.name}[/bold]  {config.about}\n")
+    facts = {
+        "data": f"{config.data.source}: {len(splits.train)} training images{student}, {len(splits.validation)} "
+                f"validation, {len(splits.test)} test, {len(splits.class_names)} classes",
+        "teacher": f"{config.teacher.model}, {sizes[0]:,} parameters",
+        "student": f"{config.student.model}, {sizes[1]:,} parameters, {sizes[0] / sizes[1]:.1f}x smaller",
+        "searched": ", ".join(f"{name} {_show_range(dimension)}" for name, dimension in config.space("distill").items()),
+        "stopping": f"below the best 1/{config.search.reduction_factor} at epoch "
+                    f"{', '.join(map(str, config.rungs))} of {config.train.epochs}" if config.rungs else "none",
+        "machine": str(share),
+        "folder": str(folder),
+    }
+    for name, text in facts.items():
+        console.print(f"{name:9} {text}", soft_wrap=True)
+    console.print()
+    console.print(_plan_table(plans, share))
+    if any(plan.seconds_per_epoch is None for plan in plans):
+        console.print("\nTimes appear once epochs are on record, or with --measure, which times a few steps here.")
+
+
+def _show_range(dimension) -> str:
+    if dimension.choice is not None:
+        return "{" + ", ".join(map(str, dimension.choice)) + "}"
+    return f"{dimension.bounds[0]:g}..{dimension.bounds[1]:g}" + (" (log)" if dimension.log else "")
+
+
+def _plan_table(plans: list[StagePlan], share: Share) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for title in ("stage", "runs", "never stopped", "epochs each", "epochs expected", "PFLOP", "time", ""):
+        table.add_column(title, justify="left" if title in ("stage", "") else "right")
+    total_flop, total_seconds = 0.0, 0.0
+    for plan in plans:
+        seconds = plan.seconds(share.concurrent)
+        total_flop += 0 if plan.done else plan.flop
+        total_seconds += 0 if plan.done else (math.nan if seconds is None else seconds)
+        table.add_row(plan.name.replace("_", " "), str(plan.runs), str(plan.protected or "all"), str(plan.epochs_each),
+                      f"{plan.epochs:,.0f}", f"{plan.flop / 1e15:.3g}", "" if seconds is None else clock(seconds),
+                      "done" if plan.done else "")
+    shown = "" if math.isnan(total_seconds) else clock(total_seconds)
+    table.add_row("left to do", "", "", "", "", f"{total_flop / 1e15:.3g}", shown, "", style="bold")
+    return table

@@ -1,0 +1,113 @@
+"""One loop on its own, without a search: teacher, baseline or distillation, in this process."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from safetensors.numpy import load_file
+
+from study import storage
+from study.config import StudyConfig
+from study.display import Display
+from study.errors import StudyFailedError
+from study.search import search_view_seed, small_seed
+from study.stages import STAGES, Study
+from trainables.distill import start_distillation
+from trainables.loop import Evaluator, Training, default_device, to_device
+from trainables.task import Task, Teacher, save, start
+from trainables.trainable import describe, not_finite
+
+
+def train(config: StudyConfig, folder: Path, loop: str, parameters: dict[str, float], console: Console, *,
+          seed: int | None = None, out: Path | None = None) -> Path:
+    """Train once with the study's settings and test once; returns the folder with weights, history and result.
+
+    seed: of the model's weights, order and views; by default those of the search's default point.
+    Raises UserError for settings that cannot work, StudyFailedError where the loss is not finite.
+    """
+    study = Study(config, folder, Display(console, STAGES))
+    study.check()
+    out = out or folder / "train" / loop
+    with storage.StudyLock(out):
+        return _train(study, loop, parameters, console, seed, out)
+
+
+def _train(study: Study, loop: str, parameters: dict[str, float], console: Console, seed: int | None,
+           out: Path) -> Path:
+    config, splits = study.config, study.splits
+    task = replace(study.task("teacher" if loop == "teacher" else "baseline"), test=splits.test)
+    seeds = _seeds(config, loop, seed)
+    if loop == "distill":
+        task = replace(task, teacher=_teacher(study, console))
+        training = start_distillation(task, parameters, **seeds)
+    else:
+        training = start(task, parameters, **seeds)
+    shown = ", ".join(f"{name} {value:g}" for name, value in parameters.items())
+    console.print(f"[bold]{loop}[/bold]  {task.model.model}, {shown}, {task.training.epochs} epochs", highlight=False)
+    history = _run(training, task, console)
+    out.mkdir(parents=True, exist_ok=True)
+    save(training, task, out)
+    test = Evaluator(*to_device(splits.test, default_device()), training.model.size).report(training.model)
+    result = {"loop": loop, "parameters": parameters, **seeds, "history": history,
+              "test_accuracy": test["validation_accuracy"], "test_images": len(splits.test)}
+    storage.write_json(out / "result.json", result)
+    console.print(f"test accuracy {100 * result['test_accuracy']:.2f} % on {len(splits.test)} images · weights and "
+                  f"history in {out}", highlight=False, soft_wrap=True)
+    return out
+
+
+def _seeds(config: StudyConfig, loop: str, seed: int | None) -> dict[str, int]:
+    if seed is not None:
+        return {"seed": seed, "view_seed": seed}
+    if loop == "teacher":
+        own = small_seed(config.seed, "teacher")
+        return {"seed": own, "view_seed": own}
+    return {"seed": small_seed(config.seed, loop, 0), "view_seed": search_view_seed(config.seed)}
+
+
+def _run(training: Training, task: Task, console: Console) -> list[dict[str, Any]]:
+    history = []
+    while not training.finished:
+        try:
+            report = training.run(task.report_every)
+        except RuntimeError as error:
+            raise StudyFailedError(describe(error)) from None
+        history.append(report)
+        _print_report(report, console)
+        if failure := not_finite(report):
+            raise StudyFailedError(f"{failure}; try a smaller --lr")
+    return history
+
+
+def _print_report(report: dict[str, Any], console: Console) -> None:
+    soft = f" (hard {report['hard_loss']:.3f}, soft {report['soft_loss']:.3f})" if report.get("soft_loss") else ""
+    agreement = f" · agrees with the teacher {100 * report['agreement']:.1f} %" if "agreement" in report else ""
+    console.print(f"epoch {report['epoch']:4}  loss {report['train_loss']:.3f}{soft} · validation "
+                  f"{100 * report['validation_accuracy']:.2f} %{agreement} · {report['images_per_second']:,.0f} images/s",
+                  highlight=False, soft_wrap=True)
+
+
+def _teacher(study: Study, console: Console) -> Teacher:
+    """The study's teacher where it is trained, else the one that `train teacher` left, else a new one."""
+    stage, own = study.stage("teacher"), study.folder / "train" / "teacher"
+    if stage.done is not None:
+        weights = stage.path / "model.safetensors"
+    else:
+        lr = study.config.teacher.learning_rates[0]
+        key = {"teacher": stage.path.name, "lr": lr}
+        if storage.read_json(own / "key.json") != key:
+            console.print("the study has no trained teacher yet: training it first", highlight=False)
+            with storage.StudyLock(own):
+                _train(study, "teacher", {"lr": lr}, console, None, own)
+            storage.write_json(own / "key.json", key)
+        weights = own / "model.safetensors"
+    config = study.config
+    teacher = Teacher(config.teacher.model_settings, config.teacher.train_settings, load_file(weights))
+    task = replace(study.task("baseline"), teacher=teacher)
+    device = default_device()
+    model = task.load_teacher(device)
+    logits = Evaluator(*to_device(task.validation, device), model.size).logits(model, task.teacher_autocast(device))
+    predictions = logits.argmax(1).cpu().numpy().astype(np.int64)
+    return replace(teacher, validation_predictions=predictions)
