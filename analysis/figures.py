@@ -16,6 +16,7 @@ from analysis.results import SEARCH_STAGES, StudyFiles
 ARMS = {"baseline": "baseline", "distill": "distillation"}
 # From the palette of Okabe and Ito, which colour-blind readers can tell apart.
 COLOURS = {"teacher": "#009E73", "baseline": "#D55E00", "distill": "#0072B2"}
+ON_DARK = {"teacher": "#2FC69B", "baseline": "#E69F00", "distill": "#56B4E9"}
 FAILED = "#CC79A7"
 NEUTRAL = "#8a8a8a"
 INK = "#1f2328"
@@ -32,11 +33,11 @@ ACCURACY = "validation accuracy, %"
 def template() -> go.layout.Template:
     """The look that all figures share; readable on white and, with a lighter font colour, on a dark page."""
     axis = {"showline": True, "linecolor": NEUTRAL, "gridcolor": "rgba(138,138,138,0.22)", "zeroline": False,
-            "ticks": "outside", "tickcolor": NEUTRAL, "ticklen": 4, "automargin": True, "title": {"standoff": 8}}
+            "ticks": "outside", "tickcolor": NEUTRAL, "ticklen": 4, "automargin": True, "title": {"standoff": 8, "font": {"size": 14}}}
     return go.layout.Template(layout={
         "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": INK},
         "paper_bgcolor": "white", "plot_bgcolor": "rgba(0,0,0,0)", "xaxis": axis, "yaxis": axis,
-        "margin": {"l": 12, "r": 12, "t": 12, "b": 12}, "hovermode": "closest",
+        "margin": {"l": 8, "r": 12, "t": 4, "b": 8}, "hovermode": "closest",
         "hoverlabel": {"bgcolor": "white", "bordercolor": NEUTRAL, "font": {"color": INK}, "align": "left"},
         "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
     })
@@ -92,9 +93,8 @@ def slices(study: StudyFiles, columns: int = 3) -> go.Figure | None:
         dimension = searched.get(name)
         if not isinstance(dimension, dict):
             continue
-        points = [Point(trial, _show(trial[name]) if "choice" in dimension else _rounded(trial[name]))
-                  for arm in SEARCH_STAGES for trial in _trials(study, arm)
-                  if _drawable(trial) and not _missing(trial[name])]
+        points = [Point(trial, _position(trial, name, dimension)) for arm in SEARCH_STAGES
+                  for trial in _trials(study, arm) if _drawable(trial) and trial[name] is not None]
         if points:
             panels.append(Panel(TITLES.get(name, name), parameter_axis(name, dimension), points))
     return _panels(study, panels, columns)
@@ -114,7 +114,7 @@ def gain_intervals(outcome: dict[str, Any]) -> go.Figure | None:
             x=[gain["mean"]], y=[_row_label(row, main)], mode="markers+text", text=[_signed(gain["mean"])],
             textposition="top center", textfont={"size": 15 if main else 12}, cliponaxis=False,
             marker={"color": colour, "size": 14 if main else 10, "symbol": "circle" if main else "circle-open",
-                    "line": {"width": 2}},
+                    "line": {"width": 2, "color": colour}},
             error_x={"type": "data", "symmetric": False, "array": [gain["high"] - gain["mean"]], "width": 7,
                      "arrayminus": [gain["mean"] - gain["low"]], "thickness": 4 if main else 2},
             hovertemplate=f"{row['arm']}, {row['configuration']}: {_signed(gain['mean'])} points<br>95 % interval "
@@ -122,7 +122,7 @@ def gain_intervals(outcome: dict[str, Any]) -> go.Figure | None:
     ends = [0.0, *(row["gain"][end] for row in rows for end in ("low", "high"))]
     margin = 0.06 * (max(ends) - min(ends)) or 1.0
     figure.update_xaxes(
-        title="gain over the tuned baseline,<br>points of test accuracy (95 % interval)",
+        title="test accuracy gained over the tuned<br>baseline, points (95 % interval)",
         range=[min(ends) - margin, max(ends) + margin], zeroline=True, zerolinewidth=2.5, zerolinecolor=NEUTRAL)
     figure.update_yaxes(showgrid=False, showline=False, ticks="", range=[-0.5, len(rows) - 0.3])
     return figure
@@ -142,15 +142,13 @@ def _figure(height: int, **layout: Any) -> go.Figure:
 
 
 def _trials(study: StudyFiles, stage: str) -> list[dict[str, Any]]:
-    return study.trials[study.trials["stage"] == stage].to_dict("records")
-
-
-def _missing(value: Any) -> bool:
-    return value is None or value != value
+    """The rows of a stage's trials, with None for what a trial does not have."""
+    trials = study.trials[study.trials["stage"] == stage].astype(object)
+    return trials.where(trials.notna(), None).to_dict("records")
 
 
 def _drawable(trial: dict[str, Any]) -> bool:
-    return trial["ended"] == "failed" or not _missing(trial["last_validation_accuracy"])
+    return trial["ended"] == "failed" or trial["last_validation_accuracy"] is not None
 
 
 def _rounded(value: float) -> float:
@@ -159,12 +157,16 @@ def _rounded(value: float) -> float:
 
 
 def _show(value: Any) -> str:
-    return html.escape(value) if isinstance(value, str) else f"{value:.3g}"
+    return html.escape(value) if isinstance(value, str) else f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _faint(colour: str, opacity: float) -> str:
-    channels = [int(colour[start:start + 2], 16) for start in (1, 3, 5)]
-    return f"rgba({','.join(map(str, channels))},{opacity})"
+    return f"rgba({channels(colour)},{opacity})"
+
+
+def channels(colour: str) -> str:
+    """#ff8000 as 255,128,0."""
+    return ",".join(str(int(colour[start:start + 2], 16)) for start in (1, 3, 5))
 
 
 def _leader(study: StudyFiles, stage: str) -> tuple[int | None, str]:
@@ -174,15 +176,15 @@ def _leader(study: StudyFiles, stage: str) -> tuple[int | None, str]:
         number = done.get("winner", done.get("trial"))
         return number, f"winner: trial {number}"
     complete = [trial for trial in _trials(study, stage)
-                if trial["ended"] == "complete" and not _missing(trial["last_validation_accuracy"])]
+                if trial["ended"] == "complete" and trial["last_validation_accuracy"] is not None]
     best = max(complete, key=lambda trial: (trial["last_validation_accuracy"], -trial["trial"]), default=None)
-    return (best["trial"], f"best so far: trial {best['trial']}") if best else (None, "")
+    return (best["trial"], f"leader so far: trial {best['trial']}") if best else (None, "")
 
 
 def _about(study: StudyFiles, trial: dict[str, Any]) -> str:
     """Hover text: the trial's number, where it came from and its parameters."""
     parameters = ", ".join(f"{SYMBOLS.get(name, name)} {_show(trial[name])}" for name in study.parameter_names
-                           if not _missing(trial[name]))
+                           if trial[name] is not None)
     origin = ORIGINS.get(trial["origin"])
     return f"<b>trial {trial['trial']}</b>{f' ({origin})' if origin else ''}<br>{parameters}"
 
@@ -190,7 +192,7 @@ def _about(study: StudyFiles, trial: dict[str, Any]) -> str:
 def _fate(trial: dict[str, Any]) -> str:
     """Hover text: how far the trial came and how it ended."""
     accuracy = trial["last_validation_accuracy"]
-    value = "no accuracy reported" if _missing(accuracy) else f"{100 * accuracy:.2f} % at epoch {trial['epochs']}"
+    value = "no accuracy reported" if accuracy is None else f"{100 * accuracy:.2f} % at epoch {trial['epochs']}"
     reason = html.escape(textwrap.shorten(trial["reason"] or "", 70, placeholder=" …"))
     return value + {"complete": "", "stopped": ", stopped early", "running": ", running",
                     "failed": f"<br>failed: {reason}"}[trial["ended"]]
@@ -219,14 +221,14 @@ def _epochs(study: StudyFiles, stage: str, curves: Any) -> int:
 
 
 def _mark_rungs(figure: go.Figure, rungs: list[int], epochs: int) -> None:
-    previous = -epochs
-    for rung in rungs:
+    labelled = 2 * epochs
+    for rung in reversed(rungs):
         figure.add_shape(type="line", x0=rung, x1=rung, y0=0, y1=1, yref="paper", layer="below",
                          line={"dash": "dot", "width": 1.5, "color": NEUTRAL})
-        roomy = rung - previous >= 0.15 * epochs
-        figure.add_annotation(x=rung, y=1, yref="paper", yanchor="bottom", showarrow=False, font={"size": 11},
-                              text=f"rung {rung}" if roomy else str(rung))
-        previous = rung
+        if labelled - rung >= 0.15 * epochs:  # else the labels would overlap on a phone
+            figure.add_annotation(x=rung, y=1, yref="paper", yanchor="bottom", showarrow=False, font={"size": 11},
+                                  text=f"rung {rung}")
+            labelled = rung
     if rungs:
         figure.update_layout(legend={"y": 1.07})
 
@@ -236,7 +238,7 @@ class Point:
     """A trial and where it stands on the x axis."""
 
     trial: dict[str, Any]
-    x: float | str
+    x: float
 
     @property
     def complete(self) -> bool:
@@ -245,7 +247,7 @@ class Point:
     @property
     def percent(self) -> float | None:
         accuracy = self.trial["last_validation_accuracy"]
-        return None if _missing(accuracy) else _rounded(100 * accuracy)
+        return None if accuracy is None else _rounded(100 * accuracy)
 
 
 @dataclass(frozen=True)
@@ -265,7 +267,8 @@ def _panels(study: StudyFiles, panels: list[Panel], columns: int, best_so_far: b
     parts = [part for part in (True, False) if any(point.complete == part for point in points)]
     ranges = [_padded([point.percent for point in points if point.complete == part]) for part in parts]
     columns = min(columns, len(panels))
-    figure = _figure(440 * math.ceil(len(panels) / columns), showlegend=True)
+    height = 440 * math.ceil(len(panels) / columns)
+    figure = _figure(height, showlegend=True, legend={"y": 1 + 8 / height})
     for index, panel in enumerate(panels):
         axes = _place_axes(figure, panel, index, len(panels), columns, dict(zip(parts, ranges, strict=True)))
         if best_so_far:
@@ -371,7 +374,8 @@ def parameter_axis(name: str, dimension: dict[str, Any]) -> dict[str, Any]:
     """A plotly axis for a searched parameter, `{"log": [a, b]}`, `{"linear": [a, b]}` or `{"choice": [...]}`."""
     if "choice" in dimension:
         shown = [_show(value) for value in dimension["choice"]]
-        return {"type": "category", "categoryorder": "array", "categoryarray": shown, "range": [-0.5, len(shown) - 0.5]}
+        return {"range": [-0.5, len(shown) - 0.5], "tickmode": "array", "tickvals": list(range(len(shown))),
+                "ticktext": shown, "showgrid": False}
     low, high = dimension.get("log") or dimension["linear"]
     if "linear" in dimension:
         margin = 0.05 * (high - low)
@@ -380,7 +384,7 @@ def parameter_axis(name: str, dimension: dict[str, Any]) -> dict[str, Any]:
     margin = 0.05 * (ends[1] - ends[0])
     ticks = log_ticks(low, high)
     return {"type": "log", "range": [ends[0] - margin, ends[1] + margin], "tickmode": "array", "tickvals": ticks,
-            "ticktext": [_plain(tick) for tick in ticks]}
+            "ticktext": [_plain(tick, exponents=low < 0.02) for tick in ticks]}
 
 
 def log_ticks(low: float, high: float) -> list[float]:
@@ -394,9 +398,17 @@ def log_ticks(low: float, high: float) -> list[float]:
     return inside if len(inside) > 1 else [low, high]
 
 
-def _plain(value: float) -> str:
-    """1, 0.25, 16, but 3e-4: the way the study file writes it."""
-    if 0.02 <= value < 10000:
+def _position(trial: dict[str, Any], name: str, dimension: dict[str, Any]) -> float:
+    """Where a trial stands on the axis of a parameter; the trials of one choice are spread, lest they hide each other."""
+    if "choice" not in dimension:
+        return _rounded(trial[name])
+    golden = (math.sqrt(5) - 1) / 2
+    return dimension["choice"].index(trial[name]) + round(0.5 * (trial["trial"] * golden % 1 - 0.5), 3)
+
+
+def _plain(value: float, exponents: bool) -> str:
+    """16 and 0.25, or 3e-4 and 1e-2: the way a study file writes it."""
+    if not exponents or 1 <= value < 10000:
         return f"{value:g}"
     digits, exponent = f"{value:.2e}".split("e")
     return f"{float(digits):g}e{int(exponent)}"

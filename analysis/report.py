@@ -111,8 +111,9 @@ def _curves(study: StudyFiles, stage: str, heading: str) -> Exhibit:
     words = {"complete": "at the full budget", "stopped": "stopped early", "running": "running", "failed": "failed"}
     counts = ", ".join(f"{ended[state]} {text}" for state, text in words.items() if state in ended)
     caption = f"{ended.sum()} {'trial' if ended.sum() == 1 else 'trials'}: {counts}."
-    if study.description.get("rungs"):
-        caption += " At the rungs (dotted), trials that are behind the others may be stopped."
+    if rungs := study.description.get("rungs"):
+        caption += (f" Dotted: the {'rung' if len(rungs) == 1 else 'rungs'}, epoch {', '.join(map(str, rungs))}, where "
+                    "trials behind the others may be stopped.")
     return Exhibit(f"curves-{stage}", heading, caption, f"No {figures.ARMS[stage]} trial has reported yet.",
                    figures.learning_curves(study, stage))
 
@@ -136,9 +137,14 @@ def _figure_data(exhibits: Iterable[Exhibit]) -> str:
             layouts = {name: {key: value for key, value in layout.items() if key != "template"}
                        for name, layout in (("wide", wide["layout"]), ("narrow", narrow["layout"]))}
             shown.append({"name": exhibit.name, "data": wide["data"], **layouts})
-    template = figures.template().to_plotly_json()
-    text = json.dumps({"template": template, "figures": shown}, separators=(",", ":"), allow_nan=False)
+    on_dark = [pair for arm, colour in figures.COLOURS.items() for pair in _recolouring(colour, figures.ON_DARK[arm])]
+    content = {"template": figures.template().to_plotly_json(), "onDark": on_dark, "figures": shown}
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _recolouring(colour: str, other: str) -> list[tuple[str, str]]:
+    return [(colour, other), (figures.channels(colour), figures.channels(other))]
 
 
 def _progress(study: StudyFiles) -> str:
@@ -196,7 +202,7 @@ STYLE = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); -webkit-text-size-adjust: 100%;
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
-main { max-width: 1160px; margin: 0 auto; padding: 40px 24px 64px; display: grid; gap: 24px; }
+main { max-width: 1240px; margin: 0 auto; padding: 40px 24px 64px; display: grid; gap: 24px; }
 main > * { min-width: 0; }
 header { padding: 0 4px; overflow-wrap: anywhere; }
 .kind { margin: 0; color: var(--soft); font-size: 14px; }
@@ -210,16 +216,17 @@ section > :last-child { margin-bottom: 0; }
 .verdict .answer { margin: 0 0 10px; max-width: none; font-size: 24px; line-height: 1.35; font-weight: 600;
   color: var(--ink); }
 .scope, .note, .progress { font-size: 14px; }
+.verdict .scope { margin-top: 14px; }
 .plot { min-width: 0; width: 100%; }
 .scroll { overflow-x: auto; margin: 0 0 14px; }
-table { border-collapse: collapse; width: 100%; font-size: 14px; font-variant-numeric: tabular-nums; }
-th, td { padding: 8px 9px; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
+table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-numeric: tabular-nums; }
+th, td { padding: 8px 7px; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th { vertical-align: bottom; font-weight: 600; color: var(--soft); line-height: 1.3; }
 .number { text-align: right; }
 td.number { white-space: nowrap; }
-td:first-child { min-width: 8em; }
-td:nth-child(2) { min-width: 13em; }
-tr.main td { background: var(--main); font-weight: 600; }
+th:first-child, td:first-child { position: sticky; left: 0; min-width: 6.5em; background: var(--card); }
+td:nth-child(2) { white-space: nowrap; }
+tr.main td, tr.main td:first-child { background: var(--main); font-weight: 600; }
 ul { margin: 0; padding-left: 20px; max-width: 80ch; }
 li { margin: 0 0 8px; }
 summary { cursor: pointer; }
@@ -229,6 +236,7 @@ pre { overflow-x: auto; font: 13px/1.5 ui-monospace, Menlo, Consolas, monospace;
   section { padding: 16px 14px; }
   h1 { font-size: 28px; }
   .verdict .answer { font-size: 19px; }
+  td:nth-child(2) { white-space: normal; min-width: 9em; }
 }
 @media print { section { break-inside: avoid; } }
 """
@@ -240,16 +248,19 @@ const phone = matchMedia("(max-width: 700px)"), dark = matchMedia("(prefers-colo
 function layoutOf(figure) {
   const layout = structuredClone(phone.matches ? figure.narrow : figure.wide);
   layout.template = structuredClone(page.template);
-  const ink = getComputedStyle(document.documentElement).getPropertyValue("--ink").trim();
-  layout.template.layout.font.color = ink;
+  layout.template.layout.font.color = getComputedStyle(document.documentElement).getPropertyValue("--ink").trim();
   layout.template.layout.paper_bgcolor = "rgba(0,0,0,0)";
   if (phone.matches) Object.assign(layout, { dragmode: false });  // a finger on a figure scrolls the page
   return layout;
 }
+function dataOf(figure) {
+  let text = JSON.stringify(figure.data);
+  if (dark.matches) for (const [light, bright] of page.onDark) text = text.replaceAll(light, bright);
+  return JSON.parse(text);
+}
 function draw() {
   for (const figure of page.figures)
-    Plotly.newPlot(figure.name, structuredClone(figure.data), layoutOf(figure),
-      { responsive: true, displayModeBar: false });
+    Plotly.newPlot(figure.name, dataOf(figure), layoutOf(figure), { responsive: true, displayModeBar: false });
 }
 addEventListener("load", draw);
 phone.addEventListener("change", draw);

@@ -77,13 +77,16 @@ class StudyFiles:
         return pd.DataFrame(rows, columns=[*TRIAL_COLUMNS[:2], *self.parameter_names, *TRIAL_COLUMNS[2:]])
 
     def _trial_events(self) -> list[tuple[str, dict[str, Any]]]:
-        return [(stage, event) for stage, events in self.events.items() for event in events if event["event"] == "trial"]
+        return [(stage, event) for stage, events in self.events.items()
+                for event in events if event["event"] == "trial"]
 
     def _trial_row(self, stage: str, event: dict[str, Any]) -> dict[str, Any]:
         number = event["trial"]
-        reports = [other for other in self.events[stage] if other.get("trial") == number and other["event"] == "report"]
-        failures = [other for other in self.events[stage] if other.get("trial") == number and other["event"] == "end"]
-        accuracies = [value for report in reports if (value := report["metrics"].get("validation_accuracy")) is not None]
+        own = [other for other in self.events[stage] if other.get("trial") == number]
+        reports = [other for other in own if other["event"] == "report"]
+        failures = [other for other in own if other["event"] == "end"]
+        values = [report["metrics"].get("validation_accuracy") for report in reports]
+        accuracies = [value for value in values if value is not None]
         last = reports[-1] if reports else {"epoch": 0, "decision": "continue", "reason": None}
         return {
             "stage": stage, "trial": number, **event["parameters"], "origin": event["origin"],

@@ -23,6 +23,7 @@ def results(study: StudyFiles) -> dict[str, Any]:
         "data": study.description.get("data"),
         "rows": rows,
         "gain": next((row["gain"] for row in rows if _is(row, "distilled", "tuned")), None),
+        "gain_over_default_baseline": _gain_over_default(study),
         "seconds": {name: round(done["seconds"], 1) for name in STAGES if (done := study.done(name))},
     }
     outcome["verdict"] = verdict(outcome)
@@ -74,6 +75,16 @@ def _student_rows(study: StudyFiles) -> list[dict[str, Any]]:
     return rows
 
 
+def _gain_over_default(study: StudyFiles) -> dict[str, Any] | None:
+    """The distilled student against the baseline at its default point: the search may have chosen a worse one."""
+    confirm = study.done("confirm")
+    if confirm is None:
+        return None
+    right = {(row["arm"], row["configuration"]): np.stack([study.correct(run) for run in row["runs"]])
+             for row in confirm["rows"]}
+    return _gain(right["distilled", "tuned"], right["baseline", "default"])
+
+
 def _percent(share: float | None) -> float | None:
     return None if share is None else 100 * share
 
@@ -108,19 +119,14 @@ def verdict(outcome: dict[str, Any]) -> str:
     if gain is None:
         return "No verdict: one seed allows no interval; set confirm.seeds to at least 2, better 5."
     figures = f"{show_interval(gain)} over the tuned baseline on {gain['seeds']} paired seeds"
-    few = _few_labels(outcome["data"])
+    unseen = outcome["data"]["train"] - outcome["data"]["student_train"]
     if gain["p"] >= SIGNIFICANT:
-        return f"No gain from distillation shown: {figures} includes zero{few}."
+        few = f"; few-label transfer: the teacher saw {unseen} images that the student never saw" if unseen else ""
+        return f"No gain from distillation shown: {figures}, which includes zero{few}."
     if gain["mean"] < 0:
         return f"Distillation hurts: {figures}."
-    return f"Distillation helps: {figures}{few}."
-
-
-def _few_labels(data: dict[str, Any]) -> str:
-    unseen = data["train"] - data["student_train"]
-    if not unseen:
-        return ""
-    return f"; few-label transfer: it includes the teacher's knowledge of {unseen} images that the student never saw"
+    few = f"; few-label transfer: the gain includes knowledge of {unseen} images that the student never saw"
+    return f"Distillation helps: {figures}{few if unseen else ''}."
 
 
 def scope(study: StudyFiles, outcome: dict[str, Any]) -> str:
@@ -130,8 +136,13 @@ def scope(study: StudyFiles, outcome: dict[str, Any]) -> str:
             "epoch, tested once.")
     if outcome["gain"]:
         only = outcome["gain"]["seeds_only"]
-        text += (" The interval treats seeds and test images as samples; over seeds alone, for these very images, it is "
-                 f"{show_points(only['low'])} to {show_points(only['high'])}.")
+        text += (" The interval treats seeds and test images as samples; over seeds alone, for these very images, it "
+                 f"is {show_points(only['low'])} to {show_points(only['high'])}.")
+    default = outcome["gain_over_default_baseline"]
+    untuned = next((row for row in outcome["rows"] if _is(row, "baseline", "default")), None)
+    if default and untuned["gain"] and untuned["gain"]["mean"] > 0:
+        text += (" On the fresh seeds the baseline did better at its default point than at the point that the search "
+                 f"chose; over the default baseline the gain is {show_interval(default)}.")
     return text
 
 
@@ -140,7 +151,8 @@ def show_points(value: float) -> str:
 
 
 def show_interval(gain: dict[str, Any]) -> str:
-    return f"{show_points(gain['mean'])} points (95 % interval {show_points(gain['low'])} to {show_points(gain['high'])})"
+    low, high = show_points(gain["low"]), show_points(gain["high"])
+    return f"{show_points(gain['mean'])} points (95 % interval {low} to {high})"
 
 
 COLUMNS = ("model", "configuration", "parameters", "compression", "trials", "best validation (selected)", "seeds",
@@ -161,15 +173,14 @@ def cells(row: dict[str, Any]) -> list[str]:
         "" if row["best_validation"] is None else f"{row['best_validation']:.2f} %",
         str(row["seeds"]),
         f"{row['test_mean']:.2f}{spread} %",
-        "" if gain is None else f"{show_points(gain['mean'])} [{show_points(gain['low'])}, {show_points(gain['high'])}]",
+        "" if gain is None else f"{show_points(gain['mean'])} [{_low_high(gain)}]",
         "" if row["gap_closed"] is None else f"{100 * row['gap_closed']:.0f} %",
     ]
 
 
 def _configuration(row: dict[str, Any]) -> str:
-    shown = [f"{label} {row[name]:.3g}" for name, label in (("temperature", "T"), ("alpha", "α"), ("lr", "lr"))
-             if name in row]
-    return f"{row['configuration']}: {', '.join(shown)}" if row["arm"] != "teacher" else ", ".join(shown)
+    shown = _hyperparameters(row)
+    return shown if row["arm"] == "teacher" else f"{row['configuration']}: {shown}"
 
 
 def markdown(outcome: dict[str, Any]) -> str:
@@ -182,21 +193,36 @@ def markdown(outcome: dict[str, Any]) -> str:
 
 
 def console_table(outcome: dict[str, Any]) -> Any:
-    """The table for a terminal, as a rich renderable."""
+    """The table for a terminal of 80 columns, as a rich renderable."""
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="dim", collapse_padding=True)
-    shown = [0, 1, 2, 4, 7, 8, 9]
-    titles = {4: "trials", 7: "test accuracy", 8: "gain [95 %]", 9: "gap closed"}
-    for index in shown:
-        table.add_column(titles.get(index, COLUMNS[index]), justify="right" if COLUMNS[index] in NUMERIC else "left",
-                         overflow="fold")
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for title in ("", "hyperparameters", "test accuracy %", "gain [95 %]"):
+        table.add_column(title, no_wrap=True)
     for row in outcome["rows"]:
-        style = "bold" if _is(row, "distilled", "tuned") else ""
-        texts = cells(row)
-        texts[0] = row["arm"]
-        table.add_row(*[texts[index] for index in shown], style=style)
+        spread = "" if row["test_sd"] is None else f" ± {row['test_sd']:.2f}"
+        gain = "" if row["gain"] is None else f"{show_points(row['gain']['mean'])} [{_low_high(row['gain'])}]"
+        name = "teacher" if row["arm"] == "teacher" else f"{row['arm']} {row['configuration']}"
+        table.add_row(name, _hyperparameters(row, 2).replace(",", ""), f"{row['test_mean']:.2f}{spread}", gain,
+                      style="bold" if _is(row, "distilled", "tuned") else "")
     return table
+
+
+def _low_high(interval: dict[str, float]) -> str:
+    return f"{show_points(interval['low'])}, {show_points(interval['high'])}"
+
+
+def _hyperparameters(row: dict[str, Any], digits: int = 3) -> str:
+    names = (("temperature", "T"), ("alpha", "α"), ("lr", "lr"))
+    return ", ".join(f"{label} {show_number(row[name], digits)}" for name, label in names if name in row)
+
+
+def show_number(value: float, digits: int = 3) -> str:
+    """4, 0.5, 8.1e-4: short, and never with more zeros than one can count."""
+    if 0 < abs(value) < 0.01:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
+    return f"{value:.{digits}g}"
 
 
 def readme_markers(name: str) -> tuple[str, str]:

@@ -53,7 +53,9 @@ def cli() -> None:
 @click.option("--address", metavar="ADDRESS", help="A running Ray cluster's address.  [default: RAY_ADDRESS, or local]")
 def run(study: str, overrides: tuple[str, ...], folder: Path | None, smoke: bool, until: str,
         address: str | None) -> None:
-    """Run a study: teacher, tuned baseline, distillation search, confirmation, report, export.
+    """Run a study, or go on with one.
+
+    Teacher, tuned baseline, distillation search, confirmation on fresh seeds, report, exported student.
 
     Run the same command again to go on where it was cut off. What is done is not done again.
     """
@@ -80,7 +82,9 @@ def run(study: str, overrides: tuple[str, ...], folder: Path | None, smoke: bool
 @study_options
 @click.option("--measure", is_flag=True, help="Time a few training steps on this machine.")
 def plan(study: str, overrides: tuple[str, ...], folder: Path | None, smoke: bool, measure: bool) -> None:
-    """Show what a study will do: stages, trials, rungs, epochs, resources, cost. Starts nothing."""
+    """Show what a study will do and cost; start nothing.
+
+    Stages, trials, rungs, expected epochs, resources, floating-point operations and, where they are known, times."""
     config, folder = _resolve(study, overrides, folder, smoke)
     from study.plan import show_plan
 
@@ -92,7 +96,7 @@ def plan(study: str, overrides: tuple[str, ...], folder: Path | None, smoke: boo
 @click.option("--dir", "folder", type=click.Path(path_type=Path), metavar="FOLDER", help="Where the study lives.")
 def status(study: str, folder: Path | None) -> None:
     """Show how far a study is, also while it runs."""
-    config, folder = _resolve(study, (), folder)
+    _, folder = _resolve(study, (), folder)
     if not (folder / STUDY_FILE).exists():
         raise UserError(f"{folder} has not been started; `kdstudy run {study}` starts it")
     from study.status import show_status
@@ -106,7 +110,9 @@ def status(study: str, folder: Path | None) -> None:
 @click.option("--readme", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
               help="Also rewrite the results block between the study's two markers in a Markdown file.")
 def report(study: str, folder: Path | None, readme: Path | None) -> None:
-    """Rebuild the results table and the HTML report, also while the study runs."""
+    """Rebuild the results table and the report.
+
+    Also while the study runs, from what is there. Needs neither Ray nor torch."""
     _, folder = _resolve(study, (), folder)
     if not (folder / STUDY_FILE).exists():
         raise UserError(f"{folder} has not been started; `kdstudy run {study}` starts it")
@@ -132,7 +138,10 @@ def report(study: str, folder: Path | None, readme: Path | None) -> None:
 @click.option("--model", type=click.Choice(["student", "teacher"]), default="student", show_default=True,
               help="What to export: the best distilled student, or the teacher.")
 def export(study: str, out: Path, folder: Path | None, model: str) -> None:
-    """Write the best distilled student to the folder OUT, as safetensors that plain timm loads."""
+    """Write the best student as a folder for timm.
+
+    The winner's configuration, first confirmation seed, last epoch, as safetensors with a config.json: OUT is loaded
+    by timm.create_model("local-dir:OUT", pretrained=True)."""
     config, folder = _resolve(study, (), folder)
     from study import export as exporting
 
@@ -152,7 +161,7 @@ def export(study: str, out: Path, folder: Path | None, model: str) -> None:
               help="Where weights and history go.  [default: FOLDER/train/LOOP]")
 def train(loop: str, study: str, overrides: tuple[str, ...], folder: Path | None, smoke: bool, lr: float | None,
           temperature: float | None, alpha: float | None, seed: int | None, out: Path | None) -> None:
-    """Run one training loop on its own, without a search.
+    """Run one training loop, without a search.
 
     \b
     kdstudy train teacher STUDY
@@ -205,7 +214,6 @@ def _resolve(study: str, overrides: tuple[str, ...], folder: Path | None,
 
 def _print_results(console: Console, folder: Path) -> None:
     from analysis.tables import console_table
-
     from study.storage import read_json
 
     results = read_json(folder / "results" / "results.json")

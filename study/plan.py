@@ -11,7 +11,7 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from study.cluster import Share, local_share
-from study.config import StudyConfig, check_models
+from study.config import StudyConfig
 from study.display import Display, clock
 from study.record import Record
 from study.stages import STAGES, Stage, Study
@@ -88,7 +88,8 @@ def _search_plan(study: Study, arm: str, flop: float, seconds: float | None) -> 
     epochs, trials = config.train.epochs, config.trials(arm)
     protected = min(trials, config.protected(arm) + 1)
     free = expected_epochs(epochs, config.rungs, config.search.reduction_factor)
-    return StagePlan(arm, trials, protected, epochs, tuple(config.rungs), protected * epochs + (trials - protected) * free,
+    expected = protected * epochs + (trials - protected) * free
+    return StagePlan(arm, trials, protected, epochs, tuple(config.rungs), expected,
                      len(study.splits.student_train), BACKWARD * flop, seconds, _is_done(study, arm))
 
 
@@ -166,7 +167,7 @@ def show_plan(config: StudyConfig, folder: Path, console: Console, measure: bool
                 f"validation, {len(splits.test)} test, {len(splits.class_names)} classes",
         "teacher": f"{config.teacher.model}, {sizes[0]:,} parameters",
         "student": f"{config.student.model}, {sizes[1]:,} parameters, {sizes[0] / sizes[1]:.1f}x smaller",
-        "searched": ", ".join(f"{name} {_show_range(dimension)}" for name, dimension in config.space("distill").items()),
+        "searched": ", ".join(f"{name} {_show_range(range_)}" for name, range_ in config.space("distill").items()),
         "stopping": f"below the best 1/{config.search.reduction_factor} at epoch "
                     f"{', '.join(map(str, config.rungs))} of {config.train.epochs}" if config.rungs else "none",
         "machine": str(share),

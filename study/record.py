@@ -78,7 +78,8 @@ class Record:
                       "view_seed": trial.view_seed, "origin": trial.origin, "protected": trial.protected,
                       "label": trial.label})
 
-    def report(self, number: int, epoch: int, decision: str, metrics: dict[str, Any], reason: str | None = None) -> None:
+    def report(self, number: int, epoch: int, decision: str, metrics: dict[str, Any],
+               reason: str | None = None) -> None:
         self._append({"event": "report", "trial": number, "epoch": epoch, "decision": decision, "reason": reason,
                       "metrics": {name: _finite(value) for name, value in metrics.items()}})
 

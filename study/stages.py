@@ -21,7 +21,7 @@ from safetensors.numpy import load_file
 
 from analysis.results import StudyFiles
 from study import storage
-from study.cluster import Share, cluster_share, connected, local_share
+from study.cluster import Share, cluster_share, connected
 from study.config import STUDY_FILE, StudyConfig, check_models
 from study.display import Display
 from study.errors import StudyFailedError, UserError

@@ -1,4 +1,4 @@
-"""All reads and writes of a study folder: atomic files, appended lines that survive a power cut, one driver at a time."""
+"""All reads and writes of a study folder: atomic files, lines that survive a power cut, one driver at a time."""
 
 import fcntl
 import json
@@ -82,7 +82,7 @@ class StudyLock:
 
     def __enter__(self) -> "StudyLock":
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._path, "a+", encoding="utf-8")  # noqa: SIM115
+        self._file = open(self._path, "a+", encoding="utf-8")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

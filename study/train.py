@@ -85,7 +85,8 @@ def _print_report(report: dict[str, Any], console: Console) -> None:
     soft = f" (hard {report['hard_loss']:.3f}, soft {report['soft_loss']:.3f})" if report.get("soft_loss") else ""
     agreement = f" · agrees with the teacher {100 * report['agreement']:.1f} %" if "agreement" in report else ""
     console.print(f"epoch {report['epoch']:4}  loss {report['train_loss']:.3f}{soft} · validation "
-                  f"{100 * report['validation_accuracy']:.2f} %{agreement} · {report['images_per_second']:,.0f} images/s",
+                  f"{100 * report['validation_accuracy']:.2f} %{agreement} · "
+                  f"{report['images_per_second']:,.0f} images/s",
                   highlight=False, soft_wrap=True)
 
 

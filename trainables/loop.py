@@ -155,10 +155,13 @@ class Evaluator:
         parts = []
         for start in range(0, len(self.labels), EVALUATION_BATCH):
             rows = slice(start, start + EVALUATION_BATCH)
-            images = self._ready[rows] if self._ready is not None else resize(self.images[rows].float() / 255, self.size)
+            images = self._images(rows)
             with torch.autocast(images.device.type, autocast, enabled=autocast is not None):
                 parts.append(model(images).float())
         return torch.cat(parts)
+
+    def _images(self, rows: slice) -> torch.Tensor:
+        return resize(self.images[rows].float() / 255, self.size) if self._ready is None else self._ready[rows]
 
     def report(self, model: Classifier, autocast: torch.dtype | None = None) -> dict[str, float]:
         """validation_accuracy (0..1), validation_loss and, with a teacher, agreement: how often both say the same."""
@@ -208,9 +211,8 @@ def autocast_dtype(settings: TrainSettings, device: torch.device) -> torch.dtype
     """bf16 on GPUs that have it; on CPUs it is slower than fp32, so only where it is asked for."""
     if settings.precision == "bf16":
         return torch.bfloat16
-    if settings.precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.bfloat16
-    return None
+    automatic = settings.precision == "auto" and device.type == "cuda"
+    return torch.bfloat16 if automatic and torch.cuda.is_bf16_supported(including_emulation=False) else None
 
 
 def make_optimizer(model: Classifier, settings: TrainSettings, lr: float) -> torch.optim.Optimizer:

@@ -33,12 +33,12 @@ class DataSettings(Settings):
 class ViewSettings(Settings):
     """The augmentation. A view of an image is a pure function of (view seed, view, image)."""
 
-    shift: Annotated[int, Field(ge=0)] = Field(0, description="largest shift in pixels of the stored image, zero padded")
+    shift: Annotated[int, Field(ge=0)] = Field(0, description="largest shift in stored pixels, zero padded")
     flip: bool = Field(False, description="mirror every other image")
     scale: Fraction = Field(0.0, description="largest relative zoom, in or out")
     mixup: Annotated[float, Field(ge=0, le=0.5)] = Field(0.0, description="largest weight of the mixup partner")
     count: PositiveInt | None = Field(None, description="different views; one per epoch unless given")
-    cache_gib: PositiveFloat = Field(4.0, description="memory budget for cached teacher logits, all view seeds together")
+    cache_gib: PositiveFloat = Field(4.0, description="memory for teacher logits, all view seeds together")
 
 
 class ModelSettings(Settings):

@@ -1,0 +1,32 @@
+import os
+
+import numpy as np
+import pytest
+
+from trainables.data import ImageSet
+
+# Two test processes on two cores: one thread each, as the trials have.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--slow", action="store_true", help="also run the tests that take more than a minute")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--slow"):
+        return
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
+@pytest.fixture
+def images() -> ImageSet:
+    """48 random grey images of 8x8 pixels in 4 classes, brighter where the class says so."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(48) % 4
+    pixels = rng.integers(0, 120, (48, 1, 8, 8))
+    for label in range(4):
+        pixels[labels == label, :, 2 * label : 2 * label + 2] += 120
+    return ImageSet(pixels.astype(np.uint8), labels.astype(np.int64))

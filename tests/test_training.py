@@ -1,0 +1,181 @@
+"""One training run: resumable, repeatable, and the same with cached and live teacher."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file
+
+from trainables.distill import start_distillation
+from trainables.loop import Evaluator, Objective, Training, to_device
+from trainables.settings import ModelSettings, TrainSettings, ViewSettings
+from trainables.task import Task, Teacher, start, write_predictions
+from trainables.teacher_logits import LiveLogits, answer, compute
+
+CPU = torch.device("cpu")
+STUDENT = ModelSettings(model="vit_tiny_patch16_224", args={
+    "patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 2, "global_pool": "avg", "class_token": False,
+    "drop_path_rate": 0.1})
+TEACHER = ModelSettings(model="resnet18", args={"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}, image_size=32)
+PARAMETERS = {"lr": 3e-3, "temperature": 4.0, "alpha": 0.5}
+
+
+@pytest.fixture
+def task(images):
+    training = TrainSettings(epochs=6, batch_size=10, precision="fp32")
+    plain = Task(images, images, 4, 8, STUDENT, training, ViewSettings(shift=1, mixup=0.5), 2)
+    teacher = plain.build_model(TEACHER, seed=5)
+    weights = {name: tensor.numpy() for name, tensor in teacher.net.state_dict().items()}
+    return replace(plain, teacher=Teacher(TEACHER, training, weights))
+
+
+@pytest.fixture
+def cached(task):
+    logits = compute(task.load_teacher(CPU), task.make_views(32, 7, CPU), chunk=16)
+    return replace(task, teacher=replace(task.teacher, logits={7: logits}))
+
+
+def weights(training):
+    return torch.cat([parameter.detach().flatten() for parameter in training.model.parameters()])
+
+
+def run(task, parameters=PARAMETERS, epochs=6, **seeds):
+    training = start_distillation(task, parameters, **({"seed": 1, "view_seed": 7} | seeds))
+    return training, training.run(epochs)
+
+
+def test_the_same_seeds_give_the_same_weights_and_others_do_not(cached):
+    first, report = run(cached)
+    second, again = run(cached)
+    assert torch.equal(weights(first), weights(second))
+    for name in ("train_loss", "hard_loss", "soft_loss", "validation_accuracy", "validation_loss"):
+        assert report[name] == again[name]
+    assert not torch.equal(weights(first), weights(run(cached, seed=2)[0]))
+
+
+def test_a_run_that_was_saved_and_loaded_goes_on_as_if_nothing_had_been(cached, tmp_path):
+    whole, report = run(cached)
+    half, _ = run(cached, epochs=3)
+    half.save(tmp_path)
+    resumed, _ = run(cached, epochs=1)
+    resumed.load(tmp_path)
+    assert resumed.epoch == 3
+    again = resumed.run(3)
+    assert torch.equal(weights(whole), weights(resumed))
+    assert again["validation_loss"] == report["validation_loss"] and again["train_loss"] == report["train_loss"]
+    assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".json"}
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lion", "adamw"])
+def test_every_optimizer_survives_a_checkpoint(cached, tmp_path, optimizer):
+    task = replace(cached, training=cached.training.model_copy(update={"optimizer": optimizer}))
+    whole, _ = run(task, epochs=4)
+    half, _ = run(task, epochs=2)
+    half.save(tmp_path)
+    resumed, _ = run(task, epochs=1)
+    resumed.load(tmp_path)
+    resumed.run(2)
+    assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_alpha_zero_is_the_baseline_bit_for_bit(cached):
+    distilled, _ = run(cached, PARAMETERS | {"alpha": 0.0})
+    baseline = start(replace(cached, teacher=None), {"lr": 3e-3}, seed=1, view_seed=7)
+    baseline.run(6)
+    assert torch.equal(weights(distilled), weights(baseline))
+
+
+def test_cached_logits_equal_live_ones_to_fp16(cached):
+    teacher, views = cached.load_teacher(CPU), cached.make_views(32, 7, CPU)
+    rows = torch.tensor([3, 47, 11])
+    live = answer(teacher, views, 4, rows).float().numpy()
+    np.testing.assert_allclose(cached.teacher.logits[7][4, rows].astype(np.float32), live, rtol=2e-3, atol=2e-3)
+    assert cached.teacher.logits[7].dtype == np.float16 and cached.teacher.logits[7].shape == (6, 48, 4)
+
+
+def test_cached_and_live_teacher_train_the_same_student(cached):
+    """Live answers, computed in the cache's own chunks, against the cache: the weights after three epochs."""
+
+    class InChunks(LiveLogits):
+        def __call__(self, view, indices):
+            chunks = torch.arange(48).split(16)
+            return torch.cat([super(InChunks, self).__call__(view, rows) for rows in chunks])[indices]
+
+    with_cache, _ = run(cached, epochs=3)
+    live = start_distillation(cached, PARAMETERS, seed=1, view_seed=7)
+    targets = InChunks(cached.load_teacher(CPU), cached.make_views(32, 7, CPU))
+    live.objective = Objective(4.0, 0.5, targets)
+    live.run(3)
+    assert (weights(with_cache) - weights(live)).abs().max() < 1e-4
+
+
+def test_without_a_cache_the_teacher_answers_in_the_loop(task, cached):
+    with_cache, report = run(cached)
+    live, again = run(task)
+    assert (weights(with_cache) - weights(live)).abs().max() < 2e-2
+    assert again["soft_loss"] == pytest.approx(report["soft_loss"], rel=1e-2)
+
+
+def test_the_teacher_is_left_alone(task):
+    training, _ = run(task, epochs=2)
+    teacher = training.objective.targets.teacher
+    assert not teacher.training
+    for name, tensor in teacher.net.state_dict().items():
+        np.testing.assert_array_equal(tensor.numpy(), task.teacher.weights[name])
+    assert not any(parameter.grad is not None for parameter in teacher.parameters())
+
+
+def test_agreement_is_how_often_student_and_teacher_say_the_same(cached):
+    teacher = cached.load_teacher(CPU)
+    said = Evaluator(*to_device(cached.validation, CPU), 32).logits(teacher).argmax(1).numpy()
+    task = replace(cached, teacher=replace(cached.teacher, validation_predictions=said))
+    training, report = run(task)
+    own = training.validation.logits(training.model).argmax(1).numpy()
+    assert report["agreement"] == pytest.approx((own == said).mean())
+    assert report["validation_accuracy"] == pytest.approx((own == cached.validation.labels).mean())
+
+
+def test_the_learning_rate_warms_up_and_falls_over_all_epochs(images):
+    training = TrainSettings(epochs=10, batch_size=48, warmup=0.2)
+    run_ = start(Task(images, images, 4, 8, STUDENT, training, ViewSettings(), 1), {"lr": 1e-2}, seed=0, view_seed=0)
+    rates = [run_.train_epoch()["lr"] for _ in range(10)]
+    warm = [0.0, 0.5e-2]
+    cosine = [0.5e-2 * (1 + np.cos(np.pi * step / 8)) for step in range(8)]
+    np.testing.assert_allclose(rates, warm + cosine, rtol=1e-6, atol=1e-12)
+
+
+def test_a_loss_that_explodes_ends_the_run_at_once(images):
+    training = TrainSettings(epochs=50, batch_size=16, optimizer="sgd")
+    task = Task(images, images, 4, 8, STUDENT, training, ViewSettings(), 50)
+    report = start(task, {"lr": 1e30}, seed=0, view_seed=0).run(50)
+    assert report["epoch"] < 5 and not np.isfinite(report["train_loss"])
+
+
+def test_searched_training_settings_reach_the_run(images):
+    task = Task(images, images, 4, 8, STUDENT, TrainSettings(epochs=2), ViewSettings(), 1)
+    run_: Training = start(task, {"lr": 1e-3, "weight_decay": 0.3, "optimizer": "sgd", "batch_size": 5}, seed=0,
+                           view_seed=0)
+    assert run_.steps_per_epoch == 10 and isinstance(run_.optimizer, torch.optim.SGD)
+    assert max(group["weight_decay"] for group in run_.optimizer.param_groups) == 0.3
+
+
+def test_predictions_are_saved_with_labels_and_logits(cached, tmp_path):
+    import pandas as pd
+
+    training, _ = run(cached)
+    write_predictions(training.model, cached.validation, tmp_path / "test.parquet")
+    table = pd.read_parquet(tmp_path / "test.parquet")
+    logits = np.stack(table["logits"])
+    assert logits.dtype == np.float16 and logits.shape == (48, 4)
+    np.testing.assert_array_equal(table["label"], cached.validation.labels)
+    assert (logits.argmax(1) == table["prediction"]).mean() > 0.95
+
+
+def test_weights_are_saved_under_timms_own_names(cached, tmp_path):
+    import timm
+
+    training, _ = run(cached, epochs=1)
+    training.save(tmp_path)
+    plain = timm.create_model("vit_tiny_patch16_224", img_size=8, in_chans=1, num_classes=4, **STUDENT.args)
+    assert set(load_file(tmp_path / "model.safetensors")) == set(plain.state_dict())
