@@ -16,6 +16,7 @@ from analysis.results import SEARCH_STAGES, StudyFiles
 ARMS = {"baseline": "baseline", "distill": "distillation"}
 # From the palette of Okabe and Ito, which colour-blind readers can tell apart.
 COLOURS = {"teacher": "#009E73", "baseline": "#D55E00", "distill": "#0072B2"}
+# Brighter relatives, which the page puts in their place for readers who prefer a dark one.
 ON_DARK = {"teacher": "#2FC69B", "baseline": "#E69F00", "distill": "#56B4E9"}
 FAILED = "#CC79A7"
 NEUTRAL = "#8a8a8a"
@@ -31,9 +32,10 @@ ACCURACY = "validation accuracy, %"
 
 
 def template() -> go.layout.Template:
-    """The look that all figures share; readable on white and, with a lighter font colour, on a dark page."""
+    """The look that all figures share; on a dark page the font and the colours change, see ON_DARK."""
     axis = {"showline": True, "linecolor": NEUTRAL, "gridcolor": "rgba(138,138,138,0.22)", "zeroline": False,
-            "ticks": "outside", "tickcolor": NEUTRAL, "ticklen": 4, "automargin": True, "title": {"standoff": 8, "font": {"size": 14}}}
+            "ticks": "outside", "tickcolor": NEUTRAL, "ticklen": 4, "automargin": True,
+            "title": {"standoff": 8, "font": {"size": 14}}}
     return go.layout.Template(layout={
         "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": INK},
         "paper_bgcolor": "white", "plot_bgcolor": "rgba(0,0,0,0)", "xaxis": axis, "yaxis": axis,
@@ -106,19 +108,7 @@ def gain_intervals(outcome: dict[str, Any]) -> go.Figure | None:
     if not rows:
         return None
     figure = _figure(110 + 58 * len(rows))
-    for row in rows:
-        gain = {name: _rounded(row["gain"][name]) for name in ("mean", "low", "high")}
-        main = (row["arm"], row["configuration"]) == ("distilled", "tuned")
-        colour = COLOURS["distill" if row["arm"] == "distilled" else "baseline"]
-        figure.add_scatter(
-            x=[gain["mean"]], y=[_row_label(row, main)], mode="markers+text", text=[_signed(gain["mean"])],
-            textposition="top center", textfont={"size": 15 if main else 12}, cliponaxis=False,
-            marker={"color": colour, "size": 14 if main else 10, "symbol": "circle" if main else "circle-open",
-                    "line": {"width": 2, "color": colour}},
-            error_x={"type": "data", "symmetric": False, "array": [gain["high"] - gain["mean"]], "width": 7,
-                     "arrayminus": [gain["mean"] - gain["low"]], "thickness": 4 if main else 2},
-            hovertemplate=f"{row['arm']}, {row['configuration']}: {_signed(gain['mean'])} points<br>95 % interval "
-                          f"{_signed(gain['low'])} to {_signed(gain['high'])}<extra></extra>")
+    figure.add_traces([_gain(row) for row in rows])
     ends = [0.0, *(row["gain"][end] for row in rows for end in ("low", "high"))]
     margin = 0.06 * (max(ends) - min(ends)) or 1.0
     figure.update_xaxes(
@@ -126,6 +116,21 @@ def gain_intervals(outcome: dict[str, Any]) -> go.Figure | None:
         range=[min(ends) - margin, max(ends) + margin], zeroline=True, zerolinewidth=2.5, zerolinecolor=NEUTRAL)
     figure.update_yaxes(showgrid=False, showline=False, ticks="", range=[-0.5, len(rows) - 0.3])
     return figure
+
+
+def _gain(row: dict[str, Any]) -> go.Scatter:
+    mean, low, high = (_rounded(row["gain"][name]) for name in ("mean", "low", "high"))
+    main = (row["arm"], row["configuration"]) == ("distilled", "tuned")
+    colour = COLOURS["distill" if row["arm"] == "distilled" else "baseline"]
+    return go.Scatter(
+        x=[mean], y=[_row_label(row, main)], mode="markers+text", text=[_signed(mean)], textposition="top center",
+        textfont={"size": 15 if main else 12}, cliponaxis=False,
+        marker={"color": colour, "size": 14 if main else 10, "symbol": "circle" if main else "circle-open",
+                "line": {"width": 2, "color": colour}},
+        error_x={"type": "data", "symmetric": False, "array": [_rounded(high - mean)],
+                 "arrayminus": [_rounded(mean - low)], "width": 7, "thickness": 4 if main else 2},
+        hovertemplate=f"{row['arm']}, {row['configuration']}: {_signed(mean)} points<br>"
+                      f"95 % interval {_signed(low)} to {_signed(high)}<extra></extra>")
 
 
 def _row_label(row: dict[str, Any], main: bool) -> str:
@@ -399,7 +404,7 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def _position(trial: dict[str, Any], name: str, dimension: dict[str, Any]) -> float:
-    """Where a trial stands on the axis of a parameter; the trials of one choice are spread, lest they hide each other."""
+    """Where a trial stands on a parameter's axis; those of one choice are spread, lest they hide each other."""
     if "choice" not in dimension:
         return _rounded(trial[name])
     golden = (math.sqrt(5) - 1) / 2

@@ -36,7 +36,7 @@ class _BookSearcher(_DriverOnly, Searcher):
 
     def __init__(self, book: TrialBook, folder: Path):
         super().__init__(metric="validation_accuracy", mode="max")
-        self._book, self._folder = book, folder
+        self._book, self._folder = book, folder.absolute()
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         trial = self._book.next()
@@ -84,7 +84,7 @@ class _BookCallback(_DriverOnly, tune.Callback):
     """Enters checkpoints, relative to the stage's folder so that a study can be moved."""
 
     def __init__(self, book: TrialBook, folder: Path):
-        self._book, self._folder = book, folder
+        self._book, self._folder = book, folder.absolute()
 
     def on_checkpoint(self, iteration: int, trials: list, trial: Any, checkpoint: tune.Checkpoint, **info: Any) -> None:
         path = Path(checkpoint.path).relative_to(self._folder)
@@ -139,7 +139,7 @@ def _fit(book: TrialBook, trainable: type[tune.Trainable], task: Task, folder: P
                 checkpoint_frequency=max(1, checkpoint_every // task.report_every),
                 checkpoint_at_end=book.keep_weights,
             ),
-            callbacks=[_BookCallback(book, folder.absolute())],
+            callbacks=[_BookCallback(book, folder)],
             verbose=0,
         ),
     )

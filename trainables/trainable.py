@@ -28,11 +28,19 @@ class StudyTrainable(tune.Trainable):
         release_memory()
         try:
             self.training = self.start(new_config)
-            if new_config.get("checkpoint"):
-                with tune.Checkpoint(new_config["checkpoint"]).as_directory() as folder:
-                    self.training.load(Path(folder))
+            if new_config.get("checkpoint") and not self._continue_from(new_config["checkpoint"]):
+                self.training = self.start(new_config)
         except Exception as error:
             self.failure = describe(error)
+        return True
+
+    def _continue_from(self, checkpoint: str) -> bool:
+        """Load a checkpoint; False where it is damaged: then the trial begins anew, which costs time, not results."""
+        try:
+            with tune.Checkpoint(checkpoint).as_directory() as folder:
+                self.training.load(Path(folder))
+        except Exception:
+            return False
         return True
 
     def start(self, config: dict) -> Training:

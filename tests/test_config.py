@@ -1,0 +1,115 @@
+"""The study file: what is wrong with it is said in one line that names the key and the remedy."""
+
+import tomllib
+
+import pytest
+
+from study.config import check_models, load_study, preset_names, validate
+from study.errors import UserError
+
+PROBLEMS = {
+    "search.trails=3": "search.trails is not a setting of [search]; did you mean search.trials?",
+    "serach.trials=3": "serach is not a setting; did you mean search?",
+    "search.trials=many": "search.trials = 'many': input should be a valid integer",
+    "search.trials=3": "search.trials = 3 is too few: search.protected = 8 and the default point need at least 9",
+    "train.batch_size=true": "train.batch_size = True: input should be a valid integer",
+    "train.epochs=0": "train.epochs = 0: input should be greater than or equal to 1",
+    "default.alpha=2": "default.alpha = 2: input should be less than or equal to 1",
+    "default.lr=5": "search.lr must include default.lr = 5.0",
+    "views.mixup=0.9": "views.mixup = 0.9: input should be less than or equal to 0.5",
+    "views.flip=1": "views.flip = 1: input should be a valid boolean",
+    "teacher.lr=[1e-3,-1]": "teacher.lr.1 = -1: input should be greater than 0",
+    "search.lr=3": "search.lr = 3: must be a table such as {log = [1e-4, 1e-2]}",
+    "search.lr={log=[1,0.1]}": "search.lr: needs low < high, not [1.0, 0.1]",
+    "search.lr={log=[1,2],linear=[1,2]}": "search.lr: takes exactly one of log",
+    "data.validation=0.9": "data.validation + data.test must be smaller than 1",
+    "data=3": "data = 3: must be a table",
+    "name=../x": "name = '../x': string should match pattern",
+    "epochs": "--set epochs is not of the form section.key=value, e.g. --set search.trials=40",
+    "seed.x=1": "seed: input should be a valid integer",
+}
+
+
+@pytest.mark.parametrize("override", PROBLEMS)
+def test_a_wrong_setting_is_named_with_its_remedy(override):
+    with pytest.raises(UserError) as error:
+        load_study("digits", (override,))
+    assert PROBLEMS[override] in str(error.value) and "\n" not in str(error.value)
+
+
+MODEL_PROBLEMS = {
+    "student.model=vit_tinny_patch16_224": "student.model = 'vit_tinny_patch16_224' is not a timm model; did you mean "
+                                           "'vit_tiny_patch16_224'?",
+    "teacher.model=resnet152.a1h_in1": "teacher.model = 'resnet152.a1h_in1' is not a timm model; did you mean "
+                                       "'resnet152.a1h_in1k'?",
+    "student.image_size=10": "student.image_size = 10 is not a multiple of vit_tiny_patch16_224's patch size 4; use 8",
+    "student.args.dept=3": "student.args",
+    "train.optimizer=adamww": "train.optimizer = 'adamww' is not a timm optimizer; did you mean 'adamw'?",
+    'search.optimizer={choice=["adamw","lyon"]}': "search.optimizer = 'lyon' is not a timm optimizer; did you mean "
+                                                  "'lion'?",
+}
+
+
+@pytest.mark.parametrize("override", MODEL_PROBLEMS)
+def test_what_timm_cannot_do_is_found_before_anything_starts(override):
+    config = load_study("digits", (override,))
+    with pytest.raises(UserError) as error:
+        check_models(config, classes=10, channels=1, image_size=8)
+    assert str(error.value).startswith(MODEL_PROBLEMS[override]) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("study", "message"), {
+    "digit": "'digit' is not a preset, a TOML file or a study folder; did you mean 'digits'?",
+    "nowhere/study.toml": "nowhere/study.toml does not exist",
+    ".": ". is a folder without study.toml",
+}.items())
+def test_a_study_that_is_not_there_is_said_to_be_missing(study, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="^" + message.replace(".", r"\.").replace("?", r"\?")):
+        load_study(study)
+
+
+def test_broken_toml_names_file_and_place(tmp_path):
+    path = tmp_path / "broken.toml"
+    path.write_text("[data\n")
+    with pytest.raises(UserError, match=r"broken\.toml is not valid TOML: .*line 1"):
+        load_study(str(path))
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_presets_are_valid_survive_writing_and_shrink(name):
+    config = load_study(name)
+    assert validate(tomllib.loads(config.to_toml())) == config
+    smoke = config.smoke()
+    search = smoke.search
+    assert (search.trials, search.baseline_trials, search.protected, smoke.confirm.seeds) == (6, 6, 3, 2)
+    assert smoke.train.epochs <= config.train.epochs / 5
+    check_models(config, classes=10, channels=1, image_size=8)
+
+
+def test_overrides_reach_the_settings(tmp_path):
+    config = load_study("digits", ("search.trials=40", "teacher.lr=[1e-3, 1e-2]", "search.lr.log=[1e-4, 1e-1]",
+                                   "about=a b", "views.count=7"))
+    assert config.search.trials == 40 and config.teacher.learning_rates == (1e-3, 1e-2)
+    assert config.search.lr.log == (1e-4, 1e-1) and config.about == "a b" and config.views.count == 7
+    (tmp_path / "mine.toml").write_text(config.to_toml())
+    assert load_study(str(tmp_path / "mine.toml")) == config
+
+
+@pytest.mark.parametrize(("overrides", "rungs"), [
+    ((), [40, 120]),  # ceil(300 / 9) = 34, up to the reports' grid; 360 is beyond 70 % of 300
+    (("train.warmup=0.2",), [70, 210]),  # the first rung lies after the warm-up
+    (("search.grace_period=10",), [10, 30, 90]),
+    (("search.reduction_factor=2",), [40, 80, 160]),
+    (("search.early_stopping=false",), []),
+    (("train.epochs=10", "search.report_every=1"), [2, 6]),
+])
+def test_rungs_lie_after_the_warm_up_and_before_the_end(overrides, rungs):
+    assert load_study("digits", overrides).rungs == rungs
+
+
+def test_the_baseline_searches_what_both_arms_share():
+    config = load_study("digits", ("search.weight_decay={log=[0.01, 0.5]}",))
+    assert set(config.space("baseline")) == {"lr", "weight_decay"}
+    assert set(config.space("distill")) == {"temperature", "alpha", "lr", "weight_decay"}
+    assert config.default_parameters("baseline") == {"lr": 1e-3, "weight_decay": 0.05}

@@ -1,0 +1,234 @@
+"""The search in simulated time: no Ray cluster, no training, the real proposer, rungs and record."""
+
+import itertools
+import random
+
+import numpy as np
+import optuna
+import pytest
+
+from study.config import Range
+from study.record import Record, TrialState
+from study.search import (
+    METRIC,
+    ListProposer,
+    OptunaProposer,
+    Rungs,
+    TrialBook,
+    frozen_trials,
+    sobol_points,
+    winner,
+    write_optuna_file,
+)
+
+SPACE = {"temperature": Range(log=(1, 16)), "alpha": Range(linear=(0, 1)), "lr": Range(log=(1e-4, 1e-1))}
+DEFAULT = {"temperature": 4.0, "alpha": 0.5, "lr": 1e-3}
+EPOCHS, RUNGS = 27, [3, 9]
+
+
+def proposer(trials=20, concurrent=1, seed=0):
+    return OptunaProposer(SPACE, DEFAULT, trials, 4, seed, "distill", concurrent)
+
+
+def accuracy(parameters, epoch):
+    """A surface with its best at lr = 1e-2, alpha = 0.8, T = 2, which improves with the epochs."""
+    miss = (np.log10(parameters["lr"]) + 2) ** 2 + (parameters["alpha"] - 0.8) ** 2 + np.log2(
+        parameters["temperature"] / 2) ** 2 / 8
+    return float(0.9 * np.exp(-miss / 2) * (1 - np.exp(-epoch / 8)))
+
+
+def report_of(trial, epoch, **more):
+    value = accuracy(trial.parameters, epoch)
+    return {"epoch": epoch, METRIC: value, "validation_loss": 1 - value, "train_loss": 1.0, **more}
+
+
+def make_book(path, **kwargs):
+    return TrialBook(Record(path), kwargs.pop("proposer", proposer()), epochs=EPOCHS, rungs=RUNGS, **kwargs)
+
+
+def simulate(book, slots=1, stop_after=None):
+    """Run trials in `slots` at a time, an epoch each in turn, from their checkpoint on; cut off after some reports."""
+    live, reports = [], itertools.count(1)
+    while True:
+        while len(live) < slots and (trial := book.next()) is not None:
+            live.append([trial, (trial.checkpoint or {"epoch": 0})["epoch"]])
+        if not live:
+            return book
+        for slot in list(live):
+            slot[1] += 1
+            decision = book.report(slot[0].number, report_of(*slot))
+            if slot[1] % 4 == 0:
+                book.checkpoint(slot[0].number, slot[1], "somewhere")
+            if decision != "continue":
+                live.remove(slot)
+            if next(reports) == stop_after:
+                return book
+
+
+def story(record):
+    """All that matters of a record: parameters, reports and endings of every trial."""
+    return {number: (trial.parameters, trial.seed, trial.state,
+                     [(report["epoch"], report["decision"], report["metrics"]) for report in trial.reports])
+            for number, trial in record.trials.items()}
+
+
+def test_the_search_finds_the_best_region_and_stops_bad_trials(tmp_path):
+    book = simulate(make_book(tmp_path / "r.jsonl", proposer=proposer(40)))
+    best = winner(book.record)
+    states = [trial.state for trial in book.record.trials.values()]
+    assert len(states) == 40 and book.complete and book.next() is None
+    assert best.metric(METRIC) > 0.8 > accuracy(DEFAULT, EPOCHS)
+    assert states.count("stopped") > 10 and best.state == "complete"
+
+
+def test_the_default_comes_first_and_protected_trials_run_to_the_end(tmp_path):
+    trials = simulate(make_book(tmp_path / "r.jsonl")).record.trials
+    assert trials[0].parameters == DEFAULT
+    assert [trials[number].origin for number in range(6)] == ["default"] + ["sobol"] * 4 + ["tpe"]
+    assert all(trials[number].state == "complete" and trials[number].epoch == EPOCHS for number in range(5))
+    assert {trial.epoch for trial in trials.values() if trial.state == "stopped"} <= set(RUNGS)
+    assert len({trial.seed for trial in trials.values()}) == len(trials)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_search_cut_off_anywhere_goes_on_as_if_nothing_had_been(tmp_path, seed):
+    whole = simulate(make_book(tmp_path / "whole.jsonl"))
+    rng, path = random.Random(seed), tmp_path / "cut.jsonl"
+    for _ in range(12):
+        simulate(make_book(path), stop_after=rng.randint(1, 60))
+        if rng.random() < 0.5:  # the crash tore the last line
+            path.write_bytes(path.read_bytes()[: -rng.randint(2, 40)])
+    resumed = simulate(make_book(path))
+    assert resumed.record.mismatches == 0
+    assert story(resumed.record) == story(whole.record)
+    assert story(Record(path)) == story(whole.record)
+
+
+def test_with_several_at_a_time_no_finished_trial_is_lost_or_run_twice(tmp_path):
+    path, finished = tmp_path / "r.jsonl", {}
+    for cut in (30, 41, 77, 53, None):
+        record = simulate(make_book(path, proposer=proposer(concurrent=3)), slots=3, stop_after=cut).record
+        now = {n: s for n, s in story(Record(path)).items() if s[2] != "running"}
+        assert all(now[number] == earlier for number, earlier in finished.items())
+        finished = now
+    assert len(finished) == 20 == len(record.trials)
+    for trial in record.trials.values():
+        assert [report["epoch"] for report in trial.reports] == list(range(1, trial.epoch + 1))
+
+
+def test_an_epoch_that_comes_out_differently_the_second_time_is_noted_and_counts_once(tmp_path):
+    path = tmp_path / "r.jsonl"
+    simulate(make_book(path), stop_after=3)
+    book = make_book(path)
+    trial = book.next()
+    assert book.report(trial.number, report_of(trial, 1) | {METRIC: 0.5}) == "continue"
+    assert book.record.mismatches == 1 and len(book.record.trials[0].reports) == 3
+
+
+@pytest.mark.parametrize("failure", ["train_loss is nan at epoch 2", "OutOfMemoryError: CUDA out of memory"])
+def test_a_failed_trial_is_never_best_and_ends_at_once(tmp_path, failure):
+    book = make_book(tmp_path / "r.jsonl")
+    trial = book.next()
+    assert book.report(0, report_of(trial, 1)) == "continue"
+    bad = {"epoch": 2, METRIC: 1.0, "validation_loss": float("nan"), "train_loss": float("inf"), "failure": failure}
+    assert book.report(0, bad) == "failed"
+    simulate(book)
+    trials = Record(tmp_path / "r.jsonl").trials
+    assert (trials[0].state, trials[0].reason) == ("failed", failure)
+    assert winner(book.record).number != 0
+    told = frozen_trials(SPACE, book.record)[0]
+    assert told.state == optuna.trial.TrialState.FAIL and told.value is None
+
+
+def test_a_trial_that_fails_before_its_first_report_is_told_as_failed(tmp_path):
+    book = make_book(tmp_path / "r.jsonl")
+    book.next()
+    book.fail(0, "the worker died")
+    assert simulate(book).complete
+    assert frozen_trials(SPACE, Record(tmp_path / "r.jsonl"))[0].state == optuna.trial.TrialState.FAIL
+
+
+def test_optuna_is_told_the_truth(tmp_path):
+    record = simulate(make_book(tmp_path / "r.jsonl")).record
+    write_optuna_file(SPACE, record, tmp_path / "optuna.db", "study")
+    study = optuna.load_study(study_name="study", storage=f"sqlite:///{tmp_path / 'optuna.db'}")
+    assert len(study.trials) == len(record.trials)
+    for told, trial in zip(study.trials, record.trials.values(), strict=True):
+        state = {"complete": "COMPLETE", "stopped": "PRUNED"}[trial.state]
+        assert told.state.name == state and told.params == pytest.approx(trial.parameters)
+        assert told.intermediate_values == {r["epoch"]: r["metrics"][METRIC] for r in trial.reports}
+        assert told.value == trial.metric(METRIC)
+    assert study.best_value == winner(record).metric(METRIC)
+    assert not any(trial.state == optuna.trial.TrialState.RUNNING for trial in study.trials)
+
+
+def test_rungs_keep_the_best_third_and_remember_by_number():
+    rungs = Rungs([3, 9], 3)
+    assert rungs.passes(0, 3, 0.5)  # the first arrival always passes
+    assert not rungs.passes(1, 3, 0.4)
+    assert rungs.passes(2, 3, 0.6)
+    # Cut-off is the 2/3 quantile of {0.4, 0.5, 0.6}: 0.5333.
+    assert not rungs.passes(3, 3, 0.53)
+    assert rungs.passes(2, 4, 0.0)  # between rungs nothing is decided
+    assert rungs.passes(2, 9, 0.1)
+    assert not rungs.passes(0, 10, 0.05)
+
+
+def test_the_last_of_many_rungs_is_not_lost_to_rounding():
+    rungs = Rungs([3, 9, 27, 81, 243], 3)
+    assert rungs.passes(0, 243, 0.9) and not rungs.passes(1, 243, 0.1)
+
+
+def test_sobol_points_cover_the_space_on_its_own_scale():
+    points = sobol_points(SPACE, 16, seed=1)
+    lr = np.log10([point["lr"] for point in points])
+    alpha = np.array([point["alpha"] for point in points])
+    for values, low, high in ((lr, -4, -1), (alpha, 0, 1)):
+        assert np.all((values >= low) & (values <= high))
+        assert len(np.unique(np.floor((values - low) / (high - low) * 16))) == 16  # one in every sixteenth
+    assert sobol_points(SPACE, 16, seed=1) == points != sobol_points(SPACE, 16, seed=2)
+
+
+def test_choices_are_searched_too(tmp_path):
+    space = {"lr": SPACE["lr"], "optimizer": Range(choice=("adamw", "lion"))}
+    one = OptunaProposer(space, {"lr": 1e-3, "optimizer": "adamw"}, 16, 4, 0, "baseline")
+    book = TrialBook(Record(tmp_path / "r.jsonl"), one, epochs=1)
+    while (trial := book.next()) is not None:
+        bonus = 0.2 * (trial.parameters["optimizer"] == "lion")
+        book.report(trial.number, {"epoch": 1, METRIC: 0.5 + bonus, "validation_loss": 1.0, "train_loss": 1.0})
+    later = [trial.parameters["optimizer"] for trial in book.record.trials.values() if trial.number >= 8]
+    assert winner(book.record).parameters["optimizer"] == "lion" and later.count("lion") > later.count("adamw")
+
+
+def test_ties_go_to_the_smaller_loss_then_to_the_earlier_trial(tmp_path):
+    record = Record(tmp_path / "r.jsonl")
+    for number, loss in enumerate((0.5, 0.4, 0.4)):
+        record.add_trial(TrialState(number, {"lr": 1.0}, number, 0, "fixed"))
+        record.report(number, 1, "complete", {METRIC: 0.9, "validation_loss": loss})
+    assert winner(record).number == 1
+
+
+def test_listed_runs_are_recognised_by_what_they_run(tmp_path):
+    wanted = tuple(TrialState(0, {"lr": lr}, seed, seed, "confirm") for seed in (1, 2) for lr in (0.1, 0.2, 0.1))
+    book = TrialBook(Record(tmp_path / "r.jsonl"), ListProposer(wanted), epochs=1)
+    while (trial := book.next()) is not None:
+        book.report(trial.number, {"epoch": 1, METRIC: 0.5, "validation_loss": 1.0})
+    assert len(book.record.trials) == 4  # tuned = default is run once
+    more = (*wanted, TrialState(0, {"lr": 0.3}, 1, 1, "confirm"))
+    again = TrialBook(Record(tmp_path / "r.jsonl"), ListProposer(more), epochs=1)
+    assert again.next().parameters == {"lr": 0.3} and again.next() is None
+
+
+def test_a_run_whose_last_weights_were_not_saved_is_run_again(tmp_path):
+    path, wanted = tmp_path / "r.jsonl", ListProposer((TrialState(0, {"lr": 0.1}, 1, 1, "confirm"),))
+    book = TrialBook(Record(path), wanted, epochs=2, keep_weights=True)
+    book.next()
+    for epoch in (1, 2):
+        decision = book.report(0, {"epoch": epoch, METRIC: 0.5, "validation_loss": 1.0})
+    assert decision == "complete" and not book.complete
+    again = TrialBook(Record(path), wanted, epochs=2, keep_weights=True)
+    assert again.next().number == 0
+    assert [again.report(0, {"epoch": e, METRIC: 0.5, "validation_loss": 1.0}) for e in (1, 2)] == [
+        "continue", "complete"]
+    again.checkpoint(0, 2, "somewhere")
+    assert again.complete and len(again.record.trials[0].reports) == 2

@@ -1,0 +1,309 @@
+"""Whole studies through the command line, on a real (local) Ray cluster."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from study.record import Record
+
+KDSTUDY = [sys.executable, "-m", "study.cli"]
+# Small enough to be run several times: the smoke study with one trial at a time, so that runs can be compared exactly.
+ONE_AT_A_TIME = ["digits", "--smoke", "--set", "resources.concurrent=1"]
+
+
+def kdstudy(*arguments, cwd, check=True, **kwargs):
+    """Run the command in `cwd`; with check, a failure shows what it printed."""
+    result = subprocess.run([*KDSTUDY, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=400,
+                            **kwargs)
+    assert not check or result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A study run to its end by one command, and what that printed."""
+    home = tmp_path_factory.mktemp("finished")
+    printed = kdstudy("run", *ONE_AT_A_TIME, cwd=home).stdout
+    return home / "studies" / "digits-smoke", printed
+
+
+def results_of(folder):
+    return json.loads((folder / "results" / "results.json").read_text())
+
+
+def timeless(results):
+    return {name: value for name, value in results.items() if name != "seconds"}
+
+
+def records_of(folder):
+    return {path.parent.name: Record(path, write=False) for path in folder.glob("*/record.jsonl")}
+
+
+def test_one_command_goes_from_an_empty_folder_to_a_verdict(finished):
+    folder, printed = finished
+    results = results_of(folder)
+    rows = {(row["arm"], row["configuration"]): row for row in results["rows"]}
+    assert {("teacher", "default"), ("baseline", "default"), ("baseline", "tuned"), ("distilled", "default"),
+            ("distilled", "tuned")} == set(rows)
+    assert all(row["seeds"] == 2 for (arm, _), row in rows.items() if arm != "teacher")
+    gain = results["gain"]
+    assert gain["low"] <= gain["mean"] <= gain["high"] and gain["seeds"] == 2 and gain["images"] == 360
+    difference = rows["distilled", "tuned"]["test_mean"] - rows["baseline", "tuned"]["test_mean"]
+    assert gain["mean"] == pytest.approx(difference)
+    assert results["verdict"] in " ".join(printed.split())
+    for name in ("report.html", "results.md", "trials.csv", "curves.csv"):
+        assert (folder / "results" / name).stat().st_size > 0
+    assert (folder / "export" / "config.json").exists()
+    for noise in ("Traceback", "WARNING", "(pid=", "ray::"):
+        assert noise not in printed
+
+
+def test_the_table_says_what_the_predictions_say(finished):
+    folder, _ = finished
+    confirm = next(folder.glob("confirm-*"))
+    for row in json.loads((confirm / "done.json").read_text())["rows"]:
+        accuracies = []
+        for run in row["runs"]:
+            table = pd.read_parquet(confirm / "runs" / f"{run:03d}" / "test.parquet")
+            assert len(table) == 360 and (np.stack(table["logits"]).argmax(1) == table["prediction"]).mean() > 0.95
+            accuracies.append(100 * (table["label"] == table["prediction"]).mean())
+        reported = next(other for other in results_of(folder)["rows"]
+                        if (other["arm"], other["configuration"]) == (row["arm"], row["configuration"]))
+        assert reported["test_mean"] == pytest.approx(np.mean(accuracies))
+        assert reported["test_sd"] == pytest.approx(np.std(accuracies, ddof=1))
+
+
+def test_confirmation_seeds_are_fresh_and_paired(finished):
+    folder, _ = finished
+    records = {name.split("-")[0]: record for name, record in records_of(folder).items()}
+    searched = {trial.seed for arm in ("baseline", "distill") for trial in records[arm].trials.values()}
+    runs = records["confirm"].trials.values()
+    assert not searched & {run.seed for run in runs}
+    for label in {run.label for run in runs}:
+        assert len({run.seed for run in runs if run.label == label}) == 2
+
+
+def test_running_it_again_does_nothing_and_says_so(finished):
+    folder, _ = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")
+              if path.is_file() and path.parent != folder}
+    again = kdstudy("run", *ONE_AT_A_TIME, cwd=folder.parent.parent)
+    assert "Nothing to do" in again.stdout
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_the_exported_student_repeats_its_recorded_accuracy_in_plain_timm(finished, tmp_path):
+    """In a process that cannot import kdstudy: timm and the test images alone."""
+    folder, _ = finished
+    kdstudy("export", folder, tmp_path / "student", cwd=tmp_path)
+    kdstudy("export", folder, tmp_path / "teacher", "--model", "teacher", cwd=tmp_path)
+    from trainables.data import load
+    from trainables.settings import DataSettings
+
+    test = load(DataSettings(source="digits", student_fraction=0.1)).test
+    np.savez(tmp_path / "test.npz", images=test.images, labels=test.labels)
+    script = """
+import sys
+sys.modules["trainables"] = sys.modules["study"] = sys.modules["analysis"] = None
+import numpy as np, timm, torch
+test = np.load("test.npz")
+for name in ("student", "teacher"):
+    model = timm.create_model(f"local-dir:{name}", pretrained=True).eval()
+    config = timm.data.resolve_model_data_config(model)
+    images = torch.from_numpy(test["images"]).float() / 255
+    size = config["input_size"][1:]
+    if images.shape[2:] != size:
+        images = torch.nn.functional.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+    mean, std = (torch.tensor(config[key]).view(1, -1, 1, 1) for key in ("mean", "std"))
+    with torch.no_grad():
+        predictions = model((images - mean) / std).argmax(1).numpy()
+    print((predictions == test["labels"]).mean())
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    student, teacher = map(float, done.stdout.split())
+    confirm = next(folder.glob("confirm-*"))
+    run = next(row for row in json.loads((confirm / "done.json").read_text())["rows"]
+               if (row["arm"], row["configuration"]) == ("distilled", "tuned"))["runs"][0]
+    recorded = pd.read_parquet(confirm / "runs" / f"{run:03d}" / "test.parquet")
+    assert student == (recorded["label"] == recorded["prediction"]).mean()
+    assert 100 * teacher == pytest.approx(results_of(folder)["rows"][0]["test_mean"])
+    card = (tmp_path / "student" / "README.md").read_text()
+    assert "360 test images" in card and "temperature" in card and "interval" in card
+
+
+def test_the_optuna_files_hold_the_search(finished):
+    import optuna
+
+    folder, _ = finished
+    for name in ("baseline", "distill"):
+        path = next(folder.glob(f"{name}-*")) / "optuna.db"
+        study = optuna.load_study(study_name=None, storage=f"sqlite:///{path}")
+        states = [trial.state.name for trial in study.trials]
+        assert len(states) == 6 and set(states) <= {"COMPLETE", "PRUNED"}
+
+
+def wait_until(process, condition, timeout=120):
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert process.poll() is None, "the study ended before it could be killed"
+        assert time.monotonic() < deadline, "the stage did not get that far"
+        time.sleep(0.05)
+
+
+def reports(home, stage):
+    return sum(len(trial.reports) for path in home.glob(f"studies/digits-smoke/{stage}-*/record.jsonl")
+               for trial in Record(path, write=False).trials.values())
+
+
+def test_killed_in_every_stage_it_finishes_with_the_same_result(finished, tmp_path):
+    """kill -9 of the driver in each stage, then the same command: every trial is kept, the table is the same."""
+    ended: dict[str, dict] = {}
+    moments = {
+        "teacher": lambda: reports(tmp_path, "teacher") >= 2,
+        "baseline": lambda: reports(tmp_path, "baseline") >= 70,
+        "teacher_logits": lambda: any(tmp_path.glob("studies/*/teacher_logits-*/*")),
+        "distill": lambda: reports(tmp_path, "distill") >= 70,
+        "confirm": lambda: reports(tmp_path, "confirm") >= 40,
+    }
+    for condition in moments.values():
+        process = subprocess.Popen([*KDSTUDY, "run", *ONE_AT_A_TIME], cwd=tmp_path, stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL)
+        wait_until(process, condition)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        for name, record in records_of(tmp_path / "studies" / "digits-smoke").items():
+            now = {number: (trial.parameters, trial.reports, trial.state) for number, trial in record.trials.items()
+                   if trial.state != "running"}
+            assert ended.get(name, {}).items() <= now.items()
+            ended[name] = now
+    kdstudy("run", *ONE_AT_A_TIME, cwd=tmp_path)
+    folder, whole = tmp_path / "studies" / "digits-smoke", finished[0]
+    assert timeless(results_of(folder)) == timeless(results_of(whole))
+    for name, record in records_of(folder).items():
+        undisturbed = Record(whole / name / "record.jsonl", write=False)
+        assert record.mismatches == 0
+        assert {n: (t.parameters, t.seed, t.state, t.epoch, t.metric("validation_loss"))
+                for n, t in record.trials.items()} == {
+            n: (t.parameters, t.seed, t.state, t.epoch, t.metric("validation_loss"))
+            for n, t in undisturbed.trials.items()}
+        assert {n: t.reports for n, t in record.trials.items()}.keys() == undisturbed.trials.keys()
+    for name in ("teacher", "teacher_logits"):  # to the last digit
+        for path in next(whole.glob(f"{name}-*")).glob("*.*[yst]"):
+            if path.suffix in (".npy", ".safetensors"):
+                assert (folder / path.relative_to(whole)).read_bytes() == path.read_bytes()
+
+
+def test_an_interrupted_study_says_how_to_go_on(tmp_path):
+    process = subprocess.Popen([*KDSTUDY, "run", *ONE_AT_A_TIME], cwd=tmp_path, stdout=subprocess.PIPE,
+                               stderr=subprocess.PIPE, text=True)
+    wait_until(process, lambda: reports(tmp_path, "teacher") >= 1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Run the same command again" in errors and "Traceback" not in errors and len(errors.splitlines()) == 1
+
+
+def test_a_study_beside_it_takes_over_the_teacher_and_the_baseline(finished):
+    """Another distillation space: neither teacher nor baseline has to be trained again."""
+    folder, _ = finished
+    other = folder.parent / "other"
+    settings = ["--set", "search.alpha.linear=[0.2,0.8]", "--set", "name=other"]
+    done = kdstudy("run", *ONE_AT_A_TIME, "--dir", other, "--until", "baseline", *settings, cwd=folder.parent.parent)
+    assert done.stdout.count("taken from digits-smoke") == 2
+    for stage in ("teacher", "baseline"):
+        theirs, ours = next(folder.glob(f"{stage}-*")), next(other.glob(f"{stage}-*"))
+        assert theirs.name == ours.name
+        assert (theirs / "record.jsonl").read_bytes() == (ours / "record.jsonl").read_bytes()
+
+
+def test_a_second_driver_is_refused_by_name(finished):
+    folder, _ = finished
+    from study.storage import StudyLock
+
+    with StudyLock(folder):
+        second = kdstudy("run", *ONE_AT_A_TIME, cwd=folder.parent.parent, check=False)
+    assert second.returncode == 2 and f"process {os.getpid()}" in second.stderr
+    assert len(second.stderr.splitlines()) == 1
+
+
+def test_a_loop_on_its_own_repeats_the_searchs_first_trial(finished):
+    folder, _ = finished
+    kdstudy("train", "distill", folder, "--out", folder / "solo", cwd=folder.parent)
+    history = json.loads((folder / "solo" / "result.json").read_text())["history"]
+    record = Record(next(folder.glob("distill-*")) / "record.jsonl", write=False)
+    assert [report["validation_loss"] for report in history] == [
+        report["metrics"]["validation_loss"] for report in record.trials[0].reports]
+
+
+def test_a_diverging_trial_fails_alone(tmp_path):
+    """lr = 1e30 in the default point: NaN at once. The study goes on, and that trial is never the winner."""
+    settings = ["--set", "search.lr={log=[1e-3, 1e30]}", "--set", "default.lr=1e30", "--set", "train.optimizer=sgd"]
+    kdstudy("run", *ONE_AT_A_TIME, *settings, "--until", "baseline", cwd=tmp_path)
+    record = next(iter(Record(path, write=False) for path in tmp_path.glob("studies/*/baseline-*/record.jsonl")))
+    assert record.trials[0].state == "failed" and "at epoch" in record.trials[0].reason
+    done = json.loads(next(tmp_path.glob("studies/*/baseline-*/done.json")).read_text())
+    assert done["winner"] != 0 and done["failed"] >= 1
+    status = kdstudy("status", tmp_path / "studies" / "digits-smoke", cwd=tmp_path).stdout
+    assert "baseline trial 0 failed" in status
+
+
+def test_a_cache_over_its_budget_falls_back_to_the_teacher_in_the_loop_and_says_so(tmp_path):
+    settings = ["--set", "views.cache_gib=1e-6", "--set", "train.epochs=20"]
+    printed = kdstudy("run", *ONE_AT_A_TIME, *settings, "--until", "distill", cwd=tmp_path).stdout
+    assert "the teacher runs in the loop instead" in " ".join(printed.split())
+    record = next(iter(Record(path, write=False) for path in tmp_path.glob("studies/*/distill-*/record.jsonl")))
+    assert record.trials[0].state == "complete" and record.trials[0].metric("soft_loss") > 0
+    assert not list(tmp_path.glob("studies/*/teacher_logits-*/views-*"))
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["run", "digit"], "did you mean 'digits'?"),
+    (["run", "digits", "--set", "resources.cpus_per_trial=4096"], "resources.cpus_per_trial = 4096 is more than the"),
+    (["run", "digits", "--set", "resources.gpus_per_trial=64"], "resources.gpus_per_trial = 64 is more than the"),
+    (["run", "digits", "--set", "data.student_fraction=0.002"], "data.student_fraction = 0.002 cannot be stratified"),
+    (["run", "digits", "--set", "data.source=digts"], "data.source = 'digts' is not known"),
+    (["run", "digits", "--set", "student.image_size=9"], "student.image_size = 9 is not a multiple"),
+    (["status", "digits"], "has not been started"),
+    (["report", "digits"], "has not been started"),
+    (["export", "digits", "out"], "has no confirmed student yet"),
+    (["train", "teacher", "digits", "--alpha", "0.5"], "--alpha means nothing to the teacher loop"),
+    (["train", "distill", "digits", "--alpha", "1.5"], "--alpha 1.5 is not between 0 and 1"),
+    (["plan", "digits", "--set", "student.model=resnt18"], "did you mean 'resnet18'?"),
+])
+def test_a_users_mistake_is_one_line_and_exit_code_2(arguments, message, tmp_path):
+    done = kdstudy(*arguments, cwd=tmp_path, check=False)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_plan_starts_nothing_and_says_what_there_is_to_do(tmp_path):
+    printed = kdstudy("plan", "digits", cwd=tmp_path).stdout
+    for text in ("58,474 parameters", "167,018 parameters", "epoch 40, 120 of 300", "confirm"):
+        assert text in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["", "run", "plan", "status", "report", "export", "train", "presets"])
+def test_help_is_quick_and_reads_well(command):
+    started = time.monotonic()
+    done = subprocess.run([*KDSTUDY, *command.split(), "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "Usage:" in done.stdout and "..." not in done.stdout.replace("ARGS]...", "")
+    assert time.monotonic() - started < 3, "help should not wait for torch"
+
+
+def test_no_stray_files_are_left_in_the_study(finished):
+    folder, _ = finished
+    assert not list(folder.rglob("tune")) and not list(folder.rglob("*.draft"))
+    assert {path.name.split("-")[0] for path in folder.iterdir() if not path.name.startswith(".")} <= {
+        "teacher", "baseline", "teacher_logits", "distill", "confirm", "results", "export", "solo", "study.toml",
+        "stages.json"}
+    assert isinstance(Path(folder), Path)
