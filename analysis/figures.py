@@ -98,7 +98,7 @@ def slices(study: StudyFiles, columns: int = 3) -> go.Figure | None:
         points = [Point(trial, _position(trial, name, dimension)) for arm in SEARCH_STAGES
                   for trial in _trials(study, arm) if _drawable(trial) and trial[name] is not None]
         if points:
-            panels.append(Panel(TITLES.get(name, name), parameter_axis(name, dimension), points))
+            panels.append(Panel(TITLES.get(name, name), parameter_axis(dimension), points))
     return _panels(study, panels, columns)
 
 
@@ -375,7 +375,7 @@ def _draw_legend(figure: go.Figure, study: StudyFiles, points: list[Point], best
                            line={"color": NEUTRAL})
 
 
-def parameter_axis(name: str, dimension: dict[str, Any]) -> dict[str, Any]:
+def parameter_axis(dimension: dict[str, Any]) -> dict[str, Any]:
     """A plotly axis for a searched parameter, `{"log": [a, b]}`, `{"linear": [a, b]}` or `{"choice": [...]}`."""
     if "choice" in dimension:
         shown = [_show(value) for value in dimension["choice"]]

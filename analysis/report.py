@@ -184,7 +184,8 @@ def _settings(study: StudyFiles) -> str:
 
 HOW_TO_READ = """<ul>
 <li>Both arms train the same student with the same code and schedule. The loss of distillation is
-(1 − α) · cross entropy + α · T² · KL(teacher ‖ student) at temperature T; the baseline is α = 0.</li>
+(1&nbsp;−&nbsp;α)&nbsp;· cross entropy + α&nbsp;·&nbsp;T²&nbsp;· KL(teacher&nbsp;‖&nbsp;student) at temperature T;
+the baseline is α = 0.</li>
 <li>Winners are the trials with the best last validation accuracy at the full budget. The test images play no part in
 that; each row of the table is tested once, after its last epoch.</li>
 <li>A gain pairs each seed of an arm with the same seed of the tuned baseline. Where its interval includes zero, this
@@ -236,7 +237,6 @@ pre { overflow-x: auto; font: 13px/1.5 ui-monospace, Menlo, Consolas, monospace;
   section { padding: 16px 14px; }
   h1 { font-size: 28px; }
   .verdict .answer { font-size: 19px; }
-  td:nth-child(2) { white-space: normal; min-width: 9em; }
 }
 @media print { section { break-inside: avoid; } }
 """

@@ -218,8 +218,12 @@ class StudyConfig(Settings):
         }
         return StudyConfig.model_validate(_merge(self.model_dump(), changes))
 
+    def to_values(self) -> dict[str, Any]:
+        """What a study file would hold."""
+        return self.model_dump(mode="json", exclude_none=True)
+
     def to_toml(self) -> str:
-        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+        return tomli_w.dumps(self.to_values())
 
 
 def preset_names() -> list[str]:
@@ -237,10 +241,11 @@ def load_study(study: str, overrides: tuple[str, ...] = (), smoke: bool = False)
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
     values.setdefault("name", path.stem)
+    if smoke:  # before the overrides, which have the last word
+        values = validate(values).smoke().to_values()
     for override in overrides:
         _apply_override(values, override)
-    config = validate(values)
-    return config.smoke() if smoke else config
+    return validate(values)
 
 
 def find_study(study: str) -> Path:

@@ -20,7 +20,7 @@ from scipy.stats import qmc
 
 from study.config import Range, StudyConfig
 from study.record import Record, TrialState
-from trainables.loop import derive_seed
+from trainables.seeds import small_seed
 
 METRIC = "validation_accuracy"
 OPTUNA_STATES = {
@@ -31,11 +31,6 @@ OPTUNA_STATES = {
 }
 optuna.logging.set_verbosity(optuna.logging.ERROR)
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-
-
-def small_seed(*parts: int | str) -> int:
-    """A seed of 31 bits: exact in every reader of JSON."""
-    return derive_seed(*parts) % 2**31
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ is taken over.
 import contextlib
 import hashlib
 import json
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ from safetensors.numpy import load_file
 
 from analysis.results import StudyFiles
 from study import storage
-from study.cluster import Share, cluster_share, connected
+from study.cluster import Share, cluster_share, connected, local_share
 from study.config import STUDY_FILE, StudyConfig, check_models
 from study.display import Display
 from study.errors import StudyFailedError, UserError
@@ -34,12 +35,12 @@ from study.search import (
     TrialBook,
     run_key,
     search_view_seed,
-    small_seed,
     winner,
     write_optuna_file,
 )
 from trainables import data
 from trainables.data import ImageSet, Splits
+from trainables.seeds import small_seed
 
 STAGES = ("teacher", "baseline", "teacher_logits", "distill", "confirm", "report", "export")
 # Raised when the meaning of a stage's files changes, so that older folders are not taken for current ones.
@@ -123,6 +124,8 @@ class Study:
 
     def check(self) -> None:
         """Find what cannot work before anything starts. Raises UserError."""
+        if not (self.address or os.environ.get("RAY_ADDRESS")):
+            local_share(self.config.resources)
         check_models(self.config, classes=len(self.splits.class_names), channels=self.splits.channels,
                      image_size=self.image_size)
 

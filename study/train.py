@@ -12,10 +12,11 @@ from study import storage
 from study.config import StudyConfig
 from study.display import Display
 from study.errors import StudyFailedError
-from study.search import search_view_seed, small_seed
+from study.search import search_view_seed
 from study.stages import STAGES, Study
 from trainables.distill import start_distillation
 from trainables.loop import Evaluator, Training, default_device, to_device
+from trainables.seeds import small_seed
 from trainables.task import Task, Teacher, save, start
 from trainables.trainable import describe, not_finite
 

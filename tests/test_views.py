@@ -75,7 +75,7 @@ def test_mixup_mixes_images_and_says_with_whom(images):
     weight = drawn.partner_weight[:, None, None, None]
     torch.testing.assert_close(batch.images, (1 - weight) * plain + weight * plain[drawn.partner])
     assert torch.equal(batch.partner_labels, batch.labels[drawn.partner])
-    assert 0 <= float(batch.partner_weight.min()) and float(batch.partner_weight.max()) <= 0.5
+    assert float(batch.partner_weight.min()) >= 0 and float(batch.partner_weight.max()) <= 0.5
 
 
 def test_the_same_view_at_two_sizes_shows_the_same_thing(images):

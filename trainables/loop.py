@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from trainables import models
 from trainables.data import ImageSet
 from trainables.losses import distillation_loss
 from trainables.models import Classifier
+from trainables.seeds import derive_seed
 from trainables.settings import TrainSettings
 from trainables.views import RENDER_AHEAD_BYTES, Views, resize
 
@@ -190,13 +190,6 @@ def read_only_tensor(array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array)
 
 
-def derive_seed(*parts: int | str) -> int:
-    """A seed of 63 bits from anything that names it; the same on every machine."""
-    import hashlib
-
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()) >> 1
-
-
 def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -225,11 +218,6 @@ def make_scheduler(optimizer: torch.optim.Optimizer, settings: TrainSettings, st
     warmup = round(settings.warmup * settings.epochs * steps)
     return CosineLRScheduler(optimizer, t_initial=max(2, settings.epochs * steps - warmup), warmup_t=warmup,
                              warmup_prefix=True, t_in_epochs=False)
-
-
-def thread_count() -> int:
-    """CPU threads for this process: what Ray granted, else all there are."""
-    return int(os.environ.get("OMP_NUM_THREADS", os.cpu_count() or 1))
 
 
 def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict]:
