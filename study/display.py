@@ -21,9 +21,10 @@ class Display:
         self.console, self.stages = console, stages
         self._live: Live | None = None
 
-    def begin(self, stage: str, text: str = "") -> None:
-        self._stage, self._started, self._last_plain = stage, time.monotonic(), time.monotonic()
-        self._epochs_before: float | None = None
+    def begin(self, *stages: str, text: str = "") -> None:
+        """Stages begin, one or several at once."""
+        self._current, self._started, self._last_plain = stages, time.monotonic(), time.monotonic()
+        self._done_before: float | None = None
         if self.console.is_terminal:
             self._live = Live(console=self.console, refresh_per_second=4, transient=True)
             self._live.start()
@@ -32,76 +33,82 @@ class Display:
     def update(self, text: str) -> None:
         """Show where the current stage is."""
         if self._live:
-            self._live.update(self._line("…", text, self._elapsed()), refresh=False)
+            self._live.update(self._line(self._current, "…", text, self._elapsed()), refresh=False)
         elif text and time.monotonic() - self._last_plain > PLAIN_INTERVAL:
             self._last_plain = time.monotonic()
-            self.console.print(self._line("…", text, self._elapsed()))
+            self.console.print(self._line(self._current, "…", text, self._elapsed()))
 
-    def trials(self, book: TrialBook) -> None:
-        """Show a search's progress; the callback of a TrialBook."""
-        self.update(self._describe(book))
+    def trials(self, books: list[TrialBook]) -> None:
+        """Show the progress of all trials that run now."""
+        self.update(self._describe(books))
 
-    def end(self, outcome: str, seconds: float, reused: bool = False) -> None:
-        """Leave the stage's line behind."""
+    def end(self, stage: str, outcome: str, seconds: float, reused: bool = False) -> None:
+        """Leave a stage's line behind."""
         self.stop()
-        self.console.print(self._line("=" if reused else "✓", outcome, "" if reused else clock(seconds)))
+        self.console.print(self._line((stage,), "=" if reused else "✓", outcome, "" if reused else clock(seconds)))
 
     def stop(self) -> None:
         if self._live:
             self._live.stop()
             self._live = None
 
-    def _line(self, mark: str, text: str, right: str) -> Table:
+    def _line(self, stages: tuple[str, ...], mark: str, text: str, right: str) -> Table:
         style = {"✓": "green", "=": "dim", "…": "cyan"}[mark]
-        position = f"{self.stages.index(self._stage) + 1}/{len(self.stages)}"
+        numbers = "+".join(str(self.stages.index(stage) + 1) for stage in stages)
+        position, name = f"{numbers}/{len(self.stages)}", " + ".join(stages).replace("_", " ")
         grid = Table.grid(padding=(0, 1), expand=self.console.is_terminal)
         grid.add_column(no_wrap=True)
-        grid.add_column(no_wrap=True, width=STAGE_WIDTH)
+        grid.add_column(no_wrap=True, min_width=STAGE_WIDTH)
         grid.add_column(no_wrap=True, width=1)
         grid.add_column(ratio=1, overflow="fold")
         grid.add_column(justify="right", no_wrap=True)
-        grid.add_row(Text(position, style="dim"), Text(self._stage.replace("_", " "), style="bold"),
+        grid.add_row(Text(position, style="dim"), Text(name, style="bold"),
                      Text(mark, style=style), text, Text(right, style="dim"))
         return grid
 
     def _elapsed(self) -> str:
         return clock(time.monotonic() - self._started)
 
-    def _describe(self, book: TrialBook) -> str:
-        trials = list(book.record.trials.values())
-        ended = [trial for trial in trials if trial.number not in book.running and book.is_finished(trial)]
-        stopped = sum(trial.state == "stopped" for trial in trials)
-        failed = sum(trial.state == "failed" for trial in trials)
-        values = [trial.metric(METRIC) for trial in trials if trial.metric(METRIC) is not None]
-        share = len(ended) / book.total
-        bar = "━" * round(share * BAR_WIDTH) + "╌" * (BAR_WIDTH - round(share * BAR_WIDTH))
-        parts = [f"{bar} {len(ended)}/{book.total} trials", f"{len(book.running)} running"]
-        parts += [f"{stopped} stopped"] if stopped else []
-        parts += [f"{failed} failed"] if failed else []
+    def _describe(self, books: list[TrialBook]) -> str:
+        trials = [trial for book in books for trial in book.record.trials.values()]
+        total, running = sum(book.total for book in books), sum(len(book.running) for book in books)
+        ended = len(trials) - running - sum(book.waiting for book in books)
+        counts = {state: sum(trial.state == state for trial in trials) for state in ("stopped", "failed")}
+        last = books[-1].record.trials.values()  # of a teacher and its student, the student
+        values = [trial.metric(METRIC) for trial in last if trial.metric(METRIC) is not None]
+        filled = round(ended / total * BAR_WIDTH)
+        parts = [f"{'━' * filled}{'╌' * (BAR_WIDTH - filled)} {ended}/{total} trials", f"{running} running"]
+        parts += [f"{count} {state}" for state, count in counts.items() if count]
         parts += [f"best {100 * max(values):.1f} %"] if values else []
-        left = self._seconds_left(book)
+        left = self._seconds_left(books)
         return " · ".join(parts + ([f"about {clock(left)} left"] if left is not None else []))
 
-    def _seconds_left(self, book: TrialBook) -> float | None:
-        """From the epochs still expected and the epochs per second so far; None before anything is known."""
-        trials = list(book.record.trials.values())
-        done = float(sum(trial.epoch for trial in trials))
-        if self._epochs_before is None:
-            self._epochs_before = done
-        elapsed, fresh = time.monotonic() - self._started, done - self._epochs_before
+    def _seconds_left(self, books: list[TrialBook]) -> float | None:
+        """From the share of the work that is done; None before anything is known. A stage's epochs count by how many
+        of them a full run has, so that a teacher's 20 weigh as much as a student's 300."""
+        done = sum(trial.epoch / book.epochs for book in books for trial in book.record.trials.values())
+        if self._done_before is None or done == self._done_before:
+            # Nothing has been reported yet: the clock starts with the first report, once the workers are up.
+            self._done_before, self._first_report = done, time.monotonic()
+        fresh, elapsed = done - self._done_before, time.monotonic() - self._first_report
         if fresh <= 0 or elapsed <= 0:
             return None
-        ended = [trial.epoch for trial in trials if trial.state != "running" and not trial.protected]
-        typical = sum(ended) / len(ended) if ended else book.epochs * (1.0 if not book.may_stop else 0.5)
-        left = 0.0
-        for number in range(book.total):
-            trial = book.record.trials.get(number)
-            if trial is not None and trial.state != "running":
-                continue
-            protected = trial.protected if trial else number <= book.protected
-            expected = book.epochs if protected else typical
-            left += max(expected - (trial.epoch if trial else 0), 0)
-        return left * elapsed / fresh
+        return sum(_runs_left(book) for book in books) * elapsed / fresh
+
+
+def _runs_left(book: TrialBook) -> float:
+    """Full runs' worth of epochs that a book still expects."""
+    trials = book.record.trials
+    ended = [trial.epoch for trial in trials.values() if trial.state != "running" and not trial.protected]
+    typical = sum(ended) / len(ended) if ended else book.epochs * (0.5 if book.may_stop else 1.0)
+    left = 0.0
+    for number in range(book.total):
+        trial = trials.get(number)
+        if trial is not None and trial.state != "running":
+            continue
+        protected = trial.protected if trial else number <= book.protected
+        left += max((book.epochs if protected else typical) - (trial.epoch if trial else 0), 0)
+    return left / book.epochs
 
 
 def clock(seconds: float) -> str:

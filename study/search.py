@@ -228,12 +228,12 @@ class TrialBook:
 
     def __init__(self, record: Record, proposer: Proposer, *, epochs: int, rungs: Iterable[int] = (),
                  reduction_factor: int = 3, keep_weights: bool = False,
-                 on_change: Callable[["TrialBook"], None] | None = None):
+                 on_change: Callable[[], None] | None = None):
         self.record, self.proposer, self.epochs, self.keep_weights = record, proposer, epochs, keep_weights
         self._settings = {"epochs": epochs, "rungs": list(rungs), "reduction_factor": reduction_factor,
                           "keep_weights": keep_weights, "on_change": on_change}
         self._rungs = Rungs(self._settings["rungs"], reduction_factor)
-        self._on_change = on_change or (lambda book: None)
+        self._on_change = on_change or (lambda: None)
         self._replay_rungs()
         self._unfinished = [trial.number for trial in record.trials.values() if not self.is_finished(trial)]
         self.running: set[int] = set()
@@ -257,7 +257,7 @@ class TrialBook:
                 return None
             self.record.add_trial(trial)
         self.running.add(trial.number)
-        self._on_change(self)
+        self._on_change()
         return trial
 
     def report(self, number: int, metrics: dict[str, Any]) -> str:
@@ -273,7 +273,7 @@ class TrialBook:
             self.record.report(number, epoch, decision, metrics, failure)
         if decision != "continue":
             self.running.discard(number)
-        self._on_change(self)
+        self._on_change()
         return decision
 
     def _decide(self, trial: TrialState, epoch: int, accuracy: float) -> str:
@@ -297,7 +297,7 @@ class TrialBook:
         if self.record.trials[number].state == "running":
             self.record.fail(number, reason)
         self.running.discard(number)
-        self._on_change(self)
+        self._on_change()
 
     @property
     def total(self) -> int:
@@ -309,15 +309,23 @@ class TrialBook:
         return self.proposer.protected
 
     @property
+    def waiting(self) -> int:
+        """How many trials were cut off and have not been taken up again."""
+        return len(self._unfinished)
+
+    @property
+    def rungs(self) -> list[int]:
+        return self._settings["rungs"]
+
+    @property
     def may_stop(self) -> bool:
         return bool(self._settings["rungs"])
 
     @property
     def complete(self) -> bool:
         """Nothing is left to run."""
-        return all(self.is_finished(trial) for trial in self.record.trials.values()) and (
-            self.proposer(len(self.record.trials), self.record) is None
-        )
+        trials = self.record.trials
+        return len(trials) >= self.total and all(self.is_finished(trial) for trial in trials.values())
 
     def _replay_rungs(self) -> None:
         """Fill the rungs in the order in which the reports came."""

@@ -42,7 +42,10 @@ from trainables import data
 from trainables.data import ImageSet, Splits
 from trainables.seeds import small_seed
 
-STAGES = ("teacher", "baseline", "teacher_logits", "distill", "confirm", "report", "export")
+# Stages of one group need nothing of each other and run at the same time.
+GROUPS = (("teacher", "baseline"), ("teacher_logits",), ("distill",), ("confirm",))
+OUTPUTS = ("report", "export")
+STAGES = (*(name for group in GROUPS for name in group), *OUTPUTS)
 # Raised when the meaning of a stage's files changes, so that older folders are not taken for current ones.
 FORMAT = 1
 
@@ -103,6 +106,7 @@ class Study:
         self._ray = contextlib.ExitStack()
         self._share: Share | None = None
         self.did_work = False
+        self._checked = False
 
     # -- inputs -------------------------------------------------------------------------------------------------------
 
@@ -121,6 +125,11 @@ class Study:
     @property
     def image_size(self) -> int:
         return self.config.data.image_size or self.splits.image_size
+
+    def _check_once(self) -> None:
+        if not self._checked:
+            self.check()
+            self._checked = True
 
     def check(self) -> None:
         """Find what cannot work before anything starts. Raises UserError."""
@@ -183,28 +192,39 @@ class Study:
         self.folder.mkdir(parents=True, exist_ok=True)
         with storage.StudyLock(self.folder), self._ray:
             self._write_description()
-            checked = False
-            for name in STAGES[: STAGES.index(until) + 1]:
-                if name in ("report", "export"):
+            wanted = STAGES[: STAGES.index(until) + 1]
+            for group in GROUPS:
+                self._run_group([name for name in group if name in wanted])
+            for name in OUTPUTS:
+                if name in wanted:
                     getattr(self, f"_run_{name}")()
-                    continue
-                stage = self.stage(name)
-                self._take_over(stage)
-                self._enlist(stage)
-                if self._is_current(stage):
-                    self._show(stage, reused=True)
-                    continue
-                if not checked:
-                    self.check()
-                    checked = True
-                self.did_work = True
+
+    def _run_group(self, names: list[str]) -> None:
+        """Do the stages of a group that are not done, at the same time."""
+        missing = []
+        for stage in map(self.stage, names):
+            self._take_over(stage)
+            self._enlist(stage)
+            if self._is_current(stage):
+                self._show(stage, reused=True)
+            else:
+                missing.append(stage)
+        if not missing:
+            return
+        self._check_once()
+        self.did_work = True
+        self.display.begin(*[stage.name for stage in missing], text="starting")
+        try:
+            for stage in missing:
                 stage.path.mkdir(parents=True, exist_ok=True)
-                self.display.begin(name, "starting")
-                try:
-                    getattr(self, f"_run_{name}")(stage)
-                finally:
-                    self.display.stop()
-                self._show(stage)
+            if missing[0].name == "teacher_logits":
+                self._run_teacher_logits(missing[0])
+            else:
+                self._run_trials(missing)
+        finally:
+            self.display.stop()
+        for stage in missing:
+            self._show(stage)
 
     def _is_current(self, stage: Stage) -> bool:
         """Done, and with as many trials, seeds and views as are wanted now."""
@@ -260,61 +280,90 @@ class Study:
     def _show(self, stage: Stage, reused: bool = False) -> None:
         done = stage.done
         outcome = done["outcome"] + (f" (taken from {done['taken_from']})" if reused and "taken_from" in done else "")
-        if reused:
-            self.display.begin(stage.name)
-        self.display.end(outcome, done["seconds"], reused)
+        self.display.end(stage.name, outcome, done["seconds"], reused)
 
     # -- stages -------------------------------------------------------------------------------------------------------
 
-    def _run_teacher(self, stage: Stage) -> None:
-        from trainables.teacher import TeacherTrainable
+    def _run_trials(self, stages: list[Stage]) -> None:
+        """Run the trials of these stages together, then close each of them."""
+        from study.tuner import Job, forget_tune, run_trials
 
-        config = self.config
-        seed = small_seed(config.seed, "teacher")
-        wanted = tuple(TrialState(0, {"lr": lr}, seed, seed, "teacher") for lr in config.teacher.learning_rates)
-        task = self.task("teacher")
-        book = self._run_book(stage, ListProposer(wanted), TeacherTrainable, task, keep_weights=True)
-        best = self._winner_or_fail(book)
-        self._keep_weights(stage, best, "model.safetensors")
-        self._forget_checkpoints(stage)
+        share = self._connect()
+        books: list[TrialBook] = []
+        for stage in stages:
+            books.append(self._book(stage, share, lambda: self.display.trials(books)))
+        jobs = [Job(stage.name, book, self.task(stage.name)) for stage, book in zip(stages, books, strict=True)]
+        for book in books:
+            if not book.complete:
+                book.record.begin_session(epochs=book.epochs, rungs=book.rungs, share=str(share))
+        run_trials(jobs, self.folder, share, self.config.resources.worker_retries)
+        for stage in stages:
+            getattr(self, f"_close_{stage.name}")(stage, Record(stage.record_path))
+        forget_tune(self.folder)
+
+    def _book(self, stage: Stage, share: Share, on_change: Callable[[], None]) -> TrialBook:
+        config, name = self.config, stage.name
+        proposers = {"teacher": self._teacher_runs, "confirm": self._confirm_runs}
+        proposer: Proposer = (ListProposer(proposers[name]()) if name in proposers
+                              else OptunaProposer.of(config, name, share.concurrent))
+        return TrialBook(
+            Record(stage.record_path), proposer, on_change=on_change,
+            epochs=config.teacher.epochs if name == "teacher" else config.train.epochs,
+            rungs=[] if name in proposers else config.rungs, reduction_factor=config.search.reduction_factor,
+            keep_weights=name in proposers,
+        )
+
+    def _teacher_runs(self) -> tuple[TrialState, ...]:
+        """One per learning rate, otherwise alike."""
+        seed = small_seed(self.config.seed, "teacher")
+        return tuple(TrialState(0, {"lr": lr}, seed, seed, "teacher") for lr in self.config.teacher.learning_rates)
+
+    def _close_teacher(self, stage: Stage, record: Record) -> None:
+        best = self._winner_or_fail(record)
+        self._keep_file(stage, best, "model.safetensors")
         weights = stage.path / "model.safetensors"
-        parameters = _parameter_count(load_file(weights))
-        tried = f", best of {len(wanted)} learning rates" if len(wanted) > 1 else ""
+        parameters, tried = _parameter_count(load_file(weights)), len(self.config.teacher.learning_rates)
         stage.finish({
-            "outcome": f"{config.teacher.model} · {100 * best.metric(METRIC):.1f} % validation · "
-                       f"{parameters:,} parameters{tried}",
-            "seconds": book.record.seconds, "trial": best.number, "parameters": best.parameters,
-            "model_parameters": parameters, "best_validation": best.metric(METRIC), "trials": len(wanted),
+            "outcome": f"{self.config.teacher.model} · {100 * best.metric(METRIC):.1f} % validation · "
+                       f"{parameters:,} parameters" + (f", best of {tried} learning rates" if tried > 1 else ""),
+            "seconds": record.seconds, "trial": best.number, "parameters": best.parameters,
+            "model_parameters": parameters, "best_validation": best.metric(METRIC), "trials": tried,
             "weights": hash_file(weights),
         })
 
-    def _run_baseline(self, stage: Stage) -> None:
-        from trainables.baseline import BaselineTrainable
+    def _close_baseline(self, stage: Stage, record: Record) -> None:
+        self._close_search(stage, record)
 
-        self._run_search(stage, BaselineTrainable)
+    def _close_distill(self, stage: Stage, record: Record) -> None:
+        self._close_search(stage, record)
 
-    def _run_distill(self, stage: Stage) -> None:
-        from trainables.distill import DistillTrainable
-
-        self._run_search(stage, DistillTrainable)
-
-    def _run_search(self, stage: Stage, trainable: type) -> None:
-        config, arm = self.config, stage.name
-        share = self._connect()
-        proposer = OptunaProposer.of(config, arm, share.concurrent)
-        book = self._run_book(stage, proposer, trainable, self.task(arm), rungs=config.rungs)
-        best = self._winner_or_fail(book)
-        write_optuna_file(config.space(arm), book.record, stage.path / "optuna.db", f"{config.name}-{arm}")
-        self._forget_checkpoints(stage)
-        trials = list(book.record.trials.values())
+    def _close_search(self, stage: Stage, record: Record) -> None:
+        best = self._winner_or_fail(record)
+        write_optuna_file(self.config.space(stage.name), record, stage.path / "optuna.db",
+                          f"{self.config.name}-{stage.name}")
+        trials = list(record.trials.values())
         states = {state: sum(trial.state == state for trial in trials) for state in ("complete", "stopped", "failed")}
         counts = ", ".join(f"{count} {state}" for state, count in states.items() if count)
         stage.finish({
             "outcome": f"{len(trials)} trials ({counts}) · best {100 * best.metric(METRIC):.1f} % validation at "
                        f"{show_parameters(best.parameters)}",
-            "seconds": book.record.seconds, "trials": len(trials), **states, "winner": best.number,
+            "seconds": record.seconds, "trials": len(trials), **states, "winner": best.number,
             "parameters": best.parameters, "best_validation": best.metric(METRIC),
-            "default_validation": book.record.trials[0].metric(METRIC),
+            "default_validation": record.trials[0].metric(METRIC) if record.trials[0].state == "complete" else None,
+        })
+
+    def _close_confirm(self, stage: Stage, record: Record) -> None:
+        for trial in record.trials.values():
+            if trial.state == "failed":
+                raise StudyFailedError(f"confirmation run {trial.number} ({trial.label}) failed: {trial.reason}")
+            for name in ("model.safetensors", "test.parquet"):
+                self._keep_file(stage, trial, name, f"runs/{trial.number:03d}")
+        rows = self._confirm_rows(record)
+        weights = load_file(stage.path / f"runs/{rows[0]['runs'][0]:03d}/model.safetensors")
+        stage.finish({
+            "outcome": f"{len(record.trials)} runs on {self.config.confirm.seeds} fresh paired seeds",
+            "seconds": record.seconds, "runs": len(record.trials), "seeds": self._confirm_seeds(), "rows": rows,
+            "model_parameters": _parameter_count(weights),
         })
 
     def _run_teacher_logits(self, stage: Stage) -> None:
@@ -352,26 +401,6 @@ class Study:
             "view_seeds": self._view_seeds() if fits else [],
         })
 
-    def _run_confirm(self, stage: Stage) -> None:
-        from trainables.distill import DistillTrainable
-
-        book = self._run_book(stage, ListProposer(self._confirm_runs()), DistillTrainable, self.task("confirm"),
-                              keep_weights=True)
-        record = book.record
-        for trial in record.trials.values():
-            if trial.state == "failed":
-                raise StudyFailedError(f"confirmation run {trial.number} ({trial.label}) failed: {trial.reason}")
-            for name in ("model.safetensors", "test.parquet"):
-                self._keep_weights(stage, trial, name, f"runs/{trial.number:03d}")
-        self._forget_checkpoints(stage)
-        rows = self._confirm_rows(record)
-        weights = load_file(stage.path / f"runs/{rows[0]['runs'][0]:03d}/model.safetensors")
-        stage.finish({
-            "outcome": f"{len(record.trials)} runs on {self.config.confirm.seeds} fresh paired seeds",
-            "seconds": record.seconds, "runs": len(record.trials), "seeds": self._confirm_seeds(), "rows": rows,
-            "model_parameters": _parameter_count(weights),
-        })
-
     def _run_report(self) -> None:
         from analysis import report
 
@@ -393,31 +422,15 @@ class Study:
     def _run_output(self, name: str, path: str, write: Callable[[], bool]) -> None:
         """Bring something that others read up to date; `write` says whether there was anything to do."""
         started = time.monotonic()
-        self.display.begin(name, "writing")
+        self.display.begin(name, text="writing")
         try:
             changed = write()
         finally:
             self.display.stop()
         self.did_work |= changed
-        self.display.end(str(self.folder / path), time.monotonic() - started, reused=not changed)
+        self.display.end(name, str(self.folder / path), time.monotonic() - started, reused=not changed)
 
     # -- trials -------------------------------------------------------------------------------------------------------
-
-    def _run_book(self, stage: Stage, proposer: Proposer, trainable: type, task: Any, *, rungs: list[int] | None = None,
-                  keep_weights: bool = False) -> TrialBook:
-        from study.tuner import run_trials
-
-        config, share = self.config, self._connect()
-        record = Record(stage.record_path)
-        book = TrialBook(record, proposer, epochs=task.training.epochs, rungs=rungs or [],
-                         reduction_factor=config.search.reduction_factor, keep_weights=keep_weights,
-                         on_change=self.display.trials)
-        if not book.complete:
-            record.begin_session(epochs=task.training.epochs, rungs=rungs or [], share=str(share))
-            every = config.checkpoint_every if task.training.epochs == config.train.epochs else task.report_every * 5
-            run_trials(book, trainable, task, stage.path, share, checkpoint_every=every,
-                       worker_retries=config.resources.worker_retries)
-        return TrialBook(Record(stage.record_path), proposer, epochs=task.training.epochs)
 
     def task(self, stage: str) -> Any:
         """What the runs of a stage share."""
@@ -428,10 +441,14 @@ class Study:
                   "views": config.views, "threads": config.resources.cpus_per_trial}
         if stage == "teacher":
             training = config.teacher.train_settings
+            every = max(1, training.epochs // 20)
             return Task(train=splits.train, model=config.teacher.model_settings, training=training,
-                        report_every=max(1, training.epochs // 20), **common)
+                        report_every=every, checkpoint_every=5 * every, keep_weights=True, **common)
+        # Nobody stops a confirmation run, so it reports only when it is saved.
+        report_every = config.checkpoint_every if stage == "confirm" else config.report_every
         task = Task(train=splits.student_train, model=config.student, training=config.train,
-                    report_every=config.report_every, **common)
+                    report_every=report_every, checkpoint_every=config.checkpoint_every,
+                    keep_weights=stage == "confirm", **common)
         if stage == "baseline":
             return task
         if stage == "teacher_logits":
@@ -452,24 +469,19 @@ class Study:
         return replace(teacher, logits=logits, validation_predictions=np.load(folder / "validation.npy"),
                        weights={} if len(logits) == len(view_seeds) else teacher.weights)
 
-    def _winner_or_fail(self, book: TrialBook) -> TrialState:
-        best = winner(book.record)
+    def _winner_or_fail(self, record: Record) -> TrialState:
+        best = winner(record)
         if best is None:
-            failed = [trial for trial in book.record.trials.values() if trial.state == "failed"]
+            failed = [trial for trial in record.trials.values() if trial.state == "failed"]
             reason = f": {len(failed)} failed, the first with {failed[0].reason}" if failed else ""
             raise StudyFailedError(f"no trial reached its last epoch{reason}")
         return best
 
-    def _keep_weights(self, stage: Stage, trial: TrialState, name: str, folder: str = "") -> None:
-        """Move a file of a trial's last checkpoint to where it stays."""
+    def _keep_file(self, stage: Stage, trial: TrialState, name: str, folder: str = "") -> None:
+        """Copy a file of a trial's last checkpoint to where it stays."""
         target = stage.path / folder / name
         if not target.exists():
-            storage.copy_file(stage.path / trial.checkpoint["path"] / name, target)
-
-    def _forget_checkpoints(self, stage: Stage) -> None:
-        from study.tuner import forget_tune
-
-        forget_tune(stage.path)
+            storage.copy_file(self.folder / trial.checkpoint["path"] / name, target)
 
     # -- teacher logits -----------------------------------------------------------------------------------------------
 

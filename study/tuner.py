@@ -1,10 +1,11 @@
-"""A TrialBook run by Ray Tune: searcher, scheduler and callback that only pass on what the book decides."""
+"""TrialBooks run by Ray Tune: searcher, scheduler and callback that only pass on what the books decide."""
 
 import contextlib
 import os
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,14 @@ from ray.tune.search import Searcher
 from study.cluster import Share
 from study.errors import InterruptedStudyError, StudyFailedError
 from study.search import TrialBook
+from trainables.stages import StageTrainable
 from trainables.task import Task
 
 DRIVER_TRIES = 3
 CHECKPOINT_MARK = "training.json"
+TUNE_FOLDER = ".tune"
+REPORTED = ("epoch", "train_loss", "hard_loss", "soft_loss", "validation_accuracy", "validation_loss", "agreement",
+            "lr", "images_per_second", "seconds", "failure")
 
 
 class _DriverOnly:
@@ -31,19 +36,30 @@ class _DriverOnly:
         return _DriverOnly, ()
 
 
-class _BookSearcher(_DriverOnly, Searcher):
-    """Asks the book for trials. Nothing is saved: the record holds all there is."""
+@dataclass
+class Job:
+    """A stage's trials: the book that decides on them and the task they share."""
 
-    def __init__(self, book: TrialBook, folder: Path):
+    stage: str
+    book: TrialBook
+    task: Task
+
+
+class _JobSearcher(_DriverOnly, Searcher):
+    """Asks the books for trials, the first one first. Nothing is saved: the records hold all there is."""
+
+    def __init__(self, jobs: list[Job], folder: Path):
         super().__init__(metric="validation_accuracy", mode="max")
-        self._book, self._folder = book, folder.absolute()
+        self._jobs, self._folder = jobs, folder
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        trial = self._book.next()
-        if trial is None:
-            return Searcher.FINISHED
-        return {"number": trial.number, "parameters": trial.parameters, "seed": trial.seed,
-                "view_seed": trial.view_seed, "checkpoint": self._usable_checkpoint(trial.checkpoint)}
+        for job in self._jobs:
+            trial = job.book.next()
+            if trial is not None:
+                return {"stage": job.stage, "number": trial.number, "parameters": trial.parameters,
+                        "seed": trial.seed, "view_seed": trial.view_seed,
+                        "checkpoint": self._usable_checkpoint(trial.checkpoint)}
+        return Searcher.FINISHED
 
     def _usable_checkpoint(self, checkpoint: dict[str, Any] | None) -> str | None:
         """The folder to continue from. A checkpoint that was cut off lacks its mark: then the trial starts anew."""
@@ -62,84 +78,83 @@ class _BookSearcher(_DriverOnly, Searcher):
         pass
 
 
-class _BookScheduler(_DriverOnly, FIFOScheduler):
-    """Stops what the book stops. Trials never end by themselves, so every report, the last one too, comes by here
+class _JobScheduler(_DriverOnly, FIFOScheduler):
+    """Stops what the books stop. Trials never end by themselves, so every report, the last one too, comes by here
     before Tune does anything else."""
 
-    def __init__(self, book: TrialBook):
+    def __init__(self, jobs: list[Job]):
         super().__init__()
-        self._book = book
+        self._books = {job.stage: job.book for job in jobs}
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
-        names = ("epoch", "train_loss", "hard_loss", "soft_loss", "validation_accuracy", "validation_loss",
-                 "agreement", "lr", "images_per_second", "seconds", "failure")
-        decision = self._book.report(trial.config["number"], {name: result[name] for name in names if name in result})
+        book = self._books[trial.config["stage"]]
+        report = {name: result[name] for name in REPORTED if name in result}
+        decision = book.report(trial.config["number"], report)
         return TrialScheduler.CONTINUE if decision == "continue" else TrialScheduler.STOP
 
     def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        self._book.fail(trial.config["number"], _last_line(trial))
+        self._books[trial.config["stage"]].fail(trial.config["number"], _last_line(trial))
 
 
-class _BookCallback(_DriverOnly, tune.Callback):
-    """Enters checkpoints, relative to the stage's folder so that a study can be moved."""
+class _JobCallback(_DriverOnly, tune.Callback):
+    """Enters checkpoints, relative to the study's folder so that a study can be moved."""
 
-    def __init__(self, book: TrialBook, folder: Path):
-        self._book, self._folder = book, folder.absolute()
+    def __init__(self, jobs: list[Job], folder: Path):
+        self._books, self._folder = {job.stage: job.book for job in jobs}, folder
 
     def on_checkpoint(self, iteration: int, trials: list, trial: Any, checkpoint: tune.Checkpoint, **info: Any) -> None:
         path = Path(checkpoint.path).relative_to(self._folder)
-        self._book.checkpoint(trial.config["number"], trial.last_result["epoch"], str(path))
+        book = self._books[trial.config["stage"]]
+        book.checkpoint(trial.config["number"], trial.last_result["epoch"], str(path))
 
 
-def run_trials(book: TrialBook, trainable: type[tune.Trainable], task: Task, folder: Path, share: Share, *,
-               checkpoint_every: int, worker_retries: int) -> None:
-    """Run until the book is complete. `folder` is the stage's own.
+def run_trials(jobs: list[Job], folder: Path, share: Share, worker_retries: int) -> None:
+    """Run until all books are complete. `folder` is the study's.
 
-    An exception out of Tune becomes a resume from the record, a bounded number of times. Raises
+    An exception out of Tune becomes a resume from the records, a bounded number of times. Raises
     InterruptedStudyError where somebody stops it.
     """
-    failures = []
-    while not book.complete:
+    failures: list[str] = []
+    while not all(job.book.complete for job in jobs):
         if len(failures) == DRIVER_TRIES:
             raise StudyFailedError(f"Ray Tune failed {DRIVER_TRIES} times, last with: {failures[-1]}; what finished "
                                    "is kept, run the same command again to go on")
-        book = book.reopened() if failures else book
+        if failures:
+            jobs = [replace(job, book=job.book.reopened()) for job in jobs]
+            for job in jobs:
+                job.book.record.begin_session(after=failures[-1])
         try:
             with _interrupts() as interrupted:
-                _fit(book, trainable, task, folder, share, checkpoint_every, worker_retries, len(failures))
+                _fit(jobs, folder.absolute(), share, worker_retries)
         except Exception as error:
             failures.append(" ".join(str(error).split())[:200])
-            book.record.begin_session(after=failures[-1])
             continue
-        if interrupted and not book.complete:
-            raise InterruptedStudyError
-        if not book.complete:
+        if not all(job.book.complete for job in jobs):
+            if interrupted:
+                raise InterruptedStudyError
             failures.append("trials were left unfinished")
 
 
-def _fit(book: TrialBook, trainable: type[tune.Trainable], task: Task, folder: Path, share: Share,
-         checkpoint_every: int, worker_retries: int, attempt: int) -> None:
-    bound = tune.with_parameters(trainable, task=task)
+def _fit(jobs: list[Job], folder: Path, share: Share, worker_retries: int) -> None:
+    trainable = tune.with_parameters(StageTrainable, task={job.stage: job.task for job in jobs})
+    runs = folder / TUNE_FOLDER
     tuner = tune.Tuner(
-        tune.with_resources(bound, {"cpu": share.cpus, "gpu": share.gpus}),
+        tune.with_resources(trainable, {"cpu": share.cpus, "gpu": share.gpus}),
         tune_config=tune.TuneConfig(
-            search_alg=_BookSearcher(book, folder),
-            scheduler=_BookScheduler(book),
+            search_alg=_JobSearcher(jobs, folder),
+            scheduler=_JobScheduler(jobs),
             num_samples=-1,
             max_concurrent_trials=share.concurrent,
             reuse_actors=True,
-            trial_dirname_creator=lambda trial: f"{trial.config['number']:04d}",
+            trial_dirname_creator=lambda trial: f"{trial.config['stage']}-{trial.config['number']:04d}",
         ),
         run_config=tune.RunConfig(
-            name=f"{len(list((folder / 'tune').glob('*'))):02d}-{attempt}",
-            storage_path=str((folder / "tune").absolute()),
+            name=f"{len(list(runs.glob('*'))):03d}",
+            storage_path=str(runs),
             failure_config=tune.FailureConfig(max_failures=worker_retries),
-            checkpoint_config=tune.CheckpointConfig(
-                num_to_keep=1,
-                checkpoint_frequency=max(1, checkpoint_every // task.report_every),
-                checkpoint_at_end=book.keep_weights,
-            ),
-            callbacks=[_BookCallback(book, folder)],
+            # The trainable itself says when it is to be saved.
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=1, checkpoint_frequency=0, checkpoint_at_end=False),
+            callbacks=[_JobCallback(jobs, folder)],
             verbose=0,
         ),
     )
@@ -173,5 +188,5 @@ def _last_line(trial: Any) -> str:
 
 
 def forget_tune(folder: Path) -> None:
-    """Remove what Tune left behind once a stage is done; weights worth keeping have been moved by then."""
-    shutil.rmtree(folder / "tune", ignore_errors=True)
+    """Remove what Tune left in a study once its stages are done; weights worth keeping have been moved by then."""
+    shutil.rmtree(folder / TUNE_FOLDER, ignore_errors=True)

@@ -306,7 +306,7 @@ def test_help_is_quick_and_reads_well(command):
 
 def test_no_stray_files_are_left_in_the_study(finished):
     folder, _ = finished
-    assert not list(folder.rglob("tune")) and not list(folder.rglob("*.draft"))
+    assert not list(folder.rglob(".tune")) and not list(folder.rglob("*.draft"))
     assert {path.name.split("-")[0] for path in folder.iterdir() if not path.name.startswith(".")} <= {
         "teacher", "baseline", "teacher_logits", "distill", "confirm", "results", "export", "solo", "study.toml",
         "stages.json"}

@@ -46,6 +46,8 @@ class Teacher:
 class Task:
     """One stage's data and settings. Its arrays lie in Ray's object store and are not copied by the runs.
 
+    report_every, checkpoint_every: epochs; a checkpoint is saved with the report at which it is due, 0 is never.
+    keep_weights: also save after the last epoch.
     test: given only where weights are final; predicted once, after the last epoch.
     image_size: for models that do not name their own, pixels.
     """
@@ -58,6 +60,8 @@ class Task:
     training: TrainSettings
     views: ViewSettings
     report_every: int
+    checkpoint_every: int = 0
+    keep_weights: bool = False
     threads: int = 1
     test: ImageSet | None = None
     teacher: Teacher | None = None

@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 from ray import tune
+from ray.tune.result import SHOULD_CHECKPOINT
 
 from trainables.loop import Training
 from trainables.task import Task, release_memory, save
@@ -50,10 +51,16 @@ class StudyTrainable(tune.Trainable):
         if self.failure is None:
             try:
                 report = self.training.run(self.task.report_every)
-                return report | {"failure": not_finite(report)}
+                return report | {"failure": not_finite(report), SHOULD_CHECKPOINT: self._checkpoint_due()}
             except Exception as error:
                 self.failure = describe(error)
         return {"epoch": self.training.epoch if self.training else 0, "failure": self.failure}
+
+    def _checkpoint_due(self) -> bool:
+        every = self.task.checkpoint_every
+        if self.training.finished:
+            return self.task.keep_weights
+        return bool(every) and self.training.epoch % every < self.task.report_every
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         if self.training is not None:
