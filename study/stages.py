@@ -172,7 +172,7 @@ class Study:
                 config.views.model_dump(exclude={"cache_gib"}), config.train.epochs, config.teacher.precision]
 
     def _distill_inputs(self) -> list[Any]:
-        return [*self._search_inputs("distill"), self._teacher_weights_hash, self._image_hashes["train"]]
+        return [*self._search_inputs("distill"), self._teacher_weights_hash]
 
     def _confirm_inputs(self) -> list[Any]:
         return [*self._shared_inputs(), self._teacher_weights_hash, self._image_hashes["test"]]
@@ -442,6 +442,8 @@ class Study:
         if stage == "teacher":
             training = config.teacher.train_settings
             every = max(1, training.epochs // 20)
+            # views.count limits the views whose logits are kept; the teacher itself sees a fresh one every epoch.
+            common["views"] = config.views.model_copy(update={"count": None})
             return Task(train=splits.train, model=config.teacher.model_settings, training=training,
                         report_every=every, checkpoint_every=5 * every, keep_weights=True, **common)
         # Nobody stops a confirmation run, so it reports only when it is saved.

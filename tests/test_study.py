@@ -247,6 +247,17 @@ def test_a_loop_on_its_own_repeats_the_searchs_first_trial(finished):
         report["metrics"]["validation_loss"] for report in record.trials[0].reports]
 
 
+def test_of_several_learning_rates_the_teacher_keeps_the_best_on_validation(tmp_path):
+    settings = ["teacher.lr=[1e-5, 3e-3]", "teacher.epochs=3"]
+    kdstudy("run", "digits", *with_set(settings), "--until", "teacher", cwd=tmp_path)
+    stage = next(tmp_path.glob("studies/digits/teacher-*"))
+    done = json.loads((stage / "done.json").read_text())
+    trials = Record(stage / "record.jsonl", write=False).trials
+    accuracies = {trial.parameters["lr"]: trial.metric("validation_accuracy") for trial in trials.values()}
+    assert len(accuracies) == 2 and done["parameters"]["lr"] == max(accuracies, key=accuracies.get)
+    assert done["best_validation"] == max(accuracies.values()) and done["trials"] == 2
+
+
 def test_a_diverging_trial_fails_alone(tmp_path):
     """lr = 1e30 in the default point: NaN at once. The study goes on, and that trial is never the winner."""
     settings = ["search.lr={choice=[1e-3, 1e30]}", "default.lr=1e30", "search.baseline_trials=4"]
