@@ -25,18 +25,18 @@ class Display:
         """Stages begin, one or several at once."""
         self._current, self._started, self._last_plain = stages, time.monotonic(), time.monotonic()
         self._done_before: float | None = None
+        self._text = text
         if self.console.is_terminal:
-            self._live = Live(console=self.console, refresh_per_second=4, transient=True)
+            # Asked for the line at every refresh, so that the clock goes on between reports.
+            self._live = Live(console=self.console, refresh_per_second=4, transient=True, get_renderable=self._now)
             self._live.start()
-        self.update(text)
 
     def update(self, text: str) -> None:
         """Show where the current stage is."""
-        if self._live:
-            self._live.update(self._line(self._current, "…", text, self._elapsed()), refresh=False)
-        elif text and time.monotonic() - self._last_plain > PLAIN_INTERVAL:
+        self._text = text
+        if not self._live and text and time.monotonic() - self._last_plain > PLAIN_INTERVAL:
             self._last_plain = time.monotonic()
-            self.console.print(self._line(self._current, "…", text, self._elapsed()))
+            self.console.print(self._now())
 
     def trials(self, books: list[TrialBook]) -> None:
         """Show the progress of all trials that run now."""
@@ -66,8 +66,8 @@ class Display:
                      Text(mark, style=style), text, Text(right, style="dim"))
         return grid
 
-    def _elapsed(self) -> str:
-        return clock(time.monotonic() - self._started)
+    def _now(self) -> Table:
+        return self._line(self._current, "…", self._text, clock(time.monotonic() - self._started))
 
     def _describe(self, books: list[TrialBook]) -> str:
         trials = [trial for book in books for trial in book.record.trials.values()]
