@@ -83,6 +83,8 @@ class StudyFiles:
     def _trial_row(self, stage: str, event: dict[str, Any]) -> dict[str, Any]:
         number = event["trial"]
         own = [other for other in self.events[stage] if other.get("trial") == number]
+        retried = max((index for index, other in enumerate(own) if other["event"] == "retry"), default=0)
+        own = [other for index, other in enumerate(own) if index > retried or not _is_failure(other)]
         reports = [other for other in own if other["event"] == "report"]
         failures = [other for other in own if other["event"] == "end"]
         values = [report["metrics"].get("validation_accuracy") for report in reports]
@@ -129,6 +131,10 @@ def read_events(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return events
+
+
+def _is_failure(event: dict[str, Any]) -> bool:
+    return event["event"] == "end" or event.get("decision") == "failed"
 
 
 def _correct(path: Path) -> np.ndarray:

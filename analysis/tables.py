@@ -131,9 +131,11 @@ def verdict(outcome: dict[str, Any]) -> str:
 
 def scope(study: StudyFiles, outcome: dict[str, Any]) -> str:
     """What the verdict does not speak of."""
-    data, seeds = outcome["data"], study.config["confirm"]["seeds"]
-    text = (f"Scope: this teacher, this split, this search; {data['test']} test images, {seeds} fresh seeds, last "
-            "epoch, tested once.")
+    confirm = study.done("confirm")
+    if confirm is None:
+        return "Scope: the confirmation on fresh seeds is still to come."
+    text = (f"Scope: this teacher, this split, this search; {outcome['data']['test']} test images, "
+            f"{len(confirm['seeds'])} fresh seeds, last epoch, tested once.")
     if outcome["gain"]:
         only = outcome["gain"]["seeds_only"]
         text += (" The interval treats seeds and test images as samples; over seeds alone, for these very images, it "

@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 
 from study.config import STUDY_FILE, StudyConfig, load_study, preset_names
 from study.errors import InterruptedStudyError, StudyFailedError, UserError
@@ -61,7 +62,7 @@ def run(study: str, overrides: tuple[str, ...], folder: Path | None, smoke: bool
     """
     config, folder = _resolve(study, overrides, folder, smoke)
     console = Console(highlight=False)
-    console.print(f"[bold]{config.name}[/bold]  {config.about}", soft_wrap=True)
+    console.print(f"[bold]{config.name}[/bold]  {escape(config.about)}", soft_wrap=True)
     with console.status("reading settings and data") if console.is_terminal else contextlib.nullcontext():
         from study.display import Display
         from study.stages import STAGES, Study
@@ -96,9 +97,7 @@ def plan(study: str, overrides: tuple[str, ...], folder: Path | None, smoke: boo
 @click.option("--dir", "folder", type=click.Path(path_type=Path), metavar="FOLDER", help="Where the study lives.")
 def status(study: str, folder: Path | None) -> None:
     """Show how far a study is, also while it runs."""
-    _, folder = _resolve(study, (), folder)
-    if not (folder / STUDY_FILE).exists():
-        raise UserError(f"{folder} has not been started; `kdstudy run {study}` starts it")
+    _, folder = _resolve_started(study, folder)
     from study.status import show_status
 
     show_status(folder, Console(highlight=False))
@@ -113,9 +112,7 @@ def report(study: str, folder: Path | None, readme: Path | None) -> None:
     """Rebuild the results table and the report.
 
     Also while the study runs, from what is there. Needs neither Ray nor torch."""
-    _, folder = _resolve(study, (), folder)
-    if not (folder / STUDY_FILE).exists():
-        raise UserError(f"{folder} has not been started; `kdstudy run {study}` starts it")
+    _, folder = _resolve_started(study, folder)
     from analysis import report as report_page
     from analysis import tables
 
@@ -142,7 +139,7 @@ def export(study: str, out: Path, folder: Path | None, model: str) -> None:
 
     The winner's configuration, first confirmation seed, last epoch, as safetensors with a config.json: OUT is loaded
     by timm.create_model("local-dir:OUT", pretrained=True)."""
-    config, folder = _resolve(study, (), folder)
+    config, folder = _resolve_started(study, folder)
     from study import export as exporting
 
     write = exporting.export_teacher if model == "teacher" else exporting.export_student
@@ -212,6 +209,14 @@ def _resolve(study: str, overrides: tuple[str, ...], folder: Path | None,
     return config, folder
 
 
+def _resolve_started(study: str, folder: Path | None) -> tuple[StudyConfig, Path]:
+    """The settings that a study was started with, and its folder. Raises UserError where it was not."""
+    _, folder = _resolve(study, (), folder)
+    if not (folder / STUDY_FILE).exists():
+        raise UserError(f"{folder} has not been started; `kdstudy run {study}` starts it")
+    return load_study(str(folder)), folder
+
+
 def _print_results(console: Console, folder: Path) -> None:
     from analysis.tables import console_table
     from study.storage import read_json
@@ -219,8 +224,8 @@ def _print_results(console: Console, folder: Path) -> None:
     results = read_json(folder / "results" / "results.json")
     console.print()
     console.print(console_table(results))
-    console.print(f"[bold]{results['verdict']}[/bold]", soft_wrap=True)
-    console.print(results["scope"], style="dim", soft_wrap=True)
+    console.print(results["verdict"], style="bold", soft_wrap=True, markup=False)
+    console.print(results["scope"], style="dim", soft_wrap=True, markup=False)
     console.print()
     console.print(f"report   {folder / 'results' / 'report.html'}", soft_wrap=True)
     if (folder / "export" / "config.json").exists():
@@ -259,6 +264,10 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _fail(f"{error.filename}: {error.strerror}; choose another place, or make room for it", 2)
 
 
 def _fail(message: str, code: int) -> None:

@@ -48,6 +48,11 @@ class Range(Settings):
     def bounds(self) -> tuple[float, float] | None:
         return self.log or self.linear
 
+    @property
+    def extremes(self) -> tuple[float | int | str, ...]:
+        """The values that must be valid for all others to be."""
+        return self.choice or self.bounds
+
     def contains(self, value: float | str) -> bool:
         if self.choice is not None:
             return value in self.choice
@@ -58,13 +63,13 @@ class Range(Settings):
 class TeacherSettings(ModelSettings, TrainSettings):
     """The teacher's model and training."""
 
-    lr: Annotated[PositiveFloat | tuple[PositiveFloat, ...], FromList] = Field(
+    lr: Annotated[PositiveFloat | Annotated[tuple[PositiveFloat, ...], Field(min_length=1)], FromList] = Field(
         3e-4, description="a list: the best on validation is kept"
     )
 
     @property
     def learning_rates(self) -> tuple[float, ...]:
-        return self.lr if isinstance(self.lr, tuple) else (self.lr,)
+        return tuple(dict.fromkeys(self.lr)) if isinstance(self.lr, tuple) else (self.lr,)
 
     @property
     def model_settings(self) -> ModelSettings:
@@ -138,6 +143,7 @@ class StudyConfig(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> "StudyConfig":
         for name, dimension in self.space("distill").items():
+            _check_dimension(name, dimension)
             default = self.default_parameters("distill")[name]
             if not dimension.contains(default):
                 where = "default" if name in DefaultPoint.model_fields else "train"
@@ -147,6 +153,9 @@ class StudyConfig(Settings):
             if getattr(self.search, trials) < needed:
                 raise ValueError(f"search.{trials} = {getattr(self.search, trials)} is too few: search.{protected} = "
                                  f"{needed - 1} and the default point need at least {needed}")
+        if self.search.early_stopping and self.search.grace_period and not self.rungs:
+            raise ValueError(f"search.grace_period = {self.search.grace_period} leaves no rung before 70 % of "
+                             f"{self.train.epochs} epochs; make it smaller, or set search.early_stopping = false")
         if self.data.validation + self.data.test >= 1:
             raise ValueError("data.validation + data.test must be smaller than 1")
         return self
@@ -196,7 +205,7 @@ class StudyConfig(Settings):
         search, epochs = self.search, self.train.epochs
         if not search.early_stopping:
             return []
-        most_warmup = max([self.train.warmup, *(search.warmup.bounds or search.warmup.choice if search.warmup else ())])
+        most_warmup = max([self.train.warmup, *(search.warmup.extremes if search.warmup else ())])
         grace = search.grace_period or max(2, math.ceil(epochs / 9), math.ceil(most_warmup * epochs) + 1)
         rung = math.ceil(grace / self.report_every) * self.report_every
         rungs = []
@@ -224,6 +233,21 @@ class StudyConfig(Settings):
 
     def to_toml(self) -> str:
         return tomli_w.dumps(self.to_values())
+
+
+def _check_dimension(name: str, dimension: Range) -> None:
+    """What is proposed must be what the setting takes. Raises ValueError."""
+    if name in ("batch_size", "optimizer") and dimension.choice is None:
+        raise ValueError(f"search.{name} takes choice = [...] only")
+    settings = DefaultPoint if name in DefaultPoint.model_fields else TrainSettings
+    for value in dimension.extremes:
+        try:
+            settings.model_validate({name: value})
+        except ValidationError as error:
+            message = error.errors(include_url=False)[0]["msg"]
+            raise ValueError(f"search.{name} reaches {value!r}: {message[0].lower()}{message[1:]}") from None
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"search.{name} reaches {value}: should be finite")
 
 
 def preset_names() -> list[str]:
@@ -302,6 +326,8 @@ def _explain(error: ValidationError) -> str:
         section = ".".join(location[:-1])
         remedy = f"did you mean {'.'.join([*location[:-1], nearest[0]])}?" if nearest else f"known: {known}"
         return f"{key} is not a setting{f' of [{section}]' if section else ''}; {remedy}"
+    if problem["type"] == "missing" and location[-1].isdigit():
+        return f"{'.'.join(location[:-1])} needs two values, [low, high]"
     if problem["type"] == "missing":
         return f"{key} is missing; add it to the study file or use --set {key}=…"
     message = problem["msg"].removeprefix("Value error, ")
@@ -310,7 +336,7 @@ def _explain(error: ValidationError) -> str:
         message = f"must be a table such as {example}"
     if not key:
         return message
-    given = problem["input"]
+    given = list(problem["input"]) if isinstance(problem["input"], tuple) else problem["input"]
     shown = "" if isinstance(given, dict) else f" = {given!r}"
     return f"{key}{shown}: {message[0].lower()}{message[1:]}"
 
@@ -357,3 +383,9 @@ def _check_optimizer(key: str, name: Any, known: list[str]) -> None:
         nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
         hint = f"did you mean {nearest[0]!r}?" if nearest else "see timm.optim.list_optimizers()"
         raise UserError(f"{key} = {name!r} is not a timm optimizer; {hint}")
+    from trainables.loop import check_optimizer
+
+    try:
+        check_optimizer(str(name))
+    except ValueError as error:
+        raise UserError(f"{key} = {name!r} cannot be used: {error}") from None

@@ -63,7 +63,7 @@ class Display:
         grid.add_column(ratio=1, overflow="fold")
         grid.add_column(justify="right", no_wrap=True)
         grid.add_row(Text(position, style="dim"), Text(name, style="bold"),
-                     Text(mark, style=style), text, Text(right, style="dim"))
+                     Text(mark, style=style), Text(text), Text(right, style="dim"))
         return grid
 
     def _now(self) -> Table:

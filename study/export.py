@@ -78,14 +78,15 @@ def _export(config: StudyConfig, settings: ModelSettings, weights: Path, target:
     shutil.rmtree(draft, ignore_errors=True)
     _write_timm_folder(model, splits, draft)
     (draft / "README.md").write_text("\n".join([*card, *_usage(target)]), encoding="utf-8")
-    again = _predict_with_timm(draft, splits)
-    if not np.array_equal(again == splits.test.labels, correct):
-        raise StudyFailedError(f"the exported model does not repeat its recorded test predictions: {again.mean():.4f} "
-                               f"against {correct.mean():.4f}")
+    again = _predict_with_timm(draft, splits) == splits.test.labels
+    # On the device that trained it every answer is the same; elsewhere rounding may turn a tie.
+    if (again != correct).sum() > max(1, 0.002 * len(correct)):
+        raise StudyFailedError("the exported model does not repeat its recorded test answers: "
+                               f"{100 * again.mean():.2f} % right against {100 * correct.mean():.2f} %")
     storage.write_json(draft / KEY_FILE, key)
     shutil.rmtree(target, ignore_errors=True)
     draft.rename(target)
-    return float(correct.mean())
+    return float(again.mean())
 
 
 def _write_timm_folder(model: Classifier, splits: data.Splits, folder: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -123,7 +124,7 @@ def _stage(study: Study, name: str) -> Stage | None:
 
 def _is_done(study: Study, name: str) -> bool:
     stage = _stage(study, name)
-    return stage is not None and stage.done is not None
+    return stage is not None and study.is_current(stage)
 
 
 def _seconds_per_epoch(study: Study, name: str) -> float | None:
@@ -161,7 +162,7 @@ def show_plan(config: StudyConfig, folder: Path, console: Console, measure: bool
     plans = make_plan(study, measure)
     sizes = [parameter_count(settings, study) for settings in (config.teacher.model_settings, config.student)]
     student = f" ({len(splits.student_train)} of them for the student)" if config.data.student_fraction < 1 else ""
-    console.print(f"[bold]{config.name}[/bold]  {config.about}\n")
+    console.print(f"[bold]{config.name}[/bold]  {escape(config.about)}\n")
     facts = {
         "data": f"{config.data.source}: {len(splits.train)} training images{student}, {len(splits.validation)} "
                 f"validation, {len(splits.test)} test, {len(splits.class_names)} classes",
@@ -174,7 +175,7 @@ def show_plan(config: StudyConfig, folder: Path, console: Console, measure: bool
         "folder": str(folder),
     }
     for name, text in facts.items():
-        console.print(f"{name:9} {text}", soft_wrap=True)
+        console.print(f"{name:9} {text}", soft_wrap=True, markup=False)
     console.print()
     console.print(_plan_table(plans, share))
     if any(plan.seconds_per_epoch is None for plan in plans):

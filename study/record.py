@@ -7,6 +7,7 @@ One JSON line per event, on the disk before the trial moves on. Everything is ke
     report      a trial's metrics at an epoch and what was decided: continue, stop, complete or failed
     checkpoint  where a trial can be continued from
     end         a trial failed without a report: why
+    retry       a failed trial is to be run again
 """
 
 import json
@@ -93,6 +94,9 @@ class Record:
     def fail(self, number: int, reason: str) -> None:
         self._append({"event": "end", "trial": number, "reason": reason})
 
+    def retry(self, number: int) -> None:
+        self._append({"event": "retry", "trial": number})
+
     def reports_in_order(self) -> list[tuple[int, dict[str, Any]]]:
         """(trial number, report) of all trials, in the order in which they came."""
         reports = [(trial.number, report) for trial in self.trials.values() for report in trial.reports]
@@ -120,6 +124,10 @@ class Record:
             self.trials[number].checkpoint = {"epoch": event["epoch"], "path": event["path"]}
         elif kind == "end":
             self.trials[number].state, self.trials[number].reason = "failed", event["reason"]
+        elif kind == "retry":
+            trial = self.trials[number]
+            trial.reports = [report for report in trial.reports if report["decision"] != "failed"]
+            trial.state, trial.reason = "running", None
         elif kind == "mismatch":
             self.mismatches += 1
 

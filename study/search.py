@@ -284,9 +284,11 @@ class TrialBook:
 
     def _repeated(self, trial: TrialState, epoch: int, earlier: dict[str, Any], metrics: dict[str, Any]) -> str:
         """An epoch that is run again after a cut-off counts once; where it comes out differently, say so."""
-        recorded, seen = earlier["metrics"][METRIC], metrics[METRIC]
-        if recorded != seen:
-            self.record.mismatch(trial.number, epoch, METRIC, recorded, seen)
+        for name in (METRIC, "validation_loss"):
+            recorded, seen = earlier["metrics"].get(name), metrics.get(name)
+            if recorded != seen:
+                self.record.mismatch(trial.number, epoch, name, recorded, seen)
+                break
         return earlier["decision"]
 
     def checkpoint(self, number: int, epoch: int, path: str) -> None:

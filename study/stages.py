@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -45,6 +46,7 @@ from trainables.seeds import small_seed
 # Stages of one group need nothing of each other and run at the same time.
 GROUPS = (("teacher", "baseline"), ("teacher_logits",), ("distill",), ("confirm",))
 OUTPUTS = ("report", "export")
+SEARCHES = ("baseline", "distill")
 STAGES = (*(name for group in GROUPS for name in group), *OUTPUTS)
 # Raised when the meaning of a stage's files changes, so that older folders are not taken for current ones.
 FORMAT = 1
@@ -205,7 +207,7 @@ class Study:
         for stage in map(self.stage, names):
             self._take_over(stage)
             self._enlist(stage)
-            if self._is_current(stage):
+            if self.is_current(stage):
                 self._show(stage, reused=True)
             else:
                 missing.append(stage)
@@ -226,12 +228,12 @@ class Study:
         for stage in missing:
             self._show(stage)
 
-    def _is_current(self, stage: Stage) -> bool:
+    def is_current(self, stage: Stage) -> bool:
         """Done, and with as many trials, seeds and views as are wanted now."""
         done = stage.done
         if done is None:
             return False
-        if stage.name in ("baseline", "distill"):
+        if stage.name in SEARCHES:
             return done["trials"] >= self.config.trials(stage.name)
         if stage.name == "teacher_logits":
             return set(done["view_seeds"]) >= set(self._view_seeds()) or not self._logits_fit()
@@ -245,6 +247,8 @@ class Study:
         if stage.path.exists():
             return
         for other in sorted(self.folder.parent.glob(f"*/{stage.path.name}/done.json")):
+            if stage.name in SEARCHES and storage.read_json(other)["trials"] != self.config.trials(stage.name):
+                continue  # a search with another budget would make the arms unequal
             storage.copy_stage(other.parent, stage.path)
             stage.finish(stage.done | {"taken_from": other.parent.parent.name})
             return
@@ -259,7 +263,6 @@ class Study:
     def _write_description(self) -> None:
         storage.write_text(self.folder / STUDY_FILE, self.config.to_toml())
         splits = self.splits
-        earlier = storage.read_json(self.folder / "stages.json") or {}
         counts = {name: len(getattr(splits, name)) for name in ("train", "student_train", "validation", "test")}
         self._description = {
             "name": self.config.name,
@@ -267,9 +270,22 @@ class Study:
                      "image_size": self.image_size},
             "epochs": self.config.train.epochs,
             "rungs": self.config.rungs,
-            "stages": earlier.get("stages", {}),
+            "stages": self._existing_stages(),
         }
         storage.write_json(self.folder / "stages.json", self._description)
+
+    def _existing_stages(self) -> dict[str, str]:
+        """The stages that have begun with the settings as they are now; older ones do not belong to this study."""
+        names = [name for group in GROUPS for name in group]
+        stages = {}
+        for name in names:
+            try:
+                path = self.stage(name).path
+            except TypeError:  # it depends on a teacher that is not there yet
+                continue
+            if path.is_dir():
+                stages[name] = path.name
+        return stages
 
     def _enlist(self, stage: Stage) -> None:
         """Tell readers of the study which folder serves a stage now."""
@@ -280,6 +296,8 @@ class Study:
     def _show(self, stage: Stage, reused: bool = False) -> None:
         done = stage.done
         outcome = done["outcome"] + (f" (taken from {done['taken_from']})" if reused and "taken_from" in done else "")
+        if mismatches := Record(stage.record_path, write=False).mismatches:
+            outcome += f" · {mismatches} repeated reports came out differently"
         self.display.end(stage.name, outcome, done["seconds"], reused)
 
     # -- stages -------------------------------------------------------------------------------------------------------
@@ -297,17 +315,29 @@ class Study:
             if not book.complete:
                 book.record.begin_session(epochs=book.epochs, rungs=book.rungs, share=str(share))
         run_trials(jobs, self.folder, share, self.config.resources.worker_retries)
-        for stage in stages:
-            getattr(self, f"_close_{stage.name}")(stage, Record(stage.record_path))
+        failures = []
+        for stage in stages:  # what has succeeded is closed, whatever became of the others
+            try:
+                getattr(self, f"_close_{stage.name}")(stage, Record(stage.record_path))
+            except StudyFailedError as error:
+                failures.append(error)
+        if failures:
+            raise failures[0]
         forget_tune(self.folder)
 
     def _book(self, stage: Stage, share: Share, on_change: Callable[[], None]) -> TrialBook:
         config, name = self.config, stage.name
+        record = Record(stage.record_path)
         proposers = {"teacher": self._teacher_runs, "confirm": self._confirm_runs}
         proposer: Proposer = (ListProposer(proposers[name]()) if name in proposers
                               else OptunaProposer.of(config, name, share.concurrent))
+        if name in proposers:
+            # A search can do without a failed trial; these runs are all needed, so a new start tries them again.
+            for trial in list(record.trials.values()):
+                if trial.state == "failed":
+                    record.retry(trial.number)
         return TrialBook(
-            Record(stage.record_path), proposer, on_change=on_change,
+            record, proposer, on_change=on_change,
             epochs=config.teacher.epochs if name == "teacher" else config.train.epochs,
             rungs=[] if name in proposers else config.rungs, reduction_factor=config.search.reduction_factor,
             keep_weights=name in proposers,
@@ -319,9 +349,9 @@ class Study:
         return tuple(TrialState(0, {"lr": lr}, seed, seed, "teacher") for lr in self.config.teacher.learning_rates)
 
     def _close_teacher(self, stage: Stage, record: Record) -> None:
-        best = self._winner_or_fail(record)
-        self._keep_file(stage, best, "model.safetensors")
+        best = self._winner_or_fail(stage, record)
         weights = stage.path / "model.safetensors"
+        storage.copy_file(self.folder / best.checkpoint["path"] / weights.name, weights)
         parameters, tried = _parameter_count(load_file(weights)), len(self.config.teacher.learning_rates)
         stage.finish({
             "outcome": f"{self.config.teacher.model} · {100 * best.metric(METRIC):.1f} % validation · "
@@ -330,6 +360,7 @@ class Study:
             "model_parameters": parameters, "best_validation": best.metric(METRIC), "trials": tried,
             "weights": hash_file(weights),
         })
+        shutil.rmtree(stage.path / "runs")
 
     def _close_baseline(self, stage: Stage, record: Record) -> None:
         self._close_search(stage, record)
@@ -338,7 +369,7 @@ class Study:
         self._close_search(stage, record)
 
     def _close_search(self, stage: Stage, record: Record) -> None:
-        best = self._winner_or_fail(record)
+        best = self._winner_or_fail(stage, record)
         write_optuna_file(self.config.space(stage.name), record, stage.path / "optuna.db",
                           f"{self.config.name}-{stage.name}")
         trials = list(record.trials.values())
@@ -353,15 +384,15 @@ class Study:
         })
 
     def _close_confirm(self, stage: Stage, record: Record) -> None:
+        wanted = {run_key(run) for run in self._confirm_runs()}
         for trial in record.trials.values():
-            if trial.state == "failed":
-                raise StudyFailedError(f"confirmation run {trial.number} ({trial.label}) failed: {trial.reason}")
-            for name in ("model.safetensors", "test.parquet"):
-                self._keep_file(stage, trial, name, f"runs/{trial.number:03d}")
+            if trial.state == "failed" and run_key(trial) in wanted:
+                raise StudyFailedError(f"confirmation run {trial.number} ({trial.label}) failed: {trial.reason}; run "
+                                       "the same command again to try it again")
         rows = self._confirm_rows(record)
         weights = load_file(stage.path / f"runs/{rows[0]['runs'][0]:03d}/model.safetensors")
         stage.finish({
-            "outcome": f"{len(record.trials)} runs on {self.config.confirm.seeds} fresh paired seeds",
+            "outcome": f"{len(wanted)} runs on {self.config.confirm.seeds} fresh paired seeds",
             "seconds": record.seconds, "runs": len(record.trials), "seeds": self._confirm_seeds(), "rows": rows,
             "model_parameters": _parameter_count(weights),
         })
@@ -471,19 +502,15 @@ class Study:
         return replace(teacher, logits=logits, validation_predictions=np.load(folder / "validation.npy"),
                        weights={} if len(logits) == len(view_seeds) else teacher.weights)
 
-    def _winner_or_fail(self, record: Record) -> TrialState:
+    def _winner_or_fail(self, stage: Stage, record: Record) -> TrialState:
         best = winner(record)
         if best is None:
             failed = [trial for trial in record.trials.values() if trial.state == "failed"]
             reason = f": {len(failed)} failed, the first with {failed[0].reason}" if failed else ""
-            raise StudyFailedError(f"no trial reached its last epoch{reason}")
+            again = "run the same command again to try again" if stage.name == "teacher" else (
+                f"change the settings, or remove {stage.path} to search again")
+            raise StudyFailedError(f"{stage.name}: no trial reached its last epoch{reason}; {again}")
         return best
-
-    def _keep_file(self, stage: Stage, trial: TrialState, name: str, folder: str = "") -> None:
-        """Copy a file of a trial's last checkpoint to where it stays."""
-        target = stage.path / folder / name
-        if not target.exists():
-            storage.copy_file(self.folder / trial.checkpoint["path"] / name, target)
 
     # -- teacher logits -----------------------------------------------------------------------------------------------
 
@@ -564,7 +591,7 @@ def _answer_held_out(task: Any, test: ImageSet) -> tuple[np.ndarray, bytes]:
     teacher, autocast = task.load_teacher(device), task.teacher_autocast(device)
     logits = Evaluator(*to_device(task.validation, device), teacher.size).logits(teacher, autocast)
     with tempfile.TemporaryDirectory() as folder:
-        write_predictions(teacher, test, Path(folder) / "test.parquet", autocast)
+        write_predictions(teacher, test, Path(folder) / "test.parquet")
         return logits.argmax(1).cpu().numpy(), (Path(folder) / "test.parquet").read_bytes()
 
 

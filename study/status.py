@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from analysis.results import StudyFiles
@@ -23,13 +24,13 @@ def show_status(folder: Path, console: Console) -> None:
     console.print(f"[bold]{study.description['name']}[/bold]  {folder}", soft_wrap=True)
     console.print(table)
     for failure in _failures(study):
-        console.print(failure, style="red", soft_wrap=True)
+        console.print(failure, style="red", soft_wrap=True, markup=False)
 
 
 def _describe(study: StudyFiles, name: str) -> tuple[str, str]:
     done, stage = study.done(name), study.stage(name)
     if done is not None:
-        return f"[green]✓[/green] {done['outcome']}", clock(done["seconds"])
+        return f"[green]✓[/green] {escape(done['outcome'])}", clock(done["seconds"])
     if stage is None or not (stage / "record.jsonl").exists():
         return ("[dim]begun[/dim]" if stage else "[dim]not begun[/dim]"), ""
     record = Record(stage / "record.jsonl", write=False)

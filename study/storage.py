@@ -51,6 +51,8 @@ def copy_file(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     shutil.copyfile(source, draft)
+    with open(draft, "rb") as file:
+        os.fsync(file.fileno())
     os.replace(draft, target)
 
 

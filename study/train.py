@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from rich.console import Console
 from safetensors.numpy import load_file
 
@@ -19,6 +20,8 @@ from trainables.loop import Evaluator, Training, default_device, to_device
 from trainables.seeds import small_seed
 from trainables.task import Task, Teacher, save, start
 from trainables.trainable import describe, not_finite
+
+KEY_FILE = "teacher.json"  # which settings a teacher trained on its own belongs to
 
 
 def train(config: StudyConfig, folder: Path, loop: str, parameters: dict[str, float], console: Console, *,
@@ -50,10 +53,12 @@ def _train(study: Study, loop: str, parameters: dict[str, float], console: Conso
     history = _run(training, task, console)
     out.mkdir(parents=True, exist_ok=True)
     save(training, task, out)
-    test = Evaluator(*to_device(splits.test, default_device()), training.model.size).report(training.model)
+    test = pd.read_parquet(out / "test.parquet", columns=["label", "prediction"])
     result = {"loop": loop, "parameters": parameters, **seeds, "history": history,
-              "test_accuracy": test["validation_accuracy"], "test_images": len(splits.test)}
+              "test_accuracy": float((test["label"] == test["prediction"]).mean()), "test_images": len(test)}
     storage.write_json(out / "result.json", result)
+    if loop == "teacher":
+        storage.write_json(out / KEY_FILE, {"teacher": study.stage("teacher").path.name, **parameters})
     console.print(f"test accuracy {100 * result['test_accuracy']:.2f} % on {len(splits.test)} images · weights and "
                   f"history in {out}", highlight=False, soft_wrap=True)
     return out
@@ -73,7 +78,7 @@ def _run(training: Training, task: Task, console: Console) -> list[dict[str, Any
     while not training.finished:
         try:
             report = training.run(task.report_every)
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise StudyFailedError(describe(error)) from None
         history.append(report)
         _print_report(report, console)
@@ -97,13 +102,14 @@ def _teacher(study: Study, console: Console) -> Teacher:
     if stage.done is not None:
         weights = stage.path / "model.safetensors"
     else:
-        lr = study.config.teacher.learning_rates[0]
-        key = {"teacher": stage.path.name, "lr": lr}
-        if storage.read_json(own / "key.json") != key:
+        key = storage.read_json(own / KEY_FILE) or {}
+        if key.get("teacher") != stage.path.name:
             console.print("the study has no trained teacher yet: training it first", highlight=False)
+            lr = study.config.teacher.learning_rates[0]
             with storage.StudyLock(own):
                 _train(study, "teacher", {"lr": lr}, console, None, own)
-            storage.write_json(own / "key.json", key)
+            key = storage.read_json(own / KEY_FILE)
+        console.print(f"teacher: {own}, lr {key['lr']:g}", highlight=False, soft_wrap=True)
         weights = own / "model.safetensors"
     config = study.config
     teacher = Teacher(config.teacher.model_settings, config.teacher.train_settings, load_file(weights))

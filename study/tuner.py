@@ -13,6 +13,7 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from study import storage
 from study.cluster import Share
 from study.errors import InterruptedStudyError, StudyFailedError
 from study.search import TrialBook
@@ -21,6 +22,7 @@ from trainables.task import Task
 
 DRIVER_TRIES = 3
 CHECKPOINT_MARK = "training.json"
+RESULT_FILES = ("model.safetensors", "test.parquet")
 TUNE_FOLDER = ".tune"
 REPORTED = ("epoch", "train_loss", "hard_loss", "soft_loss", "validation_accuracy", "validation_loss", "agreement",
             "lr", "images_per_second", "seconds", "failure")
@@ -97,15 +99,27 @@ class _JobScheduler(_DriverOnly, FIFOScheduler):
 
 
 class _JobCallback(_DriverOnly, tune.Callback):
-    """Enters checkpoints, relative to the study's folder so that a study can be moved."""
+    """Enters checkpoints, relative to the study's folder so that a study can be moved.
+
+    A last checkpoint that counts as a result is first copied out of Tune's folder to the stage's own.
+    """
 
     def __init__(self, jobs: list[Job], folder: Path):
         self._books, self._folder = {job.stage: job.book for job in jobs}, folder
 
     def on_checkpoint(self, iteration: int, trials: list, trial: Any, checkpoint: tune.Checkpoint, **info: Any) -> None:
-        path = Path(checkpoint.path).relative_to(self._folder)
-        book = self._books[trial.config["stage"]]
-        book.checkpoint(trial.config["number"], trial.last_result["epoch"], str(path))
+        book, number, epoch = self._books[trial.config["stage"]], trial.config["number"], trial.last_result["epoch"]
+        path = Path(checkpoint.path)
+        if book.keep_weights and epoch == book.epochs:
+            path = _keep_result(path, book.record.path.absolute().parent / "runs" / f"{number:03d}")
+        book.checkpoint(number, epoch, str(path.relative_to(self._folder)))
+
+
+def _keep_result(checkpoint: Path, target: Path) -> Path:
+    for name in RESULT_FILES:
+        if (checkpoint / name).exists():
+            storage.copy_file(checkpoint / name, target / name)
+    return target
 
 
 def run_trials(jobs: list[Job], folder: Path, share: Share, worker_retries: int) -> None:
@@ -127,6 +141,8 @@ def run_trials(jobs: list[Job], folder: Path, share: Share, worker_retries: int)
             with _interrupts() as interrupted:
                 _fit(jobs, folder.absolute(), share, worker_retries)
         except Exception as error:
+            if interrupted:
+                raise InterruptedStudyError from None
             failures.append(" ".join(str(error).split())[:200])
             continue
         if not all(job.book.complete for job in jobs):
@@ -172,8 +188,8 @@ def _interrupts() -> Iterator[list[int]]:
         seen.append(number)
         os.kill(os.getpid(), signal.SIGUSR1)  # Tune's own word for an orderly end
 
-    earlier = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    earlier[signal.SIGUSR1] = signal.getsignal(signal.SIGUSR1)
+    earlier = {signal.SIGUSR1: signal.signal(signal.SIGUSR1, lambda number, frame: None)}  # until Tune has its own
+    earlier |= {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield seen
     finally:
@@ -183,7 +199,9 @@ def _interrupts() -> Iterator[list[int]]:
 
 def _last_line(trial: Any) -> str:
     """What Tune says of a trial whose worker died: the last line, the others are its stack."""
-    lines = [line.strip() for line in str(trial.get_error() or "").splitlines() if line.strip()]
+    path = Path(trial.error_file) if trial.error_file else None
+    text = path.read_text(errors="replace") if path and path.exists() else str(trial.get_error() or "")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:300] if lines else "the worker died"
 
 

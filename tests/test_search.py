@@ -219,6 +219,22 @@ def test_listed_runs_are_recognised_by_what_they_run(tmp_path):
     assert again.next().parameters == {"lr": 0.3} and again.next() is None
 
 
+def test_a_failed_run_that_is_needed_can_be_tried_again(tmp_path):
+    path, wanted = tmp_path / "r.jsonl", ListProposer((TrialState(0, {"lr": 0.1}, 1, 1, "confirm"),))
+    book = TrialBook(Record(path), wanted, epochs=2)
+    book.next()
+    ok = {METRIC: 0.5, "validation_loss": 1.0}
+    book.report(0, {"epoch": 1, **ok})
+    book.report(0, {"epoch": 2, **ok, "failure": "OSError: disk full"})
+    assert book.complete and winner(book.record) is None
+    book.record.retry(0)
+    again = TrialBook(Record(path), wanted, epochs=2)
+    assert again.next().number == 0
+    assert [again.report(0, {"epoch": epoch, **ok}) for epoch in (1, 2)] == ["continue", "complete"]
+    assert [report["epoch"] for report in Record(path).trials[0].reports] == [1, 2]
+    assert winner(Record(path)).number == 0
+
+
 def test_a_run_whose_last_weights_were_not_saved_is_run_again(tmp_path):
     path, wanted = tmp_path / "r.jsonl", ListProposer((TrialState(0, {"lr": 0.1}, 1, 1, "confirm"),))
     book = TrialBook(Record(path), wanted, epochs=2, keep_weights=True)

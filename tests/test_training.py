@@ -8,7 +8,7 @@ import torch
 from safetensors.numpy import load_file
 
 from trainables.distill import start_distillation
-from trainables.loop import Evaluator, Objective, Training, to_device
+from trainables.loop import Evaluator, Objective, Training, batches, to_device
 from trainables.settings import ModelSettings, TrainSettings, ViewSettings
 from trainables.task import Task, Teacher, start, write_predictions
 from trainables.teacher_logits import LiveLogits, answer, compute
@@ -67,9 +67,10 @@ def test_a_run_that_was_saved_and_loaded_goes_on_as_if_nothing_had_been(cached, 
     assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ".json"}
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "lion", "adamw"])
-def test_every_optimizer_survives_a_checkpoint(cached, tmp_path, optimizer):
-    task = replace(cached, training=cached.training.model_copy(update={"optimizer": optimizer}))
+@pytest.mark.parametrize("model", [STUDENT, TEACHER], ids=["transformer", "channels-last convnet"])
+@pytest.mark.parametrize("optimizer", ["sgd", "lion", "adamw", "lamb"])
+def test_every_optimizer_survives_a_checkpoint(cached, tmp_path, optimizer, model):
+    task = replace(cached, training=cached.training.model_copy(update={"optimizer": optimizer}), model=model)
     whole, _ = run(task, epochs=4)
     half, _ = run(task, epochs=2)
     half.save(tmp_path)
@@ -77,6 +78,15 @@ def test_every_optimizer_survives_a_checkpoint(cached, tmp_path, optimizer):
     resumed.load(tmp_path)
     resumed.run(2)
     assert torch.equal(weights(whole), weights(resumed))
+
+
+def test_no_batch_of_one_is_left_for_batch_norm(images):
+    training = TrainSettings(epochs=1, batch_size=47)
+    task = Task(images, images, 4, 8, TEACHER, training, ViewSettings(), 1)
+    run_ = start(task, {"lr": 1e-3}, seed=0, view_seed=0)
+    assert run_.run(1)["epoch"] == 1 and run_.steps_per_epoch == 1
+    assert [len(part) for part in batches(torch.arange(10), 4)] == [4, 4, 2]
+    assert [len(part) for part in batches(torch.arange(9), 4)] == [4, 5]
 
 
 def test_alpha_zero_is_the_baseline_bit_for_bit(cached):

@@ -5,7 +5,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
+from torch import nn
 
 from trainables import models
 from trainables.data import ImageSet
@@ -58,7 +59,7 @@ class Training:
         self.model = place(model, settings, self.device)
         self.autocast = autocast_dtype(settings, self.device)
         self.epoch = 0
-        self.steps_per_epoch = math.ceil(len(train) / settings.batch_size)
+        self.steps_per_epoch = len(batches(torch.arange(len(train)), settings.batch_size))
         self.optimizer = make_optimizer(self.model, settings, lr)
         self.scheduler = make_scheduler(self.optimizer, settings, self.steps_per_epoch)
         self._seconds = 0.0
@@ -72,7 +73,7 @@ class Training:
         order = np.random.default_rng(derive_seed(self.seed, self.epoch, 0)).permutation(len(self.train))
         order = torch.from_numpy(order).to(self.device)
         sums = [torch.zeros(3, device=self.device)]
-        for step, indices in enumerate(order.split(self.settings.batch_size)):
+        for step, indices in enumerate(batches(order, self.settings.batch_size)):
             self.scheduler.step_update(self.epoch * self.steps_per_epoch + step)
             loss = self._step(indices)
             soft = torch.zeros_like(loss.hard) if loss.soft is None else loss.soft
@@ -176,6 +177,14 @@ class Evaluator:
         return report
 
 
+def batches(order: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
+    """Cut an epoch's order into batches. A last batch of one joins the one before: batch norm needs two values."""
+    parts = list(order.split(batch_size))
+    if len(parts) > 1 and len(parts[-1]) == 1 and batch_size > 1:
+        parts[-2:] = [torch.cat(parts[-2:])]
+    return parts
+
+
 def to_device(images: ImageSet, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Images and labels as tensors, without a copy where they already lie on the device."""
     return read_only_tensor(images.images).to(device), read_only_tensor(images.labels).to(device)
@@ -221,22 +230,48 @@ def make_scheduler(optimizer: torch.optim.Optimizer, settings: TrainSettings, st
 
 
 def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict]:
-    """An optimizer's state as named tensors and, for the rest, JSON."""
+    """An optimizer's state and settings as named tensors and, for the rest, JSON.
+
+    Settings that are neither, such as a dtype, come with the new optimizer.
+    """
     state = optimizer.state_dict()
-    tensors, scalars = {}, {}
-    for parameter, values in state["state"].items():
+    tensors: dict[str, torch.Tensor] = {}
+    scalars: dict[str, Any] = {}
+    entries = [(f"state.{parameter}", values) for parameter, values in state["state"].items()]
+    entries += [(f"group.{index}", group) for index, group in enumerate(state["param_groups"])]
+    for prefix, values in entries:
         for name, value in values.items():
-            (tensors if torch.is_tensor(value) else scalars)[f"{parameter}.{name}"] = value
-    groups = [{name: value for name, value in group.items() if name != "params"} for group in state["param_groups"]]
-    return {name: value.contiguous() for name, value in tensors.items()}, {"scalars": scalars, "groups": groups}
+            if torch.is_tensor(value):
+                tensors[f"{prefix}.{name}"] = value.contiguous()
+            elif name != "params" and isinstance(value, (bool, int, float, str, list, tuple, type(None))):
+                scalars[f"{prefix}.{name}"] = value
+    return tensors, scalars
 
 
-def _unflatten_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], rest: dict) -> None:
-    values: dict[int, dict] = {}
-    for key, value in {**tensors, **rest["scalars"]}.items():
-        parameter, name = key.split(".", 1)
-        values.setdefault(int(parameter), {})[name] = value
+def _unflatten_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], scalars: dict) -> None:
     state = optimizer.state_dict()
-    for group, saved in zip(state["param_groups"], rest["groups"], strict=True):
-        group.update({name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()})
+    values: dict[int, dict] = {}
+    for key, value in {**tensors, **scalars}.items():
+        kind, number, name = key.split(".", 2)
+        target = values.setdefault(int(number), {}) if kind == "state" else state["param_groups"][int(number)]
+        target[name] = tuple(value) if isinstance(value, list) else value
     optimizer.load_state_dict({"state": values, "param_groups": state["param_groups"]})
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            # Fused kernels walk raw memory: a moment must lie in memory as its parameter does (channels last).
+            if torch.is_tensor(value) and value.shape == parameter.shape:
+                moments[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def check_optimizer(name: str) -> None:
+    """See whether an optimizer can take a step and be saved. Raises ValueError with the reason."""
+    layers = nn.Sequential(nn.Conv2d(1, 2, 1), nn.Flatten(), nn.Linear(2, 2))
+    try:
+        optimizer = make_optimizer(Classifier(layers, (0.5,), (0.5,), 1), TrainSettings(optimizer=name), 1e-3)
+        layers(torch.zeros(1, 1, 1, 1)).sum().backward()
+        optimizer.step()
+        tensors, scalars = _flatten_optimizer(optimizer)
+        json.dumps(scalars)
+        _unflatten_optimizer(optimizer, tensors, scalars)
+    except Exception as error:
+        raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from None

@@ -73,6 +73,8 @@ def check(settings: ModelSettings, *, classes: int, channels: int, image_size: i
     Raises ValueError with one line that begins with the offending key: `model`, `args` or `image_size`.
     """
     _check_name(settings.model)
+    for name in {"num_classes", "in_chans"} & settings.args.keys():
+        raise ValueError(f"args must not hold {name}: the data decide it")
     size = settings.image_size or image_size
     arguments = create_arguments(settings, classes=classes, channels=channels, image_size=image_size)
     try:

@@ -1,5 +1,6 @@
 """What all runs of one stage share, and how one run is started from it. Plain Python: no Ray needed."""
 
+import copy
 import gc
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,14 +109,17 @@ def save(training: Training, task: Task, folder: Path) -> None:
     """Write a checkpoint and, after the last epoch, the predictions for the test images."""
     training.save(folder)
     if training.finished and task.test is not None:
-        write_predictions(training.model, task.test, folder / "test.parquet", training.autocast)
+        write_predictions(training.model, task.test, folder / "test.parquet")
 
 
-def write_predictions(model: Classifier, images: ImageSet, path: Path, autocast: torch.dtype | None = None) -> None:
-    """Parquet with a row per image: image, label, prediction, logits (fp16)."""
+def write_predictions(model: Classifier, images: ImageSet, path: Path) -> None:
+    """Parquet with a row per image: image, label, prediction, logits (fp16).
+
+    Predicted in fp32 and in the plain memory format, as whoever loads the exported weights will.
+    """
     device = next(model.parameters()).device
-    tensors = to_device(images, device)
-    logits = Evaluator(*tensors, model.size).logits(model, autocast)
+    model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
+    logits = Evaluator(*to_device(images, device), model.size).logits(model)
     half = logits.half().cpu().numpy()
     table = pa.table({
         "image": pa.array(np.arange(len(images), dtype=np.int32)),

@@ -32,8 +32,14 @@ class StudyTrainable(tune.Trainable):
             if new_config.get("checkpoint") and not self._continue_from(new_config["checkpoint"]):
                 self.training = self.start(new_config)
         except Exception as error:
-            self.failure = describe(error)
+            self._note(error)
         return True
+
+    def _note(self, error: Exception) -> None:
+        """Remember what went wrong, unless it has broken the device for this process: then Tune replaces the worker."""
+        if "CUDA error" in str(error):
+            raise error
+        self.failure = describe(error)
 
     def _continue_from(self, checkpoint: str) -> bool:
         """Load a checkpoint; False where it is damaged: then the trial begins anew, which costs time, not results."""
@@ -53,7 +59,7 @@ class StudyTrainable(tune.Trainable):
                 report = self.training.run(self.task.report_every)
                 return report | {"failure": not_finite(report), SHOULD_CHECKPOINT: self._checkpoint_due()}
             except Exception as error:
-                self.failure = describe(error)
+                self._note(error)
         return {"epoch": self.training.epoch if self.training else 0, "failure": self.failure}
 
     def _checkpoint_due(self) -> bool:

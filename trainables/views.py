@@ -135,12 +135,17 @@ def _moved(images: torch.Tensor, shift_x: torch.Tensor, shift_y: torch.Tensor, f
 
 def _zoomed(images: torch.Tensor, shift_x: torch.Tensor, shift_y: torch.Tensor, flip: torch.Tensor,
             zoom: torch.Tensor, size: int) -> torch.Tensor:
-    """Zoom, shift, mirror and resize in one bilinear sampling; what comes in from outside is zero."""
+    """Zoom, shift, mirror and enlarge in one bilinear sampling; what comes in from outside is zero.
+
+    What has to shrink is sampled at the stored size first and then resized as at test time, antialiased.
+    """
     batch, channels, height, width = images.shape
+    rows, columns = max(size, height), max(size, width)
     theta = torch.zeros(batch, 2, 3, device=images.device)
     theta[:, 0, 0] = torch.where(flip, -1.0, 1.0) / zoom
     theta[:, 1, 1] = 1 / zoom
     theta[:, 0, 2] = torch.where(flip, -1.0, 1.0) * 2 * shift_x / width
     theta[:, 1, 2] = 2 * shift_y / height
-    grid = F.affine_grid(theta, [batch, channels, size, size], align_corners=False)
-    return F.grid_sample(images.float() / 255, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    grid = F.affine_grid(theta, [batch, channels, rows, columns], align_corners=False)
+    sampled = F.grid_sample(images.float() / 255, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return resize(sampled, size)
