@@ -200,7 +200,7 @@ def console_table(outcome: dict[str, Any]) -> Any:
 
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for title in ("", "hyperparameters", "test accuracy %", "gain [95 %]"):
-        table.add_column(title, no_wrap=True)
+        table.add_column(title, overflow="fold")
     for row in outcome["rows"]:
         spread = "" if row["test_sd"] is None else f" ± {row['test_sd']:.2f}"
         gain = "" if row["gain"] is None else f"{show_points(row['gain']['mean'])} [{_low_high(row['gain'])}]"

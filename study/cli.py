@@ -16,6 +16,7 @@ from study.config import STUDY_FILE, StudyConfig, load_study, preset_names
 from study.errors import InterruptedStudyError, StudyFailedError, UserError
 
 STAGE_NAMES = ("teacher", "baseline", "teacher_logits", "distill", "confirm", "report", "export")
+LOG_WIDTH = 140
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -61,7 +62,7 @@ def run(study: str, overrides: tuple[str, ...], folder: Path | None, smoke: bool
     Run the same command again to go on where it was cut off. What is done is not done again.
     """
     config, folder = _resolve(study, overrides, folder, smoke)
-    console = Console(highlight=False)
+    console = _console()
     console.print(f"[bold]{config.name}[/bold]  {escape(config.about)}", soft_wrap=True)
     with console.status("reading settings and data") if console.is_terminal else contextlib.nullcontext():
         from study.display import Display
@@ -89,7 +90,7 @@ def plan(study: str, overrides: tuple[str, ...], folder: Path | None, smoke: boo
     config, folder = _resolve(study, overrides, folder, smoke)
     from study.plan import show_plan
 
-    show_plan(config, folder, Console(highlight=False), measure)
+    show_plan(config, folder, _console(), measure)
 
 
 @cli.command()
@@ -100,7 +101,7 @@ def status(study: str, folder: Path | None) -> None:
     _, folder = _resolve_started(study, folder)
     from study.status import show_status
 
-    show_status(folder, Console(highlight=False))
+    show_status(folder, _console())
 
 
 @cli.command()
@@ -125,7 +126,7 @@ def report(study: str, folder: Path | None, readme: Path | None) -> None:
         except ValueError as error:
             raise UserError(str(error)) from None
         click.echo(f"{readme} {'rewritten' if changed else 'is up to date'}")
-    _print_results(Console(highlight=False), folder)
+    _print_results(_console(), folder)
 
 
 @cli.command()
@@ -169,7 +170,7 @@ def train(loop: str, study: str, overrides: tuple[str, ...], folder: Path | None
     parameters = _loop_parameters(config, loop, lr=lr, temperature=temperature, alpha=alpha)
     from study import train as training
 
-    training.train(config, folder, loop, parameters, Console(highlight=False), seed=seed, out=out)
+    training.train(config, folder, loop, parameters, _console(), seed=seed, out=out)
 
 
 def _loop_parameters(config: StudyConfig, loop: str, **given: float | None) -> dict[str, float]:
@@ -214,7 +215,17 @@ def _resolve_started(study: str, folder: Path | None) -> tuple[StudyConfig, Path
     _, folder = _resolve(study, (), folder)
     if not (folder / STUDY_FILE).exists():
         raise UserError(f"{folder} has not been started; `kdstudy run {study}` starts it")
+    from study.storage import read_json
+
+    if read_json(folder / "stages.json") is None:
+        raise UserError(f"{folder}/stages.json is missing or damaged; `kdstudy run {folder}` writes it anew")
     return load_study(str(folder)), folder
+
+
+def _console() -> Console:
+    """The terminal, or a log: wide enough there that lines are not cut."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=LOG_WIDTH)
 
 
 def _print_results(console: Console, folder: Path) -> None:

@@ -11,6 +11,7 @@ from study.search import METRIC, TrialBook
 
 PLAIN_INTERVAL = 15.0  # seconds between lines where the output is not a terminal
 STAGE_WIDTH = 15
+LEAST_SECONDS = 8.0  # of reports before a guess at the time left
 BAR_WIDTH = 20
 
 
@@ -91,7 +92,7 @@ class Display:
             # Nothing has been reported yet: the clock starts with the first report, once the workers are up.
             self._done_before, self._first_report = done, time.monotonic()
         fresh, elapsed = done - self._done_before, time.monotonic() - self._first_report
-        if fresh <= 0 or elapsed <= 0:
+        if fresh <= 0 or elapsed < LEAST_SECONDS:
             return None
         return sum(_runs_left(book) for book in books) * elapsed / fresh
 

@@ -51,7 +51,7 @@ def export_teacher(config: StudyConfig, folder: Path, target: Path) -> float:
     """Write the teacher, likewise. Raises UserError where it has not been trained and tested yet."""
     study = StudyFiles(folder)
     correct = study.teacher_correct()
-    if correct is None:
+    if correct is None or study.stage("teacher") is None:
         raise UserError(f"{folder} has no tested teacher yet; run `kdstudy run {folder} --until teacher_logits` first")
     weights = study.stage("teacher") / "model.safetensors"
     card = [f"# {config.teacher.model}, teacher of the study {config.name}", "", config.about, "",
@@ -76,7 +76,7 @@ def _export(config: StudyConfig, settings: ModelSettings, weights: Path, target:
     models.load_weights(model, weights)
     draft = target.with_name(f".{target.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
-    _write_timm_folder(model, splits, draft)
+    _write_timm_folder(model, splits, draft, settings.pretrained)
     (draft / "README.md").write_text("\n".join([*card, *_usage(target)]), encoding="utf-8")
     again = _predict_with_timm(draft, splits) == splits.test.labels
     # On the device that trained it every answer is the same; elsewhere rounding may turn a tie.
@@ -84,18 +84,26 @@ def _export(config: StudyConfig, settings: ModelSettings, weights: Path, target:
         raise StudyFailedError("the exported model does not repeat its recorded test answers: "
                                f"{100 * again.mean():.2f} % right against {100 * correct.mean():.2f} %")
     storage.write_json(draft / KEY_FILE, key)
+    for file in draft.iterdir():
+        file.chmod(0o644)  # safetensors writes for the owner alone; an export is there to be shared
     shutil.rmtree(target, ignore_errors=True)
     draft.rename(target)
     return float(again.mean())
 
 
-def _write_timm_folder(model: Classifier, splits: data.Splits, folder: Path) -> None:
+def _write_timm_folder(model: Classifier, splits: data.Splits, folder: Path, pretrained: bool) -> None:
     save_for_hf(
         model.net, str(folder), safe_serialization=True,
         model_config={"label_names": list(splits.class_names)},
         data_config={"input_size": (splits.channels, model.size, model.size), "mean": model.mean, "std": model.std,
                      "interpolation": "bicubic", "crop_pct": 1.0},
     )
+    if not pretrained:
+        # timm copies its own weights' origin and licence; these weights have neither.
+        config = json.loads((folder / "config.json").read_text())
+        for name in ("tag", "license", "origin_url", "paper_ids", "paper_name", "notes", "description"):
+            config["pretrained_cfg"].pop(name, None)
+        storage.write_json(folder / "config.json", config)
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -38,6 +38,7 @@ class StagePlan:
     flop_per_image: float
     seconds_per_epoch: float | None
     done: bool
+    recorded_seconds: float | None = None
 
     @property
     def flop(self) -> float:
@@ -81,7 +82,8 @@ def make_plan(study: Study, measure: bool = False) -> list[StagePlan]:
     runs = 4 * config.confirm.seeds
     plans.append(StagePlan("confirm", runs, 0, config.train.epochs, (), runs * config.train.epochs,
                            len(splits.student_train), BACKWARD * student, cost["student"], _is_done(study, "confirm")))
-    return plans
+    return [replace(plan, recorded_seconds=study.stage(plan.name).done["seconds"]) if plan.done else plan
+            for plan in plans]
 
 
 def _search_plan(study: Study, arm: str, flop: float, seconds: float | None) -> StagePlan:
@@ -139,8 +141,6 @@ def _seconds_per_epoch(study: Study, name: str) -> float | None:
 
 def _measure(study: Study, name: str) -> float:
     """Seconds per epoch, from a few steps on a few images here."""
-    from dataclasses import replace
-
     from trainables.task import start
 
     task = study.task(name)
@@ -190,16 +190,16 @@ def _show_range(dimension) -> str:
 
 def _plan_table(plans: list[StagePlan], share: Share) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for title in ("stage", "runs", "never stopped", "epochs each", "epochs expected", "PFLOP", "time", ""):
+    for title in ("stage", "runs", "never stopped", "epochs each", "epochs expected", "TFLOP", "time", ""):
         table.add_column(title, justify="left" if title in ("stage", "") else "right")
     total_flop, total_seconds = 0.0, 0.0
     for plan in plans:
-        seconds = plan.seconds(share.concurrent)
+        seconds = plan.recorded_seconds if plan.done else plan.seconds(share.concurrent)
         total_flop += 0 if plan.done else plan.flop
         total_seconds += 0 if plan.done else (math.nan if seconds is None else seconds)
         table.add_row(plan.name.replace("_", " "), str(plan.runs), str(plan.protected or "all"), str(plan.epochs_each),
-                      f"{plan.epochs:,.0f}", f"{plan.flop / 1e15:.3g}", "" if seconds is None else clock(seconds),
+                      f"{plan.epochs:,.0f}", f"{plan.flop / 1e12:,.3g}", "" if seconds is None else clock(seconds),
                       "done" if plan.done else "")
     shown = "" if math.isnan(total_seconds) else clock(total_seconds)
-    table.add_row("left to do", "", "", "", "", f"{total_flop / 1e15:.3g}", shown, "", style="bold")
+    table.add_row("left to do", "", "", "", "", f"{total_flop / 1e12:,.3g}", shown, "", style="bold")
     return table

@@ -223,15 +223,16 @@ class Rungs:
 class TrialBook:
     """Hands out trials, decides after each report, and records both before anything else happens.
 
-    keep_weights: a trial counts as finished only once its last epoch's checkpoint is on record.
+    has_results: says whether a finished trial's files are there. Where it is given, a trial counts as finished only
+    once its last epoch's checkpoint is on record and its files are there.
     """
 
     def __init__(self, record: Record, proposer: Proposer, *, epochs: int, rungs: Iterable[int] = (),
-                 reduction_factor: int = 3, keep_weights: bool = False,
+                 reduction_factor: int = 3, has_results: Callable[[TrialState], bool] | None = None,
                  on_change: Callable[[], None] | None = None):
-        self.record, self.proposer, self.epochs, self.keep_weights = record, proposer, epochs, keep_weights
+        self.record, self.proposer, self.epochs, self.has_results = record, proposer, epochs, has_results
         self._settings = {"epochs": epochs, "rungs": list(rungs), "reduction_factor": reduction_factor,
-                          "keep_weights": keep_weights, "on_change": on_change}
+                          "has_results": has_results, "on_change": on_change}
         self._rungs = Rungs(self._settings["rungs"], reduction_factor)
         self._on_change = on_change or (lambda: None)
         self._replay_rungs()
@@ -243,8 +244,9 @@ class TrialBook:
         return TrialBook(Record(self.record.path), self.proposer, **self._settings)
 
     def is_finished(self, trial: TrialState) -> bool:
-        if trial.state == "complete" and self.keep_weights:
-            return trial.checkpoint is not None and trial.checkpoint["epoch"] == self.epochs
+        if trial.state == "complete" and self.has_results:
+            saved = trial.checkpoint is not None and trial.checkpoint["epoch"] == self.epochs
+            return saved and self.has_results(trial)
         return trial.state != "running"
 
     def next(self) -> TrialState | None:

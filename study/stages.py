@@ -80,14 +80,20 @@ class Stage:
 
     @property
     def done(self) -> dict[str, Any] | None:
-        return storage.read_json(self.path / "done.json")
+        """What the done-mark says; None where there is none or where any of the stage's files has gone."""
+        done = storage.read_json(self.path / "done.json")
+        if done is None or not all((self.path / name).exists() for name in done.get("files", [])):
+            return None
+        return done
 
     @property
     def record_path(self) -> Path:
         return self.path / "record.jsonl"
 
     def finish(self, outcome: dict[str, Any]) -> None:
-        storage.write_json(self.path / "done.json", outcome)
+        files = sorted(str(path.relative_to(self.path)) for path in self.path.rglob("*") if path.is_file()
+                       and path.name != "done.json" and not path.name.startswith("."))
+        storage.write_json(self.path / "done.json", outcome | {"files": files})
 
 
 @dataclass(frozen=True)
@@ -246,11 +252,14 @@ class Study:
         """Copy the stage from a study beside this one that has done the same."""
         if stage.path.exists():
             return
-        for other in sorted(self.folder.parent.glob(f"*/{stage.path.name}/done.json")):
-            if stage.name in SEARCHES and storage.read_json(other)["trials"] != self.config.trials(stage.name):
-                continue  # a search with another budget would make the arms unequal
-            storage.copy_stage(other.parent, stage.path)
-            stage.finish(stage.done | {"taken_from": other.parent.parent.name})
+        for path in sorted(self.folder.parent.glob(f"*/{stage.path.name}")):
+            done = Stage(stage.name, path).done
+            # A search with another budget would make the arms unequal.
+            if done is None or (stage.name in SEARCHES and done["trials"] != self.config.trials(stage.name)):
+                continue
+            storage.copy_stage(path, stage.path)
+            stage.finish(done | {"taken_from": path.parent.name})
+            self.did_work = True
             return
 
     def _connect(self) -> Share:
@@ -340,8 +349,19 @@ class Study:
             record, proposer, on_change=on_change,
             epochs=config.teacher.epochs if name == "teacher" else config.train.epochs,
             rungs=[] if name in proposers else config.rungs, reduction_factor=config.search.reduction_factor,
-            keep_weights=name in proposers,
+            has_results=self._result_check(stage) if name in proposers else None,
         )
+
+    def _result_check(self, stage: Stage) -> Callable[[TrialState], bool]:
+        """Whether the weights, and for the confirmation the test answers, of a run are where its record says."""
+        names = ("model.safetensors", "test.parquet") if stage.name == "confirm" else ("model.safetensors",)
+
+        def has_results(trial: TrialState) -> bool:
+            if stage.name == "teacher" and (stage.path / names[0]).exists():
+                return True  # already chosen; the others have been removed
+            return all((self.folder / trial.checkpoint["path"] / name).exists() for name in names)
+
+        return has_results
 
     def _teacher_runs(self) -> tuple[TrialState, ...]:
         """One per learning rate, otherwise alike."""
@@ -351,7 +371,9 @@ class Study:
     def _close_teacher(self, stage: Stage, record: Record) -> None:
         best = self._winner_or_fail(stage, record)
         weights = stage.path / "model.safetensors"
-        storage.copy_file(self.folder / best.checkpoint["path"] / weights.name, weights)
+        if not weights.exists():
+            storage.copy_file(self.folder / best.checkpoint["path"] / weights.name, weights)
+        shutil.rmtree(stage.path / "runs", ignore_errors=True)
         parameters, tried = _parameter_count(load_file(weights)), len(self.config.teacher.learning_rates)
         stage.finish({
             "outcome": f"{self.config.teacher.model} · {100 * best.metric(METRIC):.1f} % validation · "
@@ -360,7 +382,6 @@ class Study:
             "model_parameters": parameters, "best_validation": best.metric(METRIC), "trials": tried,
             "weights": hash_file(weights),
         })
-        shutil.rmtree(stage.path / "runs")
 
     def _close_baseline(self, stage: Stage, record: Record) -> None:
         self._close_search(stage, record)

@@ -11,6 +11,7 @@ from analysis.results import StudyFiles
 from study.display import clock
 from study.record import Record
 from study.search import METRIC
+from study.storage import is_locked
 
 STAGES = ("teacher", "baseline", "teacher_logits", "distill", "confirm")
 
@@ -40,6 +41,8 @@ def _describe(study: StudyFiles, name: str) -> tuple[str, str]:
     best = max((trial.metric(METRIC) for trial in trials if trial.metric(METRIC) is not None), default=None)
     parts = [f"{count} {state}" for state, count in counts.items() if count]
     parts += [f"best {100 * best:.1f} %"] if best is not None else []
+    if not is_locked(study.folder):
+        return f"[yellow]‖[/yellow] cut off · {' · '.join(parts)} · `kdstudy run` goes on", clock(record.seconds)
     silence = time.time() - (stage / "record.jsonl").stat().st_mtime
     return f"[cyan]…[/cyan] {' · '.join(parts)} · last report {clock(silence)} ago", clock(record.seconds)
 

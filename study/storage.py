@@ -31,10 +31,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any | None:
-    """The file's value, or None where there is no such file."""
+    """The file's value, or None where there is no such file or it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, json.JSONDecodeError):
         return None
 
 
@@ -74,6 +74,18 @@ def copy_stage(source: Path, target: Path) -> None:
     shutil.copytree(source, draft, copy_function=share)
     shutil.rmtree(target, ignore_errors=True)
     os.replace(draft, target)
+
+
+def is_locked(folder: Path) -> bool:
+    """Whether a driver works on the study at this moment."""
+    try:
+        with open(folder / ".lock", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
 
 
 class StudyLock:

@@ -110,7 +110,7 @@ class _JobCallback(_DriverOnly, tune.Callback):
     def on_checkpoint(self, iteration: int, trials: list, trial: Any, checkpoint: tune.Checkpoint, **info: Any) -> None:
         book, number, epoch = self._books[trial.config["stage"]], trial.config["number"], trial.last_result["epoch"]
         path = Path(checkpoint.path)
-        if book.keep_weights and epoch == book.epochs:
+        if book.has_results and epoch == book.epochs:
             path = _keep_result(path, book.record.path.absolute().parent / "runs" / f"{number:03d}")
         book.checkpoint(number, epoch, str(path.relative_to(self._folder)))
 

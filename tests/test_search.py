@@ -237,14 +237,18 @@ def test_a_failed_run_that_is_needed_can_be_tried_again(tmp_path):
 
 def test_a_run_whose_last_weights_were_not_saved_is_run_again(tmp_path):
     path, wanted = tmp_path / "r.jsonl", ListProposer((TrialState(0, {"lr": 0.1}, 1, 1, "confirm"),))
-    book = TrialBook(Record(path), wanted, epochs=2, keep_weights=True)
+    files: set[int] = {0}
+    has_results = {"has_results": lambda trial: trial.number in files}
+    book = TrialBook(Record(path), wanted, epochs=2, **has_results)
     book.next()
     for epoch in (1, 2):
         decision = book.report(0, {"epoch": epoch, METRIC: 0.5, "validation_loss": 1.0})
     assert decision == "complete" and not book.complete
-    again = TrialBook(Record(path), wanted, epochs=2, keep_weights=True)
+    again = TrialBook(Record(path), wanted, epochs=2, **has_results)
     assert again.next().number == 0
     assert [again.report(0, {"epoch": e, METRIC: 0.5, "validation_loss": 1.0}) for e in (1, 2)] == [
         "continue", "complete"]
     again.checkpoint(0, 2, "somewhere")
     assert again.complete and len(again.record.trials[0].reports) == 2
+    files.clear()  # somebody deleted them
+    assert not again.complete and again.reopened().next().number == 0

@@ -228,6 +228,23 @@ def test_a_study_beside_it_takes_over_the_teacher_and_the_baseline(finished):
         assert (theirs / "record.jsonl").read_bytes() == (ours / "record.jsonl").read_bytes()
 
 
+def test_a_stage_whose_files_have_gone_is_not_done_and_not_taken_over(finished, tmp_path):
+    import shutil
+
+    folder, _ = finished
+    for name in ("broken", "fresh"):
+        shutil.copytree(folder, tmp_path / name)
+    weights = next((tmp_path / "broken").glob("teacher-*")) / "model.safetensors"
+    intact = weights.read_bytes()
+    weights.unlink()
+    shutil.rmtree(next((tmp_path / "fresh").glob("teacher-*")))
+    kdstudy("run", *ONE_AT_A_TIME, "--dir", tmp_path / "fresh", "--until", "teacher", cwd=tmp_path)
+    again = next((tmp_path / "fresh").glob("teacher-*")) / "model.safetensors"
+    assert again.read_bytes() == intact  # trained anew, to the last bit, not taken from the broken neighbour
+    status = kdstudy("run", *ONE_AT_A_TIME, "--dir", tmp_path / "fresh", cwd=tmp_path).stdout
+    assert "Nothing to do" in status
+
+
 def test_a_second_driver_is_refused_by_name(finished):
     folder, _ = finished
     from study.storage import StudyLock
