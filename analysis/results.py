@@ -104,14 +104,16 @@ class StudyFiles:
         """Which test images a confirmation run got right, (N,) bool."""
         return _correct(self.stage("confirm") / "runs" / f"{run:03d}" / "test.parquet")
 
+    @cached_property
+    def confirmed(self) -> dict[tuple[str, str], np.ndarray]:
+        """Per (arm, configuration), which test images its runs got right, (seeds, N) bool; the confirmation is done."""
+        return {(row["arm"], row["configuration"]): np.stack([self.correct(run) for run in row["runs"]])
+                for row in self.done("confirm")["rows"]}
+
     def teacher_correct(self) -> np.ndarray | None:
         """Which test images the teacher got right, (N,) bool."""
         stage = self.stage("teacher_logits")
         return _correct(stage / "test.parquet") if stage and (stage / "test.parquet").exists() else None
-
-    def student_parameters(self) -> int | None:
-        done = self.done("confirm")
-        return done.get("model_parameters") if done else None
 
 
 def read_json(path: Path) -> Any | None:

@@ -51,15 +51,13 @@ def _student_rows(study: StudyFiles) -> list[dict[str, Any]]:
     confirm = study.done("confirm")
     if confirm is None:
         return []
-    correct = {(row["arm"], row["configuration"]): np.stack([study.correct(run) for run in row["runs"]])
-               for row in confirm["rows"]}
-    baseline, teacher = correct["baseline", "tuned"], study.teacher_correct()
+    baseline, teacher = study.confirmed["baseline", "tuned"], study.teacher_correct()
     gap = crossed_interval(teacher[None, :] - baseline.astype(float)) if teacher is not None and len(baseline) > 1 \
         else None
     sizes = (study.done("teacher") or {}).get("model_parameters"), confirm["model_parameters"]
     rows = []
     for row in confirm["rows"]:
-        right = correct[row["arm"], row["configuration"]]
+        right = study.confirmed[row["arm"], row["configuration"]]
         search = study.done("distill" if row["arm"] == "distilled" else "baseline")
         selected = "best_validation" if row["configuration"] == "tuned" else "default_validation"
         gain = None if _is(row, "baseline", "tuned") else _gain(right, baseline)
@@ -77,12 +75,9 @@ def _student_rows(study: StudyFiles) -> list[dict[str, Any]]:
 
 def _gain_over_default(study: StudyFiles) -> dict[str, Any] | None:
     """The distilled student against the baseline at its default point: the search may have chosen a worse one."""
-    confirm = study.done("confirm")
-    if confirm is None:
+    if study.done("confirm") is None:
         return None
-    right = {(row["arm"], row["configuration"]): np.stack([study.correct(run) for run in row["runs"]])
-             for row in confirm["rows"]}
-    return _gain(right["distilled", "tuned"], right["baseline", "default"])
+    return _gain(study.confirmed["distilled", "tuned"], study.confirmed["baseline", "default"])
 
 
 def _percent(share: float | None) -> float | None:

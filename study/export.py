@@ -146,8 +146,3 @@ def _usage(target: Path) -> list[str]:
         "```", "",
         f"Licence and provenance: trained by kdstudy; `{KEY_FILE}` names the study's stage it came from.", "",
     ]
-
-
-def read_key(target: Path) -> dict[str, Any] | None:
-    path = target / KEY_FILE
-    return json.loads(path.read_text()) if path.exists() else None

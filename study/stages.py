@@ -464,7 +464,7 @@ class Study:
         target = self.folder / "export"
 
         def write() -> bool:
-            if export.read_key(target) == export.export_key(StudyFiles(self.folder)):
+            if storage.read_json(target / export.KEY_FILE) == export.export_key(StudyFiles(self.folder)):
                 return False
             export.export_student(self.config, self.folder, target)
             return True
