@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-TRIAL_STAGES = ("teacher", "baseline", "distill", "confirm")
+CONFIRM_STAGES = ("confirm_baseline", "confirm")
+TRIAL_STAGES = ("teacher", "baseline", "distill", *CONFIRM_STAGES)
 SEARCH_STAGES = ("baseline", "distill")
 ENDINGS = {"stop": "stopped", "complete": "complete", "failed": "failed"}
 TRIAL_COLUMNS = ["stage", "trial", "origin", "protected", "epochs", "ended", "reason", "last_validation_accuracy",
@@ -100,15 +101,29 @@ class StudyFiles:
             "seed": event["seed"], "label": event["label"],
         }
 
-    def correct(self, run: int) -> np.ndarray:
+    @cached_property
+    def confirmation(self) -> dict[str, Any] | None:
+        """The confirmed rows of both arms, each with its `stage`, and the student's size; None while one is missing."""
+        found = {name: done for name in CONFIRM_STAGES if (done := self.done(name))}
+        rows = [{**row, "stage": name} for name, done in found.items() for row in done["rows"]]
+        if {row["arm"] for row in rows} != {"baseline", "distilled"}:
+            return None
+        return {"rows": rows, "model_parameters": found["confirm"]["model_parameters"]}
+
+    def correct(self, run: int, stage: str = "confirm") -> np.ndarray:
         """Which test images a confirmation run got right, (N,) bool."""
-        return _correct(self.stage("confirm") / "runs" / f"{run:03d}" / "test.parquet")
+        return _correct(self.stage(stage) / "runs" / f"{run:03d}" / "test.parquet")
 
     @cached_property
     def confirmed(self) -> dict[tuple[str, str], np.ndarray]:
         """Per (arm, configuration), which test images its runs got right, (seeds, N) bool; the confirmation is done."""
-        return {(row["arm"], row["configuration"]): np.stack([self.correct(run) for run in row["runs"]])
-                for row in self.done("confirm")["rows"]}
+        return {(row["arm"], row["configuration"]): np.stack([self.correct(run, row["stage"]) for run in row["runs"]])
+                for row in self.confirmation["rows"]}
+
+    def teacher_logits(self) -> np.ndarray:
+        """The teacher's logits for the test images, (N, C) fp16."""
+        table = pd.read_parquet(self.stage("teacher_logits") / "test.parquet", columns=["logits"])
+        return np.stack(table["logits"].to_numpy()).astype(np.float16)
 
     def teacher_correct(self) -> np.ndarray | None:
         """Which test images the teacher got right, (N,) bool."""

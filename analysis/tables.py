@@ -9,7 +9,7 @@ from analysis.results import StudyFiles
 from analysis.significance import Interval, crossed_interval, paired_t_interval
 
 SIGNIFICANT = 0.05
-STAGES = ("teacher", "baseline", "teacher_logits", "distill", "confirm")
+STAGES = ("teacher", "baseline", "teacher_logits", "distill", "confirm_baseline", "confirm")
 
 
 def results(study: StudyFiles) -> dict[str, Any]:
@@ -41,14 +41,14 @@ def _teacher_rows(study: StudyFiles) -> list[dict[str, Any]]:
         return []
     return [{
         "arm": "teacher", "configuration": "tuned" if done["trials"] > 1 else "default",
-        "model": study.config["teacher"]["model"], **done["parameters"], "parameters": done["model_parameters"],
-        "compression": 1.0, "trials": done["trials"], "seeds": 1, "test_mean": 100 * float(correct.mean()),
+        "model": done.get("model") or study.config["teacher"]["model"], **done["parameters"], "parameters": done["model_parameters"],
+        "compression": 1.0 if done["model_parameters"] else None, "trials": done["trials"], "seeds": 1, "test_mean": 100 * float(correct.mean()),
         "test_sd": None, "best_validation": 100 * done["best_validation"], "gain": None, "gap_closed": None,
     }]
 
 
 def _student_rows(study: StudyFiles) -> list[dict[str, Any]]:
-    confirm = study.done("confirm")
+    confirm = study.confirmation
     if confirm is None:
         return []
     baseline, teacher = study.confirmed["baseline", "tuned"], study.teacher_correct()
@@ -75,7 +75,7 @@ def _student_rows(study: StudyFiles) -> list[dict[str, Any]]:
 
 def _gain_over_default(study: StudyFiles) -> dict[str, Any] | None:
     """The distilled student against the baseline at its default point: the search may have chosen a worse one."""
-    if study.done("confirm") is None:
+    if study.confirmation is None:
         return None
     return _gain(study.confirmed["distilled", "tuned"], study.confirmed["baseline", "default"])
 
@@ -126,11 +126,11 @@ def verdict(outcome: dict[str, Any]) -> str:
 
 def scope(study: StudyFiles, outcome: dict[str, Any]) -> str:
     """What the verdict does not speak of."""
-    confirm = study.done("confirm")
+    confirm = study.confirmation
     if confirm is None:
         return "Scope: the confirmation on fresh seeds is still to come."
     text = (f"Scope: this teacher, this split, this search; {outcome['data']['test']} test images, "
-            f"{len(confirm['seeds'])} fresh seeds, last epoch, tested once.")
+            f"{len(confirm['rows'][0]['runs'])} fresh seeds, last epoch, tested once.")
     if outcome["gain"]:
         only = outcome["gain"]["seeds_only"]
         text += (" The interval treats seeds and test images as samples; over seeds alone, for these very images, it "
@@ -164,9 +164,9 @@ def cells(row: dict[str, Any]) -> list[str]:
     return [
         f"{row['arm']} ({row['model']})" if row["arm"] == "teacher" else row["arm"],
         _configuration(row),
-        f"{row['parameters']:,}",
+        f"{row['parameters']:,}" if row["parameters"] else "",
         "" if row["compression"] is None else f"{row['compression']:.1f}×",
-        str(row["trials"]),
+        str(row["trials"]) if row["trials"] else "given",
         "" if row["best_validation"] is None else f"{row['best_validation']:.2f} %",
         str(row["seeds"]),
         f"{row['test_mean']:.2f}{spread} %",
@@ -177,7 +177,7 @@ def cells(row: dict[str, Any]) -> list[str]:
 
 def _configuration(row: dict[str, Any]) -> str:
     shown = _hyperparameters(row)
-    return shown if row["arm"] == "teacher" else f"{row['configuration']}: {shown}"
+    return shown or "given" if row["arm"] == "teacher" else f"{row['configuration']}: {shown}"
 
 
 def markdown(outcome: dict[str, Any]) -> str:

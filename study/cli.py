@@ -15,7 +15,7 @@ from rich.markup import escape
 from study.config import STUDY_FILE, StudyConfig, load_study, preset_names
 from study.errors import InterruptedStudyError, StudyFailedError, UserError
 
-STAGE_NAMES = ("teacher", "baseline", "teacher_logits", "distill", "confirm", "report", "export")
+STAGE_NAMES = ("teacher", "baseline", "teacher_logits", "distill", "confirm_baseline", "confirm", "report", "export")
 LOG_WIDTH = 140
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 

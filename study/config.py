@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tomli_w
-from pydantic import Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
 
 from study.errors import UserError
 from trainables.settings import (
@@ -24,6 +24,10 @@ from trainables.settings import (
 PRESETS = Path(__file__).parent / "presets"
 STUDY_FILE = "study.toml"
 Natural = Annotated[int, Field(ge=0)]
+# One value where a list is meant.
+FromOne = BeforeValidator(lambda value: (value,) if isinstance(value, str) else
+                          tuple(value) if isinstance(value, list) else value)
+SMOKE_PIXELS = 1.2e6  # per split: what keeps a first look at 224 pixels within minutes on a CPU
 
 
 class Range(Settings):
@@ -61,11 +65,34 @@ class Range(Settings):
 
 
 class TeacherSettings(ModelSettings, TrainSettings):
-    """The teacher's model and training."""
+    """The teacher: a model and how it is trained, or one or several that are trained already, or its logits."""
 
+    model: str = ""
+    trained: Annotated[tuple[str, ...] | None, FromOne] = Field(
+        None, description="folders of trained models; the logits of several are averaged", min_length=1
+    )
+    logits: str | None = Field(None, description="a file that `kdstudy logits` wrote")
     lr: Annotated[PositiveFloat | Annotated[tuple[PositiveFloat, ...], Field(min_length=1)], FromList] = Field(
         3e-4, description="a list: the best on validation is kept"
     )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "TeacherSettings":
+        given = [name for name in ("model", "trained", "logits") if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError("needs exactly one of model (to be trained), trained = [folders] and logits = file, not "
+                             f"{' and '.join(given) or 'none'}")
+        return self
+
+    @property
+    def is_given(self) -> bool:
+        """Whether there is nothing to train."""
+        return not self.model
+
+    @property
+    def title(self) -> str:
+        """What to call it: the model, or what is given."""
+        return self.model or self.logits or " + ".join(Path(folder).name for folder in self.trained)
 
     @property
     def learning_rates(self) -> tuple[float, ...]:
@@ -124,6 +151,15 @@ class ResourceSettings(Settings):
     worker_retries: Natural = Field(3, description="how often a trial survives the death of its worker")
 
 
+class PublishedSettings(Settings):
+    """What others have published for this pair, in percent; shown beside the study's own, never used."""
+
+    pair: str
+    gain: float
+    baseline: float | None = None
+    distilled: float | None = None
+
+
 class StudyConfig(Settings):
     """A whole study."""
 
@@ -139,6 +175,7 @@ class StudyConfig(Settings):
     search: SearchSettings = SearchSettings()
     confirm: ConfirmSettings = ConfirmSettings()
     resources: ResourceSettings = ResourceSettings()
+    published: PublishedSettings | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> "StudyConfig":
@@ -156,8 +193,10 @@ class StudyConfig(Settings):
         if self.search.early_stopping and self.search.grace_period and not self.rungs:
             raise ValueError(f"search.grace_period = {self.search.grace_period} leaves no rung before 70 % of "
                              f"{self.train.epochs} epochs; make it smaller, or set search.early_stopping = false")
-        if self.data.validation + self.data.test >= 1:
+        if (self.data.validation or 0) + (self.data.test or 0) >= 1:
             raise ValueError("data.validation + data.test must be smaller than 1")
+        if self.data.unlabelled and self.data.student_images is None:
+            raise ValueError("data.unlabelled needs data.student_images: the others are what is used without labels")
         return self
 
     def space(self, arm: str) -> dict[str, Range]:
@@ -215,17 +254,36 @@ class StudyConfig(Settings):
         return rungs
 
     def smoke(self) -> "StudyConfig":
-        """The same study, every stage of it, small enough for a look."""
+        """The same study, every stage of it, small enough for a look: random weights, few images, few trials."""
+        size = max(self.data.image_size or 0, self.teacher.image_size or 0, self.student.image_size or 0, 32)
+        limit, large = round(SMOKE_PIXELS / size**2), size > 64
+        trials = 3 if large else 6
         changes = {
             "name": f"{self.name}-smoke",
-            "teacher": {"epochs": max(2, self.teacher.epochs // 4), "lr": self.teacher.learning_rates[:1]},
+            "data": {"limit": min(limit, self.data.limit or limit), "classes": self._smoke_classes(limit // 6),
+                     "train_images": _shares_only(self.data.train_images),
+                     "student_images": _shares_only(self.data.student_images)},
+            "teacher": {"epochs": max(2, self.teacher.epochs // (8 if large else 4)),
+                        "lr": self.teacher.learning_rates[:1], "pretrained": False},
+            "student": {"pretrained": False},
             "train": {"epochs": max(2, self.train.epochs // 10)},
-            "search": {"trials": 6, "baseline_trials": 6, "protected": 3, "baseline_protected": 3,
+            "search": {"trials": trials, "baseline_trials": trials, "protected": trials // 2,
+                       "baseline_protected": trials // 2,
                        "grace_period": None, "report_every": None, "checkpoint_every": None},
             "confirm": {"seeds": 2},
             "views": {"count": None},
         }
+        if large:  # what fits a GPU's memory does not fit a laptop's
+            changes["teacher"]["batch_size"] = min(8, self.teacher.batch_size)
+            changes["train"]["batch_size"] = min(8, self.train.batch_size)
         return StudyConfig.model_validate(_merge(self.model_dump(), changes))
+
+    def _smoke_classes(self, most: int) -> int | tuple[str, ...] | None:
+        """A few classes, so that a few images hold them all."""
+        classes = self.data.classes
+        if isinstance(classes, tuple):
+            return classes[:most]
+        return min(classes or most, most) if most < 20 or classes else None
 
     def to_values(self) -> dict[str, Any]:
         """What a study file would hold."""
@@ -233,6 +291,11 @@ class StudyConfig(Settings):
 
     def to_toml(self) -> str:
         return tomli_w.dumps(self.to_values())
+
+
+def _shares_only(amount: float | int | None) -> float | None:
+    """Where the data shrink, a share of them still means something, a number does not."""
+    return amount if isinstance(amount, float) else None
 
 
 def _check_dimension(name: str, dimension: Range) -> None:
@@ -365,7 +428,7 @@ def check_models(config: StudyConfig, *, classes: int, channels: int, image_size
 
     from trainables import models
 
-    for section, settings in (("teacher", config.teacher.model_settings), ("student", config.student)):
+    for section, settings in trained_models(config).items():
         try:
             models.check(settings, classes=classes, channels=channels, image_size=image_size)
         except ValueError as error:
@@ -376,6 +439,12 @@ def check_models(config: StudyConfig, *, classes: int, channels: int, image_size
         _check_optimizer("search.optimizer", value, list_optimizers())
     for key, name in wanted.items():
         _check_optimizer(key, name, list_optimizers())
+
+
+def trained_models(config: StudyConfig) -> dict[str, ModelSettings]:
+    """The models that the study itself trains, by section."""
+    student = {"student": config.student}
+    return student if config.teacher.is_given else {"teacher": config.teacher.model_settings} | student
 
 
 def _check_optimizer(key: str, name: Any, known: list[str]) -> None:

@@ -10,7 +10,7 @@ from rich.text import Text
 from study.search import METRIC, TrialBook
 
 PLAIN_INTERVAL = 15.0  # seconds between lines where the output is not a terminal
-STAGE_WIDTH = 15
+STAGE_WIDTH = 16
 LEAST_SECONDS = 8.0  # of reports before a guess at the time left
 BAR_WIDTH = 20
 

@@ -11,3 +11,7 @@ class StudyFailedError(Exception):
 
 class InterruptedStudyError(Exception):
     """Somebody stopped the study; what is recorded is kept. The command ends with exit code 130."""
+
+
+class MissingTeacherError(Exception):
+    """A stage's folder cannot be named before the teacher is there."""

@@ -36,7 +36,7 @@ def export_student(config: StudyConfig, folder: Path, target: Path) -> float:
     Raises UserError where the confirmation is not done, StudyFailedError where the folder does not repeat them.
     """
     study = StudyFiles(folder)
-    if study.done("confirm") is None:
+    if study.confirmation is None:
         raise UserError(f"{folder} has no confirmed student yet; run `kdstudy run {folder}` first")
     tuned = _tuned_row(study)
     run = folder / study.stage("confirm").name / "runs" / f"{tuned['runs'][0]:03d}"
@@ -61,7 +61,7 @@ def export_teacher(config: StudyConfig, folder: Path, target: Path) -> float:
 
 
 def _tuned_row(study: StudyFiles) -> dict[str, Any]:
-    rows = study.done("confirm")["rows"]
+    rows = study.confirmation["rows"]
     return next(row for row in rows if (row["arm"], row["configuration"]) == ("distilled", "tuned"))
 
 

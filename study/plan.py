@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from study.cluster import Share, local_share
 from study.config import StudyConfig
 from study.display import Display, clock
+from study.errors import MissingTeacherError
 from study.record import Record
 from study.stages import STAGES, Stage, Study
 from trainables import models
@@ -47,7 +48,7 @@ class StagePlan:
     def seconds(self, concurrent: int) -> float | None:
         if self.seconds_per_epoch is None:
             return None
-        return self.epochs * self.seconds_per_epoch / min(concurrent, self.runs)
+        return self.epochs * self.seconds_per_epoch / max(1, min(concurrent, self.runs))
 
 
 def expected_epochs(epochs: int, rungs: list[int], reduction_factor: int) -> float:
@@ -63,27 +64,40 @@ def make_plan(study: Study, measure: bool = False) -> list[StagePlan]:
     """The stages that train or evaluate models. Costs per epoch come from the study's own record where there is one,
     from a few timed steps where `measure` asks for them, else they are None."""
     config, splits = study.config, study.splits
-    student = forward_flop(config.student, study)
-    teacher = forward_flop(config.teacher.model_settings, study)
-    cost = {"teacher": _seconds_per_epoch(study, "teacher"), "student": _seconds_per_epoch(study, "baseline")}
+    student = BACKWARD * forward_flop(config.student, study)
+    trained = not config.teacher.is_given
+    teacher = [forward_flop(settings, study) for settings in teacher_models(study)]
+    cost = {"teacher": _seconds_per_epoch(study, "teacher") if trained else None,
+            "student": _seconds_per_epoch(study, "baseline")}
     if measure:
-        cost = {"teacher": cost["teacher"] or _measure(study, "teacher"),
+        cost = {"teacher": cost["teacher"] or (_measure(study, "teacher") if trained else None),
                 "student": cost["student"] or _measure(study, "baseline")}
-    plans = [StagePlan("teacher", len(config.teacher.learning_rates), 0, config.teacher.epochs, (),
-                       len(config.teacher.learning_rates) * config.teacher.epochs, len(splits.train),
-                       BACKWARD * teacher, cost["teacher"], _is_done(study, "teacher"))]
+    runs = len(config.teacher.learning_rates) if trained else 0
+    plans = [StagePlan("teacher", runs, 0, config.teacher.epochs, (), runs * config.teacher.epochs, len(splits.train),
+                       BACKWARD * sum(teacher), cost["teacher"] if trained else 0.0, _is_done(study, "teacher"))]
     plans.append(_search_plan(study, "baseline", student, cost["student"]))
-    views = config.views.count or config.train.epochs
-    forward = cost["teacher"] and cost["teacher"] / BACKWARD * len(splits.student_train) / len(splits.train)
-    plans.append(StagePlan("teacher_logits", config.confirm.seeds + 1, 0, views, (),
-                           (config.confirm.seeds + 1) * views, len(splits.student_train), teacher, forward,
-                           _is_done(study, "teacher_logits")))
-    plans.append(_search_plan(study, "distill", student, cost["student"]))
-    runs = 4 * config.confirm.seeds
-    plans.append(StagePlan("confirm", runs, 0, config.train.epochs, (), runs * config.train.epochs,
-                           len(splits.student_train), BACKWARD * student, cost["student"], _is_done(study, "confirm")))
+    views, seeds = config.views.count or config.train.epochs, len(study.view_seeds) if teacher else 0
+    answered = len(splits.student_train) + (len(splits.unlabelled) if splits.unlabelled else 0)
+    forward = cost["teacher"] and cost["teacher"] / BACKWARD * answered / len(splits.train)
+    plans.append(StagePlan("teacher_logits", seeds, 0, views, (), seeds * views, answered, sum(teacher),
+                           forward if teacher else 0.0, _is_done(study, "teacher_logits")))
+    # Images without labels come on top of every labelled batch wherever there is a soft loss.
+    more = 1 + config.data.unlabelled
+    soft_cost = cost["student"] and cost["student"] * more
+    plans.append(_search_plan(study, "distill", student * more, soft_cost))
+    runs = 2 * config.confirm.seeds
+    for name, factor, seconds in (("confirm_baseline", 1, cost["student"]), ("confirm", more, soft_cost)):
+        plans.append(StagePlan(name, runs, 0, config.train.epochs, (), runs * config.train.epochs,
+                               len(splits.student_train), student * factor, seconds, _is_done(study, name)))
     return [replace(plan, recorded_seconds=study.stage(plan.name).done["seconds"]) if plan.done else plan
             for plan in plans]
+
+
+def teacher_models(study: Study) -> list[ModelSettings]:
+    """The models whose answers the student learns from; none where there is a file of logits."""
+    if study.config.teacher.is_given:
+        return [member.model for member in study.given_members]
+    return [study.config.teacher.model_settings]
 
 
 def _search_plan(study: Study, arm: str, flop: float, seconds: float | None) -> StagePlan:
@@ -93,7 +107,7 @@ def _search_plan(study: Study, arm: str, flop: float, seconds: float | None) -> 
     free = expected_epochs(epochs, config.rungs, config.search.reduction_factor)
     expected = protected * epochs + (trials - protected) * free
     return StagePlan(arm, trials, protected, epochs, tuple(config.rungs), expected,
-                     len(study.splits.student_train), BACKWARD * flop, seconds, _is_done(study, arm))
+                     len(study.splits.student_train), flop, seconds, _is_done(study, arm))
 
 
 def forward_flop(settings: ModelSettings, study: Study) -> float:
@@ -120,7 +134,7 @@ def _stage(study: Study, name: str) -> Stage | None:
     """A stage's folder; None where it depends on a teacher that is not there yet."""
     try:
         return study.stage(name)
-    except TypeError:
+    except MissingTeacherError:
         return None
 
 
@@ -156,18 +170,17 @@ def _measure(study: Study, name: str) -> float:
 def show_plan(config: StudyConfig, folder: Path, console: Console, measure: bool) -> None:
     """Print the plan. Raises UserError where the study cannot work."""
     study = Study(config, folder, Display(console, STAGES))
-    splits = study.splits
     study.check()
     share = local_share(config.resources)
     plans = make_plan(study, measure)
-    sizes = [parameter_count(settings, study) for settings in (config.teacher.model_settings, config.student)]
-    student = f" ({len(splits.student_train)} of them for the student)" if config.data.student_fraction < 1 else ""
+    student = parameter_count(config.student, study)
+    teacher = sum(parameter_count(settings, study) for settings in teacher_models(study))
     console.print(f"[bold]{config.name}[/bold]  {escape(config.about)}\n")
     facts = {
-        "data": f"{config.data.source}: {len(splits.train)} training images{student}, {len(splits.validation)} "
-                f"validation, {len(splits.test)} test, {len(splits.class_names)} classes",
-        "teacher": f"{config.teacher.model}, {sizes[0]:,} parameters",
-        "student": f"{config.student.model}, {sizes[1]:,} parameters, {sizes[0] / sizes[1]:.1f}x smaller",
+        "data": _show_data(study),
+        "teacher": config.teacher.title + (f", {teacher:,} parameters" if teacher else ", given as logits"),
+        "student": f"{config.student.model}, {student:,} parameters"
+                   + (f", {teacher / student:.1f}x smaller" if teacher else ""),
         "searched": ", ".join(f"{name} {_show_range(range_)}" for name, range_ in config.space("distill").items()),
         "stopping": f"below the best 1/{config.search.reduction_factor} at epoch "
                     f"{', '.join(map(str, config.rungs))} of {config.train.epochs}" if config.rungs else "none",
@@ -180,6 +193,21 @@ def show_plan(config: StudyConfig, folder: Path, console: Console, measure: bool
     console.print(_plan_table(plans, share))
     if any(plan.seconds_per_epoch is None for plan in plans):
         console.print("\nTimes appear once epochs are on record, or with --measure, which times a few steps here.")
+
+
+def _show_data(study: Study) -> str:
+    splits = study.splits
+    parts = [f"{study.config.data.source}: {len(splits.train)} training images"]
+    if len(splits.student_train) < len(splits.train):
+        parts[0] += f" ({len(splits.student_train)} of them for the student"
+        parts[0] += f", {len(splits.unlabelled)} more without labels)" if splits.unlabelled else ")"
+    size = splits.image_size
+    parts += [f"{len(splits.validation)} validation", f"{len(splits.test)} test",
+              f"{len(splits.class_names)} classes", f"{size}x{size} pixels"]
+    duplicates = sum((splits.duplicates or {}).values())
+    if duplicates:
+        parts.append(f"{duplicates} duplicates across splits ({splits.dropped} dropped from training)")
+    return ", ".join(parts)
 
 
 def _show_range(dimension) -> str:

@@ -1,4 +1,4 @@
-"""The pipeline: teacher, baseline, teacher_logits, distill, confirm, report, export.
+"""The pipeline: teacher, baseline, teacher_logits, distill, confirmation of both arms, report, export.
 
 Every stage is a function of its own part of the settings and of its inputs. Its folder is named after the fingerprint
 of both, and carries a done-mark that is written last. That is all there is to resume, reuse and reproducibility: what
@@ -6,27 +6,31 @@ is done is skipped, what was cut off goes on from its record, and a stage that a
 is taken over.
 """
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import json
 import os
+import platform
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from analysis.results import StudyFiles
-from study import storage
+from study import logits_file, storage
 from study.cluster import Share, cluster_share, connected, local_share
-from study.config import STUDY_FILE, StudyConfig, check_models
+from study.config import STUDY_FILE, StudyConfig, check_models, trained_models
 from study.display import Display
-from study.errors import StudyFailedError, UserError
+from study.errors import MissingTeacherError, StudyFailedError, UserError
+from study.logits_file import LogitsFile
 from study.record import Record, TrialState
 from study.search import (
     METRIC,
@@ -42,14 +46,21 @@ from study.search import (
 from trainables import data
 from trainables.data import ImageSet, Splits
 from trainables.seeds import small_seed
+from trainables.settings import ModelSettings, Settings
+
+if TYPE_CHECKING:  # they import torch, which a finished study can do without
+    from trainables.models import Trained
+    from trainables.task import Member, Task, Teacher
 
 # Stages of one group need nothing of each other and run at the same time.
-GROUPS = (("teacher", "baseline"), ("teacher_logits",), ("distill",), ("confirm",))
+# The baseline's confirmation is a stage of its own, so that studies with another teacher share it.
+GROUPS = (("teacher", "baseline"), ("teacher_logits",), ("distill",), ("confirm_baseline", "confirm"))
 OUTPUTS = ("report", "export")
 SEARCHES = ("baseline", "distill")
+CONFIRMATIONS = {"confirm_baseline": "baseline", "confirm": "distill"}  # and the search whose winner they retrain
 STAGES = (*(name for group in GROUPS for name in group), *OUTPUTS)
 # Raised when the meaning of a stage's files changes, so that older folders are not taken for current ones.
-FORMAT = 1
+FORMAT = 2
 
 
 def fingerprint(*parts: Any) -> str:
@@ -126,9 +137,56 @@ class Study:
             raise UserError(str(error)) from None
 
     @cached_property
-    def _image_hashes(self) -> dict[str, str]:
-        names = ("train", "student_train", "validation", "test")
-        return {name: hash_images(getattr(self.splits, name)) for name in names}
+    def image_hashes(self) -> dict[str, str]:
+        names = ("train", "student_train", "validation", "test", "unlabelled")
+        return {name: hash_images(images) for name in names if (images := getattr(self.splits, name)) is not None}
+
+    @cached_property
+    def _initial_weights(self) -> dict[str, dict[str, np.ndarray] | None]:
+        """Per section, what training begins with; None is random. Fetched once, here, and handed to the workers."""
+        from trainables import models
+
+        weights = {}
+        for section, settings in trained_models(self.config).items():
+            try:
+                weights[section] = models.pretrained_weights(settings, **self._shape)
+            except ValueError as error:
+                raise UserError(f"{section}.{error}") from None
+        return weights
+
+    @property
+    def _shape(self) -> dict[str, int]:
+        """What the data ask of every model."""
+        return {"classes": len(self.splits.class_names), "channels": self.splits.channels,
+                "image_size": self.image_size}
+
+    @cached_property
+    def _given_members(self) -> list[Trained]:
+        """The models of a teacher that is trained already. Raises UserError where they do not fit the data."""
+        from trainables import models
+
+        members = []
+        for folder in self.config.teacher.trained or ():
+            try:
+                member = models.read_trained(Path(folder).expanduser())
+            except ValueError as error:
+                raise UserError(f"teacher.trained: {error}") from None
+            names = self.splits.class_names
+            if member.classes != len(names):
+                raise UserError(f"teacher.trained: {folder} knows {member.classes} classes, but the data have "
+                                f"{len(names)}; train it on these data, or choose data.classes accordingly")
+            if member.class_names and member.class_names != names:
+                raise UserError(f"teacher.trained: the classes of {folder} are not those of the data in the same "
+                                f"order: {member.class_names[:3]} … against {names[:3]} …")
+            members.append(member)
+        return members
+
+    @cached_property
+    def _logits_file(self) -> LogitsFile:
+        try:
+            return logits_file.read(Path(self.config.teacher.logits).expanduser(), self)
+        except ValueError as error:
+            raise UserError(f"teacher.logits = {self.config.teacher.logits!r}: {error}") from None
 
     @property
     def image_size(self) -> int:
@@ -143,8 +201,7 @@ class Study:
         """Find what cannot work before anything starts. Raises UserError."""
         if not (self.address or os.environ.get("RAY_ADDRESS")):
             local_share(self.config.resources)
-        check_models(self.config, classes=len(self.splits.class_names), channels=self.splits.channels,
-                     image_size=self.image_size)
+        check_models(self.config, **self._shape)
 
     # -- folders ------------------------------------------------------------------------------------------------------
 
@@ -156,14 +213,25 @@ class Study:
 
     def _shared_inputs(self) -> list[Any]:
         """What decides how a student is trained, whatever the arm."""
-        config, images = self.config, self._image_hashes
-        return [config.seed, config.student.model_dump(), config.train.model_dump(), config.views.model_dump(
-            exclude={"cache_gib"}), images["student_train"], images["validation"], self.image_size]
+        config, images = self.config, self.image_hashes
+        return [config.seed, model_inputs(config.student), changed(config.train), self._view_inputs(),
+                images["student_train"], images["validation"], self.image_size]
+
+    def _view_inputs(self, exclude: tuple[str, ...] = ()) -> dict[str, Any]:
+        return changed(self.config.views, exclude=("cache_gib", *exclude))
 
     def _teacher_inputs(self) -> list[Any]:
-        config, images = self.config, self._image_hashes
-        return [config.seed, config.teacher.model_dump(), config.views.model_dump(exclude={"cache_gib", "count"}),
-                images["train"], images["validation"], self.image_size]
+        config, images = self.config, self.image_hashes
+        teacher = config.teacher
+        if teacher.logits:
+            return ["logits", hash_file(_existing(teacher.logits, "teacher.logits"))]
+        if teacher.trained:
+            files = [file for folder in teacher.trained
+                     for file in sorted(_existing(folder, "teacher.trained").glob("*")) if file.is_file()]
+            digests = [hash_file(file) for file in files if file.suffix in (".json", ".safetensors", ".bin")]
+            return ["trained", digests, images["validation"], self.image_size, teacher.precision]
+        return [config.seed, model_inputs(teacher.model_settings), changed(teacher.train_settings), teacher.lr,
+                self._view_inputs(exclude=("count",)), images["train"], images["validation"], self.image_size]
 
     def _search_inputs(self, arm: str) -> list[Any]:
         config = self.config
@@ -175,23 +243,33 @@ class Study:
         return self._search_inputs("baseline")
 
     def _teacher_logits_inputs(self) -> list[Any]:
-        config, images = self.config, self._image_hashes
-        return [self._teacher_weights_hash, config.teacher.model_settings.model_dump(), images, self.image_size,
-                config.views.model_dump(exclude={"cache_gib"}), config.train.epochs, config.teacher.precision]
+        config = self.config
+        return [self._teacher_weights_hash, self._teacher_done["members"], self.image_hashes, self.image_size,
+                self._view_inputs(), config.train.epochs, config.teacher.precision]
 
     def _distill_inputs(self) -> list[Any]:
-        return [*self._search_inputs("distill"), self._teacher_weights_hash]
+        return [*self._search_inputs("distill"), self._teacher_weights_hash, *self._unlabelled_inputs()]
+
+    def _unlabelled_inputs(self) -> list[Any]:
+        return [self.image_hashes["unlabelled"], self.config.data.unlabelled] if self.config.data.unlabelled else []
+
+    def _confirm_baseline_inputs(self) -> list[Any]:
+        return [*self._shared_inputs(), self.image_hashes["test"]]
 
     def _confirm_inputs(self) -> list[Any]:
-        return [*self._shared_inputs(), self._teacher_weights_hash, self._image_hashes["test"]]
+        return [*self._confirm_baseline_inputs(), self._teacher_weights_hash, *self._unlabelled_inputs()]
 
     @property
-    def _teacher_weights(self) -> Path:
-        return self.stage("teacher").path / "model.safetensors"
+    def _teacher_done(self) -> dict[str, Any]:
+        """What the teacher's done-mark says. Raises MissingTeacherError where it is not there yet."""
+        done = self.stage("teacher").done
+        if done is None:
+            raise MissingTeacherError
+        return done
 
     @property
     def _teacher_weights_hash(self) -> str:
-        return self.stage("teacher").done["weights"]
+        return self._teacher_done["weights"]
 
     # -- running ------------------------------------------------------------------------------------------------------
 
@@ -228,11 +306,16 @@ class Study:
             if missing[0].name == "teacher_logits":
                 self._run_teacher_logits(missing[0])
             else:
-                self._run_trials(missing)
+                self._run_trials([stage for stage in missing if not self._is_given(stage)])
+                for stage in filter(self._is_given, missing):
+                    self._evaluate_teacher(stage)
         finally:
             self.display.stop()
         for stage in missing:
             self._show(stage)
+
+    def _is_given(self, stage: Stage) -> bool:
+        return stage.name == "teacher" and self.config.teacher.is_given
 
     def is_current(self, stage: Stage) -> bool:
         """Done, and with as many trials, seeds and views as are wanted now."""
@@ -242,10 +325,11 @@ class Study:
         if stage.name in SEARCHES:
             return done["trials"] >= self.config.trials(stage.name)
         if stage.name == "teacher_logits":
-            return set(done["view_seeds"]) >= set(self._view_seeds()) or not self._logits_fit()
-        if stage.name == "confirm":
-            return not ListProposer(self._confirm_runs()).total(Record(stage.record_path, write=False)) > done["runs"] \
-                and done["rows"] == self._confirm_rows(Record(stage.record_path, write=False))
+            return set(done["view_seeds"]) >= set(self.view_seeds) or not self._logits_fit()
+        if stage.name in CONFIRMATIONS:
+            record = Record(stage.record_path, write=False)
+            return ListProposer(self._confirm_runs(stage.name)).total(record) <= done["runs"] \
+                and done["rows"] == self._confirm_rows(stage.name, record)
         return True
 
     def _take_over(self, stage: Stage) -> None:
@@ -267,20 +351,28 @@ class Study:
         if self._share is None:
             self._ray.enter_context(connected(self.address))
             self._share = cluster_share(self.config.resources)
+            self._description["machine"] = describe_machine()
+            self._save_description()
         return self._share
 
     def _write_description(self) -> None:
         storage.write_text(self.folder / STUDY_FILE, self.config.to_toml())
         splits = self.splits
         counts = {name: len(getattr(splits, name)) for name in ("train", "student_train", "validation", "test")}
+        counts["unlabelled"] = len(splits.unlabelled) if splits.unlabelled else 0
+        earlier = storage.read_json(self.folder / "stages.json") or {}
         self._description = {
             "name": self.config.name,
             "data": {**counts, "classes": list(splits.class_names), "channels": splits.channels,
-                     "image_size": self.image_size},
+                     "image_size": self.image_size, "duplicates": splits.duplicates, "dropped": splits.dropped},
             "epochs": self.config.train.epochs,
             "rungs": self.config.rungs,
             "stages": self._existing_stages(),
+            "machine": earlier.get("machine"),
         }
+        self._save_description()
+
+    def _save_description(self) -> None:
         storage.write_json(self.folder / "stages.json", self._description)
 
     def _existing_stages(self) -> dict[str, str]:
@@ -290,7 +382,7 @@ class Study:
         for name in names:
             try:
                 path = self.stage(name).path
-            except TypeError:  # it depends on a teacher that is not there yet
+            except MissingTeacherError:
                 continue
             if path.is_dir():
                 stages[name] = path.name
@@ -300,7 +392,7 @@ class Study:
         """Tell readers of the study which folder serves a stage now."""
         if self._description["stages"].get(stage.name) != stage.path.name:
             self._description["stages"][stage.name] = stage.path.name
-            storage.write_json(self.folder / "stages.json", self._description)
+            self._save_description()
 
     def _show(self, stage: Stage, reused: bool = False) -> None:
         done = stage.done
@@ -315,6 +407,8 @@ class Study:
         """Run the trials of these stages together, then close each of them."""
         from study.tuner import Job, forget_tune, run_trials
 
+        if not stages:
+            return
         share = self._connect()
         books: list[TrialBook] = []
         for stage in stages:
@@ -337,10 +431,11 @@ class Study:
     def _book(self, stage: Stage, share: Share, on_change: Callable[[], None]) -> TrialBook:
         config, name = self.config, stage.name
         record = Record(stage.record_path)
-        proposers = {"teacher": self._teacher_runs, "confirm": self._confirm_runs}
-        proposer: Proposer = (ListProposer(proposers[name]()) if name in proposers
-                              else OptunaProposer.of(config, name, share.concurrent))
-        if name in proposers:
+        runs = self._teacher_runs() if name == "teacher" else (
+            self._confirm_runs(name) if name in CONFIRMATIONS else None)
+        proposer: Proposer = (OptunaProposer.of(config, name, share.concurrent) if runs is None
+                              else ListProposer(runs))
+        if runs is not None:
             # A search can do without a failed trial; these runs are all needed, so a new start tries them again.
             for trial in list(record.trials.values()):
                 if trial.state == "failed":
@@ -348,13 +443,13 @@ class Study:
         return TrialBook(
             record, proposer, on_change=on_change,
             epochs=config.teacher.epochs if name == "teacher" else config.train.epochs,
-            rungs=[] if name in proposers else config.rungs, reduction_factor=config.search.reduction_factor,
-            has_results=self._result_check(stage) if name in proposers else None,
+            rungs=config.rungs if runs is None else [], reduction_factor=config.search.reduction_factor,
+            has_results=None if runs is None else self._result_check(stage),
         )
 
     def _result_check(self, stage: Stage) -> Callable[[TrialState], bool]:
         """Whether the weights, and for the confirmation the test answers, of a run are where its record says."""
-        names = ("model.safetensors", "test.parquet") if stage.name == "confirm" else ("model.safetensors",)
+        names = ("model.safetensors", "test.parquet") if stage.name in CONFIRMATIONS else ("model.safetensors",)
 
         def has_results(trial: TrialState) -> bool:
             if stage.name == "teacher" and (stage.path / names[0]).exists():
@@ -375,12 +470,61 @@ class Study:
             storage.copy_file(self.folder / best.checkpoint["path"] / weights.name, weights)
         shutil.rmtree(stage.path / "runs", ignore_errors=True)
         parameters, tried = _parameter_count(load_file(weights)), len(self.config.teacher.learning_rates)
+        member = {"model": self.config.teacher.model_settings.model_copy(update={"pretrained": False}).model_dump(),
+                  "weights": weights.name, "normalised": None}
         stage.finish({
+            "model": self.config.teacher.title, **self._family("teacher"), "members": [member],
             "outcome": f"{self.config.teacher.model} · {100 * best.metric(METRIC):.1f} % validation · "
                        f"{parameters:,} parameters" + (f", best of {tried} learning rates" if tried > 1 else ""),
             "seconds": record.seconds, "trial": best.number, "parameters": best.parameters,
             "model_parameters": parameters, "best_validation": best.metric(METRIC), "trials": tried,
             "weights": hash_file(weights),
+        })
+
+    def _family(self, section: str) -> dict[str, str]:
+        """What kind of model a section's is, and of which class."""
+        from trainables import models
+
+        kind, family = models.kind_of(trained_models(self.config)[section], **self._shape)
+        return {"kind": kind, "family": family}
+
+    def _evaluate_teacher(self, stage: Stage) -> None:
+        """A teacher that is given: keep its weights with the study, and see how good it is on the validation images."""
+        import ray
+
+        started = time.monotonic()
+        if self.config.teacher.logits:
+            self._finish_given(stage, self._logits_file.accuracy, started, {
+                "weights": self._teacher_inputs()[1], "members": [], "model_parameters": None,
+                "kind": None, "family": None})
+            return
+        from trainables import models
+        from trainables.task import Teacher
+
+        share = self._connect()
+        members, digests, parameters = [], [], 0
+        for index, member in enumerate(self._given_members):
+            path = stage.path / f"member-{index}.safetensors"
+            save_file(member.weights, path)
+            members.append({"model": member.model.model_dump(), "weights": path.name,
+                            "normalised": [list(member.mean), list(member.std)]})
+            digests.append(hash_file(path))
+            parameters += _parameter_count(member.weights)
+        task = replace(self._plain_task(), teacher=Teacher(self._members(stage.path, members)))
+        options = {"num_cpus": share.cpus, "num_gpus": share.gpus}
+        accuracy = ray.get(ray.remote(**options)(_measure_teacher).remote(task))
+        kinds = {models.kind_of(member.model, **self._shape) for member in self._given_members}
+        kind, family = kinds.pop() if len(kinds) == 1 else ("ensemble", "ensemble")
+        self._finish_given(stage, accuracy, started, {
+            "weights": fingerprint(digests), "members": members, "model_parameters": parameters, "kind": kind,
+            "family": family})
+
+    def _finish_given(self, stage: Stage, accuracy: float, started: float, facts: dict[str, Any]) -> None:
+        title, count = self.config.teacher.title, len(facts["members"])
+        stage.finish({
+            "model": title, **facts, "outcome": f"{title} · given · {100 * accuracy:.1f} % validation"
+            + (f" · mean logits of {count} models" if count > 1 else ""),
+            "seconds": time.monotonic() - started, "parameters": {}, "best_validation": accuracy, "trials": 0,
         })
 
     def _close_baseline(self, stage: Stage, record: Record) -> None:
@@ -397,6 +541,7 @@ class Study:
         states = {state: sum(trial.state == state for trial in trials) for state in ("complete", "stopped", "failed")}
         counts = ", ".join(f"{count} {state}" for state, count in states.items() if count)
         stage.finish({
+            **self._family("student"),
             "outcome": f"{len(trials)} trials ({counts}) · best {100 * best.metric(METRIC):.1f} % validation at "
                        f"{show_parameters(best.parameters)}",
             "seconds": record.seconds, "trials": len(trials), **states, "winner": best.number,
@@ -404,13 +549,16 @@ class Study:
             "default_validation": record.trials[0].metric(METRIC) if record.trials[0].state == "complete" else None,
         })
 
+    def _close_confirm_baseline(self, stage: Stage, record: Record) -> None:
+        self._close_confirm(stage, record)
+
     def _close_confirm(self, stage: Stage, record: Record) -> None:
-        wanted = {run_key(run) for run in self._confirm_runs()}
+        wanted = {run_key(run) for run in self._confirm_runs(stage.name)}
         for trial in record.trials.values():
             if trial.state == "failed" and run_key(trial) in wanted:
                 raise StudyFailedError(f"confirmation run {trial.number} ({trial.label}) failed: {trial.reason}; run "
                                        "the same command again to try it again")
-        rows = self._confirm_rows(record)
+        rows = self._confirm_rows(stage.name, record)
         weights = load_file(stage.path / f"runs/{rows[0]['runs'][0]:03d}/model.safetensors")
         stage.finish({
             "outcome": f"{len(wanted)} runs on {self.config.confirm.seeds} fresh paired seeds",
@@ -419,18 +567,37 @@ class Study:
         })
 
     def _run_teacher_logits(self, stage: Stage) -> None:
-        import ray
-
         started = time.monotonic()
         earlier = (stage.done or {}).get("seconds", 0.0)
+        if self.config.teacher.logits:
+            fits = True
+            self._unpack_logits(stage)
+        else:
+            fits = self._logits_fit()
+            self._compute_logits(stage, fits)
+        count, images = self.config.views.count or self.config.train.epochs, len(self.splits.student_train)
+        if self.splits.unlabelled is not None:
+            images += len(self.splits.unlabelled)
+        size = _show_bytes(self._logits_bytes())
+        budget = f"{self.config.views.cache_gib:g} GiB of views.cache_gib"
+        stage.finish({
+            "outcome": f"{count} views × {images} images × {len(self.view_seeds)} view seeds, {size} in fp16" if fits
+                       else f"would need {size}, more than the {budget}: the teacher runs in the loop instead",
+            "seconds": earlier + time.monotonic() - started, "cached": fits,
+            "view_seeds": self.view_seeds if fits else [],
+        })
+
+    def _compute_logits(self, stage: Stage, fits: bool) -> None:
+        """The teacher's answers for the views that are not there yet, and once for the images that are held out."""
+        import ray
+
         share = self._connect()
-        fits = self._logits_fit()
         task = ray.put(self.task("teacher_logits"))
         options = {"num_cpus": share.cpus, "num_gpus": share.gpus}
-        pending = {}
+        pending: dict[Any, int | None] = {}
         if not (stage.path / "test.parquet").exists():
             pending[ray.remote(**options)(_answer_held_out).remote(task, self.splits.test)] = None
-        for view_seed in self._view_seeds() if fits else ():
+        for view_seed in self.view_seeds if fits else ():
             if not (stage.path / f"views-{view_seed}.npy").exists():
                 pending[ray.remote(**options)(_answer_views).remote(task, view_seed)] = view_seed
         total = len(pending)
@@ -442,16 +609,29 @@ class Study:
                 _save_array(stage.path / "validation.npy", answer[0])
                 storage.write_bytes(stage.path / "test.parquet", answer[1])
             else:
-                _save_array(stage.path / f"views-{view_seed}.npy", answer)
-        count, images = self.config.views.count or self.config.train.epochs, len(self.splits.student_train)
-        size = _show_bytes(self._logits_bytes())
-        budget = f"{self.config.views.cache_gib:g} GiB of views.cache_gib"
-        stage.finish({
-            "outcome": f"{count} views × {images} images × {len(self._view_seeds())} view seeds, {size} in fp16" if fits
-                       else f"would need {size}, more than the {budget}: the teacher runs in the loop instead",
-            "seconds": earlier + time.monotonic() - started, "cached": fits,
-            "view_seeds": self._view_seeds() if fits else [],
-        })
+                self._save_views(stage, view_seed, *answer)
+
+    def _save_views(self, stage: Stage, view_seed: int, logits: np.ndarray, unlabelled: np.ndarray | None) -> None:
+        if unlabelled is not None:
+            _save_array(stage.path / f"unlabelled-{view_seed}.npy", unlabelled)
+        _save_array(stage.path / f"views-{view_seed}.npy", logits)  # last: it says that both are there
+
+    def _unpack_logits(self, stage: Stage) -> None:
+        """Another's answers, from a file, to where the study's own would be."""
+        import tempfile
+
+        import torch
+
+        from trainables.task import write_answers
+
+        given = self._logits_file
+        for view_seed in self.view_seeds:
+            self._save_views(stage, view_seed, *given.views(view_seed))
+        _save_array(stage.path / "validation.npy", given.validation.astype(np.int64))
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "test.parquet"
+            write_answers(torch.from_numpy(given.test.astype(np.float32)), self.splits.test.labels, path)
+            storage.write_bytes(stage.path / "test.parquet", path.read_bytes())
 
     def _run_report(self) -> None:
         from analysis import report
@@ -484,44 +664,64 @@ class Study:
 
     # -- trials -------------------------------------------------------------------------------------------------------
 
-    def task(self, stage: str) -> Any:
-        """What the runs of a stage share."""
+    def _plain_task(self) -> Task:
+        """What the student's runs share, whatever the stage."""
         from trainables.task import Task
 
         config, splits = self.config, self.splits
-        common = {"validation": splits.validation, "classes": len(splits.class_names), "image_size": self.image_size,
-                  "views": config.views, "threads": config.resources.cpus_per_trial}
+        return Task(train=splits.student_train, validation=splits.validation, classes=len(splits.class_names),
+                    image_size=self.image_size, model=config.student, training=config.train, views=config.views,
+                    report_every=config.report_every, checkpoint_every=config.checkpoint_every,
+                    threads=config.resources.cpus_per_trial, unlabelled=splits.unlabelled,
+                    unlabelled_ratio=config.data.unlabelled)
+
+    def task(self, stage: str) -> Task:
+        """What the runs of a stage share."""
+        config, splits, task = self.config, self.splits, self._plain_task()
         if stage == "teacher":
             training = config.teacher.train_settings
             every = max(1, training.epochs // 20)
             # views.count limits the views whose logits are kept; the teacher itself sees a fresh one every epoch.
-            common["views"] = config.views.model_copy(update={"count": None})
-            return Task(train=splits.train, model=config.teacher.model_settings, training=training,
-                        report_every=every, checkpoint_every=5 * every, keep_weights=True, **common)
-        # Nobody stops a confirmation run, so it reports only when it is saved.
-        report_every = config.checkpoint_every if stage == "confirm" else config.report_every
-        task = Task(train=splits.student_train, model=config.student, training=config.train,
-                    report_every=report_every, checkpoint_every=config.checkpoint_every,
-                    keep_weights=stage == "confirm", **common)
-        if stage == "baseline":
-            return task
+            views = config.views.model_copy(update={"count": None})
+            return replace(task, train=splits.train, model=config.teacher.model_settings, training=training, views=views,
+                           report_every=every, checkpoint_every=5 * every, keep_weights=True, unlabelled=None,
+                           weights=self._initial_weights["teacher"])
         if stage == "teacher_logits":
-            return replace(task, teacher=self._teacher())
-        seeds = [search_view_seed(config.seed)] if stage == "distill" else self._confirm_seeds()
-        return replace(task, teacher=self._teacher(seeds), test=splits.test if stage == "confirm" else None)
+            return replace(task, teacher=self.teacher())
+        task = replace(task, weights=self._initial_weights["student"])
+        if stage in CONFIRMATIONS:
+            # Nobody stops a confirmation run, so it reports only when it is saved.
+            task = replace(task, report_every=config.checkpoint_every, keep_weights=True, test=splits.test)
+        if stage in ("baseline", "confirm_baseline"):
+            return replace(task, unlabelled=None)
+        return replace(task, teacher=self.teacher([search_view_seed(config.seed)] if stage == "distill"
+                                                  else self._confirm_seeds()))
 
-    def _teacher(self, view_seeds: list[int] | None = None) -> Any:
+    def teacher(self, view_seeds: list[int] | None = None) -> Teacher:
         """The trained teacher, with its answers for the given view seeds where there are any."""
         from trainables.task import Teacher
 
-        teacher = Teacher(self.config.teacher.model_settings, self.config.teacher.train_settings,
-                          load_file(self._teacher_weights))
+        done = self._teacher_done
         if view_seeds is None:
-            return teacher
+            return Teacher(self._members(self.stage("teacher").path, done["members"]))
         folder = self.stage("teacher_logits").path
-        logits = {seed: np.load(path) for seed in view_seeds if (path := folder / f"views-{seed}.npy").exists()}
-        return replace(teacher, logits=logits, validation_predictions=np.load(folder / "validation.npy"),
-                       weights={} if len(logits) == len(view_seeds) else teacher.weights)
+
+        def stored(kind: str) -> dict[int, np.ndarray]:
+            paths = {seed: folder / f"{kind}-{seed}.npy" for seed in view_seeds}
+            return {seed: np.load(path) for seed, path in paths.items() if path.exists()}
+
+        logits = stored("views")
+        members = () if len(logits) == len(view_seeds) else self._members(self.stage("teacher").path, done["members"])
+        return Teacher(members, np.load(folder / "validation.npy"), logits, stored("unlabelled"))
+
+    def _members(self, folder: Path, described: list[dict[str, Any]]) -> tuple[Member, ...]:
+        """A teacher's models, as its done-mark describes them."""
+        from trainables.task import Member
+
+        return tuple(Member(ModelSettings.model_validate(member["model"]), self.config.teacher.train_settings,
+                            load_file(folder / member["weights"]),
+                            tuple(map(tuple, member["normalised"])) if member["normalised"] else None)
+                     for member in described)
 
     def _winner_or_fail(self, stage: Stage, record: Record) -> TrialState:
         best = winner(record)
@@ -535,12 +735,21 @@ class Study:
 
     # -- teacher logits -----------------------------------------------------------------------------------------------
 
-    def _view_seeds(self) -> list[int]:
+    @property
+    def view_seeds(self) -> list[int]:
+        """One for the search, one for every confirmation seed."""
         return [search_view_seed(self.config.seed), *self._confirm_seeds()]
+
+    @property
+    def augments(self) -> bool:
+        """Whether views differ from the plain images."""
+        views = self.config.views
+        return bool(views.shift or views.flip or views.scale or views.mixup)
 
     def _logits_bytes(self) -> int:
         views = self.config.views.count or self.config.train.epochs
-        return 2 * len(self._view_seeds()) * views * len(self.splits.student_train) * len(self.splits.class_names)
+        images = len(self.splits.student_train) + (len(self.splits.unlabelled) if self.splits.unlabelled else 0)
+        return 2 * len(self.view_seeds) * views * images * len(self.splits.class_names)
 
     def _logits_fit(self) -> bool:
         return self._logits_bytes() <= self.config.views.cache_gib * 2**30
@@ -550,32 +759,64 @@ class Study:
     def _confirm_seeds(self) -> list[int]:
         return [small_seed(self.config.seed, "confirm", index) for index in range(self.config.confirm.seeds)]
 
-    def _confirm_arms(self) -> list[Arm]:
-        """The table's student rows: default and tuned configuration of both arms."""
-        arms = []
-        for arm, name in (("baseline", "baseline"), ("distill", "distilled")):
-            record = Record(self.stage(arm).record_path, write=False)
-            best = record.trials[self.stage(arm).done["winner"]]
-            arms.append(Arm(name, "default", self.config.default_parameters(arm), 0))
-            arms.append(Arm(name, "tuned", best.parameters, best.number))
-        return arms
+    def _confirm_arms(self, stage: str) -> list[Arm]:
+        """A confirmation's rows of the table: default and tuned configuration of its arm."""
+        arm = CONFIRMATIONS[stage]
+        record = Record(self.stage(arm).record_path, write=False)
+        best = record.trials[self.stage(arm).done["winner"]]
+        name = "baseline" if arm == "baseline" else "distilled"
+        return [Arm(name, "default", self.config.default_parameters(arm), 0),
+                Arm(name, "tuned", best.parameters, best.number)]
 
-    def _confirm_runs(self) -> tuple[TrialState, ...]:
+    def _confirm_runs(self, stage: str) -> tuple[TrialState, ...]:
         """All runs, seed by seed, so that pairs are complete as early as can be."""
-        return tuple(self._confirm_run(arm, seed) for seed in self._confirm_seeds() for arm in self._confirm_arms())
+        return tuple(self._confirm_run(arm, seed) for seed in self._confirm_seeds() for arm in self._confirm_arms(stage))
 
     def _confirm_run(self, arm: Arm, seed: int) -> TrialState:
         return TrialState(0, arm.parameters, seed, seed, "confirm", True, f"{arm.arm} {arm.configuration}")
 
-    def _confirm_rows(self, record: Record) -> list[dict[str, Any]]:
+    def _confirm_rows(self, stage: str, record: Record) -> list[dict[str, Any]]:
         """Per row of the table: what ran, and the numbers of its runs, one per seed."""
         numbers = {run_key(trial): trial.number for trial in record.trials.values()}
         rows = []
-        for arm in self._confirm_arms():
+        for arm in self._confirm_arms(stage):
             runs = [numbers.get(run_key(self._confirm_run(arm, seed))) for seed in self._confirm_seeds()]
             rows.append({"arm": arm.arm, "configuration": arm.configuration, "parameters": arm.parameters,
                          "trial": arm.trial, "runs": runs})
         return rows
+
+
+def changed(settings: Settings, exclude: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The settings that differ from their defaults: a new setting leaves the fingerprints of older studies alone."""
+    return settings.model_dump(exclude_defaults=True, exclude=set(exclude))
+
+
+def model_inputs(settings: ModelSettings) -> dict[str, Any]:
+    """A model's settings for a fingerprint: a weights file counts by its content, wherever it lies."""
+    inputs = changed(settings)
+    if isinstance(settings.pretrained, str):
+        inputs["pretrained"] = hash_file(_existing(settings.pretrained, "pretrained"))
+    return inputs
+
+
+def _existing(path: str, setting: str) -> Path:
+    found = Path(path).expanduser()
+    if not found.exists():
+        raise UserError(f"{setting}: {path} does not exist")
+    return found
+
+
+def describe_machine() -> str:
+    """What the study runs on, for a reader of its times."""
+    import ray
+
+    resources = ray.cluster_resources()
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    gpus = [name.removeprefix("accelerator_type:") for name in resources if name.startswith("accelerator_type:")]
+    parts = [f"{resources.get('CPU', 0):g} CPU cores ({platform.machine()})"]
+    if count := resources.get("GPU", 0):
+        parts.append(f"{count:g} GPUs" + (f" ({', '.join(sorted(gpus))})" if gpus else ""))
+    return " and ".join(parts) + (f" on {nodes} nodes" if nodes > 1 else "")
 
 
 def show_parameters(parameters: dict[str, Any]) -> str:
@@ -585,8 +826,10 @@ def show_parameters(parameters: dict[str, Any]) -> str:
     return ", ".join(shown)
 
 
-def _answer_views(task: Any, view_seed: int) -> np.ndarray:
-    """A Ray task: the teacher's logits for all views of one view seed."""
+def _answer_views(task: Task, view_seed: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """A Ray task: the teacher's logits for all views of one view seed; also of the images without labels."""
+    from functools import partial
+
     import torch
 
     from trainables.loop import default_device
@@ -595,24 +838,43 @@ def _answer_views(task: Any, view_seed: int) -> np.ndarray:
     torch.set_num_threads(task.threads)
     device = default_device()
     teacher = task.load_teacher(device)
-    return compute(teacher, task.make_views(teacher.size, view_seed, device), task.teacher_autocast(device))
+    labelled = compute(teacher, partial(task.make_views, view_seed=view_seed, device=device))
+    if task.unlabelled is None:
+        return labelled, None
+    return labelled, compute(teacher, partial(task.make_unlabelled_views, view_seed=view_seed, device=device))
 
 
-def _answer_held_out(task: Any, test: ImageSet) -> tuple[np.ndarray, bytes]:
+def _measure_teacher(task: Task) -> float:
+    """A Ray task: the teacher's accuracy on the validation images, 0 to 1."""
+    import torch
+
+    from trainables.loop import default_device, to_device
+    from trainables.teacher_logits import held_out
+
+    torch.set_num_threads(task.threads)
+    device = default_device()
+    images, labels = to_device(task.validation, device)
+    logits = held_out(task.load_teacher(device), images, labels)
+    return (logits.argmax(1) == labels).double().mean().item()
+
+
+def _answer_held_out(task: Task, test: ImageSet) -> tuple[np.ndarray, bytes]:
     """A Ray task: the teacher's predictions for the validation images, and its answers for the test images, once."""
     import tempfile
 
     import torch
 
-    from trainables.loop import Evaluator, default_device, to_device
-    from trainables.task import write_predictions
+    from trainables.loop import default_device, to_device
+    from trainables.task import plain_logits, write_answers
+    from trainables.teacher_logits import held_out
 
     torch.set_num_threads(task.threads)
     device = default_device()
-    teacher, autocast = task.load_teacher(device), task.teacher_autocast(device)
-    logits = Evaluator(*to_device(task.validation, device), teacher.size).logits(teacher, autocast)
+    teacher = task.load_teacher(device)
+    logits = held_out(teacher, *to_device(task.validation, device))
+    answers = torch.stack([plain_logits(member.model, test) for member in teacher]).mean(0)
     with tempfile.TemporaryDirectory() as folder:
-        write_predictions(teacher, test, Path(folder) / "test.parquet")
+        write_answers(answers, test.labels, Path(folder) / "test.parquet")
         return logits.argmax(1).cpu().numpy(), (Path(folder) / "test.parquet").read_bytes()
 
 

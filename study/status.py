@@ -13,7 +13,7 @@ from study.record import Record
 from study.search import METRIC
 from study.storage import is_locked
 
-STAGES = ("teacher", "baseline", "teacher_logits", "distill", "confirm")
+STAGES = ("teacher", "baseline", "teacher_logits", "distill", "confirm_baseline", "confirm")
 
 
 def show_status(folder: Path, console: Console) -> None:

@@ -12,13 +12,14 @@ from safetensors.numpy import load_file
 from study import storage
 from study.config import StudyConfig
 from study.display import Display
-from study.errors import StudyFailedError
+from study.errors import MissingTeacherError, StudyFailedError, UserError
 from study.search import search_view_seed
 from study.stages import STAGES, Study
 from trainables.distill import start_distillation
-from trainables.loop import Evaluator, Training, default_device, to_device
+from trainables.loop import Training, default_device, to_device
 from trainables.seeds import small_seed
-from trainables.task import Task, Teacher, save, start
+from trainables.task import Member, Task, Teacher, save, start
+from trainables.teacher_logits import held_out
 from trainables.trainable import describe, not_finite
 
 KEY_FILE = "teacher.json"  # which settings a teacher trained on its own belongs to
@@ -41,10 +42,12 @@ def train(config: StudyConfig, folder: Path, loop: str, parameters: dict[str, fl
 def _train(study: Study, loop: str, parameters: dict[str, float], console: Console, seed: int | None,
            out: Path) -> Path:
     config, splits = study.config, study.splits
+    if loop == "teacher" and config.teacher.is_given:
+        raise UserError("the teacher is given: there is nothing to train")
     task = replace(study.task("teacher" if loop == "teacher" else "baseline"), test=splits.test)
     seeds = _seeds(config, loop, seed)
     if loop == "distill":
-        task = replace(task, teacher=_teacher(study, console))
+        task = replace(task, teacher=_teacher(study, console), unlabelled=splits.unlabelled)
         training = start_distillation(task, parameters, **seeds)
     else:
         training = start(task, parameters, **seeds)
@@ -97,25 +100,36 @@ def _print_report(report: dict[str, Any], console: Console) -> None:
 
 
 def _teacher(study: Study, console: Console) -> Teacher:
-    """The study's teacher where it is trained, else the one that `train teacher` left, else a new one."""
-    stage, own = study.stage("teacher"), study.folder / "train" / "teacher"
-    if stage.done is not None:
-        weights = stage.path / "model.safetensors"
-    else:
-        key = storage.read_json(own / KEY_FILE) or {}
-        if key.get("teacher") != stage.path.name:
-            console.print("the study has no trained teacher yet: training it first", highlight=False)
-            lr = study.config.teacher.learning_rates[0]
-            with storage.StudyLock(own):
-                _train(study, "teacher", {"lr": lr}, console, None, own)
-            key = storage.read_json(own / KEY_FILE)
-        console.print(f"teacher: {own}, lr {key['lr']:g}", highlight=False, soft_wrap=True)
-        weights = own / "model.safetensors"
-    config = study.config
-    teacher = Teacher(config.teacher.model_settings, config.teacher.train_settings, load_file(weights))
+    """The study's teacher where it is ready, else the one that `train teacher` left, else a new one."""
+    teacher = _find_teacher(study, console)
+    if not teacher.members:  # a file of logits says what the teacher predicts
+        return teacher
     task = replace(study.task("baseline"), teacher=teacher)
     device = default_device()
-    model = task.load_teacher(device)
-    logits = Evaluator(*to_device(task.validation, device), model.size).logits(model, task.teacher_autocast(device))
-    predictions = logits.argmax(1).cpu().numpy().astype(np.int64)
-    return replace(teacher, validation_predictions=predictions)
+    logits = held_out(task.load_teacher(device), *to_device(task.validation, device))
+    return replace(teacher, validation_predictions=logits.argmax(1).cpu().numpy().astype(np.int64))
+
+
+def _find_teacher(study: Study, console: Console) -> Teacher:
+    config = study.config
+    if config.teacher.logits:
+        try:
+            return study.teacher([search_view_seed(config.seed)])
+        except (MissingTeacherError, FileNotFoundError):
+            raise UserError(f"the logits of {config.teacher.logits} are not part of the study yet; run `kdstudy run "
+                            "STUDY --until teacher_logits` first") from None
+    if study.stage("teacher").done is not None:
+        return study.teacher()
+    if config.teacher.trained:
+        return Teacher(tuple(Member(member.model, config.teacher.train_settings, member.weights,
+                                    (member.mean, member.std)) for member in study.given_members))
+    own = study.folder / "train" / "teacher"
+    key = storage.read_json(own / KEY_FILE) or {}
+    if key.get("teacher") != study.stage("teacher").path.name:
+        console.print("the study has no trained teacher yet: training it first", highlight=False)
+        with storage.StudyLock(own):
+            _train(study, "teacher", {"lr": config.teacher.learning_rates[0]}, console, None, own)
+        key = storage.read_json(own / KEY_FILE)
+    console.print(f"teacher: {own}, lr {key['lr']:g}", highlight=False, soft_wrap=True)
+    return Teacher((Member(config.teacher.model_settings, config.teacher.train_settings,
+                           load_file(own / "model.safetensors")),))

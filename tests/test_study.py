@@ -111,7 +111,7 @@ def test_the_exported_student_repeats_its_recorded_accuracy_in_plain_timm(finish
     from trainables.data import load
     from trainables.settings import DataSettings
 
-    test = load(DataSettings(source="digits", student_fraction=0.1)).test
+    test = load(DataSettings(source="digits", student_images=0.1)).test
     np.savez(tmp_path / "test.npz", images=test.images, labels=test.labels)
     script = """
 import sys
@@ -302,7 +302,7 @@ def test_a_cache_over_its_budget_falls_back_to_the_teacher_in_the_loop_and_says_
     (["run", "digit"], "did you mean 'digits'?"),
     (["run", "digits", "--set", "resources.cpus_per_trial=4096"], "resources.cpus_per_trial = 4096 is more than the"),
     (["run", "digits", "--set", "resources.gpus_per_trial=64"], "resources.gpus_per_trial = 64 is more than the"),
-    (["run", "digits", "--set", "data.student_fraction=0.002"], "data.student_fraction = 0.002 cannot be stratified"),
+    (["run", "digits", "--set", "data.student_images=0.002"], "data.student_fraction = 0.002 cannot be stratified"),
     (["run", "digits", "--set", "data.source=digts"], "data.source = 'digts' is not known"),
     (["run", "digits", "--set", "student.image_size=9"], "student.image_size = 9 is not a multiple"),
     (["status", "digits"], "has not been started"),

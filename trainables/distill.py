@@ -1,27 +1,44 @@
 """The distillation: the student learns from labels and from the teacher's logits for the very same views."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
 from trainables.loop import Objective, Targets, Training, default_device
 from trainables.task import Task, start
 from trainables.teacher_logits import CachedLogits, LiveLogits
 from trainables.trainable import StudyTrainable
+from trainables.views import Views
 
 
 def start_distillation(task: Task, parameters: dict, *, seed: int, view_seed: int) -> Training:
     """Begin a distillation run. `parameters` hold temperature, alpha, lr and whatever else the search varies."""
-    alpha = parameters["alpha"]
-    targets = make_targets(task, view_seed) if alpha else None
-    objective = Objective(parameters["temperature"], alpha, targets)
+    objective = Objective(parameters["temperature"], parameters["alpha"])
+    if objective.alpha:
+        objective = with_teacher(objective, task, view_seed)
     return start(task, parameters, seed=seed, view_seed=view_seed, objective=objective)
 
 
-def make_targets(task: Task, view_seed: int) -> Targets:
+def with_teacher(objective: Objective, task: Task, view_seed: int) -> Objective:
     """The teacher's cached answers where there are any for this view seed, else the teacher itself."""
-    device = default_device()
-    if view_seed in task.teacher.logits:
-        return CachedLogits(task.teacher.logits[view_seed], device)
-    teacher = task.load_teacher(device)
-    views = task.make_views(teacher.size, view_seed, device)
-    return LiveLogits(teacher, views, task.teacher_autocast(device))
+    device, teacher = default_device(), None
+
+    def targets(cached: dict[int, np.ndarray], make_views: Callable[[int, int, torch.device], Views]) -> Targets:
+        nonlocal teacher
+        if view_seed in cached:
+            return CachedLogits(cached[view_seed], device)
+        teacher = teacher or task.load_teacher(device)
+        return LiveLogits(teacher, lambda size: make_views(size, view_seed, device))
+
+    objective = replace(objective, targets=targets(task.teacher.logits, task.make_views))
+    if task.unlabelled is None:
+        return objective
+    size = task.model.image_size or task.image_size
+    return replace(objective, unlabelled=task.make_unlabelled_views(size, view_seed, device),
+                   unlabelled_targets=targets(task.teacher.unlabelled_logits, task.make_unlabelled_views),
+                   unlabelled_ratio=task.unlabelled_ratio)
 
 
 class DistillTrainable(StudyTrainable):

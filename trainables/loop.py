@@ -36,11 +36,17 @@ class Targets(Protocol):
 
 @dataclass(frozen=True)
 class Objective:
-    """What the loss is made of. The baseline is alpha = 0."""
+    """What the loss is made of. The baseline is alpha = 0.
+
+    unlabelled: views of images that only the soft loss sees, `unlabelled_ratio` beside each labelled one in a batch.
+    """
 
     temperature: float = 1.0
     alpha: float = 0.0
     targets: Targets | None = None
+    unlabelled: Views | None = None
+    unlabelled_targets: Targets | None = None
+    unlabelled_ratio: float = 0.0
 
 
 class Training:
@@ -57,6 +63,7 @@ class Training:
         self.objective = objective or Objective()
         self.train, self.validation = train, validation
         self.model = place(model, settings, self.device)
+        self.forward = torch.compile(self.model) if settings.compile else self.model
         self.autocast = autocast_dtype(settings, self.device)
         self.epoch = 0
         self.steps_per_epoch = len(batches(torch.arange(len(train)), settings.batch_size))
@@ -72,10 +79,11 @@ class Training:
         torch.manual_seed(derive_seed(self.seed, self.epoch, 1))
         order = np.random.default_rng(derive_seed(self.seed, self.epoch, 0)).permutation(len(self.train))
         order = torch.from_numpy(order).to(self.device)
+        parts = batches(order, self.settings.batch_size)
         sums = [torch.zeros(3, device=self.device)]
-        for step, indices in enumerate(batches(order, self.settings.batch_size)):
+        for step, (indices, unlabelled) in enumerate(zip(parts, self._unlabelled_parts(parts), strict=True)):
             self.scheduler.step_update(self.epoch * self.steps_per_epoch + step)
-            loss = self._step(indices)
+            loss = self._step(indices, unlabelled)
             soft = torch.zeros_like(loss.hard) if loss.soft is None else loss.soft
             sums.append(torch.stack([loss.total, loss.hard, soft]).detach() * len(indices))
         totals = (torch.stack(sums).sum(0) / len(self.train)).tolist()
@@ -89,15 +97,32 @@ class Training:
             "images_per_second": len(self.train) / (time.perf_counter() - started),
         }
 
-    def _step(self, indices: torch.Tensor):
+    def _unlabelled_parts(self, parts: list[torch.Tensor]) -> list[torch.Tensor | None]:
+        """Which unlabelled images come beside each of the epoch's batches; all of them before any comes again."""
+        objective = self.objective
+        if not objective.alpha or objective.unlabelled is None:
+            return [None] * len(parts)
+        sizes = [round(objective.unlabelled_ratio * len(part)) for part in parts]
+        generator = np.random.default_rng(derive_seed(self.seed, self.epoch, 2))
+        count = len(objective.unlabelled)
+        rounds = math.ceil(sum(sizes) / count)
+        order = np.concatenate([generator.permutation(count) for _ in range(rounds)] or [np.arange(0)])
+        return list(torch.from_numpy(order[: sum(sizes)]).to(self.device).split(sizes))
+
+    def _step(self, indices: torch.Tensor, unlabelled: torch.Tensor | None):
+        objective = self.objective
         batch = self.train.batch(self.epoch, indices)
-        targets = self.objective.targets
-        teacher_logits = targets(self.epoch, indices) if self.objective.alpha and targets else None
+        images = batch.images
+        teacher_logits = objective.targets(self.epoch, indices) if objective.alpha and objective.targets else None
+        if unlabelled is not None:
+            images = torch.cat([images, objective.unlabelled.batch(self.epoch, unlabelled).images])
+            teacher_logits = torch.cat([teacher_logits, objective.unlabelled_targets(self.epoch, unlabelled)])
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-            logits = self.model(batch.images)
+            logits = self.forward(images)
         loss = distillation_loss(
-            logits, batch.labels, teacher_logits, temperature=self.objective.temperature, alpha=self.objective.alpha,
-            partner_labels=batch.partner_labels, partner_weight=batch.partner_weight,
+            logits[: len(indices)], batch.labels, teacher_logits, temperature=objective.temperature,
+            alpha=objective.alpha, partner_labels=batch.partner_labels, partner_weight=batch.partner_weight,
+            unlabelled_logits=None if unlabelled is None else logits[len(indices):],
         )
         self.optimizer.zero_grad(set_to_none=True)
         loss.total.backward()

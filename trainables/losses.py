@@ -41,9 +41,11 @@ def soft_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temper
 
 def distillation_loss(student_logits: torch.Tensor, labels: torch.Tensor, teacher_logits: torch.Tensor | None, *,
                       temperature: float, alpha: float, partner_labels: torch.Tensor | None = None,
-                      partner_weight: torch.Tensor | None = None) -> Loss:
+                      partner_weight: torch.Tensor | None = None,
+                      unlabelled_logits: torch.Tensor | None = None) -> Loss:
     """The distillation loss of logits (B, C). At alpha = 0 it is the hard loss bit for bit, teacher or not.
 
+    unlabelled_logits: (U, C) of images that count in the soft loss alone; teacher_logits then are (B + U, C).
     Raises ValueError where alpha > 0 and there are no teacher logits.
     """
     hard = hard_loss(student_logits, labels, partner_labels, partner_weight)
@@ -51,5 +53,7 @@ def distillation_loss(student_logits: torch.Tensor, labels: torch.Tensor, teache
         return Loss(hard, hard, None)
     if teacher_logits is None:
         raise ValueError(f"alpha = {alpha} needs teacher logits")
+    if unlabelled_logits is not None:
+        student_logits = torch.cat([student_logits, unlabelled_logits])
     soft = soft_loss(student_logits, teacher_logits, temperature)
     return Loss((1 - alpha) * hard + alpha * soft, hard, soft)

@@ -1,12 +1,23 @@
 """timm models that take images in 0..1 and normalise for themselves."""
 
+import contextlib
+import importlib
+import io
+import json
 import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from timm.models import load_state_dict
 from torch import nn
 
 from trainables.settings import ModelSettings
@@ -37,31 +48,167 @@ class Classifier(nn.Module):
         return sum(parameter.numel() for parameter in self.net.parameters())
 
 
+def is_function(name: str) -> bool:
+    """Whether a model is named as package.module:function and not by timm's name."""
+    return ":" in name
+
+
 def create_arguments(settings: ModelSettings, *, classes: int, channels: int, image_size: int) -> dict:
-    """The keyword arguments for timm.create_model: the study's own plus what the data decide."""
+    """The keyword arguments for whatever creates the model: the study's own plus what the data decide."""
     arguments = {"num_classes": classes, "in_chans": channels}
-    config = timm.get_pretrained_cfg(settings.model)
+    config = None if is_function(settings.model) else timm.get_pretrained_cfg(settings.model)
     if config is not None and config.fixed_input_size:
         arguments["img_size"] = settings.image_size or image_size
     return arguments | settings.args
 
 
-def build(settings: ModelSettings, *, classes: int, channels: int, image_size: int, seed: int = 0) -> Classifier:
-    """Create a model with weights that depend on `seed` alone (or pretrained ones, with a fresh head).
+def create(name: str, **arguments: Any) -> nn.Module:
+    """A model with random weights: a timm model, or what the function package.module:function returns."""
+    if not is_function(name):
+        return timm.create_model(name, pretrained=False, **arguments)
+    return _function(name)(**arguments)
 
-    image_size: pixels of the stored images, for models that do not name their own.
+
+def _function(name: str) -> Callable[..., nn.Module]:
+    """Import package.module:function, also from the folder one is in. Raises ValueError."""
+    module_name, _, function_name = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except Exception as error:
+        raise ValueError(f"model = {name!r} cannot be imported: {_one_line(error)}") from None
+    if not callable(function):
+        raise ValueError(f"model = {name!r} is not a function")
+    return function
+
+
+def build(settings: ModelSettings, *, classes: int, channels: int, image_size: int, seed: int = 0,
+          weights: dict[str, np.ndarray] | None = None,
+          normalised: tuple[tuple[float, ...], tuple[float, ...]] | None = None) -> Classifier:
+    """Create a model with weights that depend on `seed` alone.
+
+    image_size: pixels of the stored images, for models that do not name their own. weights: what replaces the random
+    ones, all of them or all but the head's. normalised: mean and std, unless they are the model's own.
     """
     arguments = create_arguments(settings, classes=classes, channels=channels, image_size=image_size)
     torch.manual_seed(seed)
-    net = timm.create_model(settings.model, pretrained=settings.pretrained, **arguments)
-    mean, std = normalisation(net, channels)
+    net = create(settings.model, **arguments)
+    if weights is not None:
+        net.load_state_dict({name: torch.tensor(array) for name, array in weights.items()}, strict=False)
+    mean, std = normalised or normalisation(net, channels)
     return Classifier(net, mean, std, settings.image_size or image_size)
 
 
+def pretrained_weights(settings: ModelSettings, *, classes: int, channels: int,
+                       image_size: int) -> dict[str, np.ndarray] | None:
+    """The weights to begin with, without the head's, fitted by timm to image size and channels; None if there are none.
+
+    From timm's hub or from a local file. Raises ValueError with one line that begins with `pretrained`.
+    """
+    if not settings.pretrained:
+        return None
+    arguments = create_arguments(settings, classes=classes, channels=channels, image_size=image_size)
+    shown = "true" if settings.pretrained is True else repr(settings.pretrained)
+    try:
+        state = (_read_state(settings.pretrained) if isinstance(settings.pretrained, str) else None)
+        if is_function(settings.model):
+            return _fitting(create(settings.model, **arguments), state)
+        config = timm.get_pretrained_cfg(settings.model)
+        # With another number of classes than the weights have, timm leaves the head out, whatever the data have.
+        arguments["num_classes"] = config.num_classes + 1
+        overlay = {} if state is None else {"pretrained_cfg_overlay": {"state_dict": state, "custom_load": False}}
+        with _quiet_downloads():
+            net = timm.create_model(settings.model, pretrained=True, **overlay, **arguments)
+    except Exception as error:
+        remedy = ("give a local file instead, pretrained = \"weights.safetensors\", or false for random weights"
+                  if settings.pretrained is True else f"the file must hold weights of {settings.model}")
+        raise ValueError(f"pretrained = {shown}: no weights for {settings.model} ({_one_line(error)[:120]}); "
+                         f"{remedy}") from None
+    heads = net.pretrained_cfg.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else heads
+    return {name: tensor.numpy() for name, tensor in net.state_dict().items()
+            if name.rsplit(".", 1)[0] not in heads}
+
+
+def _read_state(path: str) -> dict[str, torch.Tensor]:
+    """A state_dict from safetensors, or from a .pth that holds nothing but tensors: nothing else is unpickled."""
+    if not Path(path).is_file():
+        raise ValueError(f"{path} does not exist")
+    return load_state_dict(path, weights_only=True)
+
+
+def _fitting(net: nn.Module, state: dict[str, torch.Tensor] | None) -> dict[str, np.ndarray]:
+    """Those weights that a model has too, in the same shape."""
+    if state is None:
+        raise ValueError("a function's model has no hub")
+    own = net.state_dict()
+    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    if len(fitting) < 0.5 * len(own):
+        raise ValueError(f"{len(fitting)} of {len(own)} tensors fit")
+    return {name: value.numpy() for name, value in fitting.items()}
+
+
+@contextlib.contextmanager
+def _quiet_downloads() -> Iterator[None]:
+    """Hub warnings and progress bars would tear the display; what fails is raised."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A classifier that is given ready: how to rebuild it, its weights and what it says of itself."""
+
+    model: ModelSettings
+    weights: dict[str, np.ndarray]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: int
+    class_names: tuple[str, ...] | None
+
+
+def read_trained(folder: Path) -> Trained:
+    """A folder that kdstudy exported or that timm wrote (`local-dir:`): config.json and safetensors or a weights file.
+
+    Raises ValueError with one line that names the folder.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} holds no config.json; name a folder that `kdstudy export` or timm's save_for_hf wrote")
+    files = [path for name in ("model.safetensors", "pytorch_model.bin") if (path := folder / name).is_file()]
+    if not files:
+        raise ValueError(f"{folder} holds no model.safetensors")
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        own = config["pretrained_cfg"]
+        arguments = {name: value for name, value in (config.get("model_args") or {}).items()
+                     if name not in ("num_classes", "in_chans", "img_size")}
+        settings = ModelSettings(model=config["architecture"], args=arguments, image_size=own["input_size"][-1])
+        names = config.get("label_names") or own.get("label_names")
+        weights = {name: tensor.numpy() for name, tensor in _read_state(str(files[0])).items()}
+        return Trained(settings, weights, tuple(own["mean"]), tuple(own["std"]),
+                       config.get("num_classes") or own["num_classes"], tuple(map(str, names)) if names else None)
+    except Exception as error:
+        raise ValueError(f"{folder} is not a model that timm wrote: {_one_line(error)}") from None
+
+
+def kind_of(settings: ModelSettings, *, classes: int, channels: int, image_size: int) -> tuple[str, str]:
+    """A model's kind and its class's name. The kind is `Transformer` where there is attention between positions, `CNN`
+    where there are convolutions, else `MLP`."""
+    with torch.device("meta"):
+        net = build(settings, classes=classes, channels=channels, image_size=image_size).net
+    names = {type(module).__name__ for module in net.modules()}
+    if any("Attention" in name and "Pool" not in name for name in names):
+        kind = "Transformer"
+    else:
+        kind = "CNN" if wants_channels_last(net) else "MLP"
+    return kind, type(net).__name__
+
+
 def normalisation(net: nn.Module, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """A timm model's own mean and std; for other than three channels, their average for every channel."""
-    config = net.pretrained_cfg
-    mean, std = config["mean"], config["std"]
+    """A model's own mean and std, 0.5 where it has none; for other than three channels, their average for every channel."""
+    config = getattr(net, "pretrained_cfg", None) or {}
+    mean, std = config.get("mean", (0.5,) * channels), config.get("std", (0.5,) * channels)
     if len(mean) != channels:
         mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
     return tuple(mean), tuple(std)
@@ -79,7 +226,7 @@ def check(settings: ModelSettings, *, classes: int, channels: int, image_size: i
     arguments = create_arguments(settings, classes=classes, channels=channels, image_size=image_size)
     try:
         with torch.device("meta"):
-            net = timm.create_model(settings.model, pretrained=False, **arguments)
+            net = create(settings.model, **arguments)
     except Exception as error:
         raise ValueError(f"args = {settings.args} do not suit {settings.model}: {_one_line(error)}") from None
     patch = _patch_size(net)
@@ -97,6 +244,9 @@ def check(settings: ModelSettings, *, classes: int, channels: int, image_size: i
 def _check_name(name: str) -> None:
     import difflib
 
+    if is_function(name):
+        _function(name)
+        return
     if timm.is_model(name.split(".")[0]) and (("." not in name) or name in _tagged_names()):
         return
     nearest = difflib.get_close_matches(name, _tagged_names() + timm.list_models(), n=1, cutoff=0.5)
@@ -128,6 +278,6 @@ def load_weights(model: Classifier, path: Path) -> None:
     model.net.load_state_dict(load_file(path))
 
 
-def wants_channels_last(model: Classifier) -> bool:
+def wants_channels_last(model: nn.Module) -> bool:
     """Convolutional networks train faster with channels last; a transformer has only its stem to gain."""
     return sum(isinstance(module, nn.Conv2d) for module in model.modules()) > 1

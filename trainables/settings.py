@@ -17,16 +17,39 @@ class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=())
 
 
+# How many images: a share below or equal to 1.0, or a whole number.
+Amount = Annotated[float, Field(gt=0, le=1)] | PositiveInt
+
+
 class DataSettings(Settings):
     """Which images there are and how they are split."""
 
-    source: str = "digits"
-    image_size: PositiveInt | None = Field(None, description="pixels; what models see unless they say otherwise")
-    validation: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="share of all images held out for search")
-    test: Annotated[float, Field(gt=0, lt=1)] = Field(0.2, description="share held out for the confirmation")
-    student_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
-        1.0, description="share of the training images that the student sees; the teacher sees all"
+    source: Annotated[str, Field(min_length=1)] = Field(
+        "digits", description="digits, a data set of torchvision, or a folder, a .npz file or their URI"
     )
+    label_column: str | None = Field(None, description="where Parquet files have several that could be meant")
+    classes: Annotated[PositiveInt | tuple[str, ...] | None, FromList] = Field(
+        None, description="a subset: so many, evenly spread over the list of classes, or their names"
+    )
+    image_size: PositiveInt | None = Field(None, description="pixels; what models see unless they say otherwise")
+    stored_size: PositiveInt | None = Field(
+        None, description="pixels; images that are larger, or not square, are brought to it when they are read"
+    )
+    validation: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="share held out for the search; unless given, the source's own split, or else a tenth"
+    )
+    test: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        None, description="share held out for the confirmation where the source has no test split; a fifth unless given"
+    )
+    train_images: Amount | None = Field(None, description="how many training images there are, for teacher and student")
+    student_images: Amount | None = Field(
+        None, description="how many of them the student sees; the teacher sees all"
+    )
+    unlabelled: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        0.0, description="images without label beside each labelled one in the student's batches, for the soft loss"
+    )
+    drop_duplicates: bool = Field(False, description="leave out training images that also are in a held-out split")
+    limit: PositiveInt | None = Field(None, description="at most so many images per split, for a first look")
     split_seed: Annotated[int, Field(ge=0)] = 0
 
 
@@ -42,11 +65,11 @@ class ViewSettings(Settings):
 
 
 class ModelSettings(Settings):
-    """A timm registry name plus keyword arguments, never patched afterwards, so that timm can rebuild it."""
+    """A model by name plus keyword arguments, never patched afterwards, so that it can be rebuilt."""
 
-    model: str
+    model: str = Field(description="a timm model, with a tag or without, or package.module:function")
     args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of timm.create_model")
-    pretrained: bool = False
+    pretrained: bool | str = Field(False, description="true: timm's weights from the hub; or a .safetensors or .pth file")
     image_size: PositiveInt | None = Field(None, description="pixels; data.image_size unless given")
 
 
@@ -60,3 +83,4 @@ class TrainSettings(Settings):
     warmup: Fraction = Field(0.1, description="share of all updates with a linearly rising learning rate")
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     channels_last: Literal["auto", "yes", "no"] = "auto"
+    compile: bool = Field(False, description="torch.compile the model; pays on GPUs for long runs")

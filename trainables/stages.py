@@ -7,11 +7,11 @@ from trainables.task import Task
 from trainables.teacher import TeacherTrainable
 from trainables.trainable import StudyTrainable
 
-# The confirmation runs both arms by the distillation loop: the baseline is alpha = 0.
 TRAINABLES: dict[str, type[StudyTrainable]] = {
     "teacher": TeacherTrainable,
     "baseline": BaselineTrainable,
     "distill": DistillTrainable,
+    "confirm_baseline": BaselineTrainable,
     "confirm": DistillTrainable,
 }
 

@@ -23,24 +23,39 @@ from trainables.loop import (
     to_device,
 )
 from trainables.models import Classifier
+from trainables.seeds import derive_seed
 from trainables.settings import ModelSettings, TrainSettings, ViewSettings
+from trainables.teacher_logits import TeacherModel
 from trainables.views import Views
+
+
+@dataclass(frozen=True)
+class Member:
+    """One trained model of a teacher: how to rebuild it, and how it computes.
+
+    weights: state_dict as NumPy arrays. normalised: mean and std, unless they are the model's own.
+    """
+
+    model: ModelSettings
+    training: TrainSettings
+    weights: dict[str, np.ndarray]
+    normalised: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
 
 @dataclass(frozen=True)
 class Teacher:
     """A trained teacher as it travels to the runs.
 
+    members: its models, whose logits are averaged; empty where all answers are cached.
     logits: per view seed, its answers for all views, (V, N, C) fp16; empty where they do not fit into memory.
-    weights: state_dict as NumPy arrays, needed only where it answers live.
+    unlabelled_logits: likewise for the images that the student sees without labels.
     validation_predictions: (N_validation,) int64, to measure how often a student agrees.
     """
 
-    model: ModelSettings
-    training: TrainSettings
-    weights: dict[str, np.ndarray]
+    members: tuple[Member, ...] = ()
     validation_predictions: np.ndarray | None = None
     logits: dict[int, np.ndarray] = field(default_factory=dict)
+    unlabelled_logits: dict[int, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,6 +66,8 @@ class Task:
     keep_weights: also save after the last epoch.
     test: given only where weights are final; predicted once, after the last epoch.
     image_size: for models that do not name their own, pixels.
+    weights: what the trained model begins with, all but its head; random unless given.
+    unlabelled: images that only the soft loss sees, `unlabelled_ratio` of them beside each labelled one in a batch.
     """
 
     train: ImageSet
@@ -66,27 +83,37 @@ class Task:
     threads: int = 1
     test: ImageSet | None = None
     teacher: Teacher | None = None
+    weights: dict[str, np.ndarray] | None = None
+    unlabelled: ImageSet | None = None
+    unlabelled_ratio: float = 0.0
 
     @property
     def view_count(self) -> int:
         return self.views.count or self.training.epochs
 
-    def build_model(self, settings: ModelSettings, seed: int = 0) -> Classifier:
+    def build_model(self, settings: ModelSettings, seed: int = 0, weights: dict[str, np.ndarray] | None = None,
+                    normalised: tuple | None = None) -> Classifier:
         return models.build(settings, classes=self.classes, channels=self.train.images.shape[1],
-                            image_size=self.image_size, seed=seed)
+                            image_size=self.image_size, seed=seed, weights=weights, normalised=normalised)
 
     def make_views(self, size: int, view_seed: int, device: torch.device) -> Views:
         images, labels = to_device(self.train, device)
         return Views(images, labels, self.views, view_seed=view_seed, count=self.view_count, size=size)
 
-    def load_teacher(self, device: torch.device) -> Classifier:
-        """The trained teacher, on the device."""
-        model = self.build_model(self.teacher.model.model_copy(update={"pretrained": False}))
-        model.net.load_state_dict({name: torch.tensor(array) for name, array in self.teacher.weights.items()})
-        return place(model, self.teacher.training, device).eval()
+    def make_unlabelled_views(self, size: int, view_seed: int, device: torch.device) -> Views:
+        """The views of the images without labels: drawn apart, so that their number changes nothing for the others."""
+        images, labels = to_device(self.unlabelled, device)
+        return Views(images, labels, self.views, view_seed=derive_seed(view_seed, "unlabelled"),
+                     count=self.view_count, size=size)
 
-    def teacher_autocast(self, device: torch.device) -> torch.dtype | None:
-        return autocast_dtype(self.teacher.training, device)
+    def load_teacher(self, device: torch.device) -> list[TeacherModel]:
+        """The trained teacher's models, on the device, ready to answer."""
+        loaded = []
+        for member in self.teacher.members:
+            model = self.build_model(member.model, weights=member.weights, normalised=member.normalised)
+            model = place(model, member.training, device).eval()
+            loaded.append(TeacherModel(model, autocast_dtype(member.training, device)))
+        return loaded
 
 
 def start(task: Task, parameters: dict, *, seed: int, view_seed: int, objective: Objective | None = None) -> Training:
@@ -95,7 +122,7 @@ def start(task: Task, parameters: dict, *, seed: int, view_seed: int, objective:
     torch.set_num_threads(task.threads)
     overrides = {name: value for name, value in parameters.items() if name in TrainSettings.model_fields}
     settings = TrainSettings.model_validate(task.training.model_dump() | overrides)
-    model = task.build_model(task.model, seed)
+    model = task.build_model(task.model, seed, task.weights)
     predictions = task.teacher.validation_predictions if task.teacher else None
     validation = Evaluator(
         *to_device(task.validation, device), model.size,
@@ -113,18 +140,28 @@ def save(training: Training, task: Task, folder: Path) -> None:
 
 
 def write_predictions(model: Classifier, images: ImageSet, path: Path) -> None:
-    """Parquet with a row per image: image, label, prediction, logits (fp16).
+    """Write a model's answers for some images.
 
     Predicted in fp32 and in the plain memory format, as whoever loads the exported weights will.
     """
+    write_answers(plain_logits(model, images), images.labels, path)
+
+
+def plain_logits(model: Classifier, images: ImageSet) -> torch.Tensor:
+    """Logits (N, C) in fp32, computed in the plain memory format."""
     device = next(model.parameters()).device
     model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)
-    logits = Evaluator(*to_device(images, device), model.size).logits(model)
+    return Evaluator(*to_device(images, device), model.size).logits(model)
+
+
+def write_answers(logits: torch.Tensor, labels: np.ndarray, path: Path) -> None:
+    """Parquet with a row per image: image, label, prediction, confidence (its probability), logits (fp16)."""
     half = logits.half().cpu().numpy()
     table = pa.table({
-        "image": pa.array(np.arange(len(images), dtype=np.int32)),
-        "label": pa.array(images.labels.astype(np.int32)),
+        "image": pa.array(np.arange(len(labels), dtype=np.int32)),
+        "label": pa.array(labels.astype(np.int32)),
         "prediction": pa.array(logits.argmax(1).cpu().numpy().astype(np.int32)),
+        "confidence": pa.array(logits.softmax(1).amax(1).cpu().numpy().astype(np.float32)),
         "logits": pa.FixedSizeListArray.from_arrays(pa.array(half.reshape(-1)), half.shape[1]),
     })
     pq.write_table(table, path, compression="zstd")

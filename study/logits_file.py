@@ -1,0 +1,154 @@
+"""A teacher's logits as one file, so that a student can be distilled where the teacher is not.
+
+A safetensors file. Its tensors:
+
+- `views.SEED`, (V, N, C) fp16: the logits for V views of the N images that the student learns from, in the order of
+  `trainables.data.load(...).student_train`. View v of image i is `trainables.views.Views(..., view_seed=SEED)`, a pure
+  function of (SEED, v, i). A study needs one SEED for its search and one for every confirmation seed.
+- `train`, (N, C) fp16, may stand for all of them where the study has no augmentation: every view is the plain image.
+- `unlabelled.SEED`, (V, U, C) fp16: likewise for the images without labels, where there are any.
+- `validation`, (N_validation,) int64: the predicted classes of the validation images.
+- `test`, (N_test, C) fp16: the logits of the test images.
+
+Its metadata, all of them text: `format` ("kdstudy logits 1"), `teacher` (a name to show), `classes` (JSON list of names,
+in the order of the logits), `views` (JSON of the augmentation), and `images` (JSON: per split a digest of pixels and
+labels, see `study.stages.hash_images`), which says that these are the very images of a study that reads the file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from study.errors import UserError
+
+if TYPE_CHECKING:
+    from study.stages import Study
+
+FORMAT = "kdstudy logits 1"
+PLAIN = "train"
+
+
+@dataclass(frozen=True)
+class LogitsFile:
+    """A file that fits the study."""
+
+    path: Path
+    count: int  # views
+    labels: np.ndarray  # of the validation images
+
+    def _read(self, name: str) -> np.ndarray:
+        with safe_open(self.path, framework="np") as file:
+            return file.get_tensor(name)
+
+    def views(self, view_seed: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """The logits of the labelled and of the unlabelled images for a view seed, (V, N, C) fp16."""
+        with safe_open(self.path, framework="np") as file:
+            names = set(file.keys())
+        if f"views.{view_seed}" not in names:
+            return np.repeat(self._read(PLAIN)[None].astype(np.float16), self.count, 0), None
+        unlabelled = f"unlabelled.{view_seed}"
+        return (self._read(f"views.{view_seed}")[: self.count],
+                self._read(unlabelled)[: self.count] if unlabelled in names else None)
+
+    @cached_property
+    def validation(self) -> np.ndarray:
+        return self._read("validation")
+
+    @cached_property
+    def test(self) -> np.ndarray:
+        return self._read("test")
+
+    @property
+    def accuracy(self) -> float:
+        """On the validation images, 0 to 1."""
+        return float((self.validation == self.labels).mean())
+
+
+def read(path: Path, study: Study) -> LogitsFile:
+    """Open a file and see whether it belongs to a study's images. Raises ValueError with the first thing that does not.
+    """
+    if not path.is_file():
+        raise ValueError("there is no such file")
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"it is no safetensors file: {error}") from None
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"its metadata do not say format = {FORMAT!r}; write one with `kdstudy logits STUDY OUT`")
+    for problem in _problems(study, metadata, shapes):
+        raise ValueError(problem)
+    return LogitsFile(path, _view_count(study), study.splits.validation.labels)
+
+
+def _problems(study: Study, metadata: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
+    splits, count, classes = study.splits, _view_count(study), len(study.splits.class_names)
+    if json.loads(metadata.get("classes", "[]")) != list(splits.class_names):
+        yield "its classes are not those of the data in the same order"
+    digests = json.loads(metadata.get("images", "{}"))
+    for name in ("student_train", "validation", "test"):
+        if digests.get(name) != study.image_hashes[name]:
+            yield f"its {name.replace('_', ' ')} images are not this study's; use the same data settings"
+    plain = PLAIN in shapes and not study.augments
+    if not plain and json.loads(metadata.get("views", "null")) != view_settings(study):
+        yield f"its views are {metadata.get('views')}, not this study's; use the same settings in [views]"
+    for seed in study.view_seeds:
+        name, images = f"views.{seed}", len(splits.student_train)
+        if name not in shapes and plain:
+            continue
+        if name not in shapes:
+            yield (f"it has no logits for view seed {seed}; it serves fewer confirmation seeds, or another study seed: "
+                   "make confirm.seeds smaller, or write a file with more")
+        elif len(shapes[name]) != 3 or shapes[name][0] < count or shapes[name][1:] != (images, classes):
+            yield f"its {name} are {shapes[name]}, but {(count, images, classes)} are needed"
+        if splits.unlabelled is not None and f"unlabelled.{seed}" not in shapes:
+            yield "it has no logits for the unlabelled images; set data.unlabelled = 0"
+    for name, shape in (("validation", (len(splits.validation),)), ("test", (len(splits.test), classes))):
+        if shapes.get(name) != shape:
+            yield f"its {name} are {shapes.get(name)}, but {shape} are needed"
+
+
+def _view_count(study: Study) -> int:
+    return study.config.views.count or study.config.train.epochs
+
+
+def view_settings(study: Study) -> dict[str, Any]:
+    return study.config.views.model_dump(exclude={"cache_gib", "count"})
+
+
+def write(study: Study, out: Path) -> int:
+    """Write the logits of a study's teacher; returns the file's size in bytes. Raises UserError where there are none."""
+    from analysis.results import StudyFiles
+
+    files = StudyFiles(study.folder)
+    done = files.done("teacher_logits")
+    if done is None:
+        raise UserError(f"{study.folder} has no teacher logits yet; run `kdstudy run {study.folder} --until "
+                        "teacher_logits` first")
+    if not done["cached"]:
+        raise UserError(f"{study.folder} keeps no teacher logits: {done['outcome']}; make views.cache_gib larger")
+    stage = files.stage("teacher_logits")
+    tensors = {"validation": np.load(stage / "validation.npy"), "test": files.teacher_logits()}
+    for seed in done["view_seeds"]:
+        for kind in ("views", "unlabelled"):
+            if (path := stage / f"{kind}-{seed}.npy").exists():
+                tensors[f"{kind}.{seed}"] = np.load(path)
+    if not any(name.startswith("views.") for name in tensors):
+        raise UserError(f"{study.folder} has been packed without its teacher logits; run the study anew to have them")
+    metadata = {"format": FORMAT, "teacher": str(files.done("teacher")["model"]),
+                "classes": json.dumps(list(study.splits.class_names)), "views": json.dumps(view_settings(study)),
+                "images": json.dumps(study.image_hashes)}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, out, metadata)
+    out.chmod(0o644)
+    return out.stat().st_size
