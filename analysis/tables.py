@@ -24,11 +24,26 @@ def results(study: StudyFiles) -> dict[str, Any]:
         "rows": rows,
         "gain": next((row["gain"] for row in rows if _is(row, "distilled", "tuned")), None),
         "gain_over_default_baseline": _gain_over_default(study),
+        "transfer": transfer(study),
+        "published": study.config.get("published"),
+        "machine": study.description.get("machine"),
         "seconds": {name: round(done["seconds"], 1) for name in STAGES if (done := study.done(name))},
     }
     outcome["verdict"] = verdict(outcome)
     outcome["scope"] = scope(study, outcome)
     return outcome
+
+
+def transfer(study: StudyFiles) -> str | None:
+    """What learns from what: `same architecture`, or the kinds of both, such as `CNN → Transformer`."""
+    teacher, student = study.done("teacher"), study.done("baseline")
+    if teacher is None or student is None or not student.get("kind"):
+        return None
+    if not teacher.get("kind"):
+        return f"given logits → {student['kind']}"
+    if teacher["family"] == student["family"]:
+        return "same architecture"
+    return f"{teacher['kind']} → {student['kind']}"
 
 
 def _is(row: dict[str, Any], arm: str, configuration: str) -> bool:
@@ -41,9 +56,10 @@ def _teacher_rows(study: StudyFiles) -> list[dict[str, Any]]:
         return []
     return [{
         "arm": "teacher", "configuration": "tuned" if done["trials"] > 1 else "default",
-        "model": done.get("model") or study.config["teacher"]["model"], **done["parameters"], "parameters": done["model_parameters"],
-        "compression": 1.0 if done["model_parameters"] else None, "trials": done["trials"], "seeds": 1, "test_mean": 100 * float(correct.mean()),
-        "test_sd": None, "best_validation": 100 * done["best_validation"], "gain": None, "gap_closed": None,
+        "model": done.get("model") or study.config["teacher"]["model"], **done["parameters"],
+        "parameters": done["model_parameters"], "compression": 1.0 if done["model_parameters"] else None,
+        "trials": done["trials"], "seeds": 1, "test_mean": 100 * float(correct.mean()), "test_sd": None,
+        "best_validation": 100 * done["best_validation"], "gain": None, "gap_closed": None,
     }]
 
 
@@ -115,12 +131,13 @@ def verdict(outcome: dict[str, Any]) -> str:
         return "No verdict: one seed allows no interval; set confirm.seeds to at least 2, better 5."
     figures = f"{show_interval(gain)} over the tuned baseline on {gain['seeds']} paired seeds"
     unseen = outcome["data"]["train"] - outcome["data"]["student_train"]
+    saw = "saw only without labels" if outcome["data"].get("unlabelled") else "never saw"
     if gain["p"] >= SIGNIFICANT:
-        few = f"; few-label transfer: the teacher saw {unseen} images that the student never saw" if unseen else ""
+        few = f"; few-label transfer: the teacher saw {unseen} images that the student {saw}" if unseen else ""
         return f"No gain from distillation shown: {figures}, which includes zero{few}."
     if gain["mean"] < 0:
         return f"Distillation hurts: {figures}."
-    few = f"; few-label transfer: the gain includes knowledge of {unseen} images that the student never saw"
+    few = f"; few-label transfer: the gain includes knowledge of {unseen} images that the student {saw}"
     return f"Distillation helps: {figures}{few if unseen else ''}."
 
 
@@ -185,8 +202,66 @@ def markdown(outcome: dict[str, Any]) -> str:
     lines = ["| " + " | ".join(COLUMNS) + " |",
              "|" + "|".join("---:" if column in NUMERIC else "---" for column in COLUMNS) + "|"]
     lines += ["| " + " | ".join(cells(row)) + " |" for row in outcome["rows"]]
-    wall = ", ".join(f"{name.replace('_', ' ')} {seconds:.0f} s" for name, seconds in outcome["seconds"].items())
-    return "\n".join([*lines, "", f"**{outcome['verdict']}**", "", outcome["scope"], "", f"Wall time: {wall}.", ""])
+    return "\n".join([*lines, "", f"**{outcome['verdict']}**", "", outcome["scope"], "", wall_time(outcome), ""])
+
+
+def wall_time(outcome: dict[str, Any]) -> str:
+    """Where the time went, and on what."""
+    stages = ", ".join(f"{name.replace('_', ' ')} {_clock(seconds)}" for name, seconds in outcome["seconds"].items())
+    machine = f" on {outcome['machine']}" if outcome.get("machine") else ""
+    return f"Wall time{machine}: {stages}."
+
+
+def _clock(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 300 else f"{seconds / 60:.0f} min"
+
+
+TAKEAWAYS = ("type of transfer", "teacher → student", "data", "baseline", "distilled", "gain [95 %]",
+             "gain at the default point [95 %]", "published gain (other sizes; single run, best test epoch)")
+TAKEAWAYS_BLOCK = "takeaways"
+
+
+def takeaways(outcomes: list[dict[str, Any]]) -> str:
+    """Several studies side by side, as Markdown: what learned from what, and what distillation was worth."""
+    lines = ["| " + " | ".join(TAKEAWAYS) + " |", "|" + "---|" * 3 + "---:|" * 4 + "---|"]
+    lines += ["| " + " | ".join(_takeaway(outcome)) + " |" for outcome in outcomes]
+    verdicts = [f"- {outcome['study']}: {outcome['verdict']}" for outcome in outcomes]
+    return "\n".join([*lines, "", *verdicts, ""])
+
+
+def _takeaway(outcome: dict[str, Any]) -> list[str]:
+    rows = {(row["arm"], row["configuration"]): row for row in outcome["rows"]}
+    teacher = next((row for row in outcome["rows"] if row["arm"] == "teacher"), None)
+    tuned, untuned = rows.get(("distilled", "tuned")), rows.get(("distilled", "default"))
+    baseline, data = rows.get(("baseline", "tuned")), outcome["data"]
+    pair = " → ".join(_model(row) for row in (teacher, tuned) if row)
+    return [
+        outcome["transfer"] or "", pair or outcome["study"],
+        f"{len(data['classes'])} classes, {data['student_train']:,} images, {data['image_size']} px",
+        _accuracy(baseline), _accuracy(tuned), _gain_cell(tuned), _gain_cell(untuned), _published(outcome["published"]),
+    ]
+
+
+def _model(row: dict[str, Any]) -> str:
+    size = row["parameters"]
+    shown = "" if not size else f" ({size / 1e6:.1f} M)" if size >= 1e6 else f" ({size / 1e6:.2f} M)"
+    return row["model"].split(".")[0] + shown
+
+
+def _accuracy(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return ""
+    return f"{row['test_mean']:.2f}" + ("" if row["test_sd"] is None else f" ± {row['test_sd']:.2f}") + " %"
+
+
+def _gain_cell(row: dict[str, Any] | None) -> str:
+    if row is None or row["gain"] is None:
+        return ""
+    return f"{show_points(row['gain']['mean'])} [{_low_high(row['gain'])}]"
+
+
+def _published(published: dict[str, Any] | None) -> str:
+    return f"{show_points(published['gain'])} ({published['pair']})" if published else ""
 
 
 def console_table(outcome: dict[str, Any]) -> Any:
@@ -226,18 +301,22 @@ def readme_markers(name: str) -> tuple[str, str]:
     return f"<!-- kdstudy results: {name} -->", f"<!-- end of kdstudy results: {name} -->"
 
 
-def rewrite_block(readme: Path, outcome: dict[str, Any]) -> bool:
-    """Replace what stands between the study's two markers. Returns whether the file changed.
+def rewrite_block(readme: Path, name: str, content: str) -> bool:
+    """Replace what stands between the two markers of a name. Returns whether the file changed.
 
     Raises ValueError where the markers are not there.
     """
     text = readme.read_text(encoding="utf-8")
-    begin, end = readme_markers(outcome["study"])
+    begin, end = readme_markers(name)
     if begin not in text or end not in text.split(begin, 1)[1]:
         raise ValueError(f"{readme} has no place for the results; add the lines {begin} and {end}")
     before, rest = text.split(begin, 1)
     after = rest.split(end, 1)[1]
-    changed = f"{before}{begin}\n{markdown(outcome)}{end}{after}"
+    changed = f"{before}{begin}\n{content}{end}{after}"
     if changed != text:
         readme.write_text(changed, encoding="utf-8")
     return changed != text
+
+
+def has_block(readme: Path, name: str) -> bool:
+    return readme_markers(name)[0] in readme.read_text(encoding="utf-8")

@@ -105,28 +105,82 @@ def status(study: str, folder: Path | None) -> None:
 
 
 @cli.command()
-@click.argument("study", metavar="STUDY")
+@click.argument("studies", metavar="STUDY...", nargs=-1, required=True)
 @click.option("--dir", "folder", type=click.Path(path_type=Path), metavar="FOLDER", help="Where the study lives.")
 @click.option("--readme", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
-              help="Also rewrite the results block between the study's two markers in a Markdown file.")
-def report(study: str, folder: Path | None, readme: Path | None) -> None:
+              help="Also rewrite the results between each study's two markers in a Markdown file.")
+def report(studies: tuple[str, ...], folder: Path | None, readme: Path | None) -> None:
     """Rebuild the results table and the report.
 
-    Also while the study runs, from what is there. Needs neither Ray nor torch."""
-    _, folder = _resolve_started(study, folder)
+    Also while a study runs, from what is there. Needs neither Ray nor torch. Several studies are also put side by side
+    in a table of takeaways: what learned from what, and what distillation was worth."""
+    if folder and len(studies) > 1:
+        raise UserError("--dir names the folder of one study; name the folders themselves instead of "
+                        f"{' and '.join(studies)}")
     from analysis import report as report_page
     from analysis import tables
+    from study.storage import read_json
 
-    report_page.build(folder)
+    console, outcomes = _console(), []
+    for study in studies:
+        _, own = _resolve_started(study, folder)
+        report_page.build(own)
+        outcomes.append(read_json(own / "results" / "results.json"))
+        _print_results(console, own)
+    if len(outcomes) > 1:
+        console.print(f"\n{tables.takeaways(outcomes)}", soft_wrap=True, markup=False)
     if readme:
-        from study.storage import read_json
+        _rewrite(readme, outcomes)
 
-        try:
-            changed = tables.rewrite_block(readme, read_json(folder / "results" / "results.json"))
-        except ValueError as error:
-            raise UserError(str(error)) from None
-        click.echo(f"{readme} {'rewritten' if changed else 'is up to date'}")
-    _print_results(_console(), folder)
+
+def _rewrite(readme: Path, outcomes: list[dict[str, Any]]) -> None:
+    """Bring the blocks of a Markdown file up to date: the takeaways of several studies, and each study's own."""
+    from analysis import tables
+
+    blocks = {outcome["study"]: tables.markdown(outcome) for outcome in outcomes}
+    if len(outcomes) > 1:
+        blocks = {name: content for name, content in blocks.items() if tables.has_block(readme, name)}
+        blocks[tables.TAKEAWAYS_BLOCK] = tables.takeaways(outcomes)
+    try:
+        changed = [name for name, content in blocks.items() if tables.rewrite_block(readme, name, content)]
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    click.echo(f"{readme}: rewrote {', '.join(changed)}" if changed else f"{readme} is up to date")
+
+
+@cli.command()
+@click.argument("study", metavar="STUDY")
+@click.argument("out", type=click.Path(path_type=Path, dir_okay=False), metavar="OUT")
+@click.option("--dir", "folder", type=click.Path(path_type=Path), metavar="FOLDER", help="Where the study lives.")
+def logits(study: str, out: Path, folder: Path | None) -> None:
+    """Write the teacher's logits as one file.
+
+    Another study of the same images takes them as its teacher: --set teacher.logits=OUT, without a teacher.model. The
+    format is described in study/logits_file.py."""
+    config, folder = _resolve_started(study, folder)
+    from study import logits_file
+    from study.display import Display
+    from study.stages import STAGES, Study
+
+    size = logits_file.write(Study(config, folder, Display(_console(), STAGES)), out)
+    click.echo(f"{out}: {size / 2**20:.1f} MiB")
+
+
+@cli.command()
+@click.argument("study", metavar="STUDY")
+@click.argument("out", type=click.Path(path_type=Path), metavar="OUT")
+@click.option("--dir", "folder", type=click.Path(path_type=Path), metavar="FOLDER", help="Where the study lives.")
+def pack(study: str, out: Path, folder: Path | None) -> None:
+    """Copy a study without what can be computed again, to be kept or sent.
+
+    OUT keeps the settings, the records, the results, every run's predictions, and the weights of the teacher and of the
+    best student, so that `report` and `export` work on it. It leaves out the teacher's cached logits, the other
+    weights, and the names of the machines."""
+    _, folder = _resolve_started(study, folder)
+    from study import packing
+
+    size = packing.pack(folder, out)
+    click.echo(f"{out}: {size / 2**20:.1f} MiB")
 
 
 @cli.command()
@@ -145,7 +199,7 @@ def export(study: str, out: Path, folder: Path | None, model: str) -> None:
 
     write = exporting.export_teacher if model == "teacher" else exporting.export_student
     accuracy = write(config, folder, out)
-    click.echo(f'{out}: {100 * accuracy:.2f} % test accuracy; timm.create_model("local-dir:{out}", pretrained=True)')
+    click.echo(f"{out}: {100 * accuracy:.2f} % test accuracy; its README.md says how to load it")
 
 
 @cli.command()
@@ -197,7 +251,7 @@ def presets() -> None:
     """List the studies that come with kdstudy."""
     for name in preset_names():
         config = load_study(name)
-        click.echo(f"{name:16} {config.about}")
+        click.echo(f"{name:24} {config.about}")
 
 
 def _resolve(study: str, overrides: tuple[str, ...], folder: Path | None,

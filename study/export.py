@@ -48,16 +48,21 @@ def export_student(config: StudyConfig, folder: Path, target: Path) -> float:
 
 
 def export_teacher(config: StudyConfig, folder: Path, target: Path) -> float:
-    """Write the teacher, likewise. Raises UserError where it has not been trained and tested yet."""
+    """Write the teacher, likewise. Raises UserError where it has not been tested yet or is no single model."""
     study = StudyFiles(folder)
-    correct = study.teacher_correct()
-    if correct is None or study.stage("teacher") is None:
+    correct, done = study.teacher_correct(), study.done("teacher")
+    if correct is None or done is None:
         raise UserError(f"{folder} has no tested teacher yet; run `kdstudy run {folder} --until teacher_logits` first")
-    weights = study.stage("teacher") / "model.safetensors"
-    card = [f"# {config.teacher.model}, teacher of the study {config.name}", "", config.about, "",
+    if len(done["members"]) != 1:
+        what = "a file of logits" if not done["members"] else f"{len(done['members'])} models"
+        raise UserError(f"the teacher of {folder} is {what}, not one model; there is nothing to export")
+    (member,) = done["members"]
+    weights = study.stage("teacher") / member["weights"]
+    settings = ModelSettings.model_validate(member["model"] | {"pretrained": config.teacher.pretrained})
+    card = [f"# {done['model']}, teacher of the study {config.name}", "", config.about, "",
             f"Test accuracy {100 * correct.mean():.2f} % on {len(correct)} images.", ""]
-    return _export(config, config.teacher.model_settings, weights, target, card, correct,
-                   {"teacher": study.stage("teacher").name})
+    return _export(config, settings, weights, target, card, correct, {"teacher": study.stage("teacher").name},
+                   normalised=member["normalised"])
 
 
 def _tuned_row(study: StudyFiles) -> dict[str, Any]:
@@ -66,19 +71,25 @@ def _tuned_row(study: StudyFiles) -> dict[str, Any]:
 
 
 def _export(config: StudyConfig, settings: ModelSettings, weights: Path, target: Path, card: list[str],
-            correct: np.ndarray, key: dict[str, Any]) -> float:
+            correct: np.ndarray, key: dict[str, Any], normalised: list | None = None) -> float:
     if target.exists() and any(target.iterdir()) and not (target / KEY_FILE).exists():
         raise UserError(f"{target} is not empty and is no export of kdstudy; choose another folder")
-    splits = data.load(config.data)
+    try:
+        splits = data.load(config.data)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     image_size = config.data.image_size or splits.image_size
-    model = models.build(settings.model_copy(update={"pretrained": False}), classes=len(splits.class_names),
-                         channels=splits.channels, image_size=image_size)
+    model = models.build(settings, classes=len(splits.class_names), channels=splits.channels, image_size=image_size,
+                         normalised=tuple(map(tuple, normalised)) if normalised else None)
     models.load_weights(model, weights)
     draft = target.with_name(f".{target.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
-    _write_timm_folder(model, splits, draft, settings.pretrained)
-    (draft / "README.md").write_text("\n".join([*card, *_usage(target)]), encoding="utf-8")
-    again = _predict_with_timm(draft, splits) == splits.test.labels
+    if models.is_function(settings.model):
+        _write_plain_folder(model, settings, splits, draft)
+    else:
+        _write_timm_folder(model, splits, draft, bool(settings.pretrained))
+    (draft / "README.md").write_text("\n".join([*card, *_usage(target, settings)]), encoding="utf-8")
+    again = _predict_from(draft, splits) == splits.test.labels
     # On the device that trained it every answer is the same; elsewhere rounding may turn a tie.
     if (again != correct).sum() > max(1, 0.002 * len(correct)):
         raise StudyFailedError("the exported model does not repeat its recorded test answers: "
@@ -106,15 +117,33 @@ def _write_timm_folder(model: Classifier, splits: data.Splits, folder: Path, pre
         storage.write_json(folder / "config.json", config)
 
 
+def _write_plain_folder(model: Classifier, settings: ModelSettings, splits: data.Splits, folder: Path) -> None:
+    """The same files for a model that timm does not know; kdstudy reads them back, as `teacher.trained` for one."""
+    folder.mkdir(parents=True)
+    models.save_weights(model, folder / "model.safetensors")
+    classes = len(splits.class_names)
+    storage.write_json(folder / "config.json", {
+        "architecture": settings.model, "model_args": settings.args, "num_classes": classes,
+        "label_names": list(splits.class_names),
+        "pretrained_cfg": {"input_size": [splits.channels, model.size, model.size], "mean": list(model.mean),
+                           "std": list(model.std), "num_classes": classes},
+    })
+
+
 @torch.no_grad()
-def _predict_with_timm(folder: Path, splits: data.Splits) -> np.ndarray:
-    """The test predictions of the folder as timm rebuilds it, from nothing but the folder."""
-    net = timm.create_model(f"local-dir:{folder}", pretrained=True)
-    config = net.pretrained_cfg
-    model = Classifier(net, config["mean"], config["std"], config["input_size"][-1])
-    device = default_device()
-    tensors = to_device(splits.test, device)
-    return Evaluator(*tensors, model.size).logits(model.to(device)).argmax(1).cpu().numpy()
+def _predict_from(folder: Path, splits: data.Splits) -> np.ndarray:
+    """The test predictions of the folder as it is rebuilt, by timm where timm can, from nothing but the folder."""
+    trained = models.read_trained(folder)
+    if models.is_function(trained.model.model):
+        model = models.build(trained.model, classes=trained.classes, channels=splits.channels,
+                             image_size=trained.model.image_size, weights=trained.weights,
+                             normalised=(trained.mean, trained.std))
+    else:
+        net = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        config = net.pretrained_cfg
+        model = Classifier(net, config["mean"], config["std"], config["input_size"][-1])
+    tensors = to_device(splits.test, default_device())
+    return Evaluator(*tensors, model.size).logits(model.to(default_device())).argmax(1).cpu().numpy()
 
 
 def _student_card(config: StudyConfig, outcome: dict[str, Any], row: dict[str, Any]) -> list[str]:
@@ -127,7 +156,7 @@ def _student_card(config: StudyConfig, outcome: dict[str, Any], row: dict[str, A
         "| | |", "|---|---|",
         f"| data | {config.data.source}: {sizes['student_train']} training images seen by the student, "
         f"{sizes['train']} by the teacher; {sizes['test']} test images |",
-        f"| teacher | {config.teacher.model} |",
+        f"| teacher | {config.teacher.title} |",
         f"| hyperparameters | {shown} |",
         f"| parameters | {row['parameters']:,} |",
         f"| test accuracy over {row['seeds']} seeds | {mean} |",
@@ -137,12 +166,14 @@ def _student_card(config: StudyConfig, outcome: dict[str, Any], row: dict[str, A
     ]
 
 
-def _usage(target: Path) -> list[str]:
-    return [
-        "```python",
-        "import timm",
-        f'model = timm.create_model("local-dir:{target.name}", pretrained=True).eval()',
-        "config = timm.data.resolve_model_data_config(model)  # image size, mean and std",
-        "```", "",
-        f"Licence and provenance: trained by kdstudy; `{KEY_FILE}` names the study's stage it came from.", "",
-    ]
+def _usage(target: Path, settings: ModelSettings) -> list[str]:
+    if models.is_function(settings.model):
+        module, _, function = settings.model.partition(":")
+        lines = [f"from {module} import {function}", "from safetensors.torch import load_file",
+                 "# model_args, image size, mean and std are in config.json",
+                 f'model.load_state_dict(load_file("{target.name}/model.safetensors"))']
+    else:
+        lines = ["import timm", f'model = timm.create_model("local-dir:{target.name}", pretrained=True).eval()',
+                 "config = timm.data.resolve_model_data_config(model)  # image size, mean and std"]
+    return ["```python", *lines, "```", "",
+            f"Licence and provenance: trained by kdstudy; `{KEY_FILE}` names the study's stage it came from.", ""]

@@ -10,9 +10,9 @@ A safetensors file. Its tensors:
 - `validation`, (N_validation,) int64: the predicted classes of the validation images.
 - `test`, (N_test, C) fp16: the logits of the test images.
 
-Its metadata, all of them text: `format` ("kdstudy logits 1"), `teacher` (a name to show), `classes` (JSON list of names,
-in the order of the logits), `views` (JSON of the augmentation), and `images` (JSON: per split a digest of pixels and
-labels, see `study.stages.hash_images`), which says that these are the very images of a study that reads the file.
+Its metadata, all of them text: `format` ("kdstudy logits 1"), `teacher` (a name to show), `classes` (JSON list of
+names, in the order of the logits), `views` (JSON of the augmentation), and `images` (JSON: per split a digest of pixels
+and labels, see `study.stages.hash_images`), which says that these are the very images of a study that reads the file.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def read(path: Path, study: Study) -> LogitsFile:
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
     except SafetensorError as error:
         raise ValueError(f"it is no safetensors file: {error}") from None
     if metadata.get("format") != FORMAT:
@@ -127,7 +127,10 @@ def view_settings(study: Study) -> dict[str, Any]:
 
 
 def write(study: Study, out: Path) -> int:
-    """Write the logits of a study's teacher; returns the file's size in bytes. Raises UserError where there are none."""
+    """Write the logits of a study's teacher; returns the file's size in bytes.
+
+    Raises UserError where there are none.
+    """
     from analysis.results import StudyFiles
 
     files = StudyFiles(study.folder)

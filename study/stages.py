@@ -142,7 +142,7 @@ class Study:
         return {name: hash_images(images) for name in names if (images := getattr(self.splits, name)) is not None}
 
     @cached_property
-    def _initial_weights(self) -> dict[str, dict[str, np.ndarray] | None]:
+    def initial_weights(self) -> dict[str, dict[str, np.ndarray] | None]:
         """Per section, what training begins with; None is random. Fetched once, here, and handed to the workers."""
         from trainables import models
 
@@ -161,7 +161,7 @@ class Study:
                 "image_size": self.image_size}
 
     @cached_property
-    def _given_members(self) -> list[Trained]:
+    def given_members(self) -> list[Trained]:
         """The models of a teacher that is trained already. Raises UserError where they do not fit the data."""
         from trainables import models
 
@@ -195,6 +195,9 @@ class Study:
     def _check_once(self) -> None:
         if not self._checked:
             self.check()
+            if any(settings.pretrained for settings in trained_models(self.config).values()):
+                self.display.update("fetching pretrained weights")
+                _ = self.initial_weights
             self._checked = True
 
     def check(self) -> None:
@@ -297,10 +300,10 @@ class Study:
                 missing.append(stage)
         if not missing:
             return
-        self._check_once()
         self.did_work = True
         self.display.begin(*[stage.name for stage in missing], text="starting")
         try:
+            self._check_once()
             for stage in missing:
                 stage.path.mkdir(parents=True, exist_ok=True)
             if missing[0].name == "teacher_logits":
@@ -503,7 +506,7 @@ class Study:
 
         share = self._connect()
         members, digests, parameters = [], [], 0
-        for index, member in enumerate(self._given_members):
+        for index, member in enumerate(self.given_members):
             path = stage.path / f"member-{index}.safetensors"
             save_file(member.weights, path)
             members.append({"model": member.model.model_dump(), "weights": path.name,
@@ -513,7 +516,7 @@ class Study:
         task = replace(self._plain_task(), teacher=Teacher(self._members(stage.path, members)))
         options = {"num_cpus": share.cpus, "num_gpus": share.gpus}
         accuracy = ray.get(ray.remote(**options)(_measure_teacher).remote(task))
-        kinds = {models.kind_of(member.model, **self._shape) for member in self._given_members}
+        kinds = {models.kind_of(member.model, **self._shape) for member in self.given_members}
         kind, family = kinds.pop() if len(kinds) == 1 else ("ensemble", "ensemble")
         self._finish_given(stage, accuracy, started, {
             "weights": fingerprint(digests), "members": members, "model_parameters": parameters, "kind": kind,
@@ -683,12 +686,12 @@ class Study:
             every = max(1, training.epochs // 20)
             # views.count limits the views whose logits are kept; the teacher itself sees a fresh one every epoch.
             views = config.views.model_copy(update={"count": None})
-            return replace(task, train=splits.train, model=config.teacher.model_settings, training=training, views=views,
-                           report_every=every, checkpoint_every=5 * every, keep_weights=True, unlabelled=None,
-                           weights=self._initial_weights["teacher"])
+            return replace(task, train=splits.train, model=config.teacher.model_settings, training=training,
+                           views=views, report_every=every, checkpoint_every=5 * every, keep_weights=True,
+                           unlabelled=None, weights=self.initial_weights["teacher"])
         if stage == "teacher_logits":
             return replace(task, teacher=self.teacher())
-        task = replace(task, weights=self._initial_weights["student"])
+        task = replace(task, weights=self.initial_weights["student"])
         if stage in CONFIRMATIONS:
             # Nobody stops a confirmation run, so it reports only when it is saved.
             task = replace(task, report_every=config.checkpoint_every, keep_weights=True, test=splits.test)
@@ -770,7 +773,8 @@ class Study:
 
     def _confirm_runs(self, stage: str) -> tuple[TrialState, ...]:
         """All runs, seed by seed, so that pairs are complete as early as can be."""
-        return tuple(self._confirm_run(arm, seed) for seed in self._confirm_seeds() for arm in self._confirm_arms(stage))
+        arms = self._confirm_arms(stage)
+        return tuple(self._confirm_run(arm, seed) for seed in self._confirm_seeds() for arm in arms)
 
     def _confirm_run(self, arm: Arm, seed: int) -> TrialState:
         return TrialState(0, arm.parameters, seed, seed, "confirm", True, f"{arm.arm} {arm.configuration}")

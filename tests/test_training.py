@@ -1,6 +1,7 @@
 """One training run: resumable, repeatable, and the same with cached and live teacher."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -8,10 +9,11 @@ import torch
 from safetensors.numpy import load_file
 
 from trainables.distill import start_distillation
-from trainables.loop import Evaluator, Objective, Training, batches, to_device
+from trainables.loop import Objective, Training, batches, to_device
+from trainables.losses import soft_loss
 from trainables.settings import ModelSettings, TrainSettings, ViewSettings
-from trainables.task import Task, Teacher, start, write_predictions
-from trainables.teacher_logits import LiveLogits, answer, compute
+from trainables.task import Member, Task, Teacher, start, write_predictions
+from trainables.teacher_logits import LiveLogits, compute, held_out
 
 CPU = torch.device("cpu")
 STUDENT = ModelSettings(model="vit_tiny_patch16_224", args={
@@ -27,12 +29,12 @@ def task(images):
     plain = Task(images, images, 4, 8, STUDENT, training, ViewSettings(shift=1, mixup=0.5), 2)
     teacher = plain.build_model(TEACHER, seed=5)
     weights = {name: tensor.numpy() for name, tensor in teacher.net.state_dict().items()}
-    return replace(plain, teacher=Teacher(TEACHER, training, weights))
+    return replace(plain, teacher=Teacher((Member(TEACHER, training, weights),)))
 
 
 @pytest.fixture
 def cached(task):
-    logits = compute(task.load_teacher(CPU), task.make_views(32, 7, CPU), chunk=16)
+    logits = compute(task.load_teacher(CPU), partial(task.make_views, view_seed=7, device=CPU), chunk=16)
     return replace(task, teacher=replace(task.teacher, logits={7: logits}))
 
 
@@ -97,10 +99,9 @@ def test_alpha_zero_is_the_baseline_bit_for_bit(cached):
 
 
 def test_cached_logits_equal_live_ones_to_fp16(cached):
-    teacher, views = cached.load_teacher(CPU), cached.make_views(32, 7, CPU)
     rows = torch.tensor([3, 47, 11])
-    live = answer(teacher, views, 4, rows).float().numpy()
-    np.testing.assert_allclose(cached.teacher.logits[7][4, rows].astype(np.float32), live, rtol=2e-3, atol=2e-3)
+    live = LiveLogits(cached.load_teacher(CPU), partial(cached.make_views, view_seed=7, device=CPU))(4, rows)
+    np.testing.assert_allclose(cached.teacher.logits[7][4, rows].astype(np.float32), live.float(), rtol=2e-3, atol=2e-3)
     assert cached.teacher.logits[7].dtype == np.float16 and cached.teacher.logits[7].shape == (6, 48, 4)
 
 
@@ -114,7 +115,7 @@ def test_cached_and_live_teacher_train_the_same_student(cached):
 
     with_cache, _ = run(cached, epochs=3)
     live = start_distillation(cached, PARAMETERS, seed=1, view_seed=7)
-    targets = InChunks(cached.load_teacher(CPU), cached.make_views(32, 7, CPU))
+    targets = InChunks(cached.load_teacher(CPU), partial(cached.make_views, view_seed=7, device=CPU))
     live.objective = Objective(4.0, 0.5, targets)
     live.run(3)
     assert (weights(with_cache) - weights(live)).abs().max() < 1e-4
@@ -129,16 +130,15 @@ def test_without_a_cache_the_teacher_answers_in_the_loop(task, cached):
 
 def test_the_teacher_is_left_alone(task):
     training, _ = run(task, epochs=2)
-    teacher = training.objective.targets.teacher
+    ((teacher, _),) = training.objective.targets.teacher
     assert not teacher.training
     for name, tensor in teacher.net.state_dict().items():
-        np.testing.assert_array_equal(tensor.numpy(), task.teacher.weights[name])
+        np.testing.assert_array_equal(tensor.numpy(), task.teacher.members[0].weights[name])
     assert not any(parameter.grad is not None for parameter in teacher.parameters())
 
 
 def test_agreement_is_how_often_student_and_teacher_say_the_same(cached):
-    teacher = cached.load_teacher(CPU)
-    said = Evaluator(*to_device(cached.validation, CPU), 32).logits(teacher).argmax(1).numpy()
+    said = held_out(cached.load_teacher(CPU), *to_device(cached.validation, CPU)).argmax(1).numpy()
     task = replace(cached, teacher=replace(cached.teacher, validation_predictions=said))
     training, report = run(task)
     own = training.validation.logits(training.model).argmax(1).numpy()
@@ -189,3 +189,83 @@ def test_weights_are_saved_under_timms_own_names(cached, tmp_path):
     training.save(tmp_path)
     plain = timm.create_model("vit_tiny_patch16_224", img_size=8, in_chans=1, num_classes=4, **STUDENT.args)
     assert set(load_file(tmp_path / "model.safetensors")) == set(plain.state_dict())
+
+
+# -- images without labels, several teachers --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_unlabelled(task, images):
+    """The first 20 images with labels, the others without, and labels there that are all wrong."""
+    labelled, rest = images.take(np.arange(20)), images.take(np.arange(20, 48))
+    return replace(task, train=labelled, unlabelled=replace(rest, labels=(rest.labels + 1) % 4), unlabelled_ratio=2.0)
+
+
+def test_images_without_labels_leave_the_baseline_alone_bit_for_bit(with_unlabelled):
+    nothing, _ = run(with_unlabelled, PARAMETERS | {"alpha": 0.0})
+    baseline = start(replace(with_unlabelled, unlabelled=None, teacher=None), {"lr": 3e-3}, seed=1, view_seed=7)
+    baseline.run(6)
+    assert torch.equal(weights(nothing), weights(baseline))
+
+
+def test_of_images_without_labels_nobody_sees_the_labels(with_unlabelled):
+    other = replace(with_unlabelled.unlabelled, labels=with_unlabelled.unlabelled.labels * 0)
+    first, report = run(with_unlabelled)
+    second, _ = run(replace(with_unlabelled, unlabelled=other))
+    assert torch.equal(weights(first), weights(second))
+    without, alone = run(replace(with_unlabelled, unlabelled=None))
+    assert not torch.equal(weights(first), weights(without)) and report["soft_loss"] != alone["soft_loss"]
+
+
+def test_the_soft_loss_is_the_mean_over_all_images_the_hard_one_over_those_with_labels(with_unlabelled):
+    task = replace(with_unlabelled, views=ViewSettings(), training=with_unlabelled.training.model_copy(
+        update={"batch_size": 20, "warmup": 0.0}), model=STUDENT.model_copy(
+        update={"args": STUDENT.args | {"drop_path_rate": 0.0}}))
+    training = start_distillation(task, PARAMETERS, seed=1, view_seed=7)
+    both = np.concatenate([task.train.images, task.unlabelled.images])
+    images = torch.from_numpy(both).float() / 255
+    with torch.no_grad():
+        student = training.model(images)
+        teacher = training.objective.targets
+        said = torch.cat([teacher(0, torch.arange(20)), training.objective.unlabelled_targets(0, torch.arange(28))])
+    order = training._unlabelled_parts([torch.arange(20)])[0]  # 40 of 28: some come twice
+    assert len(order) == 40 and set(order.tolist()) == set(range(28))
+    rows = torch.cat([torch.arange(20), 20 + order])
+    expected = soft_loss(student[rows], said[rows], 4.0).item()
+    hard = torch.nn.functional.cross_entropy(student[:20], torch.from_numpy(task.train.labels)).item()
+    metrics = training.train_epoch()
+    assert metrics["soft_loss"] == pytest.approx(expected, rel=1e-4)
+    assert metrics["hard_loss"] == pytest.approx(hard, rel=1e-4)
+
+
+def test_with_images_without_labels_a_run_resumes_exactly(with_unlabelled, tmp_path):
+    views = {"view_seed": 7, "device": CPU}
+    teacher = with_unlabelled.load_teacher(CPU)
+    task = replace(with_unlabelled, teacher=replace(
+        with_unlabelled.teacher, logits={7: compute(teacher, partial(with_unlabelled.make_views, **views))},
+        unlabelled_logits={7: compute(teacher, partial(with_unlabelled.make_unlabelled_views, **views))}))
+    whole, _ = run(task)
+    half, _ = run(task, epochs=3)
+    half.save(tmp_path)
+    resumed, _ = run(task, epochs=1)
+    resumed.load(tmp_path)
+    resumed.run(3)
+    assert torch.equal(weights(whole), weights(resumed))
+    live, _ = run(with_unlabelled)
+    assert (weights(whole) - weights(live)).abs().max() < 2e-2
+
+
+def test_several_teachers_answer_with_the_mean_of_their_logits_each_at_its_own_size(task):
+    small = TEACHER.model_copy(update={"image_size": 24})
+    other = {name: tensor.numpy() for name, tensor in task.build_model(small, seed=6).net.state_dict().items()}
+    first = task.teacher.members[0]
+    second = replace(first, model=small, weights=other, normalised=((0.4,), (0.3,)))
+    answers = []
+    for members in ((first,), (second,), (first, second)):
+        together = replace(task, teacher=Teacher(members))
+        teacher = together.load_teacher(CPU)
+        live = LiveLogits(teacher, partial(together.make_views, view_seed=7, device=CPU))
+        answers.append((live(2, torch.arange(48)).float(), held_out(teacher, *to_device(task.validation, CPU))))
+    for one, two, mean in zip(*answers, strict=True):
+        assert (one - two).abs().max() > 0.01
+        np.testing.assert_allclose(mean, (one + two) / 2, atol=2e-3, rtol=2e-3)

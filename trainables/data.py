@@ -137,8 +137,8 @@ def split(raw: Raw, settings: DataSettings) -> Splits:
     """Hold out what is not given, count duplicates, and cut down to what the settings ask for."""
     seed = settings.split_seed
     if raw.test is not None and settings.test is not None:
-        raise ValueError(f"data.test = {settings.test:g} holds out a share, but {settings.source!r} has a test split of "
-                         "its own; remove data.test")
+        raise ValueError(f"data.test = {settings.test:g} holds out a share, but {settings.source!r} has a test split "
+                         "of its own; remove data.test")
     test_share = HELD_OUT["test"] if settings.test is None else settings.test
     own_validation = raw.validation is not None and settings.validation is None
     validation_share = HELD_OUT["validation"] if settings.validation is None else settings.validation

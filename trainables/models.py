@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +24,8 @@ from trainables.settings import ModelSettings
 
 # timm logs how it maps weights at INFO and warns of every missing pretrained head.
 logging.getLogger("timm").setLevel(logging.ERROR)
+# What cannot be fetched is said once, by us, not once per retry.
+logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
 
 
 class Classifier(nn.Module):
@@ -118,13 +120,30 @@ def pretrained_weights(settings: ModelSettings, *, classes: int, channels: int,
         # With another number of classes than the weights have, timm leaves the head out, whatever the data have.
         arguments["num_classes"] = config.num_classes + 1
         overlay = {} if state is None else {"pretrained_cfg_overlay": {"state_dict": state, "custom_load": False}}
-        with _quiet_downloads():
-            net = timm.create_model(settings.model, pretrained=True, **overlay, **arguments)
+        with contextlib.redirect_stderr(io.StringIO()):  # progress bars would tear the display
+            net = _load(settings.model, overlay, arguments, seed=0)
+        weights = _without_head(net)
+        if state is not None:
+            # timm takes what it knows and leaves the rest as it was: what was random before has not been loaded.
+            again = _without_head(_load(settings.model, overlay, arguments, seed=1))
+            absent = [name for name, array in weights.items() if not np.array_equal(array, again[name])]
+            if absent:
+                raise ValueError(f"{len(absent)} of {len(weights)} tensors are not in it, such as {absent[0]}")
     except Exception as error:
         remedy = ("give a local file instead, pretrained = \"weights.safetensors\", or false for random weights"
                   if settings.pretrained is True else f"the file must hold weights of {settings.model}")
         raise ValueError(f"pretrained = {shown}: no weights for {settings.model} ({_one_line(error)[:120]}); "
                          f"{remedy}") from None
+    return weights
+
+
+def _load(name: str, overlay: dict, arguments: dict, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    overlay = {key: {**value, "state_dict": dict(value["state_dict"])} for key, value in overlay.items()}
+    return timm.create_model(name, pretrained=True, **overlay, **arguments)
+
+
+def _without_head(net: nn.Module) -> dict[str, np.ndarray]:
     heads = net.pretrained_cfg.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else heads
     return {name: tensor.numpy() for name, tensor in net.state_dict().items()
@@ -149,13 +168,6 @@ def _fitting(net: nn.Module, state: dict[str, torch.Tensor] | None) -> dict[str,
     return {name: value.numpy() for name, value in fitting.items()}
 
 
-@contextlib.contextmanager
-def _quiet_downloads() -> Iterator[None]:
-    """Hub warnings and progress bars would tear the display; what fails is raised."""
-    with contextlib.redirect_stderr(io.StringIO()):
-        yield
-
-
 @dataclass(frozen=True)
 class Trained:
     """A classifier that is given ready: how to rebuild it, its weights and what it says of itself."""
@@ -174,7 +186,8 @@ def read_trained(folder: Path) -> Trained:
     Raises ValueError with one line that names the folder.
     """
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} holds no config.json; name a folder that `kdstudy export` or timm's save_for_hf wrote")
+        raise ValueError(f"{folder} holds no config.json; name a folder that `kdstudy export` or timm's save_for_hf "
+                         "wrote")
     files = [path for name in ("model.safetensors", "pytorch_model.bin") if (path := folder / name).is_file()]
     if not files:
         raise ValueError(f"{folder} holds no model.safetensors")
@@ -206,7 +219,7 @@ def kind_of(settings: ModelSettings, *, classes: int, channels: int, image_size:
 
 
 def normalisation(net: nn.Module, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """A model's own mean and std, 0.5 where it has none; for other than three channels, their average for every channel."""
+    """A model's own mean and std, 0.5 where it has none; for other than three channels, their average for each."""
     config = getattr(net, "pretrained_cfg", None) or {}
     mean, std = config.get("mean", (0.5,) * channels), config.get("std", (0.5,) * channels)
     if len(mean) != channels:

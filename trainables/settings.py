@@ -69,7 +69,7 @@ class ModelSettings(Settings):
 
     model: str = Field(description="a timm model, with a tag or without, or package.module:function")
     args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments of timm.create_model")
-    pretrained: bool | str = Field(False, description="true: timm's weights from the hub; or a .safetensors or .pth file")
+    pretrained: bool | str = Field(False, description="true: timm's weights from the hub; or a weights file's path")
     image_size: PositiveInt | None = Field(None, description="pixels; data.image_size unless given")
 
 

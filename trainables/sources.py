@@ -3,6 +3,7 @@
 Every reader returns `data.Raw`. What is wrong with a source is a ValueError of one line that names it.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -88,7 +89,8 @@ class Place:
 
             nearest = difflib.get_close_matches(source, NAMES, n=1, cutoff=0.6)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"known names: {', '.join(NAMES)}"
-            raise ValueError(f"data.source = {source!r} is neither a known name nor a file or folder that exists; {hint}")
+            raise ValueError(f"data.source = {source!r} is neither a known name nor a file or folder that exists; "
+                             f"{hint}")
 
     @cached_property
     def _entries(self) -> list[pafs.FileInfo]:
@@ -168,16 +170,14 @@ def _torchvision(name: str) -> Raw:
 
 
 def _download(name: str, make: type, root: Path, choice: dict) -> object:
-    import contextlib
-
     try:
         root.mkdir(parents=True, exist_ok=True)
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             return make(root, **choice, download=True)
     except Exception as error:
         raise ValueError(
-            f"data.source = {name!r} could not be downloaded ({_one_line(error)[:80]}): put {_wanted_files(make, root)}; "
-            "or set data.source to a folder or file that holds the images"
+            f"data.source = {name!r} could not be downloaded ({_one_line(error)[:80]}): put "
+            f"{_wanted_files(make, root)}; or set data.source to a folder or file that holds the images"
         ) from None
 
 
@@ -186,7 +186,8 @@ def _wanted_files(make: type, root: Path) -> str:
     if filename := getattr(make, "filename", None):
         return f"{filename} (from {make.url}) into {root}"
     if resources := getattr(make, "resources", None):
-        return f"{', '.join(name for name, _ in resources)} (from {make.mirrors[0]}) into {root / make.__name__ / 'raw'}"
+        names, raw = ", ".join(name for name, _ in resources), root / make.__name__ / "raw"
+        return f"{names} (from {make.mirrors[0]}) into {raw}"
     wanted = [make.split_list[split] for split in ("train", "test")]
     return f"{', '.join(entry[1] for entry in wanted)} (from {wanted[0][0].rsplit('/', 1)[0]}/) into {root}"
 
@@ -207,15 +208,16 @@ def _torchvision_images(part: object) -> ImageSet:
 def _arrays(place: Place) -> Raw:
     """A .npz file: images and labels, or train_images, train_labels, val_images, …; class_names may be there."""
     where = f"data.source = {place.source!r}"
+    content = place.read()
+    if not content.startswith(b"PK"):
+        raise ValueError(f"{where} is not a .npz file; numpy.savez writes one")
     try:
-        with np.load(io.BytesIO(place.read()), allow_pickle=False) as file:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
-    except ValueError as error:
+    except Exception as error:
         if "pickle" in str(error):
             raise ValueError(f"{where} holds Python objects, which are not read; save plain arrays") from None
-        raise ValueError(f"{where} is not a .npz file: {_one_line(error)}") from None
-    except Exception as error:
-        raise ValueError(f"{where} is not a .npz file: {_one_line(error)}") from None
+        raise ValueError(f"{where} is a damaged .npz file: {_one_line(error)}") from None
     found = {}
     for prefix, split in {"": "train", **{f"{word}_": split for word, split in SPLITS.items()}}.items():
         if f"{prefix}images" in arrays and f"{prefix}labels" in arrays:
@@ -426,7 +428,8 @@ def _parquet(place: Place, settings: DataSettings) -> Raw:
         for name, table in parts:
             for column in (image_column, label_column):
                 if column not in table.column_names:
-                    raise ValueError(f"{where}: {name} has no column {column!r}; it has {', '.join(table.column_names)}")
+                    raise ValueError(f"{where}: {name} has no column {column!r}; it has "
+                                     f"{', '.join(table.column_names)}")
             images += _encoded_rows(name, table[image_column], where)
             labels.append(_labels(name, table[label_column], names, where))
         encoded[split] = (images, np.concatenate(labels))
@@ -483,7 +486,8 @@ def _class_names(tables: dict[str, list[tuple[str, pa.Table]]], column: str, whe
                 raise ValueError(f"{where}: the classes of train and {split} differ: "
                                  f"{_some(sorted(found ^ words['train']))}")
         return tuple(sorted(words["train"]))
-    features = json.loads((every[0].schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+    metadata = json.loads((every[0].schema.metadata or {}).get(b"huggingface", b"{}"))
+    features = metadata.get("info", {}).get("features", {})
     described = features.get(column) if isinstance(features, dict) else None
     names = described.get("names") if isinstance(described, dict) else None
     if isinstance(names, dict):
@@ -537,10 +541,8 @@ def _cached(place: Place, settings: DataSettings, read: Callable[[], Raw]) -> Ra
         except (OSError, ValueError, KeyError):
             shutil.rmtree(folder, ignore_errors=True)
     raw = read()
-    try:
+    with contextlib.suppress(OSError):  # it is only a cache: a full or read-only disk costs time, no more
         _save_raw(raw, folder)
-    except OSError:
-        pass  # it is only a cache: a full or read-only disk costs time, no more
     return raw
 
 

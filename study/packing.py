@@ -1,0 +1,82 @@
+"""A study made small: what was found, without what can be computed again."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from analysis import report
+from analysis.results import CONFIRM_STAGES, StudyFiles
+from study import storage
+from study.config import STUDY_FILE
+from study.errors import UserError
+
+STAGE_FILES = ("record.jsonl", "optuna.db", "done.json")
+ANSWERS = ("image", "label", "prediction", "confidence")
+
+
+def pack(folder: Path, out: Path) -> int:
+    """Copy a finished study to `out`, which must be new or empty. Returns its size in bytes.
+
+    Raises UserError where the study is not finished or `out` is taken.
+    """
+    study = StudyFiles(folder)
+    if study.confirmation is None:
+        raise UserError(f"{folder} is not finished; run `kdstudy run {folder}` first")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty; choose another folder")
+    kept = study.description["stages"]
+    storage.write_text(out / STUDY_FILE, (folder / STUDY_FILE).read_text(encoding="utf-8"))
+    storage.write_json(out / "stages.json", study.description)
+    for name, stage in kept.items():
+        _pack_stage(study, name, folder / stage, out / stage)
+    report.build(out)
+    return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+
+
+def _pack_stage(study: StudyFiles, name: str, source: Path, target: Path) -> None:
+    target.mkdir(parents=True)
+    for file in STAGE_FILES:
+        if (source / file).exists():
+            shutil.copyfile(source / file, target / file)
+    if (target / "record.jsonl").exists():
+        _strip_record(target / "record.jsonl")
+    if name == "teacher":
+        for file in source.glob("*.safetensors"):
+            shutil.copyfile(file, target / file.name)
+    elif name == "teacher_logits":
+        shutil.copyfile(source / "validation.npy", target / "validation.npy")
+        _copy_answers(source / "test.parquet", target / "test.parquet", logits=True)
+    elif name in CONFIRM_STAGES:
+        _pack_runs(study, name, source / "runs", target / "runs")
+    if (done := storage.read_json(target / "done.json")) is not None:
+        files = sorted(str(path.relative_to(target)) for path in target.rglob("*")
+                       if path.is_file() and path.name != "done.json")
+        storage.write_json(target / "done.json", done | {"files": files})
+
+
+def _pack_runs(study: StudyFiles, name: str, source: Path, target: Path) -> None:
+    """All answers; logits and weights of the best student and of its tuned baseline alone."""
+    chosen = {row["runs"][0] for row in study.done(name)["rows"] if row["configuration"] == "tuned"}
+    for run in sorted(source.iterdir()):
+        best = int(run.name) in chosen
+        (target / run.name).mkdir(parents=True)
+        _copy_answers(run / "test.parquet", target / run.name / "test.parquet", logits=best)
+        if best:
+            shutil.copyfile(run / "model.safetensors", target / run.name / "model.safetensors")
+
+
+def _copy_answers(source: Path, target: Path, *, logits: bool) -> None:
+    columns = [*ANSWERS, *(["logits"] if logits else [])]
+    pq.write_table(pq.read_table(source, columns=columns), target, compression="zstd", compression_level=19)
+
+
+def _strip_record(path: Path) -> None:
+    """Leave out which machines and processes wrote it."""
+    lines = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        event: dict[str, Any] = json.loads(line)
+        lines.append(json.dumps({key: value for key, value in event.items() if key not in ("host", "pid")}))
+    storage.write_text(path, "\n".join(lines) + "\n")
