@@ -2,6 +2,7 @@ import os
 
 import numpy as np
 import pytest
+from running import ONE_AT_A_TIME, kdstudy
 
 from trainables.data import ImageSet
 
@@ -30,3 +31,11 @@ def images() -> ImageSet:
     for label in range(4):
         pixels[labels == label, :, 2 * label : 2 * label + 2] += 120
     return ImageSet(pixels.astype(np.uint8), labels.astype(np.int64))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A study run to its end by one command, and what that printed."""
+    home = tmp_path_factory.mktemp("finished")
+    printed = kdstudy("run", *ONE_AT_A_TIME, cwd=home).stdout
+    return home / "studies" / "digits-smoke", printed

@@ -91,9 +91,39 @@ def test_presets_are_valid_survive_writing_and_shrink(name):
     assert validate(tomllib.loads(config.to_toml())) == config
     smoke = config.smoke()
     search = smoke.search
-    assert (search.trials, search.baseline_trials, search.protected, smoke.confirm.seeds) == (6, 6, 3, 2)
-    assert smoke.train.epochs <= config.train.epochs / 5
-    check_models(config, classes=10, channels=1, image_size=8)
+    trials = 3 if config.data.image_size == 224 else 6
+    counts = (search.trials, search.baseline_trials, search.protected, smoke.confirm.seeds)
+    assert counts == (trials, trials, trials // 2, 2)
+    assert smoke.train.epochs <= config.train.epochs / 5 and not smoke.student.pretrained
+    check_models(config, classes=10, channels=3, image_size=config.data.image_size or 8)
+
+
+def test_a_smoke_study_takes_few_images_where_they_are_large():
+    assert load_study("cifar100", smoke=True).data.limit == 24 and load_study("cifar100", smoke=True).data.classes == 4
+    assert load_study("cifar100-small", smoke=True).data.limit == 293
+    assert load_study("digits", smoke=True).data.limit > 1077  # all of them
+    named = ("data.classes=['a', 'b', 'c', 'd', 'e', 'f']",)
+    assert load_study("cifar100", named).smoke().data.classes == ("a", "b", "c", "d")
+
+
+def test_the_published_pairs_share_what_is_the_same():
+    small, same, other = (load_study(name) for name in ("cifar100", "cifar100-vitb-vitt", "cifar100-vitb-resnet18"))
+    assert same.teacher == other.teacher and small.student == same.student
+    for name in ("seed", "data", "views", "train", "default", "search", "confirm"):
+        assert getattr(small, name) == getattr(same, name) == getattr(other, name)
+    assert (small.default.temperature, small.default.alpha, small.default.lr, small.train.epochs) == (4, 0.5, 3e-4, 10)
+
+
+@pytest.mark.parametrize("given", [{}, {"model": "resnet18", "logits": "x"}, {"trained": ["a"], "logits": "x"}])
+def test_a_teacher_has_one_origin(given):
+    with pytest.raises(UserError, match=r"^teacher: needs exactly one of model"):
+        validate({"name": "n", "teacher": given, "student": {"model": "resnet18"}})
+
+
+def test_a_teacher_may_be_one_folder_or_several():
+    one = validate({"name": "n", "teacher": {"trained": "a"}, "student": {"model": "resnet18"}})
+    two = validate({"name": "n", "teacher": {"trained": ["a", "x/b"]}, "student": {"model": "resnet18"}})
+    assert one.teacher.trained == ("a",) and two.teacher.title == "a + b" and two.teacher.is_given
 
 
 def test_overrides_reach_the_settings(tmp_path):

@@ -10,36 +10,9 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from running import KDSTUDY, ONE_AT_A_TIME, kdstudy, results_of, with_set
 
 from study.record import Record
-
-KDSTUDY = [sys.executable, "-m", "study.cli"]
-# Small enough to be run several times: the smoke study with one trial at a time, so that runs can be compared exactly.
-ONE_AT_A_TIME = ["digits", "--smoke", "--set", "resources.concurrent=1"]
-
-
-def kdstudy(*arguments, cwd, check=True, **kwargs):
-    """Run the command in `cwd`; with check, a failure shows what it printed."""
-    result = subprocess.run([*KDSTUDY, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=400,
-                            **kwargs)
-    assert not check or result.returncode == 0, result.stdout + result.stderr
-    return result
-
-
-def with_set(settings):
-    return [word for setting in settings for word in ("--set", setting)]
-
-
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """A study run to its end by one command, and what that printed."""
-    home = tmp_path_factory.mktemp("finished")
-    printed = kdstudy("run", *ONE_AT_A_TIME, cwd=home).stdout
-    return home / "studies" / "digits-smoke", printed
-
-
-def results_of(folder):
-    return json.loads((folder / "results" / "results.json").read_text())
 
 
 def timeless(results):

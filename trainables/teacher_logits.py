@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from trainables.loop import EVALUATION_BATCH, Evaluator, read_only_tensor
+from trainables.loop import Evaluator, evaluation_batch, read_only_tensor
 from trainables.models import Classifier
 from trainables.views import Views
 
@@ -45,11 +45,12 @@ class LiveLogits:
         return torch.stack([answer.float() for answer in answers]).mean(0).half()
 
 
-def compute(teacher: list[TeacherModel], make_views: MakeViews, chunk: int = EVALUATION_BATCH) -> np.ndarray:
+def compute(teacher: list[TeacherModel], make_views: MakeViews, chunk: int | None = None) -> np.ndarray:
     """The teacher's logits for all views, fp16, (V, N, C), in chunks of `chunk` images in their stored order."""
     live = LiveLogits(teacher, make_views)
     views = next(iter(live.views.values()))
-    chunks = torch.arange(len(views), device=views.images.device).split(chunk)
+    device = views.images.device
+    chunks = torch.arange(len(views), device=device).split(chunk or evaluation_batch(device))
     return np.stack([
         torch.cat([live(view, indices) for indices in chunks]).cpu().numpy() for view in range(views.count)
     ])

@@ -1,0 +1,25 @@
+"""The command line, run as a user runs it, and what it leaves behind."""
+
+import json
+import subprocess
+import sys
+
+KDSTUDY = [sys.executable, "-m", "study.cli"]
+# Small enough to be run several times: the smoke study with one trial at a time, so that runs can be compared exactly.
+ONE_AT_A_TIME = ["digits", "--smoke", "--set", "resources.concurrent=1"]
+
+
+def kdstudy(*arguments, cwd, check=True, timeout=600, **kwargs):
+    """Run the command in `cwd`; with check, a failure shows what it printed."""
+    result = subprocess.run([*KDSTUDY, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, timeout=timeout,
+                            **kwargs)
+    assert not check or result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+def with_set(settings):
+    return [word for setting in settings for word in ("--set", setting)]
+
+
+def results_of(folder):
+    return json.loads((folder / "results" / "results.json").read_text())

@@ -1,0 +1,144 @@
+"""Studies whose teacher is not trained by them: folders, several of them, a file of logits."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import tomli_w
+from running import ONE_AT_A_TIME, kdstudy, results_of
+
+from study.config import load_study
+from study.record import Record
+
+
+def study_with(tmp_path, **teacher):
+    """The smoke study as a file, with another teacher."""
+    values = load_study(ONE_AT_A_TIME[0], smoke=True).to_values()
+    values["teacher"] = teacher
+    values["resources"]["concurrent"] = 1
+    (tmp_path / "given.toml").write_text(tomli_w.dumps(values))
+    return tmp_path / "given.toml"
+
+
+@pytest.fixture(scope="module")
+def teacher_folder(finished, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("exported") / "teacher"
+    kdstudy("export", finished[0], folder, "--model", "teacher", cwd=folder.parent)
+    return folder
+
+
+def stage(folder, name):
+    return next(path for path in folder.glob(f"{name}-*") if path.name.rsplit("-", 1)[0] == name)
+
+
+SHORT = ("--until", "teacher_logits", "--set", "search.baseline_trials=4", "--set", "train.epochs=4")
+
+
+def test_an_exported_teacher_answers_as_it_did_where_it_was_trained(finished, teacher_folder, tmp_path):
+    folder = tmp_path / "study"
+    study = study_with(tmp_path, trained=str(teacher_folder))
+    assert "given" in kdstudy("run", study, "--dir", folder, *SHORT, cwd=tmp_path).stdout
+    trained, given = (json.loads((stage(where, "teacher") / "done.json").read_text())
+                      for where in (finished[0], folder))
+    assert given["best_validation"] == trained["best_validation"] and given["family"] == "ResNet"
+    assert given["model_parameters"] == trained["model_parameters"] and given["trials"] == 0
+    answers = [pd.read_parquet(stage(where, "teacher_logits") / "test.parquet") for where in (finished[0], folder)]
+    np.testing.assert_allclose(np.stack(answers[0]["logits"]), np.stack(answers[1]["logits"]), atol=0.02, rtol=0.02)
+    views = [sorted(stage(where, "teacher_logits").glob("views-*.npy")) for where in (finished[0], folder)]
+    assert [path.name for path in views[0]] == [path.name for path in views[1]]
+    # Fewer epochs have fewer views; those they share are the same.
+    for one, two in zip(*views, strict=True):
+        np.testing.assert_allclose(np.load(one)[:4], np.load(two), atol=0.02, rtol=0.02)
+
+
+def test_a_file_of_logits_stands_for_the_teacher_it_came_from(finished, tmp_path):
+    kdstudy("logits", finished[0], tmp_path / "teacher.safetensors", cwd=tmp_path)
+    folder = finished[0].parent / "from-logits"  # beside it: the baseline is taken over
+    study = study_with(tmp_path, logits=str(tmp_path / "teacher.safetensors"))
+    printed = kdstudy("run", study, "--dir", folder, cwd=tmp_path).stdout
+    assert "taken from digits-smoke" in printed and "Traceback" not in printed
+    searches = [Record(stage(where, "distill") / "record.jsonl", write=False) for where in (finished[0], folder)]
+    curves = [[(trial.parameters, [report["metrics"]["validation_accuracy"] for report in trial.reports])
+               for trial in search.trials.values()] for search in searches]
+    assert curves[0] == curves[1] and len(curves[0]) == 6
+    first, second = results_of(finished[0]), results_of(folder)
+    assert first["gain"] == second["gain"] and first["rows"][1:] != []
+    accuracies = [[row["test_mean"] for row in results["rows"]] for results in (first, second)]
+    assert accuracies[0] == pytest.approx(accuracies[1], abs=0.3)  # the teacher's own: from fp16
+    assert second["transfer"] == "given logits → Transformer" and second["rows"][0]["parameters"] is None
+    refused = kdstudy("export", folder, tmp_path / "t", "--model", "teacher", cwd=tmp_path, check=False)
+    assert refused.returncode == 2 and "is a file of logits, not one model" in refused.stderr
+
+
+def test_several_teachers_answer_with_their_mean(teacher_folder, tmp_path):
+    import shutil
+
+    from safetensors.numpy import load_file, save_file
+
+    other = tmp_path / "other"
+    shutil.copytree(teacher_folder, other)
+    weights = load_file(other / "model.safetensors")
+    weights["fc.bias"] = weights["fc.bias"] + np.arange(10, dtype=np.float32)
+    save_file(weights, other / "model.safetensors", {"format": "pt"})
+    folder = tmp_path / "study"
+    kdstudy("run", study_with(tmp_path, trained=[str(teacher_folder), str(other)]), "--dir", folder, *SHORT,
+            "--set", "confirm.seeds=1", cwd=tmp_path)
+    done = json.loads((stage(folder, "teacher") / "done.json").read_text())
+    assert len(done["members"]) == 2 and "mean logits of 2 models" in done["outcome"]
+    alone = tmp_path / "alone"
+    kdstudy("run", study_with(tmp_path, trained=str(teacher_folder)), "--dir", alone, *SHORT,
+            "--set", "confirm.seeds=1", cwd=tmp_path)
+    both, one = (np.stack(pd.read_parquet(stage(where, "teacher_logits") / "test.parquet")["logits"]).astype(float)
+                 for where in (folder, alone))
+    np.testing.assert_allclose(both - one, np.tile(np.arange(10) / 2, (len(one), 1)), atol=0.03)
+
+
+@pytest.mark.parametrize(("teacher", "said"), [
+    ({"trained": "nowhere"}, "teacher.trained: nowhere does not exist"),
+    ({"logits": "nowhere"}, "teacher.logits: nowhere does not exist"),
+    ({"logits": "given.toml"}, "teacher.logits = 'given.toml': it is no safetensors file"),
+    ({"trained": "."}, "holds no config.json"),
+])
+def test_a_given_teacher_that_is_not_there_is_one_line(teacher, said, tmp_path):
+    refused = kdstudy("run", study_with(tmp_path, **teacher), cwd=tmp_path, check=False)
+    assert refused.returncode == 2 and said in refused.stderr and refused.stderr.count("\n") == 1
+
+
+def test_logits_and_teachers_of_other_data_are_refused(finished, teacher_folder, tmp_path):
+    kdstudy("logits", finished[0], tmp_path / "l.safetensors", cwd=tmp_path)
+    for given, setting, said in (
+        ({"logits": str(tmp_path / "l.safetensors")}, "data.split_seed=1",
+         "its student train images are not this study's"),
+        ({"logits": str(tmp_path / "l.safetensors")}, "views.shift=2",
+         "not this study's; use the same settings in [views]"),
+        ({"logits": str(tmp_path / "l.safetensors")}, "confirm.seeds=4", "it has no logits for view seed"),
+        ({"trained": str(teacher_folder)}, "data.classes=5", "knows 10 classes, but the data have 5"),
+    ):
+        refused = kdstudy("run", study_with(tmp_path, **given), "--set", setting, "--dir", tmp_path / "s", cwd=tmp_path,
+                          check=False)
+        assert refused.returncode == 2 and said in refused.stderr, refused.stderr
+        assert refused.stderr.count("\n") == 1
+
+
+def test_a_packed_study_is_small_and_still_reports_and_exports(finished, tmp_path):
+    folder, _ = finished
+    kdstudy("pack", folder, tmp_path / "packed", cwd=tmp_path)
+    packed = tmp_path / "packed"
+    (packed / "results" / "report.html").unlink()
+
+    def size(where: Path) -> int:
+        return sum(path.stat().st_size for path in where.rglob("*") if path.is_file() and "results" not in path.parts
+                   and "export" not in path.parts and "train" not in path.parts and "solo" not in path.parts)
+
+    assert size(packed) < 0.6 * size(folder) and not list(packed.glob("teacher_logits-*/views-*"))
+    again = kdstudy("report", packed, cwd=tmp_path).stdout
+    assert results_of(packed) == results_of(folder) and results_of(folder)["verdict"] in " ".join(again.split())
+    kdstudy("export", packed, tmp_path / "student", cwd=tmp_path)
+    kdstudy("export", folder, tmp_path / "original", cwd=tmp_path)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("student", "original")]
+    assert weights[0] == weights[1]
+    assert "Nothing to do" in kdstudy("run", packed, cwd=tmp_path).stdout
+    for record in packed.glob("*/record.jsonl"):
+        assert not any({"host", "pid"} & json.loads(line).keys() for line in record.read_text().splitlines())
