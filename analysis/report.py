@@ -165,7 +165,7 @@ def _table(outcome: dict[str, Any]) -> str:
     return (f"<div class=scroll><table><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table></div>\n"
             "<p class=note>“Best validation” was used to select the winner among the trials, hence it is optimistic. "
             "Test accuracy is the mean over the seeds ± their standard deviation, of models that were retrained on "
-            "fresh seeds.</p>")
+            f"fresh seeds.</p>\n<p class=note>{html.escape(tables.wall_time(outcome))}</p>")
 
 
 def _row(row: dict[str, Any]) -> str:

@@ -148,6 +148,9 @@ def scope(study: StudyFiles, outcome: dict[str, Any]) -> str:
         return "Scope: the confirmation on fresh seeds is still to come."
     text = (f"Scope: this teacher, this split, this search; {outcome['data']['test']} test images, "
             f"{len(confirm['rows'][0]['runs'])} fresh seeds, last epoch, tested once.")
+    shared = (outcome["data"].get("duplicates") or {}).get("train_test", 0)
+    if shared and not outcome["data"].get("dropped"):
+        text += f" {shared} of the training images {'is' if shared == 1 else 'are'} among the test images too."
     if outcome["gain"]:
         only = outcome["gain"]["seeds_only"]
         text += (" The interval treats seeds and test images as samples; over seeds alone, for these very images, it "

@@ -83,14 +83,18 @@ def run(study: str, overrides: tuple[str, ...], folder: Path | None, smoke: bool
 @cli.command()
 @study_options
 @click.option("--measure", is_flag=True, help="Time a few training steps on this machine.")
-def plan(study: str, overrides: tuple[str, ...], folder: Path | None, smoke: bool, measure: bool) -> None:
+@click.option("--gpus", type=click.IntRange(min=1), metavar="N", help="Estimate the time on N GPUs instead.")
+@click.option("--tflops", type=click.FloatRange(min=0, min_open=True), default=40.0, show_default=True,
+              help="What each of them sustains, in TFLOP/s.")
+def plan(study: str, overrides: tuple[str, ...], folder: Path | None, smoke: bool, measure: bool, gpus: int | None,
+         tflops: float) -> None:
     """Show what a study will do and cost; start nothing.
 
     Stages, trials, rungs, expected epochs, resources, floating-point operations and, where they are known, times."""
     config, folder = _resolve(study, overrides, folder, smoke)
     from study.plan import show_plan
 
-    show_plan(config, folder, _console(), measure)
+    show_plan(config, folder, _console(), measure, gpus, tflops)
 
 
 @cli.command()

@@ -23,6 +23,8 @@ from trainables.settings import ModelSettings
 BACKWARD = 3  # forward and backward together cost about three forwards
 MEASURED_STEPS = 3
 MEASURED_BATCH = 32
+# What a data-centre GPU sustains on models of this size is a small part of its peak; --tflops says otherwise.
+ASSUMED_TFLOPS = 40.0
 
 
 @dataclass(frozen=True)
@@ -46,9 +48,12 @@ class StagePlan:
         return self.epochs * self.images_per_epoch * self.flop_per_image
 
     def seconds(self, concurrent: int) -> float | None:
+        """Wall time: the work divided among as many as run at a time, but no less than one run takes."""
         if self.seconds_per_epoch is None:
             return None
-        return self.epochs * self.seconds_per_epoch / max(1, min(concurrent, self.runs))
+        if not self.runs:
+            return 0.0
+        return self.seconds_per_epoch * max(self.epochs / concurrent, self.epochs_each)
 
 
 def expected_epochs(epochs: int, rungs: list[int], reduction_factor: int) -> float:
@@ -60,9 +65,10 @@ def expected_epochs(epochs: int, rungs: list[int], reduction_factor: int) -> flo
     return expected + survivors * (epochs - earlier)
 
 
-def make_plan(study: Study, measure: bool = False) -> list[StagePlan]:
+def make_plan(study: Study, measure: bool = False, flop_rate: float | None = None) -> list[StagePlan]:
     """The stages that train or evaluate models. Costs per epoch come from the study's own record where there is one,
-    from a few timed steps where `measure` asks for them, else they are None."""
+    from a few timed steps where `measure` asks for them, from an assumed `flop_rate` (operations a second), or else
+    they are None."""
     config, splits = study.config, study.splits
     student = BACKWARD * forward_flop(config.student, study)
     trained = not config.teacher.is_given
@@ -89,6 +95,9 @@ def make_plan(study: Study, measure: bool = False) -> list[StagePlan]:
     for name, factor, seconds in (("confirm_baseline", 1, cost["student"]), ("confirm", more, soft_cost)):
         plans.append(StagePlan(name, runs, 0, config.train.epochs, (), runs * config.train.epochs,
                                len(splits.student_train), student * factor, seconds, _is_done(study, name)))
+    if flop_rate:
+        plans = [replace(plan, seconds_per_epoch=plan.images_per_epoch * plan.flop_per_image / flop_rate)
+                 if plan.seconds_per_epoch is None else plan for plan in plans]
     return [replace(plan, recorded_seconds=study.stage(plan.name).done["seconds"]) if plan.done else plan
             for plan in plans]
 
@@ -167,12 +176,14 @@ def _measure(study: Study, name: str) -> float:
     return (time.perf_counter() - started) / MEASURED_STEPS / len(few) * len(task.train)
 
 
-def show_plan(config: StudyConfig, folder: Path, console: Console, measure: bool) -> None:
-    """Print the plan. Raises UserError where the study cannot work."""
+def show_plan(config: StudyConfig, folder: Path, console: Console, measure: bool, gpus: int | None = None,
+              tflops: float = ASSUMED_TFLOPS) -> None:
+    """Print the plan, for this machine or, as an estimate, for `gpus` GPUs that each do `tflops` 10^12 operations a
+    second. Raises UserError where the study cannot work."""
     study = Study(config, folder, Display(console, STAGES))
-    study.check()
-    share = local_share(config.resources)
-    plans = make_plan(study, measure)
+    study.check(machine=not gpus)
+    share = Share(config.resources.cpus_per_trial, 1.0, gpus) if gpus else local_share(config.resources)
+    plans = make_plan(study, measure and not gpus, tflops * 1e12 if gpus else None)
     student = parameter_count(config.student, study)
     teacher = sum(parameter_count(settings, study) for settings in teacher_models(study))
     console.print(f"[bold]{config.name}[/bold]  {escape(config.about)}\n")
@@ -191,7 +202,11 @@ def show_plan(config: StudyConfig, folder: Path, console: Console, measure: bool
         console.print(f"{name:9} {text}", soft_wrap=True, markup=False)
     console.print()
     console.print(_plan_table(plans, share))
-    if any(plan.seconds_per_epoch is None for plan in plans):
+    if gpus:
+        hours = sum(plan.epochs * plan.seconds_per_epoch for plan in plans if not plan.done) / 3600
+        console.print(f"\nAn estimate, not measured: {hours:.1f} GPU-hours, if a GPU sustains {tflops:g} TFLOP/s on "
+                      "these models (--tflops) and nothing waits for the images.", soft_wrap=True)
+    elif any(plan.seconds_per_epoch is None for plan in plans):
         console.print("\nTimes appear once epochs are on record, or with --measure, which times a few steps here.")
 
 

@@ -200,11 +200,12 @@ class Study:
                 _ = self.initial_weights
             self._checked = True
 
-    def check(self) -> None:
-        """Find what cannot work before anything starts. Raises UserError."""
-        if not (self.address or os.environ.get("RAY_ADDRESS")):
+    def check(self, machine: bool = True) -> None:
+        """Find what cannot work before anything starts; `machine`: on this machine too. Raises UserError."""
+        if machine and not (self.address or os.environ.get("RAY_ADDRESS")):
             local_share(self.config.resources)
         check_models(self.config, **self._shape)
+        _ = self._logits_file if self.config.teacher.logits else self.given_members
 
     # -- folders ------------------------------------------------------------------------------------------------------
 

@@ -92,17 +92,21 @@ def write_test(path: Path, accuracy: float, generator: np.random.Generator) -> n
     return right
 
 
-def write_confirmation(stage: Path, generator: np.random.Generator) -> dict[tuple[str, str], np.ndarray]:
-    rows, right = [], {}
-    for index, ((arm, configuration), accuracy) in enumerate(ACCURACY.items()):
-        runs = [index + len(ACCURACY) * seed for seed in range(SEEDS)]
-        right[arm, configuration] = np.stack(
-            [write_test(stage / "runs" / f"{run:03d}" / "test.parquet", accuracy, generator) for run in runs])
-        number = 0 if configuration == "default" else 1
-        rows.append({"arm": arm, "configuration": configuration, "parameters": parameters_of(arm, number),
-                     "trial": number, "runs": runs})
-    write_json(stage / "done.json", {"seconds": 3.0, "runs": 12, "seeds": [1, 2, 3], "rows": rows,
-                                     "model_parameters": 5000})
+def write_confirmation(folder: Path, generator: np.random.Generator) -> dict[tuple[str, str], np.ndarray]:
+    """Both arms' confirmations, each a stage of its own."""
+    right = {}
+    for name, arm in (("confirm_baseline-0", "baseline"), ("confirm-0", "distilled")):
+        rows = []
+        for index, configuration in enumerate(("default", "tuned")):
+            runs = [index + 2 * seed for seed in range(SEEDS)]
+            accuracy = ACCURACY[arm, configuration]
+            right[arm, configuration] = np.stack(
+                [write_test(folder / name / "runs" / f"{run:03d}" / "test.parquet", accuracy, generator)
+                 for run in runs])
+            rows.append({"arm": arm, "configuration": configuration, "parameters": parameters_of(arm, index),
+                         "trial": index, "runs": runs})
+        write_json(folder / name / "done.json", {"seconds": 3.0, "runs": 6, "seeds": [1, 2, 3], "rows": rows,
+                                                 "model_parameters": 5000})
     return right
 
 
@@ -110,7 +114,8 @@ def write_confirmation(stage: Path, generator: np.random.Generator) -> dict[tupl
 def complete(tmp_path):
     """A finished study and, per arm and configuration, which test images each seed got right."""
     generator = np.random.default_rng(0)
-    folder = write_study(tmp_path / "tiny", ("teacher", "baseline", "teacher_logits", "distill", "confirm"))
+    folder = write_study(tmp_path / "tiny", ("teacher", "baseline", "teacher_logits", "distill", "confirm_baseline",
+                                             "confirm"))
     write_search(folder / "teacher-0", "baseline", {0: ([60, 80, 90, 95], "complete")},
                  {"seconds": 9.0, "trial": 0, "trials": 1, "parameters": {"lr": 1e-3}, "best_validation": 0.95,
                   "model_parameters": 20000})
@@ -120,7 +125,7 @@ def complete(tmp_path):
                                                          "best_validation": best, "default_validation": default})
     write_json(folder / "teacher_logits-0" / "done.json", {"seconds": 1.0})
     right = {("teacher", "default"): write_test(folder / "teacher_logits-0" / "test.parquet", 0.95, generator)[None]}
-    return folder, right | write_confirmation(folder / "confirm-0", generator)
+    return folder, right | write_confirmation(folder, generator)
 
 
 @pytest.fixture
