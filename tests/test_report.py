@@ -14,7 +14,7 @@ import pytest
 from plotly.offline import get_plotlyjs
 from scipy import stats
 
-from analysis import figures, report
+from analysis import figures, report, tables
 from analysis.results import StudyFiles
 
 INJECTION = "<script>alert(1)</script>"
@@ -41,6 +41,9 @@ alpha = {{linear = [0.0, 1.0]}}
 lr = {{log = [3e-4, 1e-2]}}
 [confirm]
 seeds = {SEEDS}
+[published]
+pair = "Large → Small"
+gain = 1.34
 """
 
 
@@ -53,7 +56,7 @@ def write_study(folder: Path, stages: tuple[str, ...]) -> Path:
     folder.mkdir()
     (folder / "study.toml").write_text(STUDY, encoding="utf-8")
     data = {"train": 500, "student_train": 500, "validation": 100, "test": IMAGES,
-            "classes": [INJECTION, "b", "c", "d"]}
+            "classes": [INJECTION, "b", "c", "d"], "image_size": 32}
     write_json(folder / "stages.json", {"name": "tiny", "data": data, "epochs": EPOCHS, "rungs": [2, 4],
                                         "stages": {stage: f"{stage}-0" for stage in stages}})
     return folder
@@ -118,11 +121,12 @@ def complete(tmp_path):
                                              "confirm"))
     write_search(folder / "teacher-0", "baseline", {0: ([60, 80, 90, 95], "complete")},
                  {"seconds": 9.0, "trial": 0, "trials": 1, "parameters": {"lr": 1e-3}, "best_validation": 0.95,
-                  "model_parameters": 20000})
+                  "model_parameters": 20000, "model": "resnet18.a1_in1k", "kind": "CNN", "family": "ResNet"})
     for arm, trials in (("baseline", BASELINE), ("distill", DISTILL)):
         best, default = trials[1][0][-1] / 100, trials[0][0][-1] / 100
         write_search(folder / f"{arm}-0", arm, trials, {"seconds": 5.0, "trials": len(trials), "winner": 1,
-                                                         "best_validation": best, "default_validation": default})
+                                                         "best_validation": best, "default_validation": default,
+                                                         "kind": "Transformer", "family": "VisionTransformer"})
     write_json(folder / "teacher_logits-0" / "done.json", {"seconds": 1.0})
     right = {("teacher", "default"): write_test(folder / "teacher_logits-0" / "test.parquet", 0.95, generator)[None]}
     return folder, right | write_confirmation(folder, generator)
@@ -329,3 +333,47 @@ def test_browser_draws_every_figure(complete, tmp_path):
     assert dom.count('class="plot-container') == len(figures_in_page)
     assert dom.count('class="scatterlayer') >= len(figures_in_page)
     assert "winner: trial 1" in dom and dom.count('class="point"') > 30
+
+
+def test_takeaways_put_studies_side_by_side_with_what_was_published(complete, tmp_path):
+    folder, right = complete
+    first = json.loads(built(folder, "results.json"))
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    description = json.loads((other / "stages.json").read_text())
+    write_json(other / "stages.json", description | {"name": "other"})
+    write_json(other / "teacher-0" / "done.json",
+               json.loads((other / "teacher-0" / "done.json").read_text()) | {"family": "VisionTransformer"})
+    table = tables.takeaways([first, json.loads(built(other, "results.json"))])
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:4]]
+    assert [row[0] for row in rows] == ["CNN → Transformer", "same architecture"]
+    assert rows[0][1] == "resnet18 (0.02 M) → tiny_vit (0.01 M)" and rows[0][2] == "4 classes, 500 images, 32 px"
+    means = {key: 100 * correct.mean() for key, correct in right.items()}
+    assert rows[0][3].startswith(f"{means['baseline', 'tuned']:.2f} ± ")
+    assert rows[0][5].startswith(f"{means['distilled', 'tuned'] - means['baseline', 'tuned']:+.2f} [")
+    assert rows[0][7] == "+1.34 (Large → Small)" and "single run, best test epoch" in table
+    assert f"- other: {first['verdict']}" in table
+
+
+def test_one_block_of_a_readme_is_rewritten_and_the_rest_left_alone(complete, tmp_path):
+    outcome = json.loads(built(complete[0], "results.json"))
+    begin, end = tables.readme_markers("tiny")
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    assert tables.rewrite_block(readme, "tiny", tables.markdown(outcome))
+    text = readme.read_text()
+    assert text.startswith(f"before\n{begin}\n| model |") and text.endswith(f"{end}\nafter\n") and "old" not in text
+    assert not tables.rewrite_block(readme, "tiny", tables.markdown(outcome))
+    with pytest.raises(ValueError, match="add the lines <!-- kdstudy results: other -->"):
+        tables.rewrite_block(readme, "other", "")
+
+
+def test_duplicates_between_train_and_test_are_said(complete):
+    folder, _ = complete
+    description = json.loads((folder / "stages.json").read_text())
+    description["data"] |= {"duplicates": {"train_test": 10}, "dropped": 0}
+    write_json(folder / "stages.json", description)
+    assert "10 of the training images are among the test images too." in built(folder, "results.md")
+    description["data"]["dropped"] = 10
+    write_json(folder / "stages.json", description)
+    assert "among the test images" not in built(folder, "results.md")

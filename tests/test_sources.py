@@ -194,6 +194,13 @@ def test_without_a_network_it_says_which_file_to_put_where(tmp_path, monkeypatch
     assert "\n" not in message
 
 
+def test_images_that_memory_cannot_hold_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
+    folder = write_folder(tmp_path / "pets")
+    monkeypatch.setattr(sources.os, "sysconf", lambda name: 100)  # 100 pages of 100 bytes
+    with pytest.raises(ValueError, match=r"GiB of memory; make data\.stored_size smaller"):
+        read(folder)
+
+
 # -- what is made of it -----------------------------------------------------------------------------------------------
 
 

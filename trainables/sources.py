@@ -321,6 +321,7 @@ def _decode(splits: dict[str, tuple[Sequence[Encoded], np.ndarray]], settings: D
         channels = 1 if all(grey for seen in looks.values() for _, grey in seen) else 3
         target = _stored_size(sizes, settings)
         side = target or min(sizes)[0]
+        _check_memory(sum(len(images) for images, _ in splits.values()) * channels * side**2, where)
         decoded = {}
         for name, (images, labels) in splits.items():
             array = np.empty((len(images), channels, side, side), np.uint8)
@@ -335,6 +336,14 @@ def _decode(splits: dict[str, tuple[Sequence[Encoded], np.ndarray]], settings: D
             list(pool.map(fill, range(len(images)), chunksize=64))
             decoded[name] = ImageSet(array, labels)
     return decoded
+
+
+def _check_memory(needed: int, where: str) -> None:
+    """Images are kept in memory, as uint8. Raises ValueError where they cannot fit."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if needed > 0.8 * memory:
+        raise ValueError(f"{where}: its images take {needed / 2**30:.0f} GiB of this machine's {memory / 2**30:.0f} GiB "
+                         "of memory; make data.stored_size smaller, or give a folder with fewer images")
 
 
 def _opened(image: Encoded, where: str) -> Image.Image:

@@ -1,0 +1,47 @@
+"""The studies whose results are kept with the code: the README's tables are what their files say."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from running import kdstudy
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "study" / "presets" / "results"
+STUDIES = sorted(path.name for path in RESULTS.iterdir()) if RESULTS.exists() else []
+
+
+@pytest.fixture(scope="module")
+def rebuilt(tmp_path_factory):
+    """Copies of the committed studies and of the README, reported anew."""
+    home = tmp_path_factory.mktemp("committed")
+    shutil.copytree(RESULTS, home / "results", ignore=shutil.ignore_patterns("report.html", "export"))
+    shutil.copyfile(ROOT / "README.md", home / "README.md")
+    for name in STUDIES:
+        for file in ("results.json", "results.md", "trials.csv", "curves.csv"):
+            (home / "results" / name / "results" / file).unlink()
+    kdstudy("report", *(home / "results" / name for name in STUDIES), "--readme", home / "README.md", cwd=home)
+    return home
+
+
+def test_the_readmes_tables_regenerate_byte_for_byte(rebuilt):
+    assert (rebuilt / "README.md").read_bytes() == (ROOT / "README.md").read_bytes()
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_committed_results_regenerate_byte_for_byte(rebuilt, name):
+    for file in ("results.json", "results.md", "trials.csv", "curves.csv"):
+        again, committed = (where / name / "results" / file for where in (rebuilt / "results", RESULTS))
+        assert again.read_bytes() == committed.read_bytes()
+    assert json.loads((RESULTS / name / "results" / "results.json").read_text())["gain"] is not None
+
+
+def test_what_is_committed_is_small_and_names_no_machine():
+    files = [path for path in RESULTS.rglob("*") if path.is_file() and path.name != "report.html"
+             and "export" not in path.parts]
+    assert sum(path.stat().st_size for path in files) < 10 * 2**20
+    for path in files:
+        if path.suffix in (".json", ".jsonl", ".toml", ".md", ".csv"):
+            text = path.read_text()
+            assert '"host"' not in text and '"pid"' not in text and "/tmp" not in text and "/home" not in text
