@@ -103,11 +103,16 @@ class StudyFiles:
 
     @cached_property
     def confirmation(self) -> dict[str, Any] | None:
-        """The confirmed rows of both arms, each with its `stage`, and the student's size; None while one is missing."""
+        """The confirmed rows of both arms, each with its `stage`, and the student's size.
+
+        None while a part is missing, or while one arm has seeds that the other has yet to catch up with.
+        """
         found = {name: done for name in CONFIRM_STAGES if (done := self.done(name))}
         rows = [{**row, "stage": name} for name, done in found.items() for row in done["rows"]]
-        if {row["arm"] for row in rows} != {"baseline", "distilled"}:
+        if {row["arm"] for row in rows} != {"baseline", "distilled"} or len({len(row["runs"]) for row in rows}) != 1:
             return None
+        if self.done("baseline") is None or self.done("distill") is None:
+            return None  # the searches have been changed since
         return {"rows": rows, "model_parameters": found["confirm"]["model_parameters"]}
 
     def correct(self, run: int, stage: str = "confirm") -> np.ndarray:

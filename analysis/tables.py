@@ -220,7 +220,7 @@ def _clock(seconds: float) -> str:
 
 
 TAKEAWAYS = ("type of transfer", "teacher → student", "data", "baseline", "distilled", "gain [95 %]",
-             "gain at the default point [95 %]", "published gain (other sizes; single run, best test epoch)")
+             "gain at the default point [95 %]", "published gain (single run, best test epoch)")
 TAKEAWAYS_BLOCK = "takeaways"
 
 
@@ -248,7 +248,12 @@ def _takeaway(outcome: dict[str, Any]) -> list[str]:
 def _model(row: dict[str, Any]) -> str:
     size = row["parameters"]
     shown = "" if not size else f" ({size / 1e6:.1f} M)" if size >= 1e6 else f" ({size / 1e6:.2f} M)"
-    return row["model"].split(".")[0] + shown
+    name = row["model"]
+    if "/" in name:  # a file or folder that was given
+        name = Path(name).stem
+    elif ":" not in name:  # timm's name without its tag
+        name = name.split(".")[0]
+    return name + shown
 
 
 def _accuracy(row: dict[str, Any] | None) -> str:

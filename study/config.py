@@ -71,6 +71,7 @@ class TeacherSettings(ModelSettings, TrainSettings):
     trained: Annotated[tuple[str, ...] | None, FromOne] = Field(
         None, description="folders of trained models; the logits of several are averaged", min_length=1
     )
+    function: str | None = Field(None, description="package.module:function that a trained folder may name and call")
     logits: str | None = Field(None, description="a file that `kdstudy logits` wrote")
     lr: Annotated[PositiveFloat | Annotated[tuple[PositiveFloat, ...], Field(min_length=1)], FromList] = Field(
         3e-4, description="a list: the best on validation is kept"
@@ -261,8 +262,8 @@ class StudyConfig(Settings):
         changes = {
             "name": f"{self.name}-smoke",
             "data": {"limit": min(limit, self.data.limit or limit), "classes": self._smoke_classes(limit // 6),
-                     "train_images": _shares_only(self.data.train_images),
-                     "student_images": _shares_only(self.data.student_images)},
+                     "train_images": _share(self.data.train_images),
+                     "student_images": _share(self.data.student_images)},
             "teacher": {"epochs": max(2, self.teacher.epochs // (8 if large else 4)),
                         "lr": self.teacher.learning_rates[:1], "pretrained": False},
             "student": {"pretrained": False},
@@ -276,6 +277,7 @@ class StudyConfig(Settings):
         if large:  # what fits a GPU's memory does not fit a laptop's
             changes["teacher"]["batch_size"] = min(8, self.teacher.batch_size)
             changes["train"]["batch_size"] = min(8, self.train.batch_size)
+            changes["search"]["batch_size"] = None
         return StudyConfig.model_validate(_merge(self.model_dump(), changes))
 
     def _smoke_classes(self, most: int) -> int | tuple[str, ...] | None:
@@ -293,9 +295,9 @@ class StudyConfig(Settings):
         return tomli_w.dumps(self.to_values())
 
 
-def _shares_only(amount: float | int | None) -> float | None:
-    """Where the data shrink, a share of them still means something, a number does not."""
-    return amount if isinstance(amount, float) else None
+def _share(amount: float | int | None) -> float | None:
+    """Where the data shrink, a share of them still means something, a number does not: then it is half."""
+    return 0.5 if isinstance(amount, int) else amount
 
 
 def _check_dimension(name: str, dimension: Range) -> None:

@@ -89,7 +89,7 @@ def _export(config: StudyConfig, settings: ModelSettings, weights: Path, target:
     else:
         _write_timm_folder(model, splits, draft, bool(settings.pretrained))
     (draft / "README.md").write_text("\n".join([*card, *_usage(target, settings)]), encoding="utf-8")
-    again = _predict_from(draft, splits) == splits.test.labels
+    again = _predict_from(draft, splits, settings) == splits.test.labels
     # On the device that trained it every answer is the same; elsewhere rounding may turn a tie.
     if (again != correct).sum() > max(1, 0.002 * len(correct)):
         raise StudyFailedError("the exported model does not repeat its recorded test answers: "
@@ -131,9 +131,9 @@ def _write_plain_folder(model: Classifier, settings: ModelSettings, splits: data
 
 
 @torch.no_grad()
-def _predict_from(folder: Path, splits: data.Splits) -> np.ndarray:
+def _predict_from(folder: Path, splits: data.Splits, settings: ModelSettings) -> np.ndarray:
     """The test predictions of the folder as it is rebuilt, by timm where timm can, from nothing but the folder."""
-    trained = models.read_trained(folder)
+    trained = models.read_trained(folder, settings.model)
     if models.is_function(trained.model.model):
         model = models.build(trained.model, classes=trained.classes, channels=splits.channels,
                              image_size=trained.model.image_size, weights=trained.weights,
@@ -170,7 +170,8 @@ def _usage(target: Path, settings: ModelSettings) -> list[str]:
     if models.is_function(settings.model):
         module, _, function = settings.model.partition(":")
         lines = [f"from {module} import {function}", "from safetensors.torch import load_file",
-                 "# model_args, image size, mean and std are in config.json",
+                 "# config.json has image size, mean and std",
+                 f"model = {function}(num_classes=…, in_chans=…, **{settings.args})",
                  f'model.load_state_dict(load_file("{target.name}/model.safetensors"))']
     else:
         lines = ["import timm", f'model = timm.create_model("local-dir:{target.name}", pretrained=True).eval()',

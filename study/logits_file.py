@@ -54,10 +54,11 @@ class LogitsFile:
         with safe_open(self.path, framework="np") as file:
             names = set(file.keys())
         if f"views.{view_seed}" not in names:
-            return np.repeat(self._read(PLAIN)[None].astype(np.float16), self.count, 0), None
+            labelled = np.repeat(self._read(PLAIN)[None].astype(np.float16), self.count, 0)
+        else:
+            labelled = self._read(f"views.{view_seed}")[: self.count]
         unlabelled = f"unlabelled.{view_seed}"
-        return (self._read(f"views.{view_seed}")[: self.count],
-                self._read(unlabelled)[: self.count] if unlabelled in names else None)
+        return labelled, self._read(unlabelled)[: self.count] if unlabelled in names else None
 
     @cached_property
     def validation(self) -> np.ndarray:
@@ -96,7 +97,7 @@ def _problems(study: Study, metadata: dict[str, str], shapes: dict[str, tuple[in
     if json.loads(metadata.get("classes", "[]")) != list(splits.class_names):
         yield "its classes are not those of the data in the same order"
     digests = json.loads(metadata.get("images", "{}"))
-    for name in ("student_train", "validation", "test"):
+    for name in study.image_hashes.keys() - {"train"}:
         if digests.get(name) != study.image_hashes[name]:
             yield f"its {name.replace('_', ' ')} images are not this study's; use the same data settings"
     plain = PLAIN in shapes and not study.augments
@@ -104,6 +105,12 @@ def _problems(study: Study, metadata: dict[str, str], shapes: dict[str, tuple[in
         yield f"its views are {metadata.get('views')}, not this study's; use the same settings in [views]"
     for seed in study.view_seeds:
         name, images = f"views.{seed}", len(splits.student_train)
+        if splits.unlabelled is not None:
+            needed, found = (count, len(splits.unlabelled), classes), shapes.get(f"unlabelled.{seed}")
+            if found is None:
+                yield "it has no logits for the unlabelled images; set data.unlabelled = 0"
+            elif len(found) != 3 or found[0] < count or found[1:] != needed[1:]:
+                yield f"its unlabelled.{seed} are {found}, but {needed} are needed"
         if name not in shapes and plain:
             continue
         if name not in shapes:
@@ -111,8 +118,6 @@ def _problems(study: Study, metadata: dict[str, str], shapes: dict[str, tuple[in
                    "make confirm.seeds smaller, or write a file with more")
         elif len(shapes[name]) != 3 or shapes[name][0] < count or shapes[name][1:] != (images, classes):
             yield f"its {name} are {shapes[name]}, but {(count, images, classes)} are needed"
-        if splits.unlabelled is not None and f"unlabelled.{seed}" not in shapes:
-            yield "it has no logits for the unlabelled images; set data.unlabelled = 0"
     for name, shape in (("validation", (len(splits.validation),)), ("test", (len(splits.test), classes))):
         if shapes.get(name) != shape:
             yield f"its {name} are {shapes.get(name)}, but {shape} are needed"

@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from study.cluster import Share, local_share
-from study.config import StudyConfig
+from study.cluster import Share, local_share, share
+from study.config import ResourceSettings, StudyConfig
 from study.display import Display, clock
 from study.errors import MissingTeacherError
 from study.record import Record
@@ -97,7 +97,7 @@ def make_plan(study: Study, measure: bool = False, flop_rate: float | None = Non
                                len(splits.student_train), student * factor, seconds, _is_done(study, name)))
     if flop_rate:
         plans = [replace(plan, seconds_per_epoch=plan.images_per_epoch * plan.flop_per_image / flop_rate)
-                 if plan.seconds_per_epoch is None else plan for plan in plans]
+                 for plan in plans]
     return [replace(plan, recorded_seconds=study.stage(plan.name).done["seconds"]) if plan.done else plan
             for plan in plans]
 
@@ -182,7 +182,7 @@ def show_plan(config: StudyConfig, folder: Path, console: Console, measure: bool
     second. Raises UserError where the study cannot work."""
     study = Study(config, folder, Display(console, STAGES))
     study.check(machine=not gpus)
-    share = Share(config.resources.cpus_per_trial, 1.0, gpus) if gpus else local_share(config.resources)
+    machine = cluster_of(config.resources, gpus) if gpus else local_share(config.resources)
     plans = make_plan(study, measure and not gpus, tflops * 1e12 if gpus else None)
     student = parameter_count(config.student, study)
     teacher = sum(parameter_count(settings, study) for settings in teacher_models(study))
@@ -195,19 +195,25 @@ def show_plan(config: StudyConfig, folder: Path, console: Console, measure: bool
         "searched": ", ".join(f"{name} {_show_range(range_)}" for name, range_ in config.space("distill").items()),
         "stopping": f"below the best 1/{config.search.reduction_factor} at epoch "
                     f"{', '.join(map(str, config.rungs))} of {config.train.epochs}" if config.rungs else "none",
-        "machine": str(share),
+        "machine": str(machine),
         "folder": str(folder),
     }
     for name, text in facts.items():
         console.print(f"{name:9} {text}", soft_wrap=True, markup=False)
     console.print()
-    console.print(_plan_table(plans, share))
+    console.print(_plan_table(plans, machine))
     if gpus:
         hours = sum(plan.epochs * plan.seconds_per_epoch for plan in plans if not plan.done) / 3600
         console.print(f"\nAn estimate, not measured: {hours:.1f} GPU-hours, if a GPU sustains {tflops:g} TFLOP/s on "
                       "these models (--tflops) and nothing waits for the images.", soft_wrap=True)
-    elif any(plan.seconds_per_epoch is None for plan in plans):
+    elif any(plan.seconds_per_epoch is None for plan in plans) and not measure:
         console.print("\nTimes appear once epochs are on record, or with --measure, which times a few steps here.")
+
+
+def cluster_of(resources: ResourceSettings, gpus: int) -> Share:
+    """The share on a machine with so many GPUs and enough CPUs for them."""
+    wanted = resources.model_copy(update={"gpus_per_trial": resources.gpus_per_trial or 1.0})
+    return share(wanted, [(float(resources.cpus_per_trial * gpus * 64), float(gpus))])
 
 
 def _show_data(study: Study) -> str:

@@ -167,11 +167,13 @@ class Study:
 
         members = []
         for folder in self.config.teacher.trained or ():
-            try:
-                member = models.read_trained(Path(folder).expanduser())
-            except ValueError as error:
-                raise UserError(f"teacher.trained: {error}") from None
             names = self.splits.class_names
+            try:
+                member = models.read_trained(Path(folder).expanduser(), self.config.teacher.function)
+                if member.classes == len(names):
+                    models.check_trained(member, **self._shape)
+            except ValueError as error:
+                raise UserError(f"teacher.trained: {folder}: {error}") from None
             if member.classes != len(names):
                 raise UserError(f"teacher.trained: {folder} knows {member.classes} classes, but the data have "
                                 f"{len(names)}; train it on these data, or choose data.classes accordingly")
@@ -231,7 +233,7 @@ class Study:
             return ["logits", hash_file(_existing(teacher.logits, "teacher.logits"))]
         if teacher.trained:
             files = [file for folder in teacher.trained
-                     for file in sorted(_existing(folder, "teacher.trained").glob("*")) if file.is_file()]
+                     for file in sorted(_existing(folder, "teacher.trained", folder=True).glob("*")) if file.is_file()]
             digests = [hash_file(file) for file in files if file.suffix in (".json", ".safetensors", ".bin")]
             return ["trained", digests, images["validation"], self.image_size, teacher.precision]
         return [config.seed, model_inputs(teacher.model_settings), changed(teacher.train_settings), teacher.lr,
@@ -252,16 +254,22 @@ class Study:
                 self._view_inputs(), config.train.epochs, config.teacher.precision]
 
     def _distill_inputs(self) -> list[Any]:
-        return [*self._search_inputs("distill"), self._teacher_weights_hash, *self._unlabelled_inputs()]
+        return [*self._search_inputs("distill"), *self._answer_inputs()]
 
-    def _unlabelled_inputs(self) -> list[Any]:
-        return [self.image_hashes["unlabelled"], self.config.data.unlabelled] if self.config.data.unlabelled else []
+    def _answer_inputs(self) -> list[Any]:
+        """What the soft loss is made of."""
+        config, inputs = self.config, [self._teacher_weights_hash]
+        if config.teacher.precision != "auto":
+            inputs.append(config.teacher.precision)
+        if config.data.unlabelled:
+            inputs += [self.image_hashes["unlabelled"], config.data.unlabelled]
+        return inputs
 
     def _confirm_baseline_inputs(self) -> list[Any]:
         return [*self._shared_inputs(), self.image_hashes["test"]]
 
     def _confirm_inputs(self) -> list[Any]:
-        return [*self._confirm_baseline_inputs(), self._teacher_weights_hash, *self._unlabelled_inputs()]
+        return [*self._confirm_baseline_inputs(), *self._answer_inputs()]
 
     @property
     def _teacher_done(self) -> dict[str, Any]:
@@ -329,12 +337,21 @@ class Study:
         if stage.name in SEARCHES:
             return done["trials"] >= self.config.trials(stage.name)
         if stage.name == "teacher_logits":
-            return set(done["view_seeds"]) >= set(self.view_seeds) or not self._logits_fit()
+            kept = all((stage.path / f"views-{seed}.npy").exists() for seed in self.view_seeds)
+            # A packed study has none; they are wanted only where there is still something to distil.
+            if kept or (set(done["view_seeds"]) >= set(self.view_seeds) and self._distillation_done()):
+                return True
+            return not self.config.teacher.logits and not self._logits_fit()
         if stage.name in CONFIRMATIONS:
+            if self.stage(CONFIRMATIONS[stage.name]).done is None:
+                return False  # the search has changed, so its winner may too
             record = Record(stage.record_path, write=False)
             return ListProposer(self._confirm_runs(stage.name)).total(record) <= done["runs"] \
                 and done["rows"] == self._confirm_rows(stage.name, record)
         return True
+
+    def _distillation_done(self) -> bool:
+        return all(self.is_current(self.stage(name)) for name in ("distill", "confirm"))
 
     def _take_over(self, stage: Stage) -> None:
         """Copy the stage from a study beside this one that has done the same."""
@@ -520,8 +537,9 @@ class Study:
         kinds = {models.kind_of(member.model, **self._shape) for member in self.given_members}
         kind, family = kinds.pop() if len(kinds) == 1 else ("ensemble", "ensemble")
         self._finish_given(stage, accuracy, started, {
-            "weights": fingerprint(digests), "members": members, "model_parameters": parameters, "kind": kind,
-            "family": family})
+            # How the weights are used counts as much as what they are: image size, mean and std.
+            "weights": fingerprint(digests, [{**member, "weights": None} for member in members]),
+            "members": members, "model_parameters": parameters, "kind": kind, "family": family})
 
     def _finish_given(self, stage: Stage, accuracy: float, started: float, facts: dict[str, Any]) -> None:
         title, count = self.config.teacher.title, len(facts["members"])
@@ -801,13 +819,22 @@ def model_inputs(settings: ModelSettings) -> dict[str, Any]:
     inputs = changed(settings)
     if isinstance(settings.pretrained, str):
         inputs["pretrained"] = hash_file(_existing(settings.pretrained, "pretrained"))
+    if ":" in settings.model:  # a function: its name says little, so its file counts
+        from trainables import models
+
+        try:
+            inputs["source"] = hash_file(models.source_file(settings.model))
+        except ValueError as error:
+            raise UserError(str(error)) from None
     return inputs
 
 
-def _existing(path: str, setting: str) -> Path:
+def _existing(path: str, setting: str, folder: bool = False) -> Path:
     found = Path(path).expanduser()
     if not found.exists():
         raise UserError(f"{setting}: {path} does not exist")
+    if found.is_dir() != folder:
+        raise UserError(f"{setting}: {path} is {'a file, not a folder' if folder else 'a folder, not a file'}")
     return found
 
 

@@ -47,7 +47,7 @@ def _train(study: Study, loop: str, parameters: dict[str, float], console: Conso
     task = replace(study.task("teacher" if loop == "teacher" else "baseline"), test=splits.test)
     seeds = _seeds(config, loop, seed)
     if loop == "distill":
-        task = replace(task, teacher=_teacher(study, console), unlabelled=splits.unlabelled)
+        task = replace(task, teacher=_teacher(study, console, seed is not None), unlabelled=splits.unlabelled)
         training = start_distillation(task, parameters, **seeds)
     else:
         training = start(task, parameters, **seeds)
@@ -99,9 +99,9 @@ def _print_report(report: dict[str, Any], console: Console) -> None:
                   highlight=False, soft_wrap=True)
 
 
-def _teacher(study: Study, console: Console) -> Teacher:
+def _teacher(study: Study, console: Console, own_seed: bool) -> Teacher:
     """The study's teacher where it is ready, else the one that `train teacher` left, else a new one."""
-    teacher = _find_teacher(study, console)
+    teacher = _find_teacher(study, console, own_seed)
     if not teacher.members:  # a file of logits says what the teacher predicts
         return teacher
     task = replace(study.task("baseline"), teacher=teacher)
@@ -110,8 +110,10 @@ def _teacher(study: Study, console: Console) -> Teacher:
     return replace(teacher, validation_predictions=logits.argmax(1).cpu().numpy().astype(np.int64))
 
 
-def _find_teacher(study: Study, console: Console) -> Teacher:
+def _find_teacher(study: Study, console: Console, own_seed: bool) -> Teacher:
     config = study.config
+    if config.teacher.logits and own_seed:
+        raise UserError("--seed has views of its own, for which teacher.logits has no answers; leave it out")
     if config.teacher.logits:
         try:
             return study.teacher([search_view_seed(config.seed)])

@@ -106,6 +106,12 @@ def test_a_smoke_study_takes_few_images_where_they_are_large():
     assert load_study("cifar100", named).smoke().data.classes == ("a", "b", "c", "d")
 
 
+def test_a_smoke_study_of_settings_that_are_valid_is_valid():
+    load_study("cifar100", ("search.batch_size={choice=[64, 128]}",)).smoke()
+    smoke = load_study("cifar100-small", ("data.student_images=500", "data.unlabelled=1.0")).smoke()
+    assert smoke.data.student_images == 0.5 and smoke.data.unlabelled == 1
+
+
 def test_the_published_pairs_share_what_is_the_same():
     small, same, other = (load_study(name) for name in ("cifar100", "cifar100-vitb-vitt", "cifar100-vitb-resnet18"))
     assert same.teacher == other.teacher and small.student == same.student

@@ -1,6 +1,8 @@
 """Models by timm name, function or folder, and the weights they begin with."""
 
+import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -138,7 +140,9 @@ def test_a_function_that_is_not_there_is_one_line(tmp_path, name, said):
     ("resnet18", ("CNN", "ResNet")), ("vit_tiny_patch16_224", ("Transformer", "VisionTransformer")),
     ("convnext_atto", ("CNN", "ConvNeXt")), ("swin_tiny_patch4_window7_224", ("Transformer", "SwinTransformer")),
     ("mixer_s16_224", ("MLP", "MlpMixer")), ("seresnet18", ("CNN", "ResNet")),
+    ("cait_xxs24_224", ("Transformer", "Cait")), ("twins_pcpvt_small", ("Transformer", "Twins")),
     ("deit_tiny_patch16_224", ("Transformer", "VisionTransformer")), ("efficientnet_b0", ("CNN", "EfficientNet")),
+    ("resnest14d", ("CNN", "ResNet")),
 ])
 def test_the_kind_of_a_model(name, kind):
     assert models.kind_of(ModelSettings(model=name), classes=5, channels=3, image_size=224) == kind
@@ -156,10 +160,36 @@ def test_a_folder_of_timms_is_a_trained_model(tmp_path):
     assert all(torch.equal(value, again.net.state_dict()[name]) for name, value in net.state_dict().items())
 
 
+def test_a_given_model_must_be_what_its_weights_are_of(tmp_path):
+    from timm.models import save_for_hf
+
+    net = timm.create_model("resnet18", num_classes=5, **NET)
+    save_for_hf(net, str(tmp_path / "t"), safe_serialization=True, model_args=NET)
+    trained = models.read_trained(tmp_path / "t")
+    models.check_trained(trained, **SHAPE)
+    with pytest.raises(ValueError, match=r"its weights are not those of a resnet18 for images of 1 channels: conv1"):
+        models.check_trained(trained, **SHAPE | {"channels": 1})
+    renamed = {f"module.{name}": array for name, array in trained.weights.items()}
+    with pytest.raises(ValueError, match="its weights are not those of a resnet18"):
+        models.check_trained(replace(trained, weights=renamed), **SHAPE)
+
+
+def test_a_folder_calls_no_function_that_the_study_does_not_name(tmp_path):
+    (tmp_path / "my_models.py").write_text("open('sprung', 'w').close()\n" + FUNCTION)
+    config = {"architecture": "my_models:small", "model_args": {}, "num_classes": 5,
+              "pretrained_cfg": {"input_size": [3, 32, 32], "mean": [0.5], "std": [0.5]}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"set teacher\.function = 'my_models:small'"):
+        models.read_trained(tmp_path)
+    assert not (tmp_path / "sprung").exists()
+    assert models.read_trained(tmp_path, "my_models:small").model.model == "my_models:small"
+
+
 @pytest.mark.parametrize(("files", "said"), [
     ({}, "holds no config.json"),
     ({"config.json": "{}"}, "holds no model.safetensors"),
-    ({"config.json": "{}", "model.safetensors": "x"}, "is not a model that timm wrote"),
+    ({"config.json": "{}", "model.safetensors": "x"}, "is not a model that can be read"),
 ])
 def test_a_folder_without_a_model_is_one_line(tmp_path, files, said):
     for name, content in files.items():

@@ -335,6 +335,18 @@ def test_browser_draws_every_figure(complete, tmp_path):
     assert "winner: trial 1" in dom and dom.count('class="point"') > 30
 
 
+def test_rows_of_a_confirmation_wait_for_searches_and_seeds_that_fit_them(complete):
+    folder, _ = complete
+    done = folder / "confirm_baseline-0" / "done.json"
+    content = json.loads(done.read_text())
+    shorter = [{**row, "runs": row["runs"][:-1]} for row in content["rows"]]
+    write_json(done, content | {"rows": shorter})
+    assert "No verdict yet" in built(folder, "results.json")
+    write_json(done, content)
+    (folder / "baseline-0" / "done.json").unlink()
+    assert "No verdict yet" in built(folder, "results.json")
+
+
 def test_takeaways_put_studies_side_by_side_with_what_was_published(complete, tmp_path):
     folder, right = complete
     first = json.loads(built(folder, "results.json"))

@@ -148,6 +148,19 @@ def test_of_several_label_columns_one_is_chosen_by_name(tmp_path):
     assert len(read(tmp_path / "p", label_column="coarse").class_names) == 2
 
 
+def test_sixteen_bits_of_grey_are_scaled_to_eight_and_categories_are_words(tmp_path):
+    folder = write_folder(tmp_path / "deep", grey=True)
+    ramp = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+    Image.fromarray(ramp).save(folder / "test" / "cat" / "0.png")
+    splits = read(folder)
+    assert splits.channels == 1
+    assert (splits.test.images[np.flatnonzero(splits.test.labels == 1)[0], 0] == ramp // 257).all()
+    words = pa.array(["b", "a"] * 12).dictionary_encode()
+    for split, seed in (("train", 0), ("test", 500)):
+        write_parquet(tmp_path / "p" / f"{split}.parquet", words, seed=seed)
+    assert read(tmp_path / "p").class_names == ("a", "b")
+
+
 @pytest.mark.parametrize("shape", [(8, 8), (8, 8, 1), (1, 8, 8), (8, 8, 3), (3, 8, 8)])
 def test_arrays_of_every_layout(tmp_path, shape):
     images = np.random.default_rng(0).integers(0, 256, (30, *shape)).astype(np.uint8)
@@ -336,6 +349,11 @@ BAD = {
     "corrupt row": (lambda tmp: [pq.write_table(pa.table({"img": [{"bytes": b"x"}] * 4, "label": [0, 1, 0, 1]}),
                     write_bytes(tmp / "p" / "train.parquet", b"")), tmp / "p"][1], {},
                     "train.parquet, row 0 cannot be decoded"),
+    "no label in test": (lambda tmp: [parquet(tmp, [0, 1] * 8), write_parquet(tmp / "p" / "test.parquet", [0, 1] * 8,
+                         column="other"), tmp / "p"][2], {}, "test.parquet has no column 'label'"),
+    "words and numbers": (lambda tmp: parquet(tmp, ["a", "b"] * 8, [0, 1] * 8), {}, "the same in all files"),
+    "labels with fractions": (lambda tmp: parquet(tmp, [0.5, 1.5] * 8), {}, "they must be integers or words"),
+    "identifiers for labels": (lambda tmp: parquet(tmp, [0, 10**9] * 8), {}, "must be class numbers, counted from 0"),
     "not npz": (lambda tmp: write_bytes(tmp / "a.npz", b"x"), {}, "is not a .npz file"),
     "no labels": (lambda tmp: arrays(tmp, images=U8), {}, "needs arrays called images and labels"),
     "floats": (lambda tmp: arrays(tmp, images=U8 / 255, labels=np.arange(30) % 3), {}, "must be uint8, 0 to 255"),

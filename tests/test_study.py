@@ -298,7 +298,19 @@ def test_plan_starts_nothing_and_says_what_there_is_to_do(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", ["", "run", "plan", "status", "report", "export", "train", "presets"])
+def test_plan_and_report_of_a_finished_study_whose_search_is_to_change(finished):
+    folder, _ = finished
+    planned = kdstudy("plan", folder, "--set", "search.lr={log=[1e-4, 2e-2]}", cwd=folder.parent).stdout
+    lines = {line.split("  ")[0]: line.rstrip().endswith("done") for line in planned.splitlines()}
+    assert lines["teacher"] and lines["teacher logits"] and not lines["baseline"] and not lines["confirm"]
+
+
+def test_an_estimate_for_gpus_says_that_it_is_one(tmp_path):
+    printed = kdstudy("plan", "digits", "--gpus", "4", "--set", "resources.gpus_per_trial=0.5", cwd=tmp_path).stdout
+    assert "8 at a time, each 1 CPU + 0.5 GPU" in printed and "An estimate, not measured" in printed
+
+
+@pytest.mark.parametrize("command", ["", "run", "plan", "status", "report", "export", "logits", "pack", "train", "presets"])
 def test_help_is_quick_and_reads_well(command):
     started = time.monotonic()
     done = subprocess.run([*KDSTUDY, *command.split(), "--help"], capture_output=True, text=True)

@@ -238,6 +238,14 @@ def test_the_soft_loss_is_the_mean_over_all_images_the_hard_one_over_those_with_
     assert metrics["hard_loss"] == pytest.approx(hard, rel=1e-4)
 
 
+@pytest.mark.parametrize("views", [ViewSettings(shift=1), ViewSettings(scale=0.1)])
+def test_a_batch_may_be_too_small_for_any_image_without_label(with_unlabelled, monkeypatch, views):
+    monkeypatch.setattr("trainables.views.RENDER_AHEAD_BYTES", 0)  # as for a large data set
+    _, report = run(replace(with_unlabelled, unlabelled_ratio=0.12, views=views, training=TrainSettings(
+        epochs=2, batch_size=9)), epochs=2)  # batches of 9, 9 and 2
+    assert report["epoch"] == 2
+
+
 def test_with_images_without_labels_a_run_resumes_exactly(with_unlabelled, tmp_path):
     views = {"view_seed": 7, "device": CPU}
     teacher = with_unlabelled.load_teacher(CPU)

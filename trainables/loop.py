@@ -108,7 +108,8 @@ class Training:
         count = len(objective.unlabelled)
         rounds = math.ceil(sum(sizes) / count)
         order = np.concatenate([generator.permutation(count) for _ in range(rounds)] or [np.arange(0)])
-        return list(torch.from_numpy(order[: sum(sizes)]).to(self.device).split(sizes))
+        drawn = torch.from_numpy(order[: sum(sizes)]).to(self.device).split(sizes)
+        return [part if len(part) else None for part in drawn]
 
     def _step(self, indices: torch.Tensor, unlabelled: torch.Tensor | None):
         objective = self.objective

@@ -2,10 +2,12 @@
 
 import contextlib
 import importlib
+import inspect
 import io
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -85,6 +87,11 @@ def _function(name: str) -> Callable[..., nn.Module]:
     return function
 
 
+def source_file(name: str) -> Path:
+    """The file that defines package.module:function. Raises ValueError where it cannot be imported."""
+    return Path(inspect.getsourcefile(sys.modules[_function(name).__module__]))
+
+
 def build(settings: ModelSettings, *, classes: int, channels: int, image_size: int, seed: int = 0,
           weights: dict[str, np.ndarray] | None = None,
           normalised: tuple[tuple[float, ...], tuple[float, ...]] | None = None) -> Classifier:
@@ -152,9 +159,10 @@ def _without_head(net: nn.Module) -> dict[str, np.ndarray]:
 
 def _read_state(path: str) -> dict[str, torch.Tensor]:
     """A state_dict from safetensors, or from a .pth that holds nothing but tensors: nothing else is unpickled."""
-    if not Path(path).is_file():
-        raise ValueError(f"{path} does not exist")
-    return load_state_dict(path, weights_only=True)
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ValueError(f"{path} {'is a folder' if file.is_dir() else 'does not exist'}")
+    return load_state_dict(str(file), weights_only=True)
 
 
 def _fitting(net: nn.Module, state: dict[str, torch.Tensor] | None) -> dict[str, np.ndarray]:
@@ -180,17 +188,17 @@ class Trained:
     class_names: tuple[str, ...] | None
 
 
-def read_trained(folder: Path) -> Trained:
+def read_trained(folder: Path, function: str | None = None) -> Trained:
     """A folder that kdstudy exported or that timm wrote (`local-dir:`): config.json and safetensors or a weights file.
 
-    Raises ValueError with one line that names the folder.
+    function: the only one that the folder may name as its architecture; else a folder could have anything called.
+    Raises ValueError with the reason.
     """
     if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} holds no config.json; name a folder that `kdstudy export` or timm's save_for_hf "
-                         "wrote")
+        raise ValueError("it holds no config.json; name a folder that `kdstudy export` or timm's save_for_hf wrote")
     files = [path for name in ("model.safetensors", "pytorch_model.bin") if (path := folder / name).is_file()]
     if not files:
-        raise ValueError(f"{folder} holds no model.safetensors")
+        raise ValueError("it holds no model.safetensors")
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         own = config["pretrained_cfg"]
@@ -198,11 +206,32 @@ def read_trained(folder: Path) -> Trained:
                      if name not in ("num_classes", "in_chans", "img_size")}
         settings = ModelSettings(model=config["architecture"], args=arguments, image_size=own["input_size"][-1])
         names = config.get("label_names") or own.get("label_names")
+        if is_function(settings.model) and settings.model != function:
+            raise ValueError(f"its model is the function {settings.model}, which is called only where the study says "
+                             f"so: set teacher.function = {settings.model!r}")
         weights = {name: tensor.numpy() for name, tensor in _read_state(str(files[0])).items()}
         return Trained(settings, weights, tuple(own["mean"]), tuple(own["std"]),
                        config.get("num_classes") or own["num_classes"], tuple(map(str, names)) if names else None)
     except Exception as error:
-        raise ValueError(f"{folder} is not a model that timm wrote: {_one_line(error)}") from None
+        raise ValueError(f"it is not a model that can be read: {_one_line(error)}") from None
+
+
+def check_trained(trained: Trained, *, classes: int, channels: int, image_size: int) -> None:
+    """See whether a given model is what its weights are of, and takes the images. Raises ValueError."""
+    check(trained.model, classes=classes, channels=channels, image_size=image_size)
+    with torch.device("meta"):
+        own = build(trained.model, classes=classes, channels=channels, image_size=image_size).net.state_dict()
+    shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
+    given = {name: array.shape for name, array in trained.weights.items()}
+    wrong = [name for name in {**shapes, **given} if shapes.get(name) != given.get(name)]
+    if wrong:
+        raise ValueError(f"its weights are not those of a {trained.model.model} for images of {channels} channels: "
+                         f"{wrong[0]} is {given.get(wrong[0], 'missing')}, not {shapes.get(wrong[0], 'known')}")
+
+
+# Names of modules that attend to other positions, and of those that weight channels or pool.
+POSITIONS = re.compile("Attention|Attn|MHSA|GPSA")
+CHANNELS = re.compile("Pool|SplitAttn|SelectiveKernel|ChannelAttn|SpatialAttn|Cbam|LightChannel|LightSpatial")
 
 
 def kind_of(settings: ModelSettings, *, classes: int, channels: int, image_size: int) -> tuple[str, str]:
@@ -211,7 +240,7 @@ def kind_of(settings: ModelSettings, *, classes: int, channels: int, image_size:
     with torch.device("meta"):
         net = build(settings, classes=classes, channels=channels, image_size=image_size).net
     names = {type(module).__name__ for module in net.modules()}
-    if any("Attention" in name and "Pool" not in name for name in names):
+    if any(POSITIONS.search(name) and not CHANNELS.search(name) for name in names):
         kind = "Transformer"
     else:
         kind = "CNN" if wants_channels_last(net) else "MLP"

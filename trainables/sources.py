@@ -30,7 +30,8 @@ SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "
           "dev": "validation", "test": "test", "testing": "test"}
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 NAME_COLUMNS = ("class_name", "label_name", "label_text", "class")
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
+MOST_CLASSES = 100_000
 # name here: (class in torchvision.datasets, what chooses its training part)
 TORCHVISION = {
     "cifar10": ("CIFAR10", "train"), "cifar100": ("CIFAR100", "train"), "mnist": ("MNIST", "train"),
@@ -226,8 +227,14 @@ def _arrays(place: Place) -> Raw:
         raise ValueError(f"{where} needs arrays called images and labels, or train_images and train_labels; it has "
                          f"{', '.join(arrays) or 'none'}")
     count = max(int(images.labels.max(initial=-1)) for images in found.values()) + 1
+    _check_count(count, where)
     names = tuple(map(str, arrays["class_names"])) if "class_names" in arrays else tuple(map(str, range(count)))
     return Raw(names, found["train"], found.get("validation"), found.get("test"))
+
+
+def _check_count(largest: int, where: str) -> None:
+    if largest > MOST_CLASSES:
+        raise ValueError(f"{where}: labels go up to {largest}; they must be class numbers, counted from 0")
 
 
 def _checked_arrays(images: np.ndarray, labels: np.ndarray, where: str) -> ImageSet:
@@ -291,6 +298,15 @@ def _stored_size(sizes: set[tuple[int, int]], settings: DataSettings) -> int | N
     return wanted
 
 
+def _eight_bit(picture: Image.Image) -> Image.Image:
+    """Pillow clips 16-bit grey to white; here its range becomes that of 8 bits. Raises ValueError for what has none."""
+    if picture.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(picture) // 257).astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        raise ValueError("its pixels have no range of their own; save it with 8 or 16 bits")
+    return picture
+
+
 def _square(picture: Image.Image, size: int) -> Image.Image:
     """Shorter side to `size`, then the middle: what is done to photographs before a test."""
     scale = size / min(picture.size)
@@ -311,7 +327,7 @@ def _decode(splits: dict[str, tuple[Sequence[Encoded], np.ndarray]], settings: D
 
     def look(image: Encoded) -> tuple[tuple[int, int], bool]:
         with _opened(image, where) as picture:
-            return picture.size, picture.mode in ("1", "L", "I", "I;16", "F")
+            return picture.size, picture.mode in ("1", "L") or picture.mode.startswith("I;16")
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         looks = {name: list(pool.map(look, images)) for name, (images, _) in splits.items()}
@@ -329,6 +345,7 @@ def _decode(splits: dict[str, tuple[Sequence[Encoded], np.ndarray]], settings: D
             def fill(index: int, array: np.ndarray = array, images: Sequence[Encoded] = images) -> None:
                 with _opened(images[index], where) as picture:
                     try:
+                        picture = _eight_bit(picture)
                         array[index] = _pixels(_square(picture, target) if target else picture, channels)
                     except (OSError, ValueError, SyntaxError) as error:
                         raise _corrupt(images[index], where, error) from None
@@ -342,8 +359,9 @@ def _check_memory(needed: int, where: str) -> None:
     """Images are kept in memory, as uint8. Raises ValueError where they cannot fit."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if needed > 0.8 * memory:
-        raise ValueError(f"{where}: its images take {needed / 2**30:.0f} GiB of this machine's {memory / 2**30:.0f} GiB "
-                         "of memory; make data.stored_size smaller, or give a folder with fewer images")
+        raise ValueError(f"{where}: its images take {needed / 2**30:.0f} GiB of this machine's "
+                         f"{memory / 2**30:.0f} GiB of memory; make data.stored_size smaller, or give a folder with "
+                         "fewer images")
 
 
 def _opened(image: Encoded, where: str) -> Image.Image:
@@ -366,6 +384,8 @@ def _image_folder(place: Place, settings: DataSettings) -> Raw:
     where = f"data.source = {place.source!r}"
     tops = {name.split("/")[0] for name in [*place.folders, *(file.name for file in place.files if "/" in file.name)]}
     splits = {top: SPLITS[top.lower()] for top in tops if top.lower() in SPLITS}
+    if "train" not in splits.values() and set(tops) - set(splits):
+        splits = {}  # classes that happen to be called so
     if splits and "train" not in splits.values():
         raise ValueError(f"{where} has {', '.join(sorted(splits))} but no train folder")
     if len(set(splits.values())) < len(splits):
@@ -403,7 +423,7 @@ def _class_files(place: Place, top: str, where: str) -> dict[str, list[str]]:
         name, slash, _ = file.name[len(prefix):].partition("/")
         if not slash:
             raise ValueError(f"{where}: {file.name} lies in no class folder; images go into {prefix or ''}CLASS/")
-        found[name].append(file.name)
+        found.setdefault(name, []).append(file.name)
     return found
 
 
@@ -422,7 +442,7 @@ def _parquet(place: Place, settings: DataSettings) -> Raw:
         if not file.name.endswith(".parquet") or (split := _split_of(file.name)) is None:
             continue
         try:
-            table = pq.read_table(io.BytesIO(place.read(file.name)))
+            table = _plain_columns(pq.read_table(io.BytesIO(place.read(file.name))))
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{where}: {file.name} is not a Parquet file: {_one_line(error)}") from None
         tables.setdefault(split, []).append((file.name, table))
@@ -430,20 +450,37 @@ def _parquet(place: Place, settings: DataSettings) -> Raw:
         raise ValueError(f"{where} has Parquet files, but none called train*.parquet")
     schema = tables["train"][0][1].schema
     image_column, label_column = _image_column(schema, where), _label_column(schema, settings, where)
+    kind = "words" if _is_text(schema.field(label_column).type) else "integers"
+    for name, table in (part for parts in tables.values() for part in parts):
+        for column in (image_column, label_column):
+            if column not in table.column_names:
+                raise ValueError(f"{where}: {name} has no column {column!r}; it has {', '.join(table.column_names)}")
+        found = table.schema.field(label_column).type
+        if not (_is_text(found) if kind == "words" else pa.types.is_integer(found)):
+            raise ValueError(f"{where}: the labels of {name}, {label_column}, are {found}; they must be integers or "
+                             "words, the same in all files")
     names = _class_names(tables, label_column, where)
     encoded = {}
     for split, parts in tables.items():
         images, labels = [], []
         for name, table in parts:
-            for column in (image_column, label_column):
-                if column not in table.column_names:
-                    raise ValueError(f"{where}: {name} has no column {column!r}; it has "
-                                     f"{', '.join(table.column_names)}")
             images += _encoded_rows(name, table[image_column], where)
             labels.append(_labels(name, table[label_column], names, where))
         encoded[split] = (images, np.concatenate(labels))
     decoded = _decode(encoded, settings)
     return Raw(names, decoded["train"], decoded.get("validation"), decoded.get("test"))
+
+
+def _plain_columns(table: pa.Table) -> pa.Table:
+    """Categories, as pandas writes them, as what they stand for."""
+    for index, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):
+            table = table.set_column(index, field.name, table[field.name].cast(field.type.value_type))
+    return table
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def _split_of(name: str) -> str | None:
@@ -473,7 +510,7 @@ def _label_column(schema: pa.Schema, settings: DataSettings, where: str) -> str:
         return settings.label_column
     kinds = {field.name: field.type for field in schema}
     usable = [name for name, kind in kinds.items() if pa.types.is_integer(kind)] or [
-        name for name, kind in kinds.items() if pa.types.is_string(kind) or pa.types.is_large_string(kind)]
+        name for name, kind in kinds.items() if _is_text(kind)]
     for name in ("fine_label", "label", "labels"):
         if name in kinds:
             return name
@@ -486,8 +523,7 @@ def _label_column(schema: pa.Schema, settings: DataSettings, where: str) -> str:
 def _class_names(tables: dict[str, list[tuple[str, pa.Table]]], column: str, where: str) -> tuple[str, ...]:
     """From the labels themselves if they are words, from the schema's metadata, from a column of names, or numbers."""
     every = [table for parts in tables.values() for _, table in parts]
-    kind = every[0].schema.field(column).type if column in every[0].column_names else pa.null()
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if _is_text(every[0].schema.field(column).type):
         words = {split: set().union(*(table[column].unique().to_pylist() for _, table in parts)) - {None}
                  for split, parts in tables.items()}
         for split, found in words.items():
@@ -504,6 +540,7 @@ def _class_names(tables: dict[str, list[tuple[str, pa.Table]]], column: str, whe
     if names:
         return tuple(map(str, names))
     values = sorted(set().union(*(table[column].unique().to_pylist() for table in every)) - {None})
+    _check_count(max(values, default=0), where)
     for name_column in (f"{column}_name", *NAME_COLUMNS):
         if all(name_column in table.column_names for table in every):
             pairs = {(label, name) for table in every
@@ -517,12 +554,10 @@ def _class_names(tables: dict[str, list[tuple[str, pa.Table]]], column: str, whe
 def _labels(name: str, column: pa.ChunkedArray, names: tuple[str, ...], where: str) -> np.ndarray:
     if column.null_count:
         raise ValueError(f"{where}: {name} has {column.null_count} rows without a label")
-    if pa.types.is_integer(column.type):
+    if not _is_text(column.type):
         return column.to_numpy().astype(np.int64)
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
-        numbers = {word: index for index, word in enumerate(names)}
-        return np.array([numbers[word] for word in column.to_pylist()], np.int64)
-    raise ValueError(f"{where}: the labels of {name} are {column.type}; they must be integers or words")
+    numbers = {word: index for index, word in enumerate(names)}
+    return np.array([numbers[word] for word in column.to_pylist()], np.int64)
 
 
 def _encoded_rows(name: str, column: pa.ChunkedArray, where: str) -> list[Encoded]:
