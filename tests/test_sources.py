@@ -236,6 +236,12 @@ def test_a_subset_of_classes_is_evenly_spread_or_named_and_renumbered():
         data._subset(raw(), ("a", "z"))
 
 
+def test_an_empty_class_can_be_left_out(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (30, 8, 8)).astype(np.uint8)
+    np.savez(tmp_path / "a.npz", images=images, labels=np.arange(30) % 2 * 2)
+    assert read(tmp_path / "a.npz", classes=("0", "2"), validation=0.2).class_names == ("0", "2")
+
+
 def test_amounts_are_shares_or_numbers_for_both_or_for_the_student_alone():
     splits = data.split(raw(), DataSettings(validation=0.2, train_images=0.5, student_images=12, unlabelled=1.0))
     assert (len(splits.train), len(splits.student_train), len(splits.unlabelled)) == (24, 12, 12)
@@ -361,6 +367,8 @@ BAD = {
                       "with 1 or 3 channels"),
     "labels and images": (lambda tmp: arrays(tmp, images=U8, labels=np.arange(29) % 3), {}, "30, but its labels 29"),
     "objects": (lambda tmp: arrays(tmp, images=U8, labels=np.array([{}] * 30)), {}, "holds Python objects"),
+    "a class of nobody": (lambda tmp: arrays(tmp, images=U8, labels=np.arange(30) % 2 * 2), {"classes": ("0", "1")},
+                          "class '1' has no image"),
     "a gap in the labels": (lambda tmp: arrays(tmp, images=U8, labels=np.arange(30) % 2 * 2), {},
                             "class '1' has no image in its train split"),
 }

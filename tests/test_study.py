@@ -148,7 +148,7 @@ def test_killed_in_every_stage_it_finishes_with_the_same_result(finished, tmp_pa
         "baseline": lambda: reports(tmp_path, "baseline") >= 70,
         "teacher_logits": lambda: any(tmp_path.glob("studies/*/teacher_logits-*/*")),
         "distill": lambda: reports(tmp_path, "distill") >= 70,
-        "confirm": lambda: reports(tmp_path, "confirm") >= 40,
+        "confirm": lambda: reports(tmp_path, "confirm") >= 12,  # the other arm is through, but not closed
     }
     for condition in moments.values():
         process = subprocess.Popen([*KDSTUDY, "run", *ONE_AT_A_TIME], cwd=tmp_path, stdout=subprocess.DEVNULL,
@@ -310,7 +310,8 @@ def test_an_estimate_for_gpus_says_that_it_is_one(tmp_path):
     assert "8 at a time, each 1 CPU + 0.5 GPU" in printed and "An estimate, not measured" in printed
 
 
-@pytest.mark.parametrize("command", ["", "run", "plan", "status", "report", "export", "logits", "pack", "train", "presets"])
+@pytest.mark.parametrize("command", ["", "run", "plan", "status", "report", "export", "logits", "pack", "train",
+                                     "presets"])
 def test_help_is_quick_and_reads_well(command):
     started = time.monotonic()
     done = subprocess.run([*KDSTUDY, *command.split(), "--help"], capture_output=True, text=True)

@@ -67,16 +67,21 @@ def load(settings: DataSettings) -> Splits:
 
     raw = sources.read(settings)
     check(raw, settings.source)
-    return split(_subset(raw, settings.classes), settings)
+    raw = _subset(raw, settings.classes)
+    check_classes(raw, settings.source)
+    return split(raw, settings)
+
+
+def _given(raw: Raw) -> dict[str, ImageSet]:
+    return {name: images for name in ("train", "validation", "test") if (images := getattr(raw, name)) is not None}
 
 
 def check(raw: Raw, source: str) -> None:
     """See whether what a source gave can be trained on. Raises ValueError."""
-    given = {name: images for name in ("train", "validation", "test") if (images := getattr(raw, name)) is not None}
     names = f"data.source = {source!r}"
     if len(raw.class_names) < 2:
         raise ValueError(f"{names} has {len(raw.class_names)} class; at least two are needed")
-    for name, images in given.items():
+    for name, images in _given(raw).items():
         if not len(images):
             raise ValueError(f"{names}: its {name} split is empty")
         low, high = images.labels.min(), images.labels.max()
@@ -86,11 +91,16 @@ def check(raw: Raw, source: str) -> None:
         if images.images.shape[1:] != raw.train.images.shape[1:]:
             raise ValueError(f"{names}: images of its {name} split are {_shape(images)}, those of train "
                              f"{_shape(raw.train)}; set data.stored_size to bring all to one size")
+
+
+def check_classes(raw: Raw, source: str) -> None:
+    """See whether every class has an image in every split. Raises ValueError."""
+    for name, images in _given(raw).items():
         counts = np.bincount(images.labels, minlength=len(raw.class_names))
         if (counts == 0).any():
             empty = raw.class_names[int(np.argmin(counts))]
-            raise ValueError(f"{names}: class {empty!r} has no image in its {name} split; add images, or name the "
-                             "classes you want in data.classes")
+            raise ValueError(f"data.source = {source!r}: class {empty!r} has no image in its {name} split; add images, "
+                             "or name the classes you want in data.classes")
 
 
 def _shape(images: ImageSet) -> str:

@@ -388,10 +388,13 @@ def _image_folder(place: Place, settings: DataSettings) -> Raw:
         splits = {}  # classes that happen to be called so
     if splits and "train" not in splits.values():
         raise ValueError(f"{where} has {', '.join(sorted(splits))} but no train folder")
-    if len(set(splits.values())) < len(splits):
-        raise ValueError(f"{where} has two folders for one split: {', '.join(sorted(splits))}; remove one")
+    for split in ("train", "validation", "test"):
+        tops = sorted(top for top in splits if splits[top] == split)
+        if len(tops) > 1:
+            raise ValueError(f"{where} has two folders for one split: {', '.join(tops)}; remove one")
     classes: dict[str, dict[str, list[str]]] = {}
-    for top, split in (splits or {"": "train"}).items():
+    order = sorted(splits, key=lambda top: ("train", "validation", "test").index(splits[top]))
+    for top, split in {top: splits[top] for top in order}.items() or [("", "train")]:
         classes[split] = _class_files(place, top, where)
     names = sorted(classes["train"])
     for split, found in classes.items():
