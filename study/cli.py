@@ -175,11 +175,11 @@ def logits(study: str, out: Path, folder: Path | None) -> None:
 @click.argument("out", type=click.Path(path_type=Path), metavar="OUT")
 @click.option("--dir", "folder", type=click.Path(path_type=Path), metavar="FOLDER", help="Where the study lives.")
 def pack(study: str, out: Path, folder: Path | None) -> None:
-    """Copy a study without what can be computed again, to be kept or sent.
+    """Make a small copy of a study, to keep or to send.
 
-    OUT keeps the settings, the records, the results, every run's predictions, and the weights of the teacher and of the
-    best student, so that `report` and `export` work on it. It leaves out the teacher's cached logits, the other
-    weights, and the names of the machines."""
+    Without what can be computed again. OUT keeps the settings, the records, the results, every run's predictions, and
+    the weights of the teacher and of the best students, so that `report` and `export` work on it. It leaves out the
+    teacher's cached logits, the other weights, and the names of the machines."""
     _, folder = _resolve_started(study, folder)
     from study import packing
 
