@@ -97,7 +97,7 @@ def _problems(study: Study, metadata: dict[str, str], shapes: dict[str, tuple[in
     if json.loads(metadata.get("classes", "[]")) != list(splits.class_names):
         yield "its classes are not those of the data in the same order"
     digests = json.loads(metadata.get("images", "{}"))
-    for name in study.image_hashes.keys() - {"train"}:
+    for name in [name for name in study.image_hashes if name != "train"]:
         if digests.get(name) != study.image_hashes[name]:
             yield f"its {name.replace('_', ' ')} images are not this study's; use the same data settings"
     plain = PLAIN in shapes and not study.augments

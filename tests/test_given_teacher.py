@@ -72,6 +72,7 @@ def test_a_file_of_logits_stands_for_the_teacher_it_came_from(finished, tmp_path
     assert refused.returncode == 2 and "is a file of logits, not one model" in refused.stderr
 
 
+@pytest.mark.slow
 def test_several_teachers_answer_with_their_mean(finished, teacher_folder, tmp_path):
     import shutil
 
