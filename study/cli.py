@@ -174,16 +174,17 @@ def logits(study: str, out: Path, folder: Path | None) -> None:
 @click.argument("study", metavar="STUDY")
 @click.argument("out", type=click.Path(path_type=Path), metavar="OUT")
 @click.option("--dir", "folder", type=click.Path(path_type=Path), metavar="FOLDER", help="Where the study lives.")
-def pack(study: str, out: Path, folder: Path | None) -> None:
+@click.option("--no-teacher", is_flag=True, help="Leave out the teacher's weights too.")
+def pack(study: str, out: Path, folder: Path | None, no_teacher: bool) -> None:
     """Make a small copy of a study, to keep or to send.
 
     Without what can be computed again. OUT keeps the settings, the records, the results, every run's predictions, and
-    the weights of the teacher and of the best students, so that `report` and `export` work on it. It leaves out the
-    teacher's cached logits, the other weights, and the names of the machines."""
+    the weights of the teacher and of the best student, so that `report` and `export` work on it. It leaves out the
+    teacher's cached logits, the other weights, the Optuna files, and the names of the machines."""
     _, folder = _resolve_started(study, folder)
     from study import packing
 
-    size = packing.pack(folder, out)
+    size = packing.pack(folder, out, teacher=not no_teacher)
     click.echo(f"{out}: {size / 2**20:.1f} MiB")
 
 

@@ -13,12 +13,14 @@ from study import storage
 from study.config import STUDY_FILE
 from study.errors import UserError
 
-STAGE_FILES = ("record.jsonl", "optuna.db", "done.json")
+STAGE_FILES = ("record.jsonl", "done.json")
 ANSWERS = ("image", "label", "prediction", "confidence")
 
 
-def pack(folder: Path, out: Path) -> int:
+def pack(folder: Path, out: Path, teacher: bool = True) -> int:
     """Copy a finished study to `out`, which must be new or empty. Returns its size in bytes.
+
+    teacher: with the teacher's weights.
 
     Raises UserError where the study is not finished or `out` is taken.
     """
@@ -31,12 +33,12 @@ def pack(folder: Path, out: Path) -> int:
     storage.write_text(out / STUDY_FILE, (folder / STUDY_FILE).read_text(encoding="utf-8"))
     storage.write_json(out / "stages.json", study.description)
     for name, stage in kept.items():
-        _pack_stage(study, name, folder / stage, out / stage)
+        _pack_stage(study, name, folder / stage, out / stage, teacher)
     report.build(out)
     return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
 
 
-def _pack_stage(study: StudyFiles, name: str, source: Path, target: Path) -> None:
+def _pack_stage(study: StudyFiles, name: str, source: Path, target: Path, teacher: bool) -> None:
     target.mkdir(parents=True)
     for file in STAGE_FILES:
         if (source / file).exists():
@@ -44,7 +46,7 @@ def _pack_stage(study: StudyFiles, name: str, source: Path, target: Path) -> Non
     if (target / "record.jsonl").exists():
         _strip_record(target / "record.jsonl")
     if name == "teacher":
-        for file in source.glob("*.safetensors"):
+        for file in source.glob("*.safetensors") if teacher else ():
             shutil.copyfile(file, target / file.name)
     elif name == "teacher_logits":
         shutil.copyfile(source / "validation.npy", target / "validation.npy")
@@ -58,8 +60,9 @@ def _pack_stage(study: StudyFiles, name: str, source: Path, target: Path) -> Non
 
 
 def _pack_runs(study: StudyFiles, name: str, source: Path, target: Path) -> None:
-    """All answers; logits and weights of the best student and of its tuned baseline alone."""
-    chosen = {row["runs"][0] for row in study.done(name)["rows"] if row["configuration"] == "tuned"}
+    """All answers; logits and weights of the best student alone."""
+    rows = study.done(name)["rows"]
+    chosen = {row["runs"][0] for row in rows if (row["arm"], row["configuration"]) == ("distilled", "tuned")}
     for run in sorted(source.iterdir()):
         best = int(run.name) in chosen
         (target / run.name).mkdir(parents=True)
