@@ -194,12 +194,14 @@ def pack(study: str, out: Path, folder: Path | None, no_teacher: bool) -> None:
 @click.option("--dir", "folder", type=click.Path(path_type=Path), metavar="FOLDER", help="Where the study lives.")
 @click.option("--model", type=click.Choice(["student", "teacher"]), default="student", show_default=True,
               help="What to export: the best distilled student, or the teacher.")
-def export(study: str, out: Path, folder: Path | None, model: str) -> None:
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
+              help="Change a setting: --set data.source=PATH where the images have moved.")
+def export(study: str, out: Path, folder: Path | None, model: str, overrides: tuple[str, ...]) -> None:
     """Write the best student as a folder for timm.
 
     The winner's configuration, first confirmation seed, last epoch, as safetensors with a config.json: OUT is loaded
     by timm.create_model("local-dir:OUT", pretrained=True)."""
-    config, folder = _resolve_started(study, folder)
+    config, folder = _resolve_started(study, folder, overrides)
     from study import export as exporting
 
     write = exporting.export_teacher if model == "teacher" else exporting.export_student
@@ -269,7 +271,7 @@ def _resolve(study: str, overrides: tuple[str, ...], folder: Path | None,
     return config, folder
 
 
-def _resolve_started(study: str, folder: Path | None) -> tuple[StudyConfig, Path]:
+def _resolve_started(study: str, folder: Path | None, overrides: tuple[str, ...] = ()) -> tuple[StudyConfig, Path]:
     """The settings that a study was started with, and its folder. Raises UserError where it was not."""
     _, folder = _resolve(study, (), folder)
     if not (folder / STUDY_FILE).exists():
@@ -278,7 +280,7 @@ def _resolve_started(study: str, folder: Path | None) -> tuple[StudyConfig, Path
 
     if read_json(folder / "stages.json") is None:
         raise UserError(f"{folder}/stages.json is missing or damaged; `kdstudy run {folder}` writes it anew")
-    return load_study(str(folder)), folder
+    return load_study(str(folder), overrides), folder
 
 
 def _console() -> Console:
