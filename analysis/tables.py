@@ -28,6 +28,7 @@ def results(study: StudyFiles) -> dict[str, Any]:
         "published": study.config.get("published"),
         "machine": study.description.get("machine"),
         "seconds": {name: round(done["seconds"], 1) for name in STAGES if (done := study.done(name))},
+        "taken_from": {name: done["taken_from"] for name in STAGES if "taken_from" in (done := study.done(name) or {})},
     }
     outcome["verdict"] = verdict(outcome)
     outcome["scope"] = scope(study, outcome)
@@ -210,9 +211,12 @@ def markdown(outcome: dict[str, Any]) -> str:
 
 def wall_time(outcome: dict[str, Any]) -> str:
     """Where the time went, and on what."""
-    stages = ", ".join(f"{name.replace('_', ' ')} {_clock(seconds)}" for name, seconds in outcome["seconds"].items())
+    taken = outcome.get("taken_from", {})
+    stages = ", ".join(f"{name.replace('_', ' ')} {_clock(seconds)}" for name, seconds in outcome["seconds"].items()
+                       if name not in taken)
     machine = f" on {outcome['machine']}" if outcome.get("machine") else ""
-    return f"Wall time{machine}: {stages}."
+    others = "".join(f"; {name.replace('_', ' ')} was taken from {study}" for name, study in taken.items())
+    return f"Wall time{machine}: {stages}{others}."
 
 
 def _clock(seconds: float) -> str:

@@ -582,7 +582,11 @@ class Study:
                                        "the same command again to try it again")
         rows = self._confirm_rows(stage.name, record)
         weights = load_file(stage.path / f"runs/{rows[0]['runs'][0]:03d}/model.safetensors")
+        earlier = storage.read_json(stage.path / "done.json") or {}
+        # Another choice among runs that were taken over: nothing of it was run here.
+        taken = "taken_from" in earlier and earlier["runs"] == len(record.trials)
         stage.finish({
+            **({"taken_from": earlier["taken_from"]} if taken else {}),
             "outcome": f"{len(wanted)} runs on {self.config.confirm.seeds} fresh paired seeds",
             "seconds": record.seconds, "runs": len(record.trials), "seeds": self._confirm_seeds(), "rows": rows,
             "model_parameters": _parameter_count(weights),
