@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from analysis import figures, tables
-from analysis.results import StudyFiles
+from analysis.results import STAGES, StudyFiles
 
 # Nothing may be loaded from anywhere, whatever a study's texts say.
 SECURITY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
@@ -150,7 +150,7 @@ def _recolouring(colour: str, other: str) -> list[tuple[str, str]]:
 def _progress(study: StudyFiles) -> str:
     """One line on how far a study is that is not finished."""
     states = {stage: "done" if study.done(stage) else "under way" if study.stage(stage) else "to come"
-              for stage in tables.STAGES}
+              for stage in STAGES}
     if set(states.values()) == {"done"}:
         return ""
     return "<p class=progress>" + " · ".join(

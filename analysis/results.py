@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 CONFIRM_STAGES = ("confirm_baseline", "confirm")
+STAGES = ("teacher", "baseline", "teacher_logits", "distill", *CONFIRM_STAGES)
 TRIAL_STAGES = ("teacher", "baseline", "distill", *CONFIRM_STAGES)
 SEARCH_STAGES = ("baseline", "distill")
 ENDINGS = {"stop": "stopped", "complete": "complete", "failed": "failed"}

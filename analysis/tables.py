@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from analysis.results import StudyFiles
+from analysis.results import STAGES, StudyFiles
 from analysis.significance import Interval, crossed_interval, paired_t_interval
 
 SIGNIFICANT = 0.05
-STAGES = ("teacher", "baseline", "teacher_logits", "distill", "confirm_baseline", "confirm")
 
 
 def results(study: StudyFiles) -> dict[str, Any]:

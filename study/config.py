@@ -226,6 +226,11 @@ class StudyConfig(Settings):
         return self.search.protected if arm == "distill" else self.search.baseline_protected
 
     @property
+    def view_count(self) -> int:
+        """How many different views of each image there are."""
+        return self.views.count or self.train.epochs
+
+    @property
     def report_every(self) -> int:
         return min(self.train.epochs, self.search.report_every or max(1, self.train.epochs // 30))
 

@@ -89,11 +89,11 @@ def read(path: Path, study: Study) -> LogitsFile:
         raise ValueError(f"its metadata do not say format = {FORMAT!r}; write one with `kdstudy logits STUDY OUT`")
     for problem in _problems(study, metadata, shapes):
         raise ValueError(problem)
-    return LogitsFile(path, _view_count(study), study.splits.validation.labels)
+    return LogitsFile(path, study.config.view_count, study.splits.validation.labels)
 
 
 def _problems(study: Study, metadata: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
-    splits, count, classes = study.splits, _view_count(study), len(study.splits.class_names)
+    splits, count, classes = study.splits, study.config.view_count, len(study.splits.class_names)
     if json.loads(metadata.get("classes", "[]")) != list(splits.class_names):
         yield "its classes are not those of the data in the same order"
     digests = json.loads(metadata.get("images", "{}"))
@@ -121,10 +121,6 @@ def _problems(study: Study, metadata: dict[str, str], shapes: dict[str, tuple[in
     for name, shape in (("validation", (len(splits.validation),)), ("test", (len(splits.test), classes))):
         if shapes.get(name) != shape:
             yield f"its {name} are {shapes.get(name)}, but {shape} are needed"
-
-
-def _view_count(study: Study) -> int:
-    return study.config.views.count or study.config.train.epochs
 
 
 def view_settings(study: Study) -> dict[str, Any]:

@@ -54,9 +54,7 @@ def _pack_stage(study: StudyFiles, name: str, source: Path, target: Path, teache
     elif name in CONFIRM_STAGES:
         _pack_runs(study, name, source / "runs", target / "runs")
     if (done := storage.read_json(target / "done.json")) is not None:
-        files = sorted(str(path.relative_to(target)) for path in target.rglob("*")
-                       if path.is_file() and path.name != "done.json")
-        storage.write_json(target / "done.json", done | {"files": files})
+        storage.write_done(target, done)
 
 
 def _pack_runs(study: StudyFiles, name: str, source: Path, target: Path) -> None:

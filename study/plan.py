@@ -82,8 +82,8 @@ def make_plan(study: Study, measure: bool = False, flop_rate: float | None = Non
     plans = [StagePlan("teacher", runs, 0, config.teacher.epochs, (), runs * config.teacher.epochs, len(splits.train),
                        BACKWARD * sum(teacher), cost["teacher"] if trained else 0.0, _is_done(study, "teacher"))]
     plans.append(_search_plan(study, "baseline", student, cost["student"]))
-    views, seeds = config.views.count or config.train.epochs, len(study.view_seeds) if teacher else 0
-    answered = len(splits.student_train) + (len(splits.unlabelled) if splits.unlabelled else 0)
+    views, seeds = config.view_count, len(study.view_seeds) if teacher else 0
+    answered = splits.seen_by_student
     forward = cost["teacher"] and cost["teacher"] / BACKWARD * answered / len(splits.train)
     plans.append(StagePlan("teacher_logits", seeds, 0, views, (), seeds * views, answered, sum(teacher),
                            forward if teacher else 0.0, _is_done(study, "teacher_logits")))

@@ -17,7 +17,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +82,17 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
 
 
+def hash_input(path: Path) -> str:
+    """The hash of a file that a user hands in. Fingerprints ask often, so it is read again only if it has changed."""
+    status = path.stat()
+    return _hash_known(path, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache
+def _hash_known(path: Path, size: int, changed: int) -> str:
+    return hash_file(path)
+
+
 @dataclass
 class Stage:
     """A stage's folder and what its done-mark says."""
@@ -102,9 +113,7 @@ class Stage:
         return self.path / "record.jsonl"
 
     def finish(self, outcome: dict[str, Any]) -> None:
-        files = sorted(str(path.relative_to(self.path)) for path in self.path.rglob("*") if path.is_file()
-                       and path.name != "done.json" and not path.name.startswith("."))
-        storage.write_json(self.path / "done.json", outcome | {"files": files})
+        storage.write_done(self.path, outcome)
 
 
 @dataclass(frozen=True)
@@ -126,6 +135,7 @@ class Study:
         self._share: Share | None = None
         self.did_work = False
         self._checked = False
+        self._weights: dict[str, dict[str, np.ndarray] | None] = {}
 
     # -- inputs -------------------------------------------------------------------------------------------------------
 
@@ -141,18 +151,16 @@ class Study:
         names = ("train", "student_train", "validation", "test", "unlabelled")
         return {name: hash_images(images) for name in names if (images := getattr(self.splits, name)) is not None}
 
-    @cached_property
-    def initial_weights(self) -> dict[str, dict[str, np.ndarray] | None]:
-        """Per section, what training begins with; None is random. Fetched once, here, and handed to the workers."""
+    def initial_weights(self, section: str) -> dict[str, np.ndarray] | None:
+        """What a section's training begins with; None is random. Fetched once, here, and handed to the workers."""
         from trainables import models
 
-        weights = {}
-        for section, settings in trained_models(self.config).items():
+        if section not in self._weights:
             try:
-                weights[section] = models.pretrained_weights(settings, **self._shape)
+                self._weights[section] = models.pretrained_weights(trained_models(self.config)[section], **self._shape)
             except ValueError as error:
                 raise UserError(f"{section}.{error}") from None
-        return weights
+        return self._weights[section]
 
     @property
     def _shape(self) -> dict[str, int]:
@@ -197,9 +205,10 @@ class Study:
     def _check_once(self) -> None:
         if not self._checked:
             self.check()
-            if any(settings.pretrained for settings in trained_models(self.config).values()):
-                self.display.update("fetching pretrained weights")
-                _ = self.initial_weights
+            for section, settings in trained_models(self.config).items():
+                if settings.pretrained and not (section == "teacher" and self.stage("teacher").done):
+                    self.display.update("fetching pretrained weights")
+                    self.initial_weights(section)
             self._checked = True
 
     def check(self, machine: bool = True) -> None:
@@ -230,11 +239,11 @@ class Study:
         config, images = self.config, self.image_hashes
         teacher = config.teacher
         if teacher.logits:
-            return ["logits", hash_file(_existing(teacher.logits, "teacher.logits"))]
+            return ["logits", hash_input(_existing(teacher.logits, "teacher.logits"))]
         if teacher.trained:
             files = [file for folder in teacher.trained
                      for file in sorted(_existing(folder, "teacher.trained", folder=True).glob("*")) if file.is_file()]
-            digests = [hash_file(file) for file in files if file.suffix in (".json", ".safetensors", ".bin")]
+            digests = [hash_input(file) for file in files if file.suffix in (".json", ".safetensors", ".bin")]
             return ["trained", digests, images["validation"], self.image_size, teacher.precision]
         return [config.seed, model_inputs(teacher.model_settings), changed(teacher.train_settings), teacher.lr,
                 self._view_inputs(exclude=("count",)), images["train"], images["validation"], self.image_size]
@@ -601,9 +610,7 @@ class Study:
         else:
             fits = self._logits_fit()
             self._compute_logits(stage, fits)
-        count, images = self.config.views.count or self.config.train.epochs, len(self.splits.student_train)
-        if self.splits.unlabelled is not None:
-            images += len(self.splits.unlabelled)
+        count, images = self.config.view_count, self.splits.seen_by_student
         size = _show_bytes(self._logits_bytes())
         budget = f"{self.config.views.cache_gib:g} GiB of views.cache_gib"
         stage.finish({
@@ -711,10 +718,10 @@ class Study:
             views = config.views.model_copy(update={"count": None})
             return replace(task, train=splits.train, model=config.teacher.model_settings, training=training,
                            views=views, report_every=every, checkpoint_every=5 * every, keep_weights=True,
-                           unlabelled=None, weights=self.initial_weights["teacher"])
+                           unlabelled=None, weights=self.initial_weights("teacher"))
         if stage == "teacher_logits":
             return replace(task, teacher=self.teacher())
-        task = replace(task, weights=self.initial_weights["student"])
+        task = replace(task, weights=self.initial_weights("student"))
         if stage in CONFIRMATIONS:
             # Nobody stops a confirmation run, so it reports only when it is saved.
             task = replace(task, report_every=config.checkpoint_every, keep_weights=True, test=splits.test)
@@ -773,9 +780,8 @@ class Study:
         return bool(views.shift or views.flip or views.scale or views.mixup)
 
     def _logits_bytes(self) -> int:
-        views = self.config.views.count or self.config.train.epochs
-        images = len(self.splits.student_train) + (len(self.splits.unlabelled) if self.splits.unlabelled else 0)
-        return 2 * len(self.view_seeds) * views * images * len(self.splits.class_names)
+        splits = self.splits
+        return 2 * len(self.view_seeds) * self.config.view_count * splits.seen_by_student * len(splits.class_names)
 
     def _logits_fit(self) -> bool:
         return self._logits_bytes() <= self.config.views.cache_gib * 2**30
@@ -822,12 +828,12 @@ def model_inputs(settings: ModelSettings) -> dict[str, Any]:
     """A model's settings for a fingerprint: a weights file counts by its content, wherever it lies."""
     inputs = changed(settings)
     if isinstance(settings.pretrained, str):
-        inputs["pretrained"] = hash_file(_existing(settings.pretrained, "pretrained"))
+        inputs["pretrained"] = hash_input(_existing(settings.pretrained, "pretrained"))
     if ":" in settings.model:  # a function: its name says little, so its file counts
         from trainables import models
 
         try:
-            inputs["source"] = hash_file(models.source_file(settings.model))
+            inputs["source"] = hash_input(models.source_file(settings.model))
         except ValueError as error:
             raise UserError(str(error)) from None
     return inputs

@@ -7,13 +7,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from analysis.results import StudyFiles
+from analysis.results import STAGES, StudyFiles
 from study.display import clock
 from study.record import Record
 from study.search import METRIC
 from study.storage import is_locked
-
-STAGES = ("teacher", "baseline", "teacher_logits", "distill", "confirm_baseline", "confirm")
 
 
 def show_status(folder: Path, console: Console) -> None:

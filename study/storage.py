@@ -38,6 +38,13 @@ def read_json(path: Path) -> Any | None:
         return None
 
 
+def write_done(stage: Path, outcome: dict[str, Any]) -> None:
+    """Write a stage's done-mark, which also lists the files that it vouches for."""
+    files = sorted(str(path.relative_to(stage)) for path in stage.rglob("*") if path.is_file()
+                   and path.name != "done.json" and not path.name.startswith("."))
+    write_json(stage / "done.json", outcome | {"files": files})
+
+
 def append_line(path: Path, line: str) -> None:
     """Append one line and return only once it is on the disk."""
     with open(path, "a", encoding="utf-8") as file:

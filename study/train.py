@@ -112,9 +112,9 @@ def _teacher(study: Study, console: Console, own_seed: bool) -> Teacher:
 
 def _find_teacher(study: Study, console: Console, own_seed: bool) -> Teacher:
     config = study.config
-    if config.teacher.logits and own_seed:
-        raise UserError("--seed has views of its own, for which teacher.logits has no answers; leave it out")
     if config.teacher.logits:
+        if own_seed:
+            raise UserError("--seed has views of its own, for which teacher.logits has no answers; leave it out")
         try:
             return study.teacher([search_view_seed(config.seed)])
         except (MissingTeacherError, FileNotFoundError):

@@ -47,6 +47,16 @@ def run(task, parameters=PARAMETERS, epochs=6, **seeds):
     return training, training.run(epochs)
 
 
+def interrupted(task, folder, epochs):
+    """A run that is saved after half of its epochs, and gone on with by another that had begun differently."""
+    half, _ = run(task, epochs=epochs // 2)
+    half.save(folder)
+    resumed, _ = run(task, epochs=1)
+    resumed.load(folder)
+    resumed.run(epochs - epochs // 2)
+    return resumed
+
+
 def test_the_same_seeds_give_the_same_weights_and_others_do_not(cached):
     first, report = run(cached)
     second, again = run(cached)
@@ -74,11 +84,7 @@ def test_a_run_that_was_saved_and_loaded_goes_on_as_if_nothing_had_been(cached, 
 def test_every_optimizer_survives_a_checkpoint(cached, tmp_path, optimizer, model):
     task = replace(cached, training=cached.training.model_copy(update={"optimizer": optimizer}), model=model)
     whole, _ = run(task, epochs=4)
-    half, _ = run(task, epochs=2)
-    half.save(tmp_path)
-    resumed, _ = run(task, epochs=1)
-    resumed.load(tmp_path)
-    resumed.run(2)
+    resumed = interrupted(task, tmp_path, epochs=4)
     assert torch.equal(weights(whole), weights(resumed))
 
 
@@ -253,11 +259,7 @@ def test_with_images_without_labels_a_run_resumes_exactly(with_unlabelled, tmp_p
         with_unlabelled.teacher, logits={7: compute(teacher, partial(with_unlabelled.make_views, **views))},
         unlabelled_logits={7: compute(teacher, partial(with_unlabelled.make_unlabelled_views, **views))}))
     whole, _ = run(task)
-    half, _ = run(task, epochs=3)
-    half.save(tmp_path)
-    resumed, _ = run(task, epochs=1)
-    resumed.load(tmp_path)
-    resumed.run(3)
+    resumed = interrupted(task, tmp_path, epochs=6)
     assert torch.equal(weights(whole), weights(resumed))
     live, _ = run(with_unlabelled)
     assert (weights(whole) - weights(live)).abs().max() < 2e-2

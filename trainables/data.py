@@ -57,6 +57,11 @@ class Splits:
     def image_size(self) -> int:
         return self.train.images.shape[2]
 
+    @property
+    def seen_by_student(self) -> int:
+        """How many images the student sees, with labels and without."""
+        return len(self.student_train) + (len(self.unlabelled) if self.unlabelled is not None else 0)
+
 
 def load(settings: DataSettings) -> Splits:
     """Read and split the images. The same settings and files give the same splits on every machine.

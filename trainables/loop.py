@@ -18,6 +18,7 @@ from torch import nn
 from trainables import models
 from trainables.data import ImageSet
 from trainables.losses import distillation_loss
+from trainables.messages import one_line
 from trainables.models import Classifier
 from trainables.seeds import derive_seed
 from trainables.settings import TrainSettings
@@ -306,4 +307,4 @@ def check_optimizer(name: str) -> None:
         json.dumps(scalars)
         _unflatten_optimizer(optimizer, tensors, scalars)
     except Exception as error:
-        raise ValueError(" ".join(str(error).split())[:200] or type(error).__name__) from None
+        raise ValueError(one_line(error)) from None

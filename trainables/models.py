@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from timm.models import load_state_dict
 from torch import nn
 
+from trainables.messages import one_line
 from trainables.settings import ModelSettings
 
 # timm logs how it maps weights at INFO and warns of every missing pretrained head.
@@ -81,7 +82,7 @@ def _function(name: str) -> Callable[..., nn.Module]:
     try:
         function = getattr(importlib.import_module(module_name), function_name)
     except Exception as error:
-        raise ValueError(f"model = {name!r} cannot be imported: {_one_line(error)}") from None
+        raise ValueError(f"model = {name!r} cannot be imported: {one_line(error)}") from None
     if not callable(function):
         raise ValueError(f"model = {name!r} is not a function")
     return function
@@ -139,7 +140,7 @@ def pretrained_weights(settings: ModelSettings, *, classes: int, channels: int,
     except Exception as error:
         remedy = ("give a local file instead, pretrained = \"weights.safetensors\", or false for random weights"
                   if settings.pretrained is True else f"the file must hold weights of {settings.model}")
-        raise ValueError(f"pretrained = {shown}: no weights for {settings.model} ({_one_line(error)[:120]}); "
+        raise ValueError(f"pretrained = {shown}: no weights for {settings.model} ({one_line(error)[:120]}); "
                          f"{remedy}") from None
     return weights
 
@@ -213,7 +214,7 @@ def read_trained(folder: Path, function: str | None = None) -> Trained:
         return Trained(settings, weights, tuple(own["mean"]), tuple(own["std"]),
                        config.get("num_classes") or own["num_classes"], tuple(map(str, names)) if names else None)
     except Exception as error:
-        raise ValueError(f"it is not a model that can be read: {_one_line(error)}") from None
+        raise ValueError(f"it is not a model that can be read: {one_line(error)}") from None
 
 
 def check_trained(trained: Trained, *, classes: int, channels: int, image_size: int) -> None:
@@ -270,7 +271,7 @@ def check(settings: ModelSettings, *, classes: int, channels: int, image_size: i
         with torch.device("meta"):
             net = create(settings.model, **arguments)
     except Exception as error:
-        raise ValueError(f"args = {settings.args} do not suit {settings.model}: {_one_line(error)}") from None
+        raise ValueError(f"args = {settings.args} do not suit {settings.model}: {one_line(error)}") from None
     patch = _patch_size(net)
     if patch and size % patch:
         nearest = max(patch, round(size / patch) * patch)
@@ -280,7 +281,7 @@ def check(settings: ModelSettings, *, classes: int, channels: int, image_size: i
         with torch.no_grad():
             net.eval()(torch.zeros(2, arguments["in_chans"], size, size, device="meta"))
     except Exception as error:
-        raise ValueError(f"image_size = {size} does not suit {settings.model}: {_one_line(error)}") from None
+        raise ValueError(f"image_size = {size} does not suit {settings.model}: {one_line(error)}") from None
 
 
 def _check_name(name: str) -> None:
@@ -304,10 +305,6 @@ def _tagged_names() -> list[str]:
 def _patch_size(net: nn.Module) -> int | None:
     patch = getattr(getattr(net, "patch_embed", None), "patch_size", None)
     return patch[0] if isinstance(patch, (tuple, list)) else patch
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def save_weights(model: Classifier, path: Path) -> None:

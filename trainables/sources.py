@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from trainables.data import ImageSet, Raw
+from trainables.messages import one_line
 from trainables.settings import DataSettings
 
 SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
@@ -78,13 +79,13 @@ class Place:
             try:
                 self.files_system, self.path = pafs.FileSystem.from_uri(source)
             except (pa.ArrowException, ValueError, OSError) as error:
-                raise ValueError(f"data.source = {source!r} cannot be opened: {_one_line(error)}") from None
+                raise ValueError(f"data.source = {source!r} cannot be opened: {one_line(error)}") from None
         else:
             self.files_system, self.path = pafs.LocalFileSystem(), str(Path(source).expanduser().absolute())
         try:
             self.kind = self.files_system.get_file_info(self.path).type
         except OSError as error:
-            raise ValueError(f"data.source = {source!r} cannot be opened: {_one_line(error)}") from None
+            raise ValueError(f"data.source = {source!r} cannot be opened: {one_line(error)}") from None
         if self.kind == pafs.FileType.NotFound:
             import difflib
 
@@ -121,10 +122,6 @@ def _hidden(name: str) -> bool:
     return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
 def _read_place(place: Place, settings: DataSettings) -> Raw:
     """Tell by what lies there what it is."""
     if place.kind == pafs.FileType.File:
@@ -158,16 +155,16 @@ def _torchvision(name: str) -> Raw:
 
     class_name, chooser = TORCHVISION[name]
     make, root = getattr(datasets, class_name), cache_folder() / "torchvision"
-    parts = {}
+    parts = []
     for split in ("train", "test"):
         choice = {chooser: split == "train" if chooser == "train" else split}
         try:
-            parts[split] = make(root, **choice, download=False)
+            parts.append(make(root, **choice, download=False))
         except (RuntimeError, OSError):
-            parts[split] = _download(name, make, root, choice)
-    names = getattr(parts["train"], "classes", None) or [str(digit) for digit in range(10)]
-    return Raw(tuple(names), *(_torchvision_images(parts[split]) if split in parts else None
-                               for split in ("train", "validation", "test")))
+            parts.append(_download(name, make, root, choice))
+    train, test = parts
+    names = getattr(train, "classes", None) or [str(digit) for digit in range(10)]
+    return Raw(tuple(names), _torchvision_images(train), test=_torchvision_images(test))
 
 
 def _download(name: str, make: type, root: Path, choice: dict) -> object:
@@ -177,7 +174,7 @@ def _download(name: str, make: type, root: Path, choice: dict) -> object:
             return make(root, **choice, download=True)
     except Exception as error:
         raise ValueError(
-            f"data.source = {name!r} could not be downloaded ({_one_line(error)[:80]}): put "
+            f"data.source = {name!r} could not be downloaded ({one_line(error)[:80]}): put "
             f"{_wanted_files(make, root)}; or set data.source to a folder or file that holds the images"
         ) from None
 
@@ -218,7 +215,7 @@ def _arrays(place: Place) -> Raw:
     except Exception as error:
         if "pickle" in str(error):
             raise ValueError(f"{where} holds Python objects, which are not read; save plain arrays") from None
-        raise ValueError(f"{where} is a damaged .npz file: {_one_line(error)}") from None
+        raise ValueError(f"{where} is a damaged .npz file: {one_line(error)}") from None
     found = {}
     for prefix, split in {"": "train", **{f"{word}_": split for word, split in SPLITS.items()}}.items():
         if f"{prefix}images" in arrays and f"{prefix}labels" in arrays:
@@ -372,7 +369,7 @@ def _opened(image: Encoded, where: str) -> Image.Image:
 
 
 def _corrupt(image: Encoded, where: str, error: Exception) -> ValueError:
-    reason = "it is no image" if "cannot identify" in str(error) else _one_line(error)
+    reason = "it is no image" if "cannot identify" in str(error) else one_line(error)
     return ValueError(f"{where}: {image.name} cannot be decoded ({reason}); remove it or replace it")
 
 
@@ -447,7 +444,7 @@ def _parquet(place: Place, settings: DataSettings) -> Raw:
         try:
             table = _plain_columns(pq.read_table(io.BytesIO(place.read(file.name))))
         except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{where}: {file.name} is not a Parquet file: {_one_line(error)}") from None
+            raise ValueError(f"{where}: {file.name} is not a Parquet file: {one_line(error)}") from None
         tables.setdefault(split, []).append((file.name, table))
     if "train" not in tables:
         raise ValueError(f"{where} has Parquet files, but none called train*.parquet")
