@@ -116,9 +116,13 @@ class StudyFiles:
             return None  # the searches have been changed since
         return {"rows": rows, "model_parameters": found["confirm"]["model_parameters"]}
 
+    def answers(self, run: int, stage: str = "confirm") -> pd.DataFrame:
+        """A confirmation run's answers to the test images: label and prediction."""
+        return _answers(self.stage(stage) / "runs" / f"{run:03d}" / "test.parquet")
+
     def correct(self, run: int, stage: str = "confirm") -> np.ndarray:
         """Which test images a confirmation run got right, (N,) bool."""
-        return _correct(self.stage(stage) / "runs" / f"{run:03d}" / "test.parquet")
+        return _correct(self.answers(run, stage))
 
     @cached_property
     def confirmed(self) -> dict[tuple[str, str], np.ndarray]:
@@ -131,10 +135,22 @@ class StudyFiles:
         table = pd.read_parquet(self.stage("teacher_logits") / "test.parquet", columns=["logits"])
         return np.stack(table["logits"].to_numpy()).astype(np.float16)
 
+    def teacher_answers(self) -> pd.DataFrame | None:
+        """The teacher's answers to the test images: label and prediction; None where it has not been tested."""
+        stage = self.stage("teacher_logits")
+        return _answers(stage / "test.parquet") if stage and (stage / "test.parquet").exists() else None
+
     def teacher_correct(self) -> np.ndarray | None:
         """Which test images the teacher got right, (N,) bool."""
-        stage = self.stage("teacher_logits")
-        return _correct(stage / "test.parquet") if stage and (stage / "test.parquet").exists() else None
+        answers = self.teacher_answers()
+        return None if answers is None else _correct(answers)
+
+    @property
+    def has_current_export(self) -> bool:
+        """Whether the exported student is the winner of the confirmation as it stands now."""
+        made_from = read_json(self.folder / "export" / "kdstudy.json") or {}
+        stage = self.stage("confirm")
+        return self.confirmation is not None and made_from.get("confirm") == stage.name
 
 
 def read_json(path: Path) -> Any | None:
@@ -160,6 +176,9 @@ def _is_failure(event: dict[str, Any]) -> bool:
     return event["event"] == "end" or event.get("decision") == "failed"
 
 
-def _correct(path: Path) -> np.ndarray:
-    table = pd.read_parquet(path, columns=["label", "prediction"])
-    return (table["label"] == table["prediction"]).to_numpy()
+def _answers(path: Path) -> pd.DataFrame:
+    return pd.read_parquet(path, columns=["label", "prediction"])
+
+
+def _correct(answers: pd.DataFrame) -> np.ndarray:
+    return (answers["label"] == answers["prediction"]).to_numpy()

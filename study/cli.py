@@ -156,18 +156,20 @@ def _rewrite(readme: Path, outcomes: list[dict[str, Any]]) -> None:
 @click.argument("study", metavar="STUDY")
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False), metavar="OUT")
 @click.option("--dir", "folder", type=click.Path(path_type=Path), metavar="FOLDER", help="Where the study lives.")
-def logits(study: str, out: Path, folder: Path | None) -> None:
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
+              help="Change a setting: --set data.source=PATH where the images have moved.")
+def logits(study: str, out: Path, folder: Path | None, overrides: tuple[str, ...]) -> None:
     """Write the teacher's logits as one file.
 
-    Another study of the same images takes them as its teacher: --set teacher.logits=OUT, without a teacher.model. The
+    Another study of the same images takes them as its teacher: --set teacher.model= --set teacher.logits=OUT. The
     format is described in study/logits_file.py."""
-    config, folder = _resolve_started(study, folder)
+    config, folder = _resolve_started(study, folder, overrides)
     from study import logits_file
-    from study.display import Display
+    from study.display import Display, show_bytes
     from study.stages import STAGES, Study
 
     size = logits_file.write(Study(config, folder, Display(_console(), STAGES)), out)
-    click.echo(f"{out}: {size / 2**20:.1f} MiB")
+    click.echo(f"{out}: {show_bytes(size)}")
 
 
 @cli.command()
@@ -183,9 +185,10 @@ def pack(study: str, out: Path, folder: Path | None, no_teacher: bool) -> None:
     teacher's cached logits, the other weights, the Optuna files, and the names of the machines."""
     _, folder = _resolve_started(study, folder)
     from study import packing
+    from study.display import show_bytes
 
     size = packing.pack(folder, out, teacher=not no_teacher)
-    click.echo(f"{out}: {size / 2**20:.1f} MiB")
+    click.echo(f"{out}: {show_bytes(size)}")
 
 
 @cli.command()
@@ -290,6 +293,7 @@ def _console() -> Console:
 
 
 def _print_results(console: Console, folder: Path) -> None:
+    from analysis.results import StudyFiles
     from analysis.tables import console_table
     from study.storage import read_json
 
@@ -300,7 +304,7 @@ def _print_results(console: Console, folder: Path) -> None:
     console.print(results["scope"], style="dim", soft_wrap=True, markup=False)
     console.print()
     console.print(f"report   {folder / 'results' / 'report.html'}", soft_wrap=True)
-    if (folder / "export" / "config.json").exists():
+    if StudyFiles(folder).has_current_export:
         console.print(f"student  {folder / 'export'}", soft_wrap=True)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import timm
 import torch
 from timm.models import save_for_hf
@@ -43,15 +44,15 @@ def export_student(config: StudyConfig, folder: Path, target: Path) -> float:
     outcome = results(study)
     row = next(row for row in outcome["rows"] if (row["arm"], row["configuration"]) == ("distilled", "tuned"))
     card = _student_card(config, outcome, row)
-    correct = study.correct(tuned["runs"][0])
-    return _export(config, config.student, run / "model.safetensors", target, card, correct, export_key(study))
+    answers = study.answers(tuned["runs"][0])
+    return _export(config, config.student, run / "model.safetensors", target, card, answers, export_key(study))
 
 
 def export_teacher(config: StudyConfig, folder: Path, target: Path) -> float:
     """Write the teacher, likewise. Raises UserError where it has not been tested yet or is no single model."""
     study = StudyFiles(folder)
-    correct, done = study.teacher_correct(), study.done("teacher")
-    if correct is None or done is None:
+    answers, done = study.teacher_answers(), study.done("teacher")
+    if answers is None or done is None:
         raise UserError(f"{folder} has no tested teacher yet; run `kdstudy run {folder} --until teacher_logits` first")
     if len(done["members"]) != 1:
         what = "a file of logits" if not done["members"] else f"{len(done['members'])} models"
@@ -59,9 +60,8 @@ def export_teacher(config: StudyConfig, folder: Path, target: Path) -> float:
     (member,) = done["members"]
     weights = study.stage("teacher") / member["weights"]
     settings = ModelSettings.model_validate(member["model"] | {"pretrained": config.teacher.pretrained})
-    card = [f"# {done['model']}, teacher of the study {config.name}", "", config.about, "",
-            f"Test accuracy {100 * correct.mean():.2f} % on {len(correct)} images.", ""]
-    return _export(config, settings, weights, target, card, correct, {"teacher": study.stage("teacher").name},
+    card = [f"# {done['model']}, teacher of the study {config.name}", "", config.about, ""]
+    return _export(config, settings, weights, target, card, answers, {"teacher": study.stage("teacher").name},
                    normalised=member["normalised"])
 
 
@@ -70,14 +70,25 @@ def _tuned_row(study: StudyFiles) -> dict[str, Any]:
     return next(row for row in rows if (row["arm"], row["configuration"]) == ("distilled", "tuned"))
 
 
+def _check_images(config: StudyConfig, splits: data.Splits, answers: pd.DataFrame) -> None:
+    """See whether these are the images that the study was tested on. Raises UserError."""
+    labels = answers["label"].to_numpy()
+    if not np.array_equal(labels, splits.test.labels):
+        raise UserError(f"data.source = {config.data.source!r} does not hold the images that the study was tested on: "
+                        f"{len(splits.test)} test images of {len(splits.class_names)} classes, not {len(labels)} of "
+                        f"{len(np.unique(labels))}; name the place of the same images with --set data.source=PATH")
+
+
 def _export(config: StudyConfig, settings: ModelSettings, weights: Path, target: Path, card: list[str],
-            correct: np.ndarray, key: dict[str, Any], normalised: list | None = None) -> float:
+            answers: pd.DataFrame, key: dict[str, Any], normalised: list | None = None) -> float:
     if target.exists() and any(target.iterdir()) and not (target / KEY_FILE).exists():
         raise UserError(f"{target} is not empty and is no export of kdstudy; choose another folder")
     try:
         splits = data.load(config.data)
     except ValueError as error:
         raise UserError(str(error)) from None
+    _check_images(config, splits, answers)
+    correct = (answers["label"] == answers["prediction"]).to_numpy()
     image_size = config.data.image_size or splits.image_size
     model = models.build(settings, classes=len(splits.class_names), channels=splits.channels, image_size=image_size,
                          normalised=tuple(map(tuple, normalised)) if normalised else None)
@@ -88,12 +99,14 @@ def _export(config: StudyConfig, settings: ModelSettings, weights: Path, target:
         _write_plain_folder(model, settings, splits, draft)
     else:
         _write_timm_folder(model, splits, draft, bool(settings.pretrained))
-    (draft / "README.md").write_text("\n".join([*card, *_usage(target, settings)]), encoding="utf-8")
+    measured = [f"Test accuracy of these very weights: {100 * correct.mean():.2f} % on {len(correct)} images.", ""]
+    (draft / "README.md").write_text("\n".join([*card, *measured, *_usage(target, settings)]), encoding="utf-8")
     again = _predict_from(draft, splits, settings) == splits.test.labels
     # On the device that trained it every answer is the same; elsewhere rounding may turn a tie.
     if (again != correct).sum() > max(1, 0.002 * len(correct)):
         raise StudyFailedError("the exported model does not repeat its recorded test answers: "
-                               f"{100 * again.mean():.2f} % right against {100 * correct.mean():.2f} %")
+                               f"{100 * again.mean():.2f} % right against {100 * correct.mean():.2f} %; are the images "
+                               f"of data.source = {config.data.source!r} the same?")
     storage.write_json(draft / KEY_FILE, key)
     for file in draft.iterdir():
         file.chmod(0o644)  # safetensors writes for the owner alone; an export is there to be shared

@@ -18,6 +18,7 @@ and labels, see `study.stages.hash_images`), which says that these are the very 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -134,6 +135,7 @@ def write(study: Study, out: Path) -> int:
     """
     from analysis.results import StudyFiles
 
+    _check_target(out)
     files = StudyFiles(study.folder)
     done = files.done("teacher_logits")
     if done is None:
@@ -148,11 +150,28 @@ def write(study: Study, out: Path) -> int:
             if (path := stage / f"{kind}-{seed}.npy").exists():
                 tensors[f"{kind}.{seed}"] = np.load(path)
     if not any(name.startswith("views.") for name in tensors):
-        raise UserError(f"{study.folder} has been packed without its teacher logits; run the study anew to have them")
+        raise UserError(f"{study.folder} is a packed study, which leaves the teacher's logits out; write them from the "
+                        "study that was packed, or run it anew with --dir")
     metadata = {"format": FORMAT, "teacher": str(files.done("teacher")["model"]),
                 "classes": json.dumps(list(study.splits.class_names)), "views": json.dumps(view_settings(study)),
                 "images": json.dumps(study.image_hashes)}
     out.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, out, metadata)
-    out.chmod(0o644)
+    draft = out.with_name(f".{out.name}.{os.getpid()}")
+    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, draft, metadata)
+    draft.chmod(0o644)
+    os.replace(draft, out)
     return out.stat().st_size
+
+
+def _check_target(out: Path) -> None:
+    """Only a logits file is ever replaced. Raises UserError."""
+    if out.suffix != ".safetensors":
+        raise UserError(f"{out} is to be a safetensors file; name it {out.with_suffix('.safetensors').name}")
+    if out.exists():
+        try:
+            with safe_open(out, framework="np") as file:
+                known = (file.metadata() or {}).get("format") == FORMAT
+        except SafetensorError:
+            known = False
+        if not known:
+            raise UserError(f"{out} exists and is no file that `kdstudy logits` wrote; choose another name")

@@ -28,7 +28,7 @@ from analysis.results import StudyFiles
 from study import logits_file, storage
 from study.cluster import Share, cluster_share, connected, local_share
 from study.config import STUDY_FILE, StudyConfig, check_models, trained_models
-from study.display import Display
+from study.display import Display, show_bytes
 from study.errors import MissingTeacherError, StudyFailedError, UserError
 from study.logits_file import LogitsFile
 from study.record import Record, TrialState
@@ -611,7 +611,7 @@ class Study:
             fits = self._logits_fit()
             self._compute_logits(stage, fits)
         count, images = self.config.view_count, self.splits.seen_by_student
-        size = _show_bytes(self._logits_bytes())
+        size = show_bytes(self._logits_bytes())
         budget = f"{self.config.views.cache_gib:g} GiB of views.cache_gib"
         stage.finish({
             "outcome": f"{count} views × {images} images × {len(self.view_seeds)} view seeds, {size} in fp16" if fits
@@ -932,11 +932,3 @@ def _parameter_count(weights: dict[str, np.ndarray]) -> int:
     """Trainable numbers among a model's weights: all but the running statistics of normalisation layers."""
     buffers = ("running_mean", "running_var", "num_batches_tracked")
     return sum(array.size for name, array in weights.items() if name.rsplit(".", 1)[-1] not in buffers)
-
-
-def _show_bytes(count: float) -> str:
-    for unit in ("B", "KiB", "MiB"):
-        if count < 1024:
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.3g} GiB"
