@@ -58,6 +58,14 @@ def paired_t_interval(differences: np.ndarray, confidence: float = 0.95) -> Inte
     return _t_interval(differences.mean(), variance, len(differences) - 1, confidence)
 
 
+def wilson_interval(right: float, count: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval for a share of `count` independent answers, 0 to 1: Wilson's score interval (JASA 22, 1927)."""
+    z = stats.norm.ppf((1 + confidence) / 2)
+    middle = (right + z**2 / (2 * count)) / (1 + z**2 / count)
+    half = z / (1 + z**2 / count) * np.sqrt(right * (1 - right) / count + z**2 / (4 * count**2))
+    return float(max(0.0, middle - half)), float(min(1.0, middle + half))
+
+
 def _t_interval(mean: float, variance: float, freedom: float, confidence: float) -> Interval:
     error = float(np.sqrt(variance))
     half = stats.t.ppf((1 + confidence) / 2, freedom) * error

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from analysis.results import STAGES, StudyFiles
-from analysis.significance import Interval, crossed_interval, paired_t_interval
+from analysis.significance import Interval, crossed_interval, paired_t_interval, wilson_interval
 
 SIGNIFICANT = 0.05
 
@@ -155,12 +155,21 @@ def scope(study: StudyFiles, outcome: dict[str, Any]) -> str:
         only = outcome["gain"]["seeds_only"]
         text += (" The interval treats seeds and test images as samples; over seeds alone, for these very images, it "
                  f"is {show_points(only['low'])} to {show_points(only['high'])}.")
+    if _no_better_than_guessing(outcome):
+        text += (f" No student does better than guessing one of {len(outcome['data']['classes'])} classes: this shows "
+                 "that the study runs, and nothing about distillation.")
     default = outcome["gain_over_default_baseline"]
     untuned = next((row for row in outcome["rows"] if _is(row, "baseline", "default")), None)
     if default and untuned["gain"] and untuned["gain"]["mean"] > 0:
         text += (" On the fresh seeds the baseline did better at its default point than at the point that the search "
                  f"chose; over the default baseline the gain is {show_interval(default)}.")
     return text
+
+
+def _no_better_than_guessing(outcome: dict[str, Any]) -> bool:
+    """Whether even the best row's Wilson interval, for the test images of one seed, reaches down to chance."""
+    best = max((row["test_mean"] for row in outcome["rows"] if row["arm"] != "teacher"), default=0.0)
+    return wilson_interval(best / 100, outcome["data"]["test"])[0] <= 1 / len(outcome["data"]["classes"])
 
 
 def show_points(value: float) -> str:

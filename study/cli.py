@@ -264,6 +264,23 @@ def presets() -> None:
         click.echo(f"{name:24} {config.about}")
 
 
+@cli.command()
+@click.argument("section", required=False, metavar="[SECTION]")
+def settings(section: str | None) -> None:
+    """List every setting of a study file with its default."""
+    from study.config import settings_table
+
+    sections = settings_table()
+    if section and section not in sections:
+        raise UserError(f"{section!r} is not a section; there are {', '.join(filter(None, sections))}")
+    console = _console()
+    for name, lines in sections.items():
+        if section in (None, name):
+            console.print(f"[{name}]" if name else "above all sections", style="bold", markup=False)
+            for key, default, text in lines:
+                console.print(f"  {key:20} {escape(default):20} {escape(text)}", soft_wrap=True)
+
+
 def _resolve(study: str, overrides: tuple[str, ...], folder: Path | None,
              smoke: bool = False) -> tuple[StudyConfig, Path]:
     """The settings and the folder of a study. A study folder's own settings hold unless overridden."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import tomli_w
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from study.errors import UserError
 from trainables.settings import (
@@ -67,7 +68,7 @@ class Range(Settings):
 class TeacherSettings(ModelSettings, TrainSettings):
     """The teacher: a model and how it is trained, or one or several that are trained already, or its logits."""
 
-    model: str = ""
+    model: str = Field("", description="what is trained: as for the student; or give trained or logits instead")
     trained: Annotated[tuple[str, ...] | None, FromOne] = Field(
         None, description="folders of trained models; the logits of several are averaged", min_length=1
     )
@@ -82,7 +83,8 @@ class TeacherSettings(ModelSettings, TrainSettings):
         given = [name for name in ("model", "trained", "logits") if getattr(self, name)]
         if len(given) != 1:
             raise ValueError("needs exactly one of model (to be trained), trained = [folders] and logits = file, not "
-                             f"{' and '.join(given) or 'none'}")
+                             f"{' and '.join(given) or 'none'}"
+                             + ("; --set teacher.model= takes a study's own model away" if len(given) > 1 else ""))
         return self
 
     @property
@@ -111,30 +113,30 @@ class TeacherSettings(ModelSettings, TrainSettings):
 class DefaultPoint(Settings):
     """The point that is run as it is, whatever the search finds."""
 
-    temperature: PositiveFloat = 4.0
+    temperature: PositiveFloat = Field(4.0, description="T, which softens both in the soft loss")
     alpha: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="weight of the soft loss")
-    lr: PositiveFloat = 3e-4
+    lr: PositiveFloat = Field(3e-4, description="peak learning rate, of both arms")
 
 
 class SearchSettings(Settings):
     """What is searched and how. Ranges hold for both arms, apart from temperature and alpha."""
 
-    trials: PositiveInt = 20
-    baseline_trials: PositiveInt = 20
+    trials: PositiveInt = Field(20, description="of the distillation")
+    baseline_trials: PositiveInt = Field(20, description="of the baseline; search.trials does not change it")
     protected: Natural = Field(8, description="Sobol points that are never stopped, besides the default point")
-    baseline_protected: Natural = 4
-    early_stopping: bool = True
-    reduction_factor: Annotated[int, Field(ge=2)] = 3
-    grace_period: PositiveInt | None = Field(None, description="epochs before the first rung")
-    report_every: PositiveInt | None = Field(None, description="epochs")
-    checkpoint_every: PositiveInt | None = Field(None, description="epochs, rounded up to full reports")
-    temperature: Range | None = None
-    alpha: Range | None = None
-    lr: Range | None = None
-    weight_decay: Range | None = None
-    warmup: Range | None = None
-    batch_size: Range | None = None
-    optimizer: Range | None = None
+    baseline_protected: Natural = Field(4, description="likewise for the baseline")
+    early_stopping: bool = Field(True, description="ASHA: stop trials that are behind at a rung")
+    reduction_factor: Annotated[int, Field(ge=2)] = Field(3, description="a rung keeps the best one in so many")
+    grace_period: PositiveInt | None = Field(None, description="epochs before the first rung; after the warm-up unless given")
+    report_every: PositiveInt | None = Field(None, description="epochs; a thirtieth of them unless given")
+    checkpoint_every: PositiveInt | None = Field(None, description="epochs; every fifth report unless given")
+    temperature: Range | None = Field(None, description="{log = [1, 16]}, {linear = [1, 8]} or {choice = [2, 4]}")
+    alpha: Range | None = Field(None, description="a range, likewise; the default point must lie in it")
+    lr: Range | None = Field(None, description="a range for both arms")
+    weight_decay: Range | None = Field(None, description="a range for both arms")
+    warmup: Range | None = Field(None, description="a range for both arms")
+    batch_size: Range | None = Field(None, description="{choice = [64, 128]}")
+    optimizer: Range | None = Field(None, description="{choice = ['adamw', 'lamb']}")
 
 
 DISTILLATION_ONLY = ("temperature", "alpha")
@@ -155,18 +157,19 @@ class ResourceSettings(Settings):
 class PublishedSettings(Settings):
     """What others have published for this pair, in percent; shown beside the study's own, never used."""
 
-    pair: str
-    gain: float
-    baseline: float | None = None
-    distilled: float | None = None
+    pair: str = Field(description="teacher → student")
+    gain: float = Field(description="points")
+    baseline: float | None = Field(None, description="percent")
+    distilled: float | None = Field(None, description="percent")
 
 
 class StudyConfig(Settings):
     """A whole study."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    about: str = ""
-    seed: Natural = 0
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+                      description="of the study's folder; that of the file unless given")
+    about: str = Field("", description="one sentence for reports and model cards")
+    seed: Natural = Field(0, description="everything random follows from it")
     data: DataSettings = DataSettings()
     views: ViewSettings = ViewSettings()
     teacher: TeacherSettings
@@ -318,6 +321,24 @@ def _check_dimension(name: str, dimension: Range) -> None:
             raise ValueError(f"search.{name} reaches {value!r}: {message[0].lower()}{message[1:]}") from None
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"search.{name} reaches {value}: should be finite")
+
+
+def settings_table() -> dict[str, list[tuple[str, str, str]]]:
+    """Per section: every setting, its default as TOML ("" where there is none), and what it is for."""
+    fields = StudyConfig.model_fields
+    sections = {"": [(name, _default(fields[name]), fields[name].description) for name in ("name", "about", "seed")]}
+    for section, field in fields.items():
+        model = next((kind for kind in (field.annotation, *getattr(field.annotation, "__args__", ()))
+                      if hasattr(kind, "model_fields")), None)
+        if model is not None:
+            sections[section] = [(name, _default(own), own.description or "")
+                                 for name, own in model.model_fields.items()]
+    return sections
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True)
+    return "" if value is None or field.is_required() else f"= {tomli_w.dumps({'v': value})[4:].strip() or '{}'}"
 
 
 def preset_names() -> list[str]:

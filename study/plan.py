@@ -192,7 +192,8 @@ def show_plan(config: StudyConfig, folder: Path, console: Console, measure: bool
         "teacher": config.teacher.title + (f", {teacher:,} parameters" if teacher else ", given as logits"),
         "student": f"{config.student.model}, {student:,} parameters"
                    + (f", {teacher / student:.1f}x smaller" if teacher else ""),
-        "searched": ", ".join(f"{name} {_show_range(range_)}" for name, range_ in config.space("distill").items()),
+        "searched": ", ".join(f"{name} {_show_range(range_)}" for name, range_ in config.space("distill").items())
+                    or "nothing: the default point alone; give ranges in [search], e.g. lr = {log = [1e-4, 1e-2]}",
         "stopping": f"below the best 1/{config.search.reduction_factor} at epoch "
                     f"{', '.join(map(str, config.rungs))} of {config.train.epochs}" if config.rungs else "none",
         "machine": str(machine),
@@ -227,7 +228,7 @@ def _show_data(study: Study) -> str:
               f"{len(splits.class_names)} classes", f"{size}x{size} pixels"]
     duplicates = sum((splits.duplicates or {}).values())
     if duplicates:
-        parts.append(f"{duplicates} duplicates across splits ({splits.dropped} dropped from training)")
+        parts.append(f"{duplicates} duplicate{'s' if duplicates > 1 else ''} across splits ({splits.dropped} dropped from training)")
     return ", ".join(parts)
 
 

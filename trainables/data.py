@@ -85,7 +85,8 @@ def check(raw: Raw, source: str) -> None:
     """See whether what a source gave can be trained on. Raises ValueError."""
     names = f"data.source = {source!r}"
     if len(raw.class_names) < 2:
-        raise ValueError(f"{names} has {len(raw.class_names)} class; at least two are needed")
+        raise ValueError(f"{names} has {len(raw.class_names)} class; at least two are needed (an image folder has a "
+                         "folder per class: name the one right above them)")
     for name, images in _given(raw).items():
         if not len(images):
             raise ValueError(f"{names}: its {name} split is empty")

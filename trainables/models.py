@@ -76,6 +76,9 @@ def create(name: str, **arguments: Any) -> nn.Module:
 
 def _function(name: str) -> Callable[..., nn.Module]:
     """Import package.module:function, also from the folder one is in. Raises ValueError."""
+    if name.startswith(("local-dir:", "hf-hub:", "hf_hub:")):
+        raise ValueError(f"model = {name!r} is a place, not a model; for a trained teacher set teacher.trained to its "
+                         "folder, else name the model and set pretrained to true or to a weights file")
     module_name, _, function_name = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
@@ -195,6 +198,10 @@ def read_trained(folder: Path, function: str | None = None) -> Trained:
     function: the only one that the folder may name as its architecture; else a folder could have anything called.
     Raises ValueError with the reason.
     """
+    if not folder.is_dir():
+        raise ValueError("there is no such folder")
+    if (folder / "study.toml").is_file():
+        raise ValueError(f"it is a study; `kdstudy export {folder} OUT --model teacher` writes the folder to name here")
     if not (folder / "config.json").is_file():
         raise ValueError("it holds no config.json; name a folder that `kdstudy export` or timm's save_for_hf wrote")
     files = [path for name in ("model.safetensors", "pytorch_model.bin") if (path := folder / name).is_file()]
@@ -272,6 +279,8 @@ def check(settings: ModelSettings, *, classes: int, channels: int, image_size: i
             net = create(settings.model, **arguments)
     except Exception as error:
         raise ValueError(f"args = {settings.args} do not suit {settings.model}: {one_line(error)}") from None
+    if not isinstance(net, nn.Module):
+        raise ValueError(f"model = {settings.model!r} returns a {type(net).__name__}, not a torch.nn.Module")
     patch = _patch_size(net)
     if patch and size % patch:
         nearest = max(patch, round(size / patch) * patch)
@@ -279,9 +288,15 @@ def check(settings: ModelSettings, *, classes: int, channels: int, image_size: i
                          f"use {nearest}, or another patch_size in args")
     try:
         with torch.no_grad():
-            net.eval()(torch.zeros(2, arguments["in_chans"], size, size, device="meta"))
+            answer = net.eval()(torch.zeros(2, arguments["in_chans"], size, size, device="meta"))
+            shape = tuple(getattr(answer, "shape", ()))
     except Exception as error:
-        raise ValueError(f"image_size = {size} does not suit {settings.model}: {one_line(error)}") from None
+        given = f" with args = {settings.args}" if settings.args else ""
+        raise ValueError(f"image_size = {size} does not suit {settings.model}{given}: {one_line(error)}") from None
+    if shape != (2, classes):
+        what = f"answers of the shape {shape}" if shape else f"a {type(answer).__name__}"
+        raise ValueError(f"model = {settings.model!r} gives {what} for 2 images of {classes} classes, not "
+                         f"(2, {classes}); a model must give one logit per class")
 
 
 def _check_name(name: str) -> None:

@@ -50,7 +50,7 @@ class DataSettings(Settings):
     )
     drop_duplicates: bool = Field(False, description="leave out training images that also are in a held-out split")
     limit: PositiveInt | None = Field(None, description="at most so many images per split, for a first look")
-    split_seed: Annotated[int, Field(ge=0)] = 0
+    split_seed: Annotated[int, Field(ge=0)] = Field(0, description="of everything that is held out or left out")
 
 
 class ViewSettings(Settings):
@@ -76,11 +76,11 @@ class ModelSettings(Settings):
 class TrainSettings(Settings):
     """How a model is trained; the learning rate comes with each run."""
 
-    epochs: PositiveInt = 10
-    batch_size: PositiveInt = 128
+    epochs: PositiveInt = Field(10, description="the last one counts")
+    batch_size: PositiveInt = Field(128, description="labelled images per update")
     optimizer: str = Field("adamw", description="any timm optimizer by name")
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.05
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(0.05, description="the optimizer's")
     warmup: Fraction = Field(0.1, description="share of all updates with a linearly rising learning rate")
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    channels_last: Literal["auto", "yes", "no"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="fp32 or bf16; auto: bf16 on GPUs")
+    channels_last: Literal["auto", "yes", "no"] = Field("auto", description="memory format; auto: for CNNs")
     compile: bool = Field(False, description="torch.compile the model; pays on GPUs for long runs")

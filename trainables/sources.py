@@ -33,6 +33,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".ti
 NAME_COLUMNS = ("class_name", "label_name", "label_text", "class")
 CACHE_FORMAT = 2
 MOST_CLASSES = 100_000
+CLOUD_SECONDS = 20
 # name here: (class in torchvision.datasets, what chooses its training part)
 TORCHVISION = {
     "cifar10": ("CIFAR10", "train"), "cifar100": ("CIFAR100", "train"), "mnist": ("MNIST", "train"),
@@ -77,7 +78,7 @@ class Place:
         self.source = source
         if "://" in source:
             try:
-                self.files_system, self.path = pafs.FileSystem.from_uri(source)
+                self.files_system, self.path = pafs.FileSystem.from_uri(_with_time_limit(source))
             except (pa.ArrowException, ValueError, OSError) as error:
                 raise ValueError(f"data.source = {source!r} cannot be opened: {one_line(error)}") from None
         else:
@@ -89,10 +90,11 @@ class Place:
         if self.kind == pafs.FileType.NotFound:
             import difflib
 
-            nearest = difflib.get_close_matches(source, NAMES, n=1, cutoff=0.6)
+            nearest = difflib.get_close_matches(source, NAMES, n=1, cutoff=0.8)
             hint = f"did you mean {nearest[0]!r}?" if nearest else f"known names: {', '.join(NAMES)}"
-            raise ValueError(f"data.source = {source!r} is neither a known name nor a file or folder that exists; "
-                             f"{hint}")
+            looked = "" if "://" in source or Path(source).is_absolute() else f" (looked for {self.path})"
+            raise ValueError(f"data.source = {source!r} is neither a known name nor a file or folder that exists"
+                             f"{looked}; {hint}; or say where the images lie with --set data.source=PATH")
 
     @cached_property
     def _entries(self) -> list[pafs.FileInfo]:
@@ -116,6 +118,13 @@ class Place:
         path = f"{self.path.rstrip('/')}/{name}" if name else self.path
         with self.files_system.open_input_file(path) as file:
             return file.read()
+
+
+def _with_time_limit(source: str) -> str:
+    """Google's client tries for a quarter of an hour where there is no network, unless it is told otherwise."""
+    if source.startswith(("gs://", "gcs://")) and "retry_limit_seconds" not in source:
+        return f"{source}{'&' if '?' in source else '?'}retry_limit_seconds={CLOUD_SECONDS}"
+    return source
 
 
 def _hidden(name: str) -> bool:
@@ -514,9 +523,12 @@ def _label_column(schema: pa.Schema, settings: DataSettings, where: str) -> str:
     for name in ("fine_label", "label", "labels"):
         if name in kinds:
             return name
-    if len(usable) != 1:
+    if not usable:
+        raise ValueError(f"{where}: no column can hold labels, which are integers or words; there are "
+                         f"{', '.join(schema.names)}")
+    if len(usable) > 1:
         raise ValueError(f"{where}: which column holds the labels? Set data.label_column to one of "
-                         f"{', '.join(usable or schema.names)}")
+                         f"{', '.join(usable)}")
     return usable[0]
 
 
