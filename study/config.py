@@ -127,7 +127,9 @@ class SearchSettings(Settings):
     baseline_protected: Natural = Field(4, description="likewise for the baseline")
     early_stopping: bool = Field(True, description="ASHA: stop trials that are behind at a rung")
     reduction_factor: Annotated[int, Field(ge=2)] = Field(3, description="a rung keeps the best one in so many")
-    grace_period: PositiveInt | None = Field(None, description="epochs before the first rung; after the warm-up unless given")
+    grace_period: PositiveInt | None = Field(
+        None, description="epochs before the first rung, which is after the warm-up unless given"
+    )
     report_every: PositiveInt | None = Field(None, description="epochs; a thirtieth of them unless given")
     checkpoint_every: PositiveInt | None = Field(None, description="epochs; every fifth report unless given")
     temperature: Range | None = Field(None, description="{log = [1, 16]}, {linear = [1, 8]} or {choice = [2, 4]}")
@@ -148,7 +150,7 @@ class ConfirmSettings(Settings):
 
 
 class ResourceSettings(Settings):
-    cpus_per_trial: PositiveInt = 1
+    cpus_per_trial: PositiveInt = Field(1, description="cores of each trial")
     gpus_per_trial: Annotated[float, Field(ge=0)] | None = Field(None, description="may be a fraction; 1 if there are")
     concurrent: PositiveInt | None = Field(None, description="trials at a time; as many as fit unless given")
     worker_retries: Natural = Field(3, description="how often a trial survives the death of its worker")

@@ -228,7 +228,8 @@ def _show_data(study: Study) -> str:
               f"{len(splits.class_names)} classes", f"{size}x{size} pixels"]
     duplicates = sum((splits.duplicates or {}).values())
     if duplicates:
-        parts.append(f"{duplicates} duplicate{'s' if duplicates > 1 else ''} across splits ({splits.dropped} dropped from training)")
+        parts.append(f"{duplicates} duplicate{'s' if duplicates > 1 else ''} across splits ({splits.dropped} dropped "
+                     "from training)")
     return ", ".join(parts)
 
 

@@ -98,6 +98,7 @@ def test_several_teachers_answer_with_their_mean(finished, teacher_folder, tmp_p
     ({"logits": "nowhere"}, "teacher.logits: nowhere does not exist"),
     ({"logits": "given.toml"}, "teacher.logits = 'given.toml': it is no safetensors file"),
     ({"trained": "."}, "holds no config.json"),
+    ({"model": "resnet18", "trained": "."}, "--set teacher.model= takes a study's own model away"),
 ])
 def test_a_given_teacher_that_is_not_there_is_one_line(teacher, said, tmp_path):
     refused = kdstudy("run", study_with(tmp_path, **teacher), cwd=tmp_path, check=False)
@@ -118,6 +119,21 @@ def test_logits_and_teachers_of_other_data_are_refused(finished, teacher_folder,
                           check=False)
         assert refused.returncode == 2 and said in refused.stderr, refused.stderr
         assert refused.stderr.count("\n") == 1
+
+
+def test_nothing_but_a_logits_file_is_ever_replaced(finished, tmp_path):
+    notes = tmp_path / "notes.safetensors"
+    notes.write_text("my notes")
+    for out, said in ((notes, "is no file that `kdstudy logits` wrote"), (tmp_path / "l.npz", "name it l.safetensors")):
+        refused = kdstudy("logits", finished[0], out, cwd=tmp_path, check=False)
+        assert refused.returncode == 2 and said in refused.stderr and refused.stderr.count("\n") == 1
+    assert notes.read_text() == "my notes"
+
+
+def test_an_export_with_other_images_is_refused(finished, tmp_path):
+    refused = kdstudy("export", finished[0], tmp_path / "out", "--set", "data.classes=5", cwd=tmp_path, check=False)
+    assert refused.returncode == 2 and "does not hold the images that the study was tested on" in refused.stderr
+    assert refused.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
 
 
 def test_a_packed_study_is_small_and_still_reports_and_exports(finished, tmp_path):

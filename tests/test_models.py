@@ -128,9 +128,14 @@ def test_a_function_makes_a_model(tmp_path):
     ("nowhere:model", "model = 'nowhere:model' cannot be imported: No module named 'nowhere'"),
     ("my_models:large", "cannot be imported: module 'my_models' has no attribute 'large'"),
     ("my_models:number", "is not a function"),
+    ("my_models:words", "returns a str, not a torch.nn.Module"),
+    ("my_models:features", "answers of the shape (2, 8, 32, 32) for 2 images of"),
+    ("local-dir:exports/teacher", "is a place, not a model; for a trained teacher set teacher.trained"),
 ])
 def test_a_function_that_is_not_there_is_one_line(tmp_path, name, said):
-    (tmp_path / "my_models.py").write_text(FUNCTION + "number = 3\n")
+    (tmp_path / "my_models.py").write_text(
+        FUNCTION + "number = 3\ndef words(**arguments): return 'a model'\n"
+        "def features(num_classes, in_chans): return nn.Conv2d(in_chans, 8, 3, padding=1)\n")
     with pytest.raises(ValueError) as caught:
         models.check(ModelSettings(model=name), **SHAPE)
     assert said in str(caught.value)
@@ -188,6 +193,7 @@ def test_a_folder_calls_no_function_that_the_study_does_not_name(tmp_path):
 
 @pytest.mark.parametrize(("files", "said"), [
     ({}, "holds no config.json"),
+    ({"study.toml": ""}, "it is a study; `kdstudy export .* --model teacher` writes the folder"),
     ({"config.json": "{}"}, "holds no model.safetensors"),
     ({"config.json": "{}", "model.safetensors": "x"}, "is not a model that can be read"),
 ])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analysis.significance import crossed_interval, paired_t_interval
+from analysis.significance import crossed_interval, paired_t_interval, wilson_interval
 
 
 def test_the_crossed_variance_is_the_stated_sum():
@@ -78,3 +78,14 @@ def test_under_a_null_over_seeds_and_images_the_crossed_interval_keeps_its_level
     crossed, paired = null_rejections(5, 360, 600, np.random.default_rng(0))
     assert crossed < 0.05 + 0.027
     assert paired > crossed  # the seeds-only interval is too sure of itself here
+
+
+@pytest.mark.parametrize(("right", "count"), [(0.0, 20), (0.3, 24), (0.95, 360), (1.0, 10)])
+def test_wilsons_bounds_are_where_the_score_test_turns(right, count):
+    """At a bound p, the observed share lies exactly z standard errors of p away."""
+    for bound in wilson_interval(right, count):
+        if 1e-9 < bound < 1 - 1e-9:  # at 0 and 1 the bound is the share itself
+            z = abs(right - bound) / np.sqrt(bound * (1 - bound) / count)
+            assert z == pytest.approx(stats.norm.ppf(0.975))
+    low, high = wilson_interval(right, count)
+    assert 0 <= low <= right + 1e-12 and right - 1e-12 <= high <= 1 and low < high

@@ -303,12 +303,21 @@ def write_bytes(path, content):
 
 
 U8 = np.zeros((30, 8, 8), np.uint8)
+def parquet_without_labels(tmp):
+    write_parquet(tmp / "q" / "train.parquet", [0.5, 1.5] * 6, column="score")
+    return tmp / "q"
+
+
 BAD = {
     "missing folder": (lambda tmp: tmp / "nowhere", {}, "is neither a known name nor a file or folder that exists"),
     "misspelt name": (lambda tmp: "cifar-100", {}, "did you mean 'cifar100'?"),
+    "moved folder": (lambda tmp: "pictures/of-pets", {}, "pictures/of-pets); known names: digits"),
     "unknown scheme": (lambda tmp: "ftp8://host/data", {}, "cannot be opened"),
     "no images": (lambda tmp: write_bytes(tmp / "e" / "notes.txt", b"x").parent, {}, "holds no images: looked for"),
     "a file of another kind": (lambda tmp: write_bytes(tmp / "images.zip", b"x"), {}, "of a kind that is not read"),
+    "folder one level too high": (lambda tmp: (folder_with(tmp, lambda f: None), tmp)[1], {},
+                                  "name the one right above them"),
+    "no column of labels": (lambda tmp: parquet_without_labels(tmp), {}, "no column can hold labels"),
     "empty class": (lambda tmp: folder_with(tmp, lambda f: [(f / split / "fox").mkdir() for split in
                                             ("train", "test")]), {}, "class 'fox' has no image in its train split"),
     "classes differ": (lambda tmp: folder_with(tmp, lambda f: (f / "test" / "dog").rename(f / "test" / "wolf")), {},

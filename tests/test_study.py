@@ -311,8 +311,18 @@ def test_an_estimate_for_gpus_says_that_it_is_one(tmp_path):
     assert "8 at a time, each 1 CPU + 0.5 GPU" in printed and "An estimate, not measured" in printed
 
 
+def test_every_setting_is_listed_with_its_default_and_its_purpose(tmp_path):
+    lines = kdstudy("settings", cwd=tmp_path).stdout.splitlines()
+    for section, name in (("[search]", "  baseline_trials      = 20 "), ("[data]", "  label_column "),
+                          ("[teacher]", "  lr                   = 0.0003")):
+        own = lines[lines.index(section) + 1:]
+        own = own[: next((index for index, line in enumerate(own) if line.startswith("[")), None)]
+        assert any(line.startswith(name) for line in own), (section, name)
+    assert all(line[44:].strip() for line in lines if line.startswith("  ")), "a setting says nothing of its purpose"
+
+
 @pytest.mark.parametrize("command", ["", "run", "plan", "status", "report", "export", "logits", "pack", "train",
-                                     "presets"])
+                                     "presets", "settings"])
 def test_help_is_quick_and_reads_well(command):
     started = time.monotonic()
     done = subprocess.run([*KDSTUDY, *command.split(), "--help"], capture_output=True, text=True)
