@@ -37,7 +37,7 @@ class Display:
         self._text = text
         if not self._live and text and time.monotonic() - self._last_plain > PLAIN_INTERVAL:
             self._last_plain = time.monotonic()
-            self.console.print(self._now())
+            self.console.print(self._now(), soft_wrap=True)
 
     def trials(self, books: list[TrialBook]) -> None:
         """Show the progress of all trials that run now."""
@@ -46,18 +46,21 @@ class Display:
     def end(self, stage: str, outcome: str, seconds: float, reused: bool = False) -> None:
         """Leave a stage's line behind."""
         self.stop()
-        self.console.print(self._line((stage,), "=" if reused else "✓", outcome, "" if reused else clock(seconds)))
+        line = self._line((stage,), "=" if reused else "✓", outcome, "" if reused else clock(seconds))
+        self.console.print(line, soft_wrap=not self.console.is_terminal)
 
     def stop(self) -> None:
         if self._live:
             self._live.stop()
             self._live = None
 
-    def _line(self, stages: tuple[str, ...], mark: str, text: str, right: str) -> Table:
+    def _line(self, stages: tuple[str, ...], mark: str, text: str, right: str) -> Table | Text:
         style = {"✓": "green", "=": "dim", "…": "cyan"}[mark]
         numbers = "+".join(str(self.stages.index(stage) + 1) for stage in stages)
         position, name = f"{numbers}/{len(self.stages)}", " + ".join(stages).replace("_", " ")
-        grid = Table.grid(padding=(0, 1), expand=self.console.is_terminal)
+        if not self.console.is_terminal:  # a log has no width: one line, however long, so that it can be searched
+            return Text(f"{position} {name:<{STAGE_WIDTH}} {mark} {text} {right}".rstrip())
+        grid = Table.grid(padding=(0, 1), expand=True)
         grid.add_column(no_wrap=True)
         grid.add_column(no_wrap=True, min_width=STAGE_WIDTH)
         grid.add_column(no_wrap=True, width=1)
@@ -67,7 +70,7 @@ class Display:
                      Text(mark, style=style), Text(text), Text(right, style="dim"))
         return grid
 
-    def _now(self) -> Table:
+    def _now(self) -> Table | Text:
         return self._line(self._current, "…", self._text, clock(time.monotonic() - self._started))
 
     def _describe(self, books: list[TrialBook]) -> str:

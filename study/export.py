@@ -187,7 +187,9 @@ def _usage(target: Path, settings: ModelSettings) -> list[str]:
                  f"model = {function}(num_classes=…, in_chans=…, **{settings.args})",
                  f'model.load_state_dict(load_file("{target.name}/model.safetensors"))']
     else:
-        lines = ["import timm", f'model = timm.create_model("local-dir:{target.name}", pretrained=True).eval()',
+        lines = ["import timm",
+                 "# local-dir: and where this folder lies",
+                 f'model = timm.create_model("local-dir:{target.name}", pretrained=True).eval()',
                  "config = timm.data.resolve_model_data_config(model)  # image size, mean and std"]
     return ["```python", *lines, "```", "",
             f"Licence and provenance: trained by kdstudy; `{KEY_FILE}` names the study's stage it came from.", ""]
