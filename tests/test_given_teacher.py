@@ -1,6 +1,7 @@
 """Studies whose teacher is not trained by them: folders, several of them, a file of logits."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -134,6 +135,18 @@ def test_an_export_with_other_images_is_refused(finished, tmp_path):
     refused = kdstudy("export", finished[0], tmp_path / "out", "--set", "data.classes=5", cwd=tmp_path, check=False)
     assert refused.returncode == 2 and "does not hold the images that the study was tested on" in refused.stderr
     assert refused.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_an_export_of_an_earlier_confirmation_is_not_announced(finished, tmp_path):
+    copy = shutil.copytree(finished[0], tmp_path / "study", ignore=shutil.ignore_patterns("*.npy"))
+
+    def announced() -> bool:
+        return any(line.startswith("student ") for line in kdstudy("report", copy, cwd=tmp_path).stdout.splitlines())
+
+    assert announced()
+    key = copy / "export" / "kdstudy.json"
+    key.write_text(json.dumps(json.loads(key.read_text()) | {"confirm": "confirm-0123456789"}))
+    assert not announced()
 
 
 def test_a_packed_study_is_small_and_still_reports_and_exports(finished, tmp_path):
