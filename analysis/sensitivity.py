@@ -1,0 +1,720 @@
+"""Which hyperparameter matters, told from a search that stopped most of its trials early.
+
+Early stopping breaks the usual answers. A stopped trial's last value was reached on a smaller budget, so it says more
+about how far the trial came than about its hyperparameters; and the trials that were not stopped are a selection. So
+one Gaussian process is fitted to the reports of all trials, with the epoch as one more input, and read off at the full
+budget only (`BudgetModel`). The protected trials of a search, which nobody may stop, anchor it there.
+
+Everything is computed from draws of that process on a grid, so everything comes with an interval.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from analysis.results import StudyFiles
+
+if TYPE_CHECKING:  # scikit-learn takes a second to import, which those who only read a study need not wait for
+    from sklearn.gaussian_process import GaussianProcessRegressor
+
+CONFIDENCE = 0.90
+FEWEST_FULL = 4  # trials at the full budget, below which nothing can be said
+MOST_OTHERS = 600  # reports before the full budget that enter the process
+MOST_FOR_FITTING = 400  # reports that its length scales are fitted to
+MOST_POINTS = 3400  # of the grid
+DRAWS = 400
+NEAR_BEST = 5.0  # percentage points
+EDGE = 0.05  # share of a range
+TRUSTED_COVERAGE = 0.80
+PREDICTIVE_RANKS = 0.5  # a rung whose rank correlation with the end is smaller does not predict it
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One searched parameter: `{"log": [low, high]}`, `{"linear": [low, high]}` or `{"choice": [...]}`."""
+
+    name: str
+    kind: str
+    values: tuple[Any, ...]  # low and high, or the choices
+
+    @classmethod
+    def of(cls, name: str, described: dict[str, Any]) -> Dimension:
+        (kind, values), = described.items()
+        return cls(name, kind, tuple(values))
+
+    @property
+    def columns(self) -> int:
+        return len(self.values) if self.kind == "choice" else 1
+
+    def unit(self, values: Sequence[Any]) -> np.ndarray:
+        """(n,) values in their own unit to (n, columns): 0 at the low bound, 1 at the high one, on their own scale.
+
+        A choice becomes a column per value; two different choices lie 1 apart.
+        """
+        if self.kind == "choice":
+            return np.array([[value == choice for choice in self.values] for value in values]) / math.sqrt(2)
+        scale = np.log if self.kind == "log" else np.asarray
+        low, high = scale(np.array(self.values, dtype=float))
+        return ((scale(np.asarray(values, dtype=float)) - low) / (high - low))[:, None]
+
+    def at(self, unit: np.ndarray) -> list[Any]:
+        """The values at places 0 to 1 of the range; choices share it equally."""
+        if self.kind == "choice":
+            return [self.values[min(int(place * len(self.values)), len(self.values) - 1)] for place in unit]
+        low, high = map(float, self.values)
+        return [float(low * (high / low) ** u if self.kind == "log" else low + u * (high - low)) for u in unit]
+
+    def axis(self, count: int, also: Any) -> list[Any]:
+        """About `count` values from bound to bound, `also` among them; a choice gives all of its values."""
+        if self.kind == "choice":
+            return list(self.values)
+        places = np.linspace(0, 1, count)
+        if also is not None:
+            # The default takes the place of the inner value next to it, so that the grid does not grow.
+            place = float(np.clip(self.unit([also])[0, 0], 0, 1))
+            nearest = int(np.argmin(abs(places - place)))
+            if count > 2 and 0 < place < 1:
+                nearest = min(max(nearest, 1), count - 2)
+            places[nearest] = place
+        return self.at(places)
+
+    def weights(self, axis: Sequence[Any]) -> np.ndarray:
+        """The share of the range that each value of an axis stands for."""
+        if self.kind == "choice" or len(axis) == 1:
+            return np.full(len(axis), 1 / len(axis))
+        places = self.unit(axis)[:, 0]
+        borders = np.concatenate([[places[0]], (places[1:] + places[:-1]) / 2, [places[-1]]])
+        return np.diff(borders) / (places[-1] - places[0])
+
+
+def space_of(study: StudyFiles, arm: str) -> dict[str, Dimension]:
+    """What is searched in an arm, `baseline` or `distill`."""
+    searched = study.config.get("search", {})
+    names = [name for name in study.parameter_names if isinstance(searched.get(name), dict)
+             and (arm == "distill" or name not in ("temperature", "alpha"))]
+    return {name: Dimension.of(name, searched[name]) for name in names}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The reports
+
+
+def reports_of(study: StudyFiles, arm: str, space: dict[str, Dimension]) -> pd.DataFrame:
+    """A row per report of an arm's search: trial, epoch, accuracy (0 to 1), protected, and the searched parameters."""
+    curves = study.curves[(study.curves["stage"] == arm) & study.curves["validation_accuracy"].notna()]
+    trials = study.trials[study.trials["stage"] == arm]
+    known = [name for name in space if name in trials.columns]
+    merged = curves[["trial", "epoch", "validation_accuracy"]].merge(trials[["trial", "protected", *known]], on="trial")
+    merged = merged.rename(columns={"validation_accuracy": "accuracy"}).assign(arm=arm)
+    return merged.drop_duplicates(["trial", "epoch"], keep="last")
+
+
+def with_baseline(distill: pd.DataFrame, baseline: pd.DataFrame, space: dict[str, Dimension]) -> pd.DataFrame:
+    """The baseline is the distillation at alpha = 0, so its trials count too, where alpha has a linear range.
+
+    The temperature means nothing there; the trials are spread over its range, so that the process can see that.
+    """
+    alpha = space.get("alpha")
+    if alpha is None or alpha.kind != "linear" or baseline.empty:
+        return distill
+    added = baseline.assign(alpha=0.0, trial=baseline["trial"] + 1 + distill["trial"].max())
+    if "temperature" in space:
+        golden = (math.sqrt(5) - 1) / 2
+        places = {trial: (index + 1) * golden % 1 for index, trial in enumerate(sorted(added["trial"].unique()))}
+        added["temperature"] = space["temperature"].at(added["trial"].map(places).to_numpy())
+    return pd.concat([distill, added], ignore_index=True)
+
+
+def read_off_epoch(reports: pd.DataFrame, budget: int) -> int:
+    """The full budget, or, while nobody has come that far, the last epoch that anybody has reached."""
+    return int(min(budget, reports["epoch"].max()))
+
+
+def _select(reports: pd.DataFrame, budget: int) -> pd.DataFrame:
+    """All reports at the budget, and at most MOST_OTHERS others: a ladder of epochs, and the last of each trial."""
+    reports = reports[reports["epoch"] <= budget].sort_values(["trial", "epoch"], ignore_index=True)
+    full = reports["epoch"] == budget
+    epochs = np.sort(reports.loc[~full, "epoch"].unique())
+    if not len(epochs):
+        return reports
+    ladder = {int(epochs[abs(epochs - rung).argmin()]) for rung in np.geomspace(epochs[0], epochs[-1], 8)}
+    last = ~reports.duplicated("trial", keep="last")
+    others = reports.index[~full & (last | reports["epoch"].isin(ladder))]
+    if len(others) > MOST_OTHERS:
+        others = np.random.default_rng(0).choice(others, MOST_OTHERS, replace=False)
+    return reports.loc[np.union1d(reports.index[full], others)].reset_index(drop=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The process
+
+
+class BudgetModel:
+    """A Gaussian process over the searched parameters and the logarithm of the epoch.
+
+    logit(accuracy) = f(parameters, log epoch) + an effect of the trial + noise, where f has a constant times a Matern
+    kernel with nu = 5/2 and a length scale per input, and the effect of a trial (its seed) is shared by its reports.
+    Parameters are scaled to 0..1, each on its own scale. Length scales and variances are those of the largest
+    marginal likelihood (Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006, chapter 5).
+
+    reports: trial, epoch, accuracy and a column per parameter of `space`; those beyond `budget` are left out.
+    images: how many validation images the accuracies were measured on, which bounds how close to 0 and 1 they count.
+    """
+
+    def __init__(self, reports: pd.DataFrame, space: dict[str, Dimension], budget: int, images: int = 1000):
+        self.space, self.budget = space, budget
+        self.rows = _select(reports, budget)
+        self._first = math.log(max(1, self.rows["epoch"].min()))
+        inputs = self._inputs({name: self.rows[name].tolist() for name in space}, self.rows["epoch"].to_numpy())
+        self._x = np.column_stack([pd.factorize(self.rows["trial"])[0], inputs])
+        share = (self.rows["accuracy"].to_numpy(dtype=float) * images + 0.5) / (images + 1)
+        self._z = np.log(share / (1 - share))
+        self._middle, self._spread = self._z.mean(), self._z.std()
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether all accuracies are the same, so that there is nothing to explain."""
+        full = self.rows["epoch"] == self.budget
+        return self._z[full.to_numpy()].std() < 1e-6
+
+    def _inputs(self, parameters: dict[str, Sequence[Any]], epochs: np.ndarray) -> np.ndarray:
+        """(n, columns + 1): the parameters in 0..1, then the logarithm of the epoch, 1 at the budget."""
+        log_epoch = (np.log(epochs) - self._first) / max(math.log(self.budget) - self._first, 1e-9)
+        return np.column_stack([*(dimension.unit(parameters[name]) for name, dimension in self.space.items()),
+                                log_epoch])
+
+    @cached_property
+    def _process(self) -> GaussianProcessRegressor:
+        """The process, with its kernel fitted to a part of the rows where there are many."""
+        from sklearn.exceptions import ConvergenceWarning
+
+        from analysis.kernels import budget_kernel, regressor
+
+        x, y = self._x, (self._z - self._middle) / self._spread
+        part = self._part_for_fitting()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a length scale at its bound: an input without effect
+            fitted = regressor(budget_kernel(x.shape[1] - 1), optimise=True).fit(x[part], y[part])
+        return fitted if len(part) == len(x) else regressor(fitted.kernel_, optimise=False).fit(x, y)
+
+    def _part_for_fitting(self) -> np.ndarray:
+        """Whole trials, those that came furthest first, until there are rows enough."""
+        order = np.random.default_rng(0).permutation(int(self._x[:, 0].max()) + 1)
+        reached = self.rows["epoch"].groupby(self._x[:, 0]).max().to_numpy()
+        order = order[np.argsort(-reached[order], kind="stable")]
+        # Half of the rows from trials that came furthest, half from any, so that stopped ones are not forgotten.
+        mixed = [trial for pair in zip(order, order[::-1], strict=True) for trial in pair]
+        counts = np.bincount(self._x[:, 0].astype(int))
+        chosen, total = set(), 0
+        for trial in mixed:
+            if trial not in chosen and total + counts[trial] <= MOST_FOR_FITTING:
+                chosen.add(trial)
+                total += counts[trial]
+        return np.flatnonzero(np.isin(self._x[:, 0], list(chosen)))
+
+    def posterior(self, parameters: dict[str, Sequence[Any]]) -> tuple[np.ndarray, np.ndarray]:
+        """Mean (m,) and covariance (m, m) of f at the budget, in logits: what a fresh seed gives on average."""
+        from scipy.linalg import solve_triangular
+
+        points, across, mean = self._across(parameters)
+        half = solve_triangular(self._process.L_, across.T, lower=True, check_finite=False)
+        covariance = self._kernel(points) - half.T @ half
+        return self._middle + self._spread * mean, self._spread**2 * covariance
+
+    def mean(self, parameters: dict[str, Sequence[Any]]) -> np.ndarray:
+        """The mean (m,) of f at the budget, in logits."""
+        return self._middle + self._spread * self._across(parameters)[2]
+
+    @property
+    def _kernel(self) -> Any:
+        """The covariance of f: without the effects of trials and without noise."""
+        return self._process.kernel_.k1.k1
+
+    def _across(self, parameters: dict[str, Sequence[Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Inputs at the budget, their covariance with the rows, and the standardised mean there."""
+        count = len(next(iter(parameters.values())))
+        points = np.column_stack([np.zeros(count), self._inputs(parameters, np.full(count, self.budget))])
+        across = self._kernel(points, self._x)
+        return points, across, across @ self._process.alpha_.ravel()
+
+    def draws(self, parameters: dict[str, Sequence[Any]], count: int = DRAWS) -> tuple[np.ndarray, np.ndarray]:
+        """The posterior mean (m,) and draws (m, count) at the budget, as accuracies in percent."""
+        from scipy.linalg import cholesky
+
+        mean, covariance = self.posterior(parameters)
+        size, scale = len(mean), float(np.trace(covariance)) / len(mean)
+        factor = None
+        for jitter in (1e-8, 1e-6, 1e-4):
+            try:
+                covariance[np.diag_indices(size)] += jitter * max(scale, self._spread**2 * 1e-4)
+                factor = cholesky(covariance, lower=True, check_finite=False)
+                break
+            except np.linalg.LinAlgError:
+                continue
+        if factor is None:
+            raise ValueError("the covariance of the fitted surface is not positive definite")
+        noise = np.random.default_rng(1).standard_normal((size, count))
+        return _percent(mean), _percent(mean[:, None] + factor @ noise)
+
+    def leave_trial_out(self) -> pd.DataFrame:
+        """Each trial's accuracy at the budget, in percent, against what the other trials predict for it.
+
+        Columns trial, observed, low, high (CONFIDENCE), inside. Closed form for blocks of rows, the kernel kept:
+        Ginsbourger and Schärer, "Fast calculation of Gaussian process multiple-fold cross-validation", 2021.
+        """
+        from scipy.linalg import cho_solve
+        from scipy.stats import norm
+
+        process, rows = self._process, []
+        inverse = cho_solve((process.L_, True), np.eye(len(self._x)), check_finite=False)
+        alpha, y = process.alpha_.ravel(), (self._z - self._middle) / self._spread
+        quantile = norm.ppf((1 + CONFIDENCE) / 2)
+        epochs = self.rows["epoch"].to_numpy()
+        for trial in np.unique(self._x[epochs == self.budget, 0]):
+            block = np.flatnonzero(self._x[:, 0] == trial)
+            covariance = np.linalg.inv(inverse[np.ix_(block, block)])
+            mean = y[block] - covariance @ alpha[block]
+            at = int(np.flatnonzero(epochs[block] == self.budget)[0])
+            half = quantile * math.sqrt(max(covariance[at, at], 0))
+            low, observed, high = (_percent(self._middle + self._spread * value)
+                                   for value in (mean[at] - half, y[block[at]], mean[at] + half))
+            rows.append({"trial": int(self.rows["trial"].iloc[block[0]]), "observed": observed, "low": low,
+                         "high": high, "inside": bool(low <= observed <= high)})
+        return pd.DataFrame(rows)
+
+
+def _percent(logits: Any) -> Any:
+    return 100 / (1 + np.exp(-logits))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What it says
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The searched space, read off at the budget. Accuracies in percent, on the axes in the order of the space."""
+
+    axes: dict[str, list[Any]]
+    weights: dict[str, np.ndarray]
+    mean: np.ndarray  # (k1, ..., kd)
+    draws: np.ndarray  # (k1, ..., kd, DRAWS)
+
+    @classmethod
+    def of(cls, model: BudgetModel, default: dict[str, Any]) -> Grid:
+        axes = _axes(model.space, default)
+        points = dict(zip(axes, _product(list(axes.values())), strict=True))
+        mean, draws = model.draws(points)
+        shape = tuple(map(len, axes.values()))
+        weights = {name: dimension.weights(axes[name]) for name, dimension in model.space.items()}
+        return cls(axes, weights, mean.reshape(shape), draws.reshape(*shape, -1))
+
+    def along(self, names: Sequence[str], values: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        """The weighted mean of `values` (k1, ..., kd, ...) over all axes but those of `names`."""
+        others = tuple(index for index, name in enumerate(self.axes) if name not in names)
+        weights = weights.reshape(*weights.shape, *[1] * (values.ndim - weights.ndim))
+        total = weights.sum(others, keepdims=True)
+        return (values * weights).sum(others, keepdims=True) / np.where(total > 0, total, 1)
+
+    @cached_property
+    def volume(self) -> np.ndarray:
+        """The share of the space that each point stands for, (k1, ..., kd)."""
+        volume = np.ones(())
+        for weights in self.weights.values():
+            volume = volume[..., None] * weights
+        return volume
+
+    def argmax(self, **fixed: int) -> tuple[int, ...]:
+        """Indices of the best posterior mean, where some axes are held at an index."""
+        index = tuple(fixed.get(name, slice(None)) for name in self.axes)
+        found = iter(np.unravel_index(self.mean[index].argmax(), self.mean[index].shape))
+        return tuple(fixed[name] if name in fixed else int(next(found)) for name in self.axes)
+
+    def point(self, index: tuple[int, ...]) -> dict[str, Any]:
+        return {name: axis[place] for (name, axis), place in zip(self.axes.items(), index, strict=True)}
+
+
+def _axes(space: dict[str, Dimension], default: dict[str, Any]) -> dict[str, list[Any]]:
+    """As many values per parameter as fit MOST_POINTS, evenly spread, with the default among them."""
+    counts = {name: len(dimension.values) if dimension.kind == "choice" else 41 for name, dimension in space.items()}
+    while math.prod(counts.values()) > MOST_POINTS:
+        ranges = {name: count for name, count in counts.items() if space[name].kind != "choice" and count > 3}
+        if not ranges:
+            break
+        counts[max(ranges, key=ranges.__getitem__)] -= 1
+    return {name: dimension.axis(counts[name], default.get(name)) for name, dimension in space.items()}
+
+
+def _product(axes: list[list[Any]]) -> list[list[Any]]:
+    """Per axis, its value at every point of the grid, in the order of a flattened array."""
+    places = np.indices(tuple(map(len, axes))).reshape(len(axes), -1)
+    return [[axis[place] for place in row] for axis, row in zip(axes, places, strict=True)]
+
+
+def main_effects(grid: Grid, near: float | None = None) -> pd.DataFrame:
+    """The shares of the variance over the space that each parameter, and each pair beyond its two, explains.
+
+    Columns parameter, other (None for a main effect), share, low, high; CONFIDENCE over the draws. Functional analysis
+    of variance (Sobol 1993; Hutter, Hoos and Leyton-Brown 2014), uniform over the ranges on their own scales. With
+    `near`, over the part of the space within so many points of the best.
+    """
+    weights = grid.volume if near is None else grid.volume * (grid.mean >= grid.mean.max() - near)
+    weights = weights / weights.sum()
+
+    def explained(names: Sequence[str]) -> np.ndarray:
+        """The variance of the mean given these parameters, for each draw."""
+        return _variance(grid.along(names, grid.draws, weights), grid, weights, names)
+
+    total = np.maximum(_variance(grid.draws, grid, weights, list(grid.axes)), 1e-12)
+    alone = {name: explained([name]) for name in grid.axes}
+    rows = [(name, None, alone[name] / total) for name in grid.axes]
+    names = list(grid.axes)
+    if len(names) > 2:  # of two, the pair is simply what is left
+        pairs = [(one, two) for index, one in enumerate(names) for two in names[index + 1:]]
+        rows += [(one, two, np.maximum(explained([one, two]) - alone[one] - alone[two], 0) / total)
+                 for one, two in pairs]
+    elif len(names) == 2:
+        rows.append((*names, np.maximum(total - alone[names[0]] - alone[names[1]], 0) / total))
+    return pd.DataFrame([{"parameter": one, "other": two, "share": shares.mean(), **_bounds(shares)}
+                         for one, two, shares in rows])
+
+
+def _variance(values: np.ndarray, grid: Grid, weights: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    others = tuple(index for index, name in enumerate(grid.axes) if name not in names)
+    marginal = weights.sum(others, keepdims=True)[..., None]
+    axes = tuple(range(values.ndim - 1))
+    mean = (values * marginal).sum(axes, keepdims=True)
+    return ((values - mean) ** 2 * marginal).sum(axes)
+
+
+def _bounds(draws: np.ndarray, axis: int = 0) -> dict[str, Any]:
+    low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=axis)
+    return {"low": low, "high": high}
+
+
+def prices(model: BudgetModel, grid: Grid, default: dict[str, Any]) -> pd.DataFrame:
+    """What it costs to leave one parameter at its default while the others are tuned, in points of accuracy.
+
+    Columns parameter, default, price, low, high; CONFIDENCE over the draws. Both points are the best that the process
+    knows of, with and without the restriction; their difference is then drawn, so that an interval can reach below 0.
+    """
+    names = [name for name in grid.axes if default.get(name) in grid.axes[name]
+             or (name in default and model.space[name].kind != "choice")]
+    best = [_refined(model, grid.point(grid.argmax()), ())]
+    for name in names:
+        places = grid.axes[name]
+        unit = model.space[name].unit(places)
+        nearest = int(abs(unit - model.space[name].unit([default[name]])).sum(1).argmin())
+        start = grid.point(grid.argmax(**{name: nearest})) | {name: default[name]}
+        best.append(_refined(model, start, (name,)))
+    _, draws = model.draws({name: [point[name] for point in best] for name in grid.axes}, count=4000)
+    rows = [{"parameter": name, "default": default[name], "price": lost.mean(), **_bounds(lost)}
+            for name, lost in zip(names, draws[0] - draws[1:], strict=True)]
+    return pd.DataFrame(rows, columns=["parameter", "default", "price", "low", "high"])
+
+
+def _refined(model: BudgetModel, start: dict[str, Any], fixed: tuple[str, ...]) -> dict[str, Any]:
+    """The point of the best posterior mean near `start`; choices and the parameters of `fixed` stay as they are."""
+    from scipy.optimize import minimize
+
+    free = [name for name, dimension in model.space.items() if dimension.kind != "choice" and name not in fixed]
+    if not free:
+        return start
+
+    def point(places: np.ndarray) -> dict[str, Any]:
+        return start | {name: model.space[name].at([place])[0] for name, place in zip(free, places, strict=True)}
+
+    def loss(places: np.ndarray) -> float:
+        return -float(model.mean({name: [value] for name, value in point(places).items()})[0])
+
+    places = np.array([model.space[name].unit([start[name]])[0, 0] for name in free])
+    found = minimize(loss, np.clip(places, 0, 1), method="L-BFGS-B", bounds=[(0, 1)] * len(free),
+                     options={"maxiter": 20})
+    return point(found.x) if found.fun < loss(places) else start
+
+
+def curves(grid: Grid) -> pd.DataFrame:
+    """Per parameter and value of its axis: the mean over the others, and the best that they allow; in percent.
+
+    Columns parameter, value, place, dependence, dependence_low, dependence_high, best, best_low, best_high; CONFIDENCE.
+    The best is read off where the posterior mean is highest.
+    """
+    rows = []
+    for axis, name in enumerate(grid.axes):
+        dependence = grid.along([name], grid.draws, grid.volume).reshape(len(grid.axes[name]), -1)
+        for place, value in enumerate(grid.axes[name]):
+            index = grid.argmax(**{name: place})
+            average, best = dependence[place], grid.draws[index]
+            rows.append({"parameter": name, "value": value, "place": place, "axis": axis,
+                         "dependence": average.mean(), **_named("dependence", _bounds(average)),
+                         "best": grid.mean[index], **_named("best", _bounds(best))})
+    return pd.DataFrame(rows)
+
+
+def _named(name: str, bounds: dict[str, Any]) -> dict[str, Any]:
+    return {f"{name}_{end}": value for end, value in bounds.items()}
+
+
+def best_map(grid: Grid, first: str, second: str) -> pd.DataFrame:
+    """Per pair of values the best posterior mean over all other parameters, percent: columns first, second, best."""
+    others = tuple(index for index, name in enumerate(grid.axes) if name not in (first, second))
+    best = grid.mean.max(others)
+    if list(grid.axes).index(first) > list(grid.axes).index(second):
+        best = best.T
+    return pd.DataFrame([{first: one, second: two, "best": best[i, j]}
+                         for i, one in enumerate(grid.axes[first]) for j, two in enumerate(grid.axes[second])])
+
+
+def rung_correlations(study: StudyFiles) -> pd.DataFrame:
+    """How well the ranking at a rung agrees with a later one: columns arm, rung, later, trials, correlation.
+
+    Spearman's rank correlation over the protected trials, which no rung selects; over all that came so far where a
+    search has fewer than FEWEST_FULL of them (`protected` False), which the selection itself pulls towards 0.
+    """
+    rows = []
+    epochs = [*study.description.get("rungs", []), study.description.get("epochs")]
+    for arm in ("baseline", "distill"):
+        reports = reports_of(study, arm, {}).pivot(index="trial", columns="epoch", values="accuracy")
+        trials = study.trials[study.trials["stage"] == arm].set_index("trial")
+        protected = reports.index.isin(trials.index[trials["protected"].astype(bool)])
+        for index, rung in enumerate(epochs[:-1]):
+            for later in epochs[index + 1:]:
+                rows += _rank_correlation(arm, reports, protected, rung, later)
+    return pd.DataFrame(rows, columns=["arm", "rung", "later", "trials", "protected", "correlation"])
+
+
+def _rank_correlation(arm: str, reports: pd.DataFrame, protected: np.ndarray, rung: int,
+                      later: int) -> list[dict[str, Any]]:
+    if rung not in reports or later not in reports:
+        return []
+    both = reports[[rung, later]].notna().all(axis=1)
+    chosen = both & protected if (both & protected).sum() >= FEWEST_FULL else both
+    ranks = reports.loc[chosen, [rung, later]].rank()
+    if len(ranks) < FEWEST_FULL or (ranks.std() == 0).any():
+        return []
+    return [{"arm": arm, "rung": int(rung), "later": int(later), "trials": len(ranks),
+             "protected": bool(protected[chosen.to_numpy()].all()),
+             "correlation": float(ranks.corr().iloc[0, 1])}]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A study's
+
+
+def model_of(study: StudyFiles, arm: str = "distill") -> BudgetModel | str:
+    """The process fitted to a search, for `distill` with the baseline as alpha = 0; or a sentence that says why not."""
+    space = space_of(study, arm)
+    reports = reports_of(study, arm, space)
+    if not space:
+        return "No parameter was searched."
+    if reports.empty:
+        return "No trial has reported yet."
+    if arm == "distill":
+        reports = with_baseline(reports, reports_of(study, "baseline", space), space)
+    budget = read_off_epoch(reports, study.description.get("epochs") or reports["epoch"].max())
+    full = reports.loc[(reports["epoch"] == budget) & (reports["arm"] == arm), "trial"].nunique()
+    if full < FEWEST_FULL:
+        return (f"Only {full} {'trial has' if full == 1 else 'trials have'} come to epoch {budget}; at least "
+                f"{FEWEST_FULL} are needed to tell parameters apart.")
+    model = BudgetModel(reports, space, budget, study.description.get("data", {}).get("validation") or 1000)
+    if model.is_constant:
+        return f"All trials have the same accuracy at epoch {budget}, so there is nothing that parameters could explain."
+    return model
+
+
+def rank_full_budget(study: StudyFiles, arm: str) -> list[int]:
+    """The numbers of an arm's full-budget trials, the best first by posterior mean: what fresh seeds would give.
+
+    By their own accuracies where the process cannot be fitted. Ties: validation loss, then number.
+    """
+    ended = study.trials[(study.trials["stage"] == arm) & (study.trials["ended"] == "complete")]
+    last = study.curves[study.curves["stage"] == arm].drop_duplicates("trial", keep="last").set_index("trial")
+    ended = ended.assign(loss=ended["trial"].map(last["validation_loss"]),
+                         value=ended["last_validation_accuracy"].astype(float))
+    model = model_of(study, arm)
+    if isinstance(model, BudgetModel):
+        ended["value"] = model.mean({name: ended[name].tolist() for name in model.space}).round(9)
+    return ended.sort_values(["value", "loss", "trial"], ascending=[False, True, True])["trial"].astype(int).tolist()
+
+
+def best_shared(study: StudyFiles) -> dict[str, Any] | None:
+    """The best values, by posterior mean, of what both arms search, with temperature and alpha at their defaults.
+
+    None where the process cannot be fitted.
+    """
+    model, default = model_of(study), _default(study)
+    if isinstance(model, str):
+        return None
+    fixed = tuple(name for name in ("temperature", "alpha") if name in model.space)
+    axes = _axes(model.space, default) | {name: [default[name]] for name in fixed}
+    values = dict(zip(axes, _product(list(axes.values())), strict=True))
+    best = int(model.mean(values).argmax())
+    found = _refined(model, {name: column[best] for name, column in values.items()}, fixed)
+    return {name: value for name, value in found.items() if name not in fixed}
+
+
+def _default(study: StudyFiles) -> dict[str, Any]:
+    """The parameters of the default point: trial 0 of the search."""
+    trials = study.trials[(study.trials["stage"] == "distill") & (study.trials["trial"] == 0)]
+    if trials.empty:
+        trials = study.trials[(study.trials["stage"] == "baseline") & (study.trials["trial"] == 0)]
+    row = trials.iloc[0] if len(trials) else {}
+    return {name: row[name] for name in study.parameter_names if name in row and pd.notna(row[name])}
+
+
+def analyse(study: StudyFiles) -> dict[str, Any]:
+    """Everything the report says about sensitivity, ready for JSON; accuracies in percent, prices in points.
+
+    `arm` and `searched` always; then either `missing`, a sentence, or budget, counts, coverage, prices, effects,
+    effects_near, near_share, curves, map, best.
+    """
+    arm = "distill" if (study.trials["stage"] == "distill").any() else "baseline"
+    model, default = model_of(study, arm), _default(study)
+    facts: dict[str, Any] = {"arm": arm, "searched": {
+        name: {dimension.kind: list(dimension.values)} for name, dimension in space_of(study, arm).items()}}
+    if isinstance(model, str):
+        return facts | {"missing": model}
+    grid = Grid.of(model, default)
+    left_out = model.leave_trial_out()
+    best = grid.argmax()
+    pair = _map_pair(list(grid.axes))
+    return _plain(facts | {
+        "budget": model.budget, "counts": _counts(study, model, arm),
+        "coverage": {"inside": int(left_out["inside"].sum()), "trials": len(left_out)},
+        "prices": _records(prices(model, grid, default)),
+        "effects": _records(main_effects(grid)), "effects_near": _records(main_effects(grid, near=NEAR_BEST)),
+        "near_share": float(grid.volume[grid.mean >= grid.mean.max() - NEAR_BEST].sum()),
+        "curves": _records(curves(grid)), "map": _records(best_map(grid, *pair)) if pair else None,
+        "map_of": pair, "best": {"parameters": grid.point(best), "accuracy": grid.mean[best],
+                                 **_bounds(grid.draws[best])},
+    })
+
+
+def _map_pair(names: list[str]) -> list[str] | None:
+    """What the map shows: temperature and alpha where both are searched, else the first two."""
+    wanted = [name for name in ("temperature", "alpha") if name in names]
+    return wanted if len(wanted) == 2 else names[:2] if len(names) > 1 else None
+
+
+def _counts(study: StudyFiles, model: BudgetModel, arm: str) -> dict[str, int]:
+    trials = study.trials[study.trials["stage"].isin([arm, "baseline"])]
+    full = model.rows[model.rows["epoch"] == model.budget]
+    return {"trials": len(trials), "reports": len(model.rows), "full": len(full),
+            "protected": int(full["protected"].astype(bool).sum()),
+            "baseline": int((full["arm"] != arm).sum()), "failed": int((trials["ended"] == "failed").sum())}
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return frame.astype(object).where(frame.notna(), None).to_dict("records")
+
+
+def _plain(value: Any) -> Any:
+    """Python's own numbers, of five significant digits, for JSON."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def statements(study: StudyFiles, found: dict[str, Any], correlations: pd.DataFrame) -> list[tuple[str, str]]:
+    """What a reader must know, as (kind, sentence); a kind is `finding`, `note` or `warning`."""
+    said = [("warning", found["missing"])] if "missing" in found else [
+        ("finding", headline(found)), *_on_trust(study, found)]
+    return [*said, *(("note", text) for text in _edges(study)), *_on_rungs(study, correlations)]
+
+
+def headline(found: dict[str, Any]) -> str:
+    """The price of not tuning, in a sentence."""
+    certain = [row for row in found["prices"] if row["low"] > 0]
+    unsure = [row for row in found["prices"] if row["low"] <= 0]
+    certain.sort(key=lambda row: -row["price"])
+    parts = [f"leaving {_name(row)} costs {row['price']:.1f} points ({row['low']:.1f} to {row['high']:.1f})"
+             for row in certain]
+    text = "; ".join(parts)
+    if unsure:
+        names = " or ".join(_name(row) for row in unsure)
+        most = max(row["high"] for row in unsure)
+        text += f"{'; ' if text else ''}leaving {names} costs nothing that this search could show (at most {most:.1f})"
+    return f"With everything else tuned again, {text}. {round(100 * CONFIDENCE)} % intervals."
+
+
+def _name(row: dict[str, Any]) -> str:
+    default = row["default"]
+    return f"{row['parameter'].replace('_', ' ')} at {default if isinstance(default, str) else f'{default:.3g}'}"
+
+
+def _on_trust(study: StudyFiles, found: dict[str, Any]) -> list[tuple[str, str]]:
+    said, counts, coverage = [], found["counts"], found["coverage"]
+    full = study.description.get("epochs")
+    if full and found["budget"] < full:
+        said.append(("warning", f"Nobody has come to the full {full} epochs yet: everything is read off at epoch "
+                                f"{found['budget']}, the furthest that any trial has come."))
+    share = coverage["inside"] / coverage["trials"]
+    text = (f"Leave one trial out: {coverage['inside']} of {coverage['trials']} trials lie inside the "
+            f"{round(100 * CONFIDENCE)} % interval that the others predict for them ({100 * share:.0f} %)")
+    if share < TRUSTED_COVERAGE:
+        said.append(("warning", f"{text}. That is less than {100 * TRUSTED_COVERAGE:.0f} %: do not trust the intervals "
+                                "here; more protected trials (search.protected) would mend that."))
+    else:
+        said.append(("note", f"{text}."))
+    if counts["protected"] < FEWEST_FULL:
+        said.append(("warning", f"From search data only: {counts['protected'] or 'no'} protected "
+                                f"{'trial' if counts['protected'] == 1 else 'trials'} at the full budget. A search "
+                                "looks where it expects to win, so the rest of the space is guessed; "
+                                "search.protected = 8 or more mends that."))
+    if counts["failed"]:
+        said.append(("note", f"{counts['failed']} failed {'trial counts' if counts['failed'] == 1 else 'trials count'} "
+                             "only with what was reported before."))
+    return said
+
+
+def _edges(study: StudyFiles) -> list[str]:
+    """Where a winner lies at a bound of what was searched, and what to do about it."""
+    said = []
+    for arm, title in (("baseline", "baseline"), ("distill", "distillation")):
+        done = study.done(arm) or {}
+        for name, dimension in space_of(study, arm).items():
+            value = done.get("parameters", {}).get(name)
+            if value is not None and dimension.kind != "choice":
+                said += _edge(title, name, dimension, value)
+    return said
+
+
+def _edge(arm: str, name: str, dimension: Dimension, value: float) -> list[str]:
+    place = float(dimension.unit([value])[0, 0])
+    if EDGE < place < 1 - EDGE:
+        return []
+    low, high = dimension.values
+    bound, word, direction = (high, "upper", "raise") if place > 0.5 else (low, "lower", "lower")
+    if name == "alpha" and bound in (0, 1):
+        meaning = "the labels alone" if bound == 0 else "the teacher's answers alone"
+        return [f"The {arm}'s winner has alpha {value:.3g}, next to {bound:g}, {meaning}: no bound can be moved there."]
+    return [f"The {arm}'s winner has {name} {value:.3g}, at the {word} edge of [{low:g}, {high:g}]: better ones may "
+            f"lie beyond; {direction} the {word} bound of search.{name} and run again."]
+
+
+def _on_rungs(study: StudyFiles, correlations: pd.DataFrame) -> list[tuple[str, str]]:
+    """A warning per arm for the first rung that does not predict the end."""
+    said = []
+    last = correlations[correlations["later"] == study.description.get("epochs")]
+    for arm, rows in last.groupby("arm", sort=False):
+        poor = rows[(rows["correlation"] < PREDICTIVE_RANKS) & (rows["trials"] > FEWEST_FULL + 1)]
+        if len(poor):
+            row, better = poor.iloc[-1], rows[rows["rung"] > poor.iloc[-1]["rung"]]
+            grace = f"search.grace_period = {better.iloc[0]['rung']}" if len(better) else "search.early_stopping = false"
+            title = "distillation" if arm == "distill" else arm
+            said.append(("warning", f"In the {title} search, rung {row['rung']} does not predict the end: rank "
+                                    f"correlation {row['correlation']:+.2f} over {row['trials']} trials. Trials that "
+                                    f"would have won may have been stopped; a longer grace period ({grace}) is safer."))
+    return said
