@@ -20,7 +20,8 @@ import optuna
 import pandas as pd
 from scipy.stats import spearmanr
 
-from analysis.sensitivity import BudgetModel, Dimension, Grid, main_effects, prices
+from analysis.budget_model import BudgetModel, Dimension
+from analysis.sensitivity import Grid, main_effects
 from study.config import Range
 from study.record import Record
 from study.search import METRIC, OptunaProposer, TrialBook
