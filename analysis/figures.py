@@ -11,38 +11,27 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from analysis.look import (
+    ACCURACY,
+    ARMS,
+    COLOURS,
+    FAILED,
+    NEUTRAL,
+    ORIGINS,
+    SYMBOLS,
+    TITLES,
+    blank,
+    faint,
+    parameter_axis,
+    rounded,
+    show,
+    signed,
+)
 from analysis.results import SEARCH_STAGES, StudyFiles
 
-ARMS = {"baseline": "baseline", "distill": "distillation"}
-# From the palette of Okabe and Ito, which colour-blind readers can tell apart.
-COLOURS = {"teacher": "#009E73", "baseline": "#D55E00", "distill": "#0072B2"}
-# Brighter relatives, which the page puts in their place for readers who prefer a dark one.
-ON_DARK = {"teacher": "#2FC69B", "baseline": "#E69F00", "distill": "#56B4E9"}
-FAILED = "#CC79A7"
-NEUTRAL = "#8a8a8a"
-INK = "#1f2328"
-ORIGINS = {"default": "default point", "sobol": "Sobol point", "tpe": "proposed by TPE"}
-SYMBOLS = {"temperature": "T", "alpha": "α"}
-TITLES = {"temperature": "temperature T", "alpha": "α, weight of the soft loss", "lr": "learning rate",
-          "weight_decay": "weight decay", "warmup": "warm-up, share of the epochs", "batch_size": "batch size"}
 STATES = {"complete": "full budget", "stopped": "stopped early: value at the stop", "running": "running: value so far",
           "failed": "failed"}
 MARKERS = {"complete": "circle", "stopped": "circle-open", "running": "triangle-right-open", "failed": "x"}
-ACCURACY = "validation accuracy, %"
-
-
-def template() -> go.layout.Template:
-    """The look that all figures share; on a dark page the font and the colours change, see ON_DARK."""
-    axis = {"showline": True, "linecolor": NEUTRAL, "gridcolor": "rgba(138,138,138,0.22)", "zeroline": False,
-            "ticks": "outside", "tickcolor": NEUTRAL, "ticklen": 4, "automargin": True,
-            "title": {"standoff": 8, "font": {"size": 14}}}
-    return go.layout.Template(layout={
-        "font": {"family": "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif", "size": 13, "color": INK},
-        "paper_bgcolor": "white", "plot_bgcolor": "rgba(0,0,0,0)", "xaxis": axis, "yaxis": axis,
-        "margin": {"l": 8, "r": 12, "t": 4, "b": 8}, "hovermode": "closest",
-        "hoverlabel": {"bgcolor": "white", "bordercolor": NEUTRAL, "font": {"color": INK}, "align": "left"},
-        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
-    })
 
 
 def learning_curves(study: StudyFiles, stage: str) -> go.Figure | None:
@@ -50,7 +39,7 @@ def learning_curves(study: StudyFiles, stage: str) -> go.Figure | None:
     curves = study.curves[(study.curves["stage"] == stage) & study.curves["validation_accuracy"].notna()]
     if curves.empty:
         return None
-    figure = _figure(430, showlegend=True, legend={"traceorder": "reversed"})
+    figure = blank(430, showlegend=True, legend={"traceorder": "reversed"})
     winner, title = _leader(study, stage)
     lines = dict(list(curves.groupby("trial")))
     trials = [trial for trial in _trials(study, stage) if trial["trial"] in lines]
@@ -107,7 +96,7 @@ def gain_intervals(outcome: dict[str, Any]) -> go.Figure | None:
     rows = [row for row in outcome["rows"] if row.get("gain")]
     if not rows:
         return None
-    figure = _figure(110 + 58 * len(rows))
+    figure = blank(110 + 58 * len(rows))
     figure.add_traces([_gain(row) for row in rows])
     ends = [0.0, *(row["gain"][end] for row in rows for end in ("low", "high"))]
     margin = 0.06 * (max(ends) - min(ends)) or 1.0
@@ -119,31 +108,23 @@ def gain_intervals(outcome: dict[str, Any]) -> go.Figure | None:
 
 
 def _gain(row: dict[str, Any]) -> go.Scatter:
-    mean, low, high = (_rounded(row["gain"][name]) for name in ("mean", "low", "high"))
+    mean, low, high = (rounded(row["gain"][name]) for name in ("mean", "low", "high"))
     main = (row["arm"], row["configuration"]) == ("distilled", "tuned")
     colour = COLOURS["distill" if row["arm"] == "distilled" else "baseline"]
     return go.Scatter(
-        x=[mean], y=[_row_label(row, main)], mode="markers+text", text=[_signed(mean)], textposition="top center",
+        x=[mean], y=[_row_label(row, main)], mode="markers+text", text=[signed(mean)], textposition="top center",
         textfont={"size": 15 if main else 12}, cliponaxis=False,
         marker={"color": colour, "size": 14 if main else 10, "symbol": "circle" if main else "circle-open",
                 "line": {"width": 2, "color": colour}},
-        error_x={"type": "data", "symmetric": False, "array": [_rounded(high - mean)],
-                 "arrayminus": [_rounded(mean - low)], "width": 7, "thickness": 4 if main else 2},
-        hovertemplate=f"{row['arm']}, {row['configuration']}: {_signed(mean)} points<br>"
-                      f"95 % interval {_signed(low)} to {_signed(high)}<extra></extra>")
+        error_x={"type": "data", "symmetric": False, "array": [rounded(high - mean)],
+                 "arrayminus": [rounded(mean - low)], "width": 7, "thickness": 4 if main else 2},
+        hovertemplate=f"{row['arm']}, {row['configuration']}: {signed(mean)} points<br>"
+                      f"95 % interval {signed(low)} to {signed(high)}<extra></extra>")
 
 
 def _row_label(row: dict[str, Any], main: bool) -> str:
     label = f"{row['arm']},<br>{row['configuration']}"
     return f"<b>{label}</b>" if main else label
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.2f}".replace("-", "−")
-
-
-def _figure(height: int, **layout: Any) -> go.Figure:
-    return go.Figure(layout={"template": template(), "height": height, "showlegend": False, **layout})
 
 
 def _trials(study: StudyFiles, stage: str) -> list[dict[str, Any]]:
@@ -154,24 +135,6 @@ def _trials(study: StudyFiles, stage: str) -> list[dict[str, Any]]:
 
 def _drawable(trial: dict[str, Any]) -> bool:
     return trial["ended"] == "failed" or trial["last_validation_accuracy"] is not None
-
-
-def _rounded(value: float) -> float:
-    """Four significant digits: more cannot be seen, and would only weigh on the page."""
-    return float(f"{value:.4g}")
-
-
-def _show(value: Any) -> str:
-    return html.escape(value) if isinstance(value, str) else f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
-
-
-def _faint(colour: str, opacity: float) -> str:
-    return f"rgba({channels(colour)},{opacity})"
-
-
-def channels(colour: str) -> str:
-    """#ff8000 as 255,128,0."""
-    return ",".join(str(int(colour[start:start + 2], 16)) for start in (1, 3, 5))
 
 
 def _leader(study: StudyFiles, stage: str) -> tuple[int | None, str]:
@@ -188,7 +151,7 @@ def _leader(study: StudyFiles, stage: str) -> tuple[int | None, str]:
 
 def _about(study: StudyFiles, trial: dict[str, Any]) -> str:
     """Hover text: the trial's number, where it came from and its parameters."""
-    parameters = ", ".join(f"{SYMBOLS.get(name, name)} {_show(trial[name])}" for name in study.parameter_names
+    parameters = ", ".join(f"{SYMBOLS.get(name, name)} {show(trial[name])}" for name in study.parameter_names
                            if trial[name] is not None)
     origin = ORIGINS.get(trial["origin"])
     return f"<b>trial {trial['trial']}</b>{f' ({origin})' if origin else ''}<br>{parameters}"
@@ -207,10 +170,10 @@ def _curve(study: StudyFiles, trial: dict[str, Any], reports: Any, title: str, i
     ended, leads = trial["ended"], title not in STATES.values()
     colour = COLOURS[trial["stage"]]
     if not leads:
-        colour = _faint(colour, 0.6 if ended == "complete" else 0.4)
+        colour = faint(colour, 0.6 if ended == "complete" else 0.4)
     symbol, size = ("star", 14) if leads else (MARKERS[ended], {"stopped": 6, "failed": 9}.get(ended, 0))
     return go.Scatter(
-        x=reports["epoch"].tolist(), y=[_rounded(100 * value) for value in reports["validation_accuracy"]],
+        x=reports["epoch"].tolist(), y=[rounded(100 * value) for value in reports["validation_accuracy"]],
         mode="lines+markers" if size else "lines", name=title.split(":")[0] if title in STATES.values() else title,
         line={"color": colour, "width": 3.5 if leads else 1.6 if ended == "complete" else 1,
               "dash": "dot" if ended == "running" else "solid"},
@@ -252,7 +215,7 @@ class Point:
     @property
     def percent(self) -> float | None:
         accuracy = self.trial["last_validation_accuracy"]
-        return None if accuracy is None else _rounded(100 * accuracy)
+        return None if accuracy is None else rounded(100 * accuracy)
 
 
 @dataclass(frozen=True)
@@ -273,7 +236,7 @@ def _panels(study: StudyFiles, panels: list[Panel], columns: int, best_so_far: b
     ranges = [_padded([point.percent for point in points if point.complete == part]) for part in parts]
     columns = min(columns, len(panels))
     height = 440 * math.ceil(len(panels) / columns)
-    figure = _figure(height, showlegend=True, legend={"y": 1 + 8 / height})
+    figure = blank(height, showlegend=True, legend={"y": 1 + 8 / height})
     for index, panel in enumerate(panels):
         axes = _place_axes(figure, panel, index, len(panels), columns, dict(zip(parts, ranges, strict=True)))
         if best_so_far:
@@ -286,7 +249,7 @@ def _panels(study: StudyFiles, panels: list[Panel], columns: int, best_so_far: b
 def _padded(percents: list[float | None]) -> list[float]:
     known = [percent for percent in percents if percent is not None] or [0.0, 100.0]
     margin = max(0.12 * (max(known) - min(known)), 0.6)
-    return [_rounded(min(known) - margin), _rounded(max(known) + margin)]
+    return [rounded(min(known) - margin), rounded(max(known) + margin)]
 
 
 def _place_axes(figure: go.Figure, panel: Panel, index: int, count: int, columns: int,
@@ -305,10 +268,10 @@ def _place_axes(figure: go.Figure, panel: Panel, index: int, count: int, columns
         number = index * len(ranges) + place + 1
         names[part] = {"xaxis": f"x{index + 1}", "yaxis": f"y{number}"}
         figure.update_layout({f"yaxis{number}": {
-            "domain": [_rounded(bound) for bound in bounds[part]], "anchor": f"x{index + 1}", "range": limits,
+            "domain": [rounded(bound) for bound in bounds[part]], "anchor": f"x{index + 1}", "range": limits,
             "showticklabels": column == 0, "title": {"text": titles[part] if column == 0 else ""}, "nticks": 6}})
     figure.update_layout({f"xaxis{index + 1}": {
-        "domain": [_rounded(left), _rounded(min(1, left + width))], "anchor": f"y{number}",
+        "domain": [rounded(left), rounded(min(1, left + width))], "anchor": f"y{number}",
         "title": {"text": panel.title}, **panel.axis}})
     return names
 
@@ -319,7 +282,7 @@ def _draw_points(figure: go.Figure, study: StudyFiles, panel: Panel, axes: dict[
         mine = [point for point in panel.points if point.trial["stage"] == arm]
         leader = _leader(study, arm)[0]
         for state in reversed(STATES):
-            colour = FAILED if state == "failed" else _faint(COLOURS[arm], 0.85 if state == "complete" else 0.5)
+            colour = FAILED if state == "failed" else faint(COLOURS[arm], 0.85 if state == "complete" else 0.5)
             _draw(figure, study, [point for point in mine if point.trial["ended"] == state], axes, floors,
                   {"symbol": MARKERS[state], "size": 8, "color": colour, "line": {"width": 1.4, "color": colour}},
                   group=arm if state == "complete" else state)
@@ -375,48 +338,12 @@ def _draw_legend(figure: go.Figure, study: StudyFiles, points: list[Point], best
                            line={"color": NEUTRAL})
 
 
-def parameter_axis(dimension: dict[str, Any]) -> dict[str, Any]:
-    """A plotly axis for a searched parameter, `{"log": [a, b]}`, `{"linear": [a, b]}` or `{"choice": [...]}`."""
-    if "choice" in dimension:
-        shown = [_show(value) for value in dimension["choice"]]
-        return {"range": [-0.5, len(shown) - 0.5], "tickmode": "array", "tickvals": list(range(len(shown))),
-                "ticktext": shown, "showgrid": False}
-    low, high = dimension.get("log") or dimension["linear"]
-    if "linear" in dimension:
-        margin = 0.05 * (high - low)
-        return {"range": [low - margin, high + margin], "nticks": 6, "exponentformat": "power"}
-    ends = math.log10(low), math.log10(high)
-    margin = 0.05 * (ends[1] - ends[0])
-    ticks = log_ticks(low, high)
-    return {"type": "log", "range": [ends[0] - margin, ends[1] + margin], "tickmode": "array", "tickvals": ticks,
-            "ticktext": [_plain(tick, exponents=low < 0.02) for tick in ticks]}
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """Round ticks between two bounds: powers of 2 for temperatures and the like, else 1 and 3 of each decade."""
-    if low >= 0.25 and high <= 128:
-        ticks = [2.0**power for power in range(-2, 8)]
-    else:
-        decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-        ticks = [float(f"{digit}e{decade}") for decade in decades for digit in ((1,) if len(decades) > 5 else (1, 3))]
-    inside = [tick for tick in ticks if 0.999 * low <= tick <= 1.001 * high]
-    return inside if len(inside) > 1 else [low, high]
-
-
 def _position(trial: dict[str, Any], name: str, dimension: dict[str, Any]) -> float:
     """Where a trial stands on a parameter's axis; those of one choice are spread, lest they hide each other."""
     if "choice" not in dimension:
-        return _rounded(trial[name])
+        return rounded(trial[name])
     golden = (math.sqrt(5) - 1) / 2
     return dimension["choice"].index(trial[name]) + round(0.5 * (trial["trial"] * golden % 1 - 0.5), 3)
-
-
-def _plain(value: float, exponents: bool) -> str:
-    """16 and 0.25, or 3e-4 and 1e-2: the way a study file writes it."""
-    if not exponents or 1 <= value < 10000:
-        return f"{value:g}"
-    digits, exponent = f"{value:.2e}".split("e")
-    return f"{float(digits):g}e{int(exponent)}"
 
 
 def _whole_step(last: float) -> int:

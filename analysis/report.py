@@ -11,7 +11,7 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from analysis import figures, tables
+from analysis import figures, look, tables
 from analysis.results import STAGES, StudyFiles
 
 # Nothing may be loaded from anywhere, whatever a study's texts say.
@@ -114,7 +114,7 @@ def _curves(study: StudyFiles, stage: str, heading: str) -> Exhibit:
     if rungs := study.description.get("rungs"):
         caption += (f" Dotted: the {'rung' if len(rungs) == 1 else 'rungs'}, epoch {', '.join(map(str, rungs))}, where "
                     "trials behind the others may be stopped.")
-    return Exhibit(f"curves-{stage}", heading, caption, f"No {figures.ARMS[stage]} trial has reported yet.",
+    return Exhibit(f"curves-{stage}", heading, caption, f"No {look.ARMS[stage]} trial has reported yet.",
                    figures.learning_curves(study, stage))
 
 
@@ -137,14 +137,14 @@ def _figure_data(exhibits: Iterable[Exhibit]) -> str:
             layouts = {name: {key: value for key, value in layout.items() if key != "template"}
                        for name, layout in (("wide", wide["layout"]), ("narrow", narrow["layout"]))}
             shown.append({"name": exhibit.name, "data": wide["data"], **layouts})
-    on_dark = [pair for arm, colour in figures.COLOURS.items() for pair in _recolouring(colour, figures.ON_DARK[arm])]
-    content = {"template": figures.template().to_plotly_json(), "onDark": on_dark, "figures": shown}
+    on_dark = [pair for arm, colour in look.COLOURS.items() for pair in _recolouring(colour, look.ON_DARK[arm])]
+    content = {"template": look.template().to_plotly_json(), "onDark": on_dark, "figures": shown}
     text = json.dumps(content, separators=(",", ":"), allow_nan=False)
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def _recolouring(colour: str, other: str) -> list[tuple[str, str]]:
-    return [(colour, other), (figures.channels(colour), figures.channels(other))]
+    return [(colour, other), (look.channels(colour), look.channels(other))]
 
 
 def _progress(study: StudyFiles) -> str:

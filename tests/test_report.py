@@ -14,7 +14,7 @@ import pytest
 from plotly.offline import get_plotlyjs
 from scipy import stats
 
-from analysis import figures, report, tables
+from analysis import figures, look, report, tables
 from analysis.results import StudyFiles
 
 INJECTION = "<script>alert(1)</script>"
@@ -291,10 +291,10 @@ def test_stopped_and_complete_trials_have_axes_of_their_own(complete):
 
 
 def test_ticks_of_log_axes_are_plain():
-    assert figures.parameter_axis({"log": [3e-4, 1e-2]})["ticktext"] == ["3e-4", "1e-3", "3e-3", "1e-2"]
-    assert figures.parameter_axis({"log": [1, 16]})["ticktext"] == ["1", "2", "4", "8", "16"]
-    assert figures.parameter_axis({"log": [2e-3, 2.5e-3]})["ticktext"] == ["2e-3", "2.5e-3"]
-    assert figures.parameter_axis({"choice": ["adamw", "sgd"]})["ticktext"] == ["adamw", "sgd"]
+    assert look.parameter_axis({"log": [3e-4, 1e-2]})["ticktext"] == ["3e-4", "1e-3", "3e-3", "1e-2"]
+    assert look.parameter_axis({"log": [1, 16]})["ticktext"] == ["1", "2", "4", "8", "16"]
+    assert look.parameter_axis({"log": [2e-3, 2.5e-3]})["ticktext"] == ["2e-3", "2.5e-3"]
+    assert look.parameter_axis({"choice": ["adamw", "sgd"]})["ticktext"] == ["adamw", "sgd"]
 
 
 def test_figures_without_data_are_none(tmp_path):
