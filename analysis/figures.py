@@ -9,6 +9,7 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any
 
+import pandas as pd
 import plotly.graph_objects as go
 
 from analysis.look import (
@@ -27,7 +28,7 @@ from analysis.look import (
     show,
     signed,
 )
-from analysis.results import SEARCH_STAGES, StudyFiles
+from analysis.results import SEARCH_STAGES, STAGES, StudyFiles
 
 STATES = {"complete": "full budget", "stopped": "stopped early: value at the stop", "running": "running: value so far",
           "failed": "failed"}
@@ -349,3 +350,91 @@ def _position(trial: dict[str, Any], name: str, dimension: dict[str, Any]) -> fl
 def _whole_step(last: float) -> int:
     """A step between ticks that are trial numbers: at most about ten of them."""
     return next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10**6) if last / step <= 10)
+
+
+def parallel_coordinates(study: StudyFiles) -> go.Figure | None:
+    """Every trial of the distillation as a line over its parameters, up to its last validation accuracy in percent.
+
+    Full-budget trials in three groups by accuracy, told apart by width and dash as well as by shade.
+    """
+    trials = [trial for trial in _trials(study, "distill") if trial["ended"] in ("complete", "stopped")
+              and trial["last_validation_accuracy"] is not None]
+    searched = study.config.get("search", {})
+    names = [name for name in study.parameter_names if isinstance(searched.get(name), dict)]
+    if len(trials) < 2 or not names:
+        return None
+    complete = sorted((trial for trial in trials if trial["ended"] == "complete"),
+                      key=lambda trial: -trial["last_validation_accuracy"])
+    third = math.ceil(len(complete) / 3)
+    groups = [("stopped early", [trial for trial in trials if trial["ended"] == "stopped"], 0.22, 1, "dot"),
+              ("full budget, lowest third", complete[2 * third:], 0.45, 1.2, "dash"),
+              ("full budget, middle third", complete[third:2 * third], 0.65, 1.8, "solid"),
+              ("full budget, best third", complete[:third], 1, 3, "solid")]
+    figure = blank(430, showlegend=True, legend={"traceorder": "reversed"})
+    percents = [100 * trial["last_validation_accuracy"] for trial in trials]
+    bounds = min(percents), max(percents)
+    for title, members, opacity, width, dash in groups:
+        colour = NEUTRAL if title == "stopped early" else COLOURS["distill"]
+        for index, trial in enumerate(members):
+            figure.add_scatter(
+                x=list(range(len(names) + 1)), mode="lines", name=title, legendgroup=title, showlegend=not index,
+                y=[*(_height(trial[name], searched[name]) for name in names),
+                   _share_between(100 * trial["last_validation_accuracy"], bounds)],
+                line={"color": faint(colour, opacity), "width": width, "dash": dash}, meta=_about(study, trial),
+                hovertemplate="%{meta}<br>" + _fate(trial) + "<extra></extra>")
+    axes = [*((TITLES.get(name, name).split(",")[0], _ends(searched[name])) for name in names),
+            ("last accuracy", tuple(f"{bound:.1f} %" for bound in bounds))]
+    for place, (title, (low, high)) in enumerate(axes):
+        figure.add_shape(type="line", x0=place, x1=place, y0=0, y1=1, line={"color": NEUTRAL, "width": 1.5})
+        figure.add_annotation(x=place, y=1.02, yanchor="bottom", text=high, showarrow=False)
+        figure.add_annotation(x=place, y=-0.02, yanchor="top", text=f"{low}<br><b>{title}</b>", showarrow=False)
+    figure.update_xaxes(visible=False, range=[-0.35, len(names) + 0.35])
+    figure.update_yaxes(visible=False, range=[-0.2, 1.12])
+    return figure
+
+
+def _height(value: Any, dimension: dict[str, Any]) -> float:
+    if "choice" in dimension:
+        return rounded((dimension["choice"].index(value) + 0.5) / len(dimension["choice"]))
+    low, high = dimension.get("log") or dimension["linear"]
+    if "log" in dimension:
+        value, low, high = math.log(value), math.log(low), math.log(high)
+    return _share_between(value, (low, high))
+
+
+def _share_between(value: float, bounds: tuple[float, float]) -> float:
+    return rounded((value - bounds[0]) / (bounds[1] - bounds[0])) if bounds[1] > bounds[0] else 0.5
+
+
+def _ends(dimension: dict[str, Any]) -> tuple[str, str]:
+    values = dimension.get("log") or dimension.get("linear") or [dimension["choice"][0], dimension["choice"][-1]]
+    return show(values[0]), show(values[-1])
+
+
+def budget(spent: pd.DataFrame) -> go.Figure | None:
+    """Training time per stage, by how its trials ended, and beside it what early stopping saved; see `results.spent`."""
+    if spent.empty:
+        return None
+    scale, unit = next((scale, unit) for scale, unit in ((3600, "hours"), (60, "minutes"), (1, "seconds"))
+                       if scale == 1 or spent["seconds"].sum() >= 3 * scale)
+    stages = [stage for stage in STAGES if stage in set(spent["stage"])][::-1]
+    figure = blank(120 + 44 * len(stages), showlegend=True, barmode="stack", legend={"traceorder": "normal"})
+    kinds = {"complete": ("full budget", 0.9, ""), "stopped": ("stopped early", 0.45, ""), "failed": ("failed", 0.3, "x"),
+             "running": ("running", 0.3, "."), "saved": ("saved by early stopping (not spent)", 0.0, "/")}
+    for kind, (title, opacity, pattern) in kinds.items():
+        mine = spent[spent["kind"] == kind].set_index("stage").reindex(stages).dropna(subset=["seconds"])
+        if mine.empty:
+            continue
+        colour = NEUTRAL if kind == "saved" else FAILED if kind == "failed" else COLOURS["distill"]
+        figure.add_bar(
+            orientation="h", y=[stage.replace("_", " ") for stage in mine.index], name=title,
+            x=[rounded(seconds / scale) for seconds in mine["seconds"]],
+            marker={"color": faint(colour, opacity), "line": {"color": colour, "width": 1},
+                    "pattern": {"shape": pattern, "fgcolor": colour, "size": 6}},
+            customdata=mine[["trials", "epochs"]].astype(int).to_numpy().tolist(),
+            hovertemplate=f"%{{y}}, {title}: %{{x}} {unit}<br>%{{customdata[0]}} trials, %{{customdata[1]}} epochs"
+                          "<extra></extra>")
+    figure.update_xaxes(title=f"{unit} of training, summed over trials", rangemode="tozero")
+    figure.update_yaxes(showgrid=False, ticks="", categoryorder="array",
+                        categoryarray=[stage.replace("_", " ") for stage in stages])
+    return figure

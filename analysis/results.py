@@ -78,6 +78,24 @@ class StudyFiles:
         rows = [self._trial_row(stage, event) for stage, event in self._trial_events()]
         return pd.DataFrame(rows, columns=[*TRIAL_COLUMNS[:2], *self.parameter_names, *TRIAL_COLUMNS[2:]])
 
+    @cached_property
+    def spent(self) -> pd.DataFrame:
+        """Where the training time went: stage, kind, trials, epochs, seconds (of training, summed over trials).
+
+        A kind is how the trials ended, or `saved`: what the epochs that early stopping left out would have taken.
+        """
+        rows = []
+        last = self.curves.dropna(subset=["seconds"]).drop_duplicates(["stage", "trial"], keep="last")
+        trials = self.trials.merge(last[["stage", "trial", "seconds"]], on=["stage", "trial"])
+        full = self.description.get("epochs") or 0
+        for (stage, ended), group in trials.groupby(["stage", "ended"], sort=False):
+            rows.append((stage, ended, len(group), group["epochs"].sum(), group["seconds"].sum()))
+            if ended == "stopped":
+                missing = full - group["epochs"]
+                rows.append((stage, "saved", len(group), missing.sum(),
+                             (missing * group["seconds"] / group["epochs"]).sum()))
+        return pd.DataFrame(rows, columns=["stage", "kind", "trials", "epochs", "seconds"])
+
     def _trial_events(self) -> list[tuple[str, dict[str, Any]]]:
         return [(stage, event) for stage, events in self.events.items()
                 for event in events if event["event"] == "trial"]
