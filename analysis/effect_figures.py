@@ -50,7 +50,7 @@ def price_of_not_tuning(found: dict[str, Any]) -> go.Figure | None:
                           f"{INTERVAL} {signed(low)} to {signed(high)}<extra></extra>")
     ends = [0.0, *(row[end] for row in rows for end in ("low", "high"))]
     margin = 0.06 * (max(ends) - min(ends)) or 1.0
-    figure.update_xaxes(title=f"points of validation accuracy<br>lost ({INTERVAL})", zeroline=True, zerolinewidth=2.5,
+    figure.update_xaxes(title=f"points lost ({INTERVAL})", zeroline=True, zerolinewidth=2.5,
                         zerolinecolor=NEUTRAL, range=[min(ends) - margin, max(ends) + margin])
     figure.update_yaxes(showgrid=False, showline=False, ticks="", range=[-0.5, len(rows) - 0.3])
     return figure
@@ -151,6 +151,11 @@ def _place(figure: go.Figure, index: int, count: int, columns: int, name: str, d
                               "showticklabels": column == 0, "title": {"text": ACCURACY if column == 0 else ""}}})
 
 
+def _axis(letter: str, index: int) -> str:
+    """plotly's name of a panel's axis: the first has no number."""
+    return f"{letter}{index + 1 if index else ''}"
+
+
 def _positions(values: Any, dimension: dict[str, Any]) -> list[Any]:
     """Where values stand on a parameter's axis."""
     if "choice" in dimension:
@@ -193,10 +198,11 @@ def _mark_default(figure: go.Figure, study: StudyFiles, found: dict[str, Any], n
     if default is None:
         return
     place = _positions([default], found["searched"][name])[0]
-    figure.add_shape(type="line", x0=place, x1=place, y0=0, y1=1, xref=f"x{index + 1}", yref=f"y{index + 1} domain",
-                     line={"dash": "dot", "width": 1.5, "color": NEUTRAL}, layer="below")
+    figure.add_shape(type="line", x0=place, x1=place, y0=0, y1=1, xref=_axis("x", index),
+                     yref=f"{_axis('y', index)} domain", layer="below",
+                     line={"dash": "dot", "width": 1.5, "color": NEUTRAL})
     figure.add_annotation(x=math.log10(place) if "log" in found["searched"][name] else place, y=0.01, yanchor="bottom",
-                          xref=f"x{index + 1}", yref=f"y{index + 1} domain", text="default", showarrow=False,
+                          xref=_axis("x", index), yref=f"{_axis('y', index)} domain", text="default", showarrow=False,
                           textangle=-90, xanchor="right", font={"size": 11})
 
 

@@ -171,7 +171,7 @@ def _curve(study: StudyFiles, trial: dict[str, Any], reports: Any, title: str, i
     ended, leads = trial["ended"], title not in STATES.values()
     colour = COLOURS[trial["stage"]]
     if not leads:
-        colour = faint(colour, 0.6 if ended == "complete" else 0.4)
+        colour = faint(colour, 0.6 if ended == "complete" else 0.5)
     symbol, size = ("star", 14) if leads else (MARKERS[ended], {"stopped": 6, "failed": 9}.get(ended, 0))
     return go.Scatter(
         x=reports["epoch"].tolist(), y=[rounded(100 * value) for value in reports["validation_accuracy"]],
@@ -352,10 +352,11 @@ def _whole_step(last: float) -> int:
     return next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10**6) if last / step <= 10)
 
 
-def parallel_coordinates(study: StudyFiles) -> go.Figure | None:
+def parallel_coordinates(study: StudyFiles, short: bool = False) -> go.Figure | None:
     """Every trial of the distillation as a line over its parameters, up to its last validation accuracy in percent.
 
-    Full-budget trials in three groups by accuracy, told apart by width and dash as well as by shade.
+    Full-budget trials in three groups by accuracy, told apart by width and dash as well as by shade. `short` names the
+    axes by their symbols.
     """
     trials = [trial for trial in _trials(study, "distill") if trial["ended"] in ("complete", "stopped")
               and trial["last_validation_accuracy"] is not None]
@@ -366,7 +367,7 @@ def parallel_coordinates(study: StudyFiles) -> go.Figure | None:
     complete = sorted((trial for trial in trials if trial["ended"] == "complete"),
                       key=lambda trial: -trial["last_validation_accuracy"])
     third = math.ceil(len(complete) / 3)
-    groups = [("stopped early", [trial for trial in trials if trial["ended"] == "stopped"], 0.22, 1, "dot"),
+    groups = [("stopped early", [trial for trial in trials if trial["ended"] == "stopped"], 0.5, 1, "dot"),
               ("full budget, lowest third", complete[2 * third:], 0.45, 1.2, "dash"),
               ("full budget, middle third", complete[third:2 * third], 0.65, 1.8, "solid"),
               ("full budget, best third", complete[:third], 1, 3, "solid")]
@@ -382,8 +383,9 @@ def parallel_coordinates(study: StudyFiles) -> go.Figure | None:
                    _share_between(100 * trial["last_validation_accuracy"], bounds)],
                 line={"color": faint(colour, opacity), "width": width, "dash": dash}, meta=_about(study, trial),
                 hovertemplate="%{meta}<br>" + _fate(trial) + "<extra></extra>")
-    axes = [*((TITLES.get(name, name).split(",")[0], _ends(searched[name])) for name in names),
-            ("last accuracy", tuple(f"{bound:.1f} %" for bound in bounds))]
+    titles = [SYMBOLS.get(name, name) if short else TITLES.get(name, name).split(",")[0] for name in names]
+    axes = [*((title.replace("_", " "), _ends(searched[name])) for title, name in zip(titles, names, strict=True)),
+            ("result" if short else "last accuracy", tuple(f"{bound:.1f} %" for bound in bounds))]
     for place, (title, (low, high)) in enumerate(axes):
         figure.add_shape(type="line", x0=place, x1=place, y0=0, y1=1, line={"color": NEUTRAL, "width": 1.5})
         figure.add_annotation(x=place, y=1.02, yanchor="bottom", text=high, showarrow=False)
@@ -412,15 +414,16 @@ def _ends(dimension: dict[str, Any]) -> tuple[str, str]:
 
 
 def budget(spent: pd.DataFrame) -> go.Figure | None:
-    """Training time per stage, by how its trials ended, and beside it what early stopping saved; see `results.spent`."""
+    """Training time per stage, by how its trials ended, and beside it what early stopping saved: `StudyFiles.spent`."""
     if spent.empty:
         return None
     scale, unit = next((scale, unit) for scale, unit in ((3600, "hours"), (60, "minutes"), (1, "seconds"))
                        if scale == 1 or spent["seconds"].sum() >= 3 * scale)
     stages = [stage for stage in STAGES if stage in set(spent["stage"])][::-1]
     figure = blank(120 + 44 * len(stages), showlegend=True, barmode="stack", legend={"traceorder": "normal"})
-    kinds = {"complete": ("full budget", 0.9, ""), "stopped": ("stopped early", 0.45, ""), "failed": ("failed", 0.3, "x"),
-             "running": ("running", 0.3, "."), "saved": ("saved by early stopping (not spent)", 0.0, "/")}
+    kinds = {"complete": ("full budget", 0.9, ""), "stopped": ("stopped early", 0.45, ""),
+             "failed": ("failed", 0.3, "x"), "running": ("running", 0.3, "."),
+             "saved": ("saved by early stopping (not spent)", 0.0, "/")}
     for kind, (title, opacity, pattern) in kinds.items():
         mine = spent[spent["kind"] == kind].set_index("stage").reindex(stages).dropna(subset=["seconds"])
         if mine.empty:
@@ -434,7 +437,7 @@ def budget(spent: pd.DataFrame) -> go.Figure | None:
             customdata=mine[["trials", "epochs"]].astype(int).to_numpy().tolist(),
             hovertemplate=f"%{{y}}, {title}: %{{x}} {unit}<br>%{{customdata[0]}} trials, %{{customdata[1]}} epochs"
                           "<extra></extra>")
-    figure.update_xaxes(title=f"{unit} of training, summed over trials", rangemode="tozero")
+    figure.update_xaxes(title=f"{unit} of training,<br>summed over trials", rangemode="tozero")
     figure.update_yaxes(showgrid=False, ticks="", categoryorder="array",
                         categoryarray=[stage.replace("_", " ") for stage in stages])
     return figure

@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 CONFIRM_STAGES = ("confirm_baseline", "confirm")
-STAGES = ("teacher", "baseline", "teacher_logits", "distill", *CONFIRM_STAGES)
-TRIAL_STAGES = ("teacher", "baseline", "distill", *CONFIRM_STAGES)
+FINALIST_STAGES = ("finalists_baseline", "finalists")
+STAGES = ("teacher", "baseline", "teacher_logits", "distill", *FINALIST_STAGES, *CONFIRM_STAGES)
+TRIAL_STAGES = tuple(stage for stage in STAGES if stage != "teacher_logits")
 SEARCH_STAGES = ("baseline", "distill")
 ENDINGS = {"stop": "stopped", "complete": "complete", "failed": "failed"}
 TRIAL_COLUMNS = ["stage", "trial", "origin", "protected", "epochs", "ended", "reason", "last_validation_accuracy",
@@ -45,6 +46,18 @@ class StudyFiles:
         """What a stage's done-mark says; None while it is not done."""
         stage = self.stage(name)
         return read_json(stage / "done.json") if stage else None
+
+    @property
+    def planned(self) -> list[str]:
+        """The stages that this study has, done or not, in their order."""
+        finalists = self.config.get("finalists", {}).get("configurations", 0)
+        return [stage for stage in STAGES if finalists or stage not in FINALIST_STAGES]
+
+    def choice(self, arm: str) -> dict[str, Any] | None:
+        """The done-mark that names an arm's winner: the finalists' where the study has such, else the search's."""
+        if FINALIST_STAGES[0] not in self.planned or self.done(arm) is None:
+            return self.done(arm)
+        return self.done(FINALIST_STAGES[SEARCH_STAGES.index(arm)])
 
     @cached_property
     def events(self) -> dict[str, list[dict[str, Any]]]:
@@ -77,6 +90,11 @@ class StudyFiles:
         """A row per trial: stage, trial, parameters, epochs run, why it ended, last and best validation accuracy."""
         rows = [self._trial_row(stage, event) for stage, event in self._trial_events()]
         return pd.DataFrame(rows, columns=[*TRIAL_COLUMNS[:2], *self.parameter_names, *TRIAL_COLUMNS[2:]])
+
+    def last_accuracy(self, stage: str, trial: int | None) -> float | None:
+        """The last validation accuracy of a trial that came to the full budget, 0 to 1; else None."""
+        rows = self.trials[(self.trials["stage"] == stage) & (self.trials["trial"] == trial)]
+        return rows["last_validation_accuracy"].iloc[0] if (rows["ended"] == "complete").any() else None
 
     @cached_property
     def spent(self) -> pd.DataFrame:
@@ -130,7 +148,7 @@ class StudyFiles:
         rows = [{**row, "stage": name} for name, done in found.items() for row in done["rows"]]
         if {row["arm"] for row in rows} != {"baseline", "distilled"} or len({len(row["runs"]) for row in rows}) != 1:
             return None
-        if self.done("baseline") is None or self.done("distill") is None:
+        if self.choice("baseline") is None or self.choice("distill") is None:
             return None  # the searches have been changed since
         return {"rows": rows, "model_parameters": found["confirm"]["model_parameters"]}
 

@@ -22,12 +22,15 @@ import pandas as pd
 from analysis.budget_model import CONFIDENCE, BudgetModel, Dimension
 from analysis.results import StudyFiles
 
-FEWEST_FULL = 4  # trials at the full budget, below which nothing can be said
+FEWEST_FULL = 4  # trials at the budget, below which nothing can be said
+ENOUGH_PER_PARAMETER = 3  # trials at the budget, below which the intervals are too narrow
 MOST_POINTS = 3400  # of the grid
 NEAR_BEST = 5.0  # percentage points
 EDGE = 0.05  # share of a range
 TRUSTED_COVERAGE = 0.80
 PREDICTIVE_RANKS = 0.5  # a rung whose rank correlation with the end is smaller does not predict it
+ARMS = {"baseline": "baseline", "distill": "distillation"}
+LIMITS = {"alpha": (0, 1), "warmup": (0, 1)}  # beyond which no value means anything; 0 and no upper one for the others
 
 
 def space_of(study: StudyFiles, arm: str) -> dict[str, Dimension]:
@@ -68,9 +71,14 @@ def with_baseline(distill: pd.DataFrame, baseline: pd.DataFrame, space: dict[str
     return pd.concat([distill, added], ignore_index=True)
 
 
-def read_off_epoch(reports: pd.DataFrame, budget: int) -> int:
-    """The full budget, or, while nobody has come that far, the last epoch that anybody has reached."""
-    return int(min(budget, reports["epoch"].max()))
+def read_off_epoch(reports: pd.DataFrame, arm: str, budget: int) -> int | None:
+    """The full budget, or, while too few of an arm's trials have come that far, the last epoch that enough have.
+
+    None where there is no such epoch. Later ones than trials have come to are never guessed.
+    """
+    trials = reports[(reports["arm"] == arm) & (reports["epoch"] <= budget)].groupby("epoch")["trial"].nunique()
+    enough = trials.index[trials >= FEWEST_FULL]
+    return int(enough.max()) if len(enough) else None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -291,34 +299,41 @@ def model_of(study: StudyFiles, arm: str = "distill") -> BudgetModel | str:
     """The process fitted to a search, for `distill` with the baseline as alpha = 0; or a sentence that says why not."""
     space = space_of(study, arm)
     reports = reports_of(study, arm, space)
-    if not space:
-        return "No parameter was searched."
     if reports.empty:
-        return "No trial has reported yet."
+        return f"No {ARMS[arm]} trial has reported yet."
+    if not space:
+        return f"The {ARMS[arm]} searched no parameter, so there is nothing to tell apart."
     if arm == "distill":
         reports = with_baseline(reports, reports_of(study, "baseline", space), space)
-    budget = read_off_epoch(reports, study.description.get("epochs") or reports["epoch"].max())
-    full = reports.loc[(reports["epoch"] == budget) & (reports["arm"] == arm), "trial"].nunique()
-    if full < FEWEST_FULL:
-        return (f"Only {full} {'trial has' if full == 1 else 'trials have'} come to epoch {budget}; at least "
-                f"{FEWEST_FULL} are needed to tell parameters apart.")
+    budget = read_off_epoch(reports, arm, study.description.get("epochs") or reports["epoch"].max())
+    if budget is None:
+        few = reports.loc[reports["arm"] == arm, "trial"].nunique()
+        return (f"Only {few} {ARMS[arm]} {'trial has' if few == 1 else 'trials have'} reported; at least "
+                f"{FEWEST_FULL} that came equally far are needed to tell parameters apart.")
     model = BudgetModel(reports, space, budget, study.description.get("data", {}).get("validation") or 1000)
     if model.is_constant:
         return f"All trials have the same accuracy at epoch {budget}: there is nothing for parameters to explain."
     return model
 
 
+def _final_model(study: StudyFiles, arm: str) -> BudgetModel | None:
+    """The process of a search, where it can be read off at the full budget."""
+    model = model_of(study, arm)
+    full = study.description.get("epochs")
+    return model if isinstance(model, BudgetModel) and model.budget == (full or model.budget) else None
+
+
 def rank_full_budget(study: StudyFiles, arm: str) -> list[int]:
     """The numbers of an arm's full-budget trials, the best first by posterior mean: what fresh seeds would give.
 
-    By their own accuracies where the process cannot be fitted. Ties: validation loss, then number.
+    By their own accuracies where too few have come so far. Ties: validation loss, then number.
     """
     ended = study.trials[(study.trials["stage"] == arm) & (study.trials["ended"] == "complete")]
     last = study.curves[study.curves["stage"] == arm].drop_duplicates("trial", keep="last").set_index("trial")
     ended = ended.assign(loss=ended["trial"].map(last["validation_loss"]),
                          value=ended["last_validation_accuracy"].astype(float))
-    model = model_of(study, arm)
-    if isinstance(model, BudgetModel):
+    model = _final_model(study, arm)
+    if model is not None:
         ended["value"] = model.mean({name: ended[name].tolist() for name in model.space}).round(9)
     return ended.sort_values(["value", "loss", "trial"], ascending=[False, True, True])["trial"].astype(int).tolist()
 
@@ -326,10 +341,10 @@ def rank_full_budget(study: StudyFiles, arm: str) -> list[int]:
 def best_shared(study: StudyFiles) -> dict[str, Any] | None:
     """The best values, by posterior mean, of what both arms search, with temperature and alpha at their defaults.
 
-    None where the process cannot be fitted.
+    None where too few trials have come to the full budget.
     """
-    model, default = model_of(study), _default(study)
-    if isinstance(model, str):
+    model, default = _final_model(study, "distill"), _default(study)
+    if model is None:
         return None
     fixed = tuple(name for name in ("temperature", "alpha") if name in model.space)
     axes = _axes(model.space, default) | {name: [default[name]] for name in fixed}
@@ -351,8 +366,8 @@ def _default(study: StudyFiles) -> dict[str, Any]:
 def analyse(study: StudyFiles) -> dict[str, Any]:
     """Everything the report says about sensitivity, ready for JSON; accuracies in percent, prices in points.
 
-    `arm` and `searched` always; then either `missing`, a sentence, or budget, counts, coverage, prices, effects,
-    effects_near, near_share, curves, map, best.
+    `arm` and `searched` always; then either `missing`, a sentence, or budget (the epoch that all is read off at),
+    epochs (the full budget), counts, coverage, prices, effects, effects_near, near_share, curves, map, map_of, best.
     """
     arm = "distill" if (study.trials["stage"] == "distill").any() else "baseline"
     model, default = model_of(study, arm), _default(study)
@@ -365,7 +380,8 @@ def analyse(study: StudyFiles) -> dict[str, Any]:
     best = grid.argmax()
     pair = _map_pair(list(grid.axes))
     return _plain(facts | {
-        "budget": model.budget, "counts": _counts(study, model, arm),
+        "budget": model.budget, "epochs": study.description.get("epochs") or model.budget,
+        "counts": _counts(study, model, arm),
         "coverage": {"inside": int(left_out["inside"].sum()), "trials": len(left_out)},
         "prices": _records(prices(model, grid, default)),
         "effects": _records(main_effects(grid)), "effects_near": _records(main_effects(grid, near=NEAR_BEST)),
@@ -383,11 +399,15 @@ def _map_pair(names: list[str]) -> list[str] | None:
 
 
 def _counts(study: StudyFiles, model: BudgetModel, arm: str) -> dict[str, int]:
+    """How many trials there are, reports that entered, trials at the budget, and, among these, the search's own
+    protected ones and those of the baseline that enter at alpha = 0.
+    """
     trials = study.trials[study.trials["stage"].isin([arm, "baseline"])]
     full = model.rows[model.rows["epoch"] == model.budget]
+    own = full["arm"] == arm
     return {"trials": len(trials), "reports": len(model.rows), "full": len(full),
-            "protected": int(full["protected"].astype(bool).sum()),
-            "baseline": int((full["arm"] != arm).sum()), "failed": int((trials["ended"] == "failed").sum())}
+            "protected": int(full.loc[own, "protected"].astype(bool).sum()),
+            "baseline": int((~own).sum()), "failed": int((trials["ended"] == "failed").sum())}
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
@@ -414,56 +434,87 @@ def statements(study: StudyFiles, found: dict[str, Any], correlations: pd.DataFr
 
 def headline(found: dict[str, Any]) -> str:
     """The price of not tuning, in a sentence."""
-    certain = [row for row in found["prices"] if row["low"] > 0]
-    unsure = [row for row in found["prices"] if row["low"] <= 0]
-    certain.sort(key=lambda row: -row["price"])
-    parts = [f"leaving {_name(row)} costs {row['price']:.1f} points ({row['low']:.1f} to {row['high']:.1f})"
-             for row in certain]
-    text = "; ".join(parts)
+    rows = sorted(found["prices"], key=lambda row: -row["price"])
+    if not rows:
+        return "What it costs not to tune cannot be said: the default point is not among the trials."
+    said = [f"leaving {_name(row)} costs {_points(row['price'])} points "
+            f"({_points(row['low'])} to {_points(row['high'])})" for row in rows if row["low"] > 0]
+    unsure = [f"{_name(row)} (at most {max(0.1, math.ceil(10 * row['high']) / 10):.1f})"
+              for row in rows if row["low"] <= 0]
     if unsure:
-        names = " or ".join(_name(row) for row in unsure)
-        most = max(row["high"] for row in unsure)
-        text += f"{'; ' if text else ''}leaving {names} costs nothing that this search could show (at most {most:.1f})"
-    return f"With everything else tuned again, {text}. {round(100 * CONFIDENCE)} % intervals."
+        said.append(f"no cost could be shown of leaving {_listed(unsure)}")
+    where = [f"in the {ARMS[found['arm']]} search"] if found["arm"] == "baseline" else []
+    where += [f"at epoch {found['budget']} of {found['epochs']}"] if found["budget"] < found["epochs"] else []
+    where += ["with everything else tuned again"] if len(found["searched"]) > 1 else []
+    text = ", ".join([*where, "; ".join(said)])
+    return f"{text[0].upper()}{text[1:]}. Points of validation accuracy, {round(100 * CONFIDENCE)} % intervals."
+
+
+def _points(value: float) -> str:
+    """One decimal, or as many as show that a small number is not 0."""
+    return f"{value:.1f}" if abs(value) >= 0.1 else f"{value:.1g}"
+
+
+def _listed(texts: list[str]) -> str:
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} or {texts[-1]}"
 
 
 def _name(row: dict[str, Any]) -> str:
-    default = row["default"]
-    return f"{row['parameter'].replace('_', ' ')} at {default if isinstance(default, str) else f'{default:.3g}'}"
+    return f"{row['parameter'].replace('_', ' ')} at {_shown(row['default'])}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _on_trust(study: StudyFiles, found: dict[str, Any]) -> list[tuple[str, str]]:
     said, counts, coverage = [], found["counts"], found["coverage"]
-    full = study.description.get("epochs")
-    if full and found["budget"] < full:
-        said.append(("warning", f"Nobody has come to the full {full} epochs yet: everything is read off at epoch "
-                                f"{found['budget']}, the furthest that any trial has come."))
+    setting = "search.protected" if found["arm"] == "distill" else "search.baseline_protected"
+    if found["budget"] < found["epochs"]:
+        said.append(("warning", f"Fewer than {FEWEST_FULL} {ARMS[found['arm']]} trials have come to the full "
+                                f"{found['epochs']} epochs yet: everything is read off at epoch {found['budget']}, and "
+                                "may look different at the end."))
     share = coverage["inside"] / coverage["trials"]
-    text = (f"Leave one trial out: {coverage['inside']} of {coverage['trials']} trials lie inside the "
+    text = (f"Each trial left out in turn, {coverage['inside']} of {coverage['trials']} lie inside the "
             f"{round(100 * CONFIDENCE)} % interval that the others predict for them ({100 * share:.0f} %)")
     if share < TRUSTED_COVERAGE:
         said.append(("warning", f"{text}. That is less than {100 * TRUSTED_COVERAGE:.0f} %: do not trust the intervals "
-                                "here; more protected trials (search.protected) would mend that."))
+                                f"here; more protected trials ({setting}) would mend that."))
     else:
         said.append(("note", f"{text}."))
-    if counts["protected"] < FEWEST_FULL:
-        said.append(("warning", f"From search data only: {counts['protected'] or 'no'} protected "
-                                f"{'trial' if counts['protected'] == 1 else 'trials'} at the full budget. A search "
-                                "looks where it expects to win, so the rest of the space is guessed; "
-                                "search.protected = 8 or more mends that."))
+    said += _on_numbers(found, setting)
     if counts["failed"]:
         said.append(("note", f"{counts['failed']} failed {'trial counts' if counts['failed'] == 1 else 'trials count'} "
                              "only with what was reported before."))
     return said
 
 
+def _on_numbers(found: dict[str, Any], setting: str) -> list[tuple[str, str]]:
+    """A warning where a search has too few trials at the budget, or too few that it did not choose itself."""
+    counts, parameters = found["counts"], len(found["searched"])
+    own, wanted = counts["full"] - counts["baseline"], ENOUGH_PER_PARAMETER * parameters
+    if counts["protected"] < FEWEST_FULL:
+        return [("warning", f"From search data only: {counts['protected'] or 'no'} protected "
+                            f"{'trial' if counts['protected'] == 1 else 'trials'} at epoch {found['budget']}. A search "
+                            "looks where it expects to win, so the rest of the space is guessed; "
+                            f"{setting} = {max(8, wanted - 1)} or more mends that.")]
+    if own < wanted:
+        searched = "1 searched parameter" if parameters == 1 else f"{parameters} searched parameters"
+        return [("warning", f"Only {own} {ARMS[found['arm']]} trials came to epoch {found['budget']}, for {searched}: "
+                            f"with fewer than {wanted} the intervals are narrower than they should be; {setting} = "
+                            f"{wanted - 1} or more mends that.")]
+    return []
+
+
 def _edges(study: StudyFiles) -> list[str]:
     """Where a winner lies at a bound of what was searched, and what to do about it."""
     said = []
-    for arm, title in (("baseline", "baseline"), ("distill", "distillation")):
-        done = study.done(arm) or {}
+    for arm, title in ARMS.items():
+        chosen = study.choice(arm) or {}
         for name, dimension in space_of(study, arm).items():
-            value = done.get("parameters", {}).get(name)
+            value = chosen.get("parameters", {}).get(name)
             if value is not None and dimension.kind != "choice":
                 said += _edge(title, name, dimension, value)
     return said
@@ -475,25 +526,26 @@ def _edge(arm: str, name: str, dimension: Dimension, value: float) -> list[str]:
         return []
     low, high = dimension.values
     bound, word, direction = (high, "upper", "raise") if place > 0.5 else (low, "lower", "lower")
-    if name == "alpha" and bound in (0, 1):
-        meaning = "the labels alone" if bound == 0 else "the teacher's answers alone"
-        return [f"The {arm}'s winner has alpha {value:.3g}, next to {bound:g}, {meaning}: no bound can be moved there."]
-    return [f"The {arm}'s winner has {name} {value:.3g}, at the {word} edge of [{low:g}, {high:g}]: better ones may "
-            f"lie beyond; {direction} the {word} bound of search.{name} and run again."]
+    if bound in LIMITS.get(name, (0,)):
+        meaning = {0: ", the labels alone", 1: ", the teacher's answers alone"}[bound] if name == "alpha" else ""
+        return [f"The {arm}'s winner has {name} {_shown(value)}, next to {bound:g}{meaning}: there is nothing beyond "
+                "that bound."]
+    return [f"The {arm}'s winner has {name} {_shown(value)}, at the {word} edge of [{_shown(low)}, {_shown(high)}]: "
+            f"better ones may lie beyond; {direction} the {word} bound of search.{name} and run again."]
 
 
 def _on_rungs(study: StudyFiles, correlations: pd.DataFrame) -> list[tuple[str, str]]:
-    """A warning per arm for the first rung that does not predict the end."""
+    """A warning per arm for the last rung that does not predict the end: a grace period must reach beyond it."""
     said = []
     last = correlations[correlations["later"] == study.description.get("epochs")]
     for arm, rows in last.groupby("arm", sort=False):
         poor = rows[(rows["correlation"] < PREDICTIVE_RANKS) & (rows["trials"] > FEWEST_FULL + 1)]
         if len(poor):
             row, better = poor.iloc[-1], rows[rows["rung"] > poor.iloc[-1]["rung"]]
-            grace = (f"search.grace_period = {better.iloc[0]['rung']}" if len(better)
-                     else "search.early_stopping = false")
-            title = "distillation" if arm == "distill" else arm
-            said.append(("warning", f"In the {title} search, rung {row['rung']} does not predict the end: rank "
-                                    f"correlation {row['correlation']:+.2f} over {row['trials']} trials. Trials that "
-                                    f"would have won may have been stopped; a longer grace period ({grace}) is safer."))
+            remedy = (f"a longer grace period is safer (search.grace_period = {better.iloc[0]['rung']})" if len(better)
+                      else "letting all trials run to the end is safer (search.early_stopping = false)")
+            kind = "protected trials" if row["protected"] else "trials that were let through"
+            said.append(("warning", f"In the {ARMS[arm]} search, rung {row['rung']} does not predict the end: rank "
+                                    f"correlation {row['correlation']:+.2f} over {row['trials']} {kind}. Trials that "
+                                    f"would have won may have been stopped; {remedy}."))
     return said

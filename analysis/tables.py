@@ -3,10 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from analysis.evidence import evidence, gain
 from analysis.results import STAGES, StudyFiles
-from analysis.significance import Interval, crossed_interval, paired_t_interval, wilson_interval
+from analysis.significance import Interval, crossed_interval, wilson_interval
 
 SIGNIFICANT = 0.05
 
@@ -23,6 +22,7 @@ def results(study: StudyFiles) -> dict[str, Any]:
         "rows": rows,
         "gain": next((row["gain"] for row in rows if _is(row, "distilled", "tuned")), None),
         "gain_over_default_baseline": _gain_over_default(study),
+        "evidence": evidence(study),
         "transfer": transfer(study),
         "published": study.config.get("published"),
         "machine": study.description.get("machine"),
@@ -74,17 +74,17 @@ def _student_rows(study: StudyFiles) -> list[dict[str, Any]]:
     rows = []
     for row in confirm["rows"]:
         right = study.confirmed[row["arm"], row["configuration"]]
-        search = study.done("distill" if row["arm"] == "distilled" else "baseline")
-        selected = "best_validation" if row["configuration"] == "tuned" else "default_validation"
-        gain = None if _is(row, "baseline", "tuned") else _gain(right, baseline)
+        search = "distill" if row["arm"] == "distilled" else "baseline"
+        own_gain = None if _is(row, "baseline", "tuned") else gain(right, baseline)
         rows.append({
             "arm": row["arm"], "configuration": row["configuration"], "model": study.config["student"]["model"],
             **row["parameters"], "parameters": sizes[1], "compression": sizes[0] / sizes[1] if sizes[0] else None,
-            "trials": search["trials"] if row["configuration"] == "tuned" else 1, "search_trial": row["trial"],
+            "trials": 1 if row["configuration"] == "default" else study.done(search)["trials"],
+            "search_trial": row["trial"],
             "seeds": len(right), "test_mean": 100 * float(right.mean()),
             "test_sd": 100 * float(right.mean(1).std(ddof=1)) if len(right) > 1 else None,
-            "best_validation": _percent(search.get(selected)), "gain": gain,
-            "gap_closed": _gap_closed(gain, gap) if row["arm"] == "distilled" else None,
+            "best_validation": _percent(study.last_accuracy(search, row["trial"])), "gain": own_gain,
+            "gap_closed": _gap_closed(own_gain, gap) if row["arm"] == "distilled" else None,
         })
     return rows
 
@@ -93,26 +93,11 @@ def _gain_over_default(study: StudyFiles) -> dict[str, Any] | None:
     """The distilled student against the baseline at its default point: the search may have chosen a worse one."""
     if study.confirmation is None:
         return None
-    return _gain(study.confirmed["distilled", "tuned"], study.confirmed["baseline", "default"])
+    return gain(study.confirmed["distilled", "tuned"], study.confirmed["baseline", "default"])
 
 
 def _percent(share: float | None) -> float | None:
     return None if share is None else 100 * share
-
-
-def _gain(right: np.ndarray, baseline: np.ndarray) -> dict[str, Any] | None:
-    """The gain over the tuned baseline in points; none at all where one seed allows no interval."""
-    differences = 100 * (right.astype(float) - baseline.astype(float))
-    seeds, images = differences.shape
-    if seeds < 2:
-        return None
-    seeds_only = paired_t_interval(differences.mean(1))
-    return {**_points(crossed_interval(differences)), "seeds": seeds, "images": images,
-            "seeds_only": _points(seeds_only)}
-
-
-def _points(interval: Interval) -> dict[str, float]:
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "p": interval.p}
 
 
 def _gap_closed(gain: dict[str, Any] | None, gap: Interval | None) -> float | None:
@@ -152,9 +137,7 @@ def scope(study: StudyFiles, outcome: dict[str, Any]) -> str:
     if shared and not outcome["data"].get("dropped"):
         text += f" {shared} of the training images {'is' if shared == 1 else 'are'} among the test images too."
     if outcome["gain"]:
-        only = outcome["gain"]["seeds_only"]
-        text += (" The interval treats seeds and test images as samples; over seeds alone, for these very images, it "
-                 f"is {show_points(only['low'])} to {show_points(only['high'])}.")
+        text += f" {_samples(outcome['gain'])}"
     if _no_better_than_guessing(outcome):
         text += (f" No student does better than guessing one of {len(outcome['data']['classes'])} classes: this shows "
                  "that the study runs, and nothing about distillation.")
@@ -164,6 +147,15 @@ def scope(study: StudyFiles, outcome: dict[str, Any]) -> str:
         text += (" On the fresh seeds the baseline did better at its default point than at the point that the search "
                  f"chose; over the default baseline the gain is {show_interval(default)}.")
     return text
+
+
+def _samples(gain: dict[str, Any]) -> str:
+    only = gain["seeds_only"]
+    text = "The interval treats seeds and test images as samples"
+    bounds = [show_points(interval[end]) for interval in (gain, only) for end in ("low", "high")]
+    if bounds[:2] == bounds[2:]:
+        return f"{text}; here the seeds differ so much more than the images that they decide it alone."
+    return f"{text}; over seeds alone, for these very images, it is {bounds[2]} to {bounds[3]}."
 
 
 def _no_better_than_guessing(outcome: dict[str, Any]) -> bool:

@@ -15,7 +15,8 @@ from rich.markup import escape
 from study.config import STUDY_FILE, StudyConfig, load_study, preset_names
 from study.errors import InterruptedStudyError, StudyFailedError, UserError
 
-STAGE_NAMES = ("teacher", "baseline", "teacher_logits", "distill", "confirm_baseline", "confirm", "report", "export")
+STAGE_NAMES = ("teacher", "baseline", "teacher_logits", "distill", "finalists_baseline", "finalists",
+               "confirm_baseline", "confirm", "report", "export")
 LOG_WIDTH = 140
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -66,8 +67,8 @@ def run(study: str, overrides: tuple[str, ...], folder: Path | None, smoke: bool
     console.print(f"[bold]{config.name}[/bold]  {escape(config.about)}", soft_wrap=True)
     with console.status("reading settings and data") if console.is_terminal else contextlib.nullcontext():
         from study.display import Display
-        from study.stages import STAGES, Study
-    work = Study(config, folder, Display(console, STAGES), address)
+        from study.stages import Study, stages_of
+    work = Study(config, folder, Display(console, stages_of(config)), address)
     with _sigterm_interrupts():
         try:
             work.run(until)
@@ -75,7 +76,7 @@ def run(study: str, overrides: tuple[str, ...], folder: Path | None, smoke: bool
             raise InterruptedStudyError(f"stopped; what is finished is kept in {folder}. Run the same command again "
                                         "to go on") from None
     if not work.did_work:
-        console.print(f"Nothing to do: {folder} is complete{'' if until == STAGES[-1] else f' up to {until}'}.")
+        console.print(f"Nothing to do: {folder} is complete{'' if until == STAGE_NAMES[-1] else f' up to {until}'}.")
     if until in ("report", "export"):
         _print_results(console, folder)
 
@@ -166,9 +167,9 @@ def logits(study: str, out: Path, folder: Path | None, overrides: tuple[str, ...
     config, folder = _resolve_started(study, folder, overrides)
     from study import logits_file
     from study.display import Display, show_bytes
-    from study.stages import STAGES, Study
+    from study.stages import Study, stages_of
 
-    size = logits_file.write(Study(config, folder, Display(_console(), STAGES)), out)
+    size = logits_file.write(Study(config, folder, Display(_console(), stages_of(config))), out)
     click.echo(f"{out}: {show_bytes(size)}")
 
 

@@ -145,6 +145,13 @@ DISTILLATION_ONLY = ("temperature", "alpha")
 SEARCHABLE = (*DISTILLATION_ONLY, "lr", "weight_decay", "warmup", "batch_size", "optimizer")
 
 
+class FinalistSettings(Settings):
+    """A round between search and confirmation: the best configurations again on fresh seeds, by validation alone."""
+
+    configurations: Natural = Field(0, description="the best so many of each arm, and the default; 0: no such round")
+    seeds: PositiveInt = Field(3, description="fresh seeds for each of them; the best mean wins")
+
+
 class ConfirmSettings(Settings):
     seeds: PositiveInt = Field(5, description="fresh paired seeds for every row of the table")
 
@@ -179,6 +186,7 @@ class StudyConfig(Settings):
     train: TrainSettings = TrainSettings()
     default: DefaultPoint = DefaultPoint()
     search: SearchSettings = SearchSettings()
+    finalists: FinalistSettings = FinalistSettings()
     confirm: ConfirmSettings = ConfirmSettings()
     resources: ResourceSettings = ResourceSettings()
     published: PublishedSettings | None = None
@@ -231,6 +239,11 @@ class StudyConfig(Settings):
         return self.search.protected if arm == "distill" else self.search.baseline_protected
 
     @property
+    def shared_parameters(self) -> list[str]:
+        """What a distillation searches besides its own parameters: tuned alone, it shows what these are worth."""
+        return list(self.space("baseline")) if len(self.space("distill")) > len(self.space("baseline")) else []
+
+    @property
     def view_count(self) -> int:
         """How many different views of each image there are."""
         return self.views.count or self.train.epochs
@@ -281,6 +294,7 @@ class StudyConfig(Settings):
             "search": {"trials": trials, "baseline_trials": trials, "protected": trials // 2,
                        "baseline_protected": trials // 2,
                        "grace_period": None, "report_every": None, "checkpoint_every": None},
+            "finalists": {"configurations": min(2, self.finalists.configurations), "seeds": 1},
             "confirm": {"seeds": 2},
             "views": {"count": None},
         }

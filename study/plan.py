@@ -16,7 +16,7 @@ from study.config import ResourceSettings, StudyConfig
 from study.display import Display, clock
 from study.errors import MissingTeacherError
 from study.record import Record
-from study.stages import STAGES, Stage, Study
+from study.stages import Stage, Study, stages_of
 from trainables import models
 from trainables.settings import ModelSettings
 
@@ -91,8 +91,14 @@ def make_plan(study: Study, measure: bool = False, flop_rate: float | None = Non
     more = 1 + config.data.unlabelled
     soft_cost = cost["student"] and cost["student"] * more
     plans.append(_search_plan(study, "distill", student * more, soft_cost))
-    runs = 2 * config.confirm.seeds
-    for name, factor, seconds in (("confirm_baseline", 1, cost["student"]), ("confirm", more, soft_cost)):
+    again = (config.finalists.configurations + 1) * config.finalists.seeds  # the default point may be among the best
+    confirmed = 2 * config.confirm.seeds
+    for name, runs, factor, seconds in (
+            ("finalists_baseline", again, 1, cost["student"]), ("finalists", again, more, soft_cost),
+            ("confirm_baseline", confirmed, 1, cost["student"]),
+            ("confirm", confirmed + bool(config.shared_parameters) * config.confirm.seeds, more, soft_cost)):
+        if name not in stages_of(config):
+            continue
         plans.append(StagePlan(name, runs, 0, config.train.epochs, (), runs * config.train.epochs,
                                len(splits.student_train), student * factor, seconds, _is_done(study, name)))
     if flop_rate:
@@ -180,7 +186,7 @@ def show_plan(config: StudyConfig, folder: Path, console: Console, measure: bool
               tflops: float = ASSUMED_TFLOPS) -> None:
     """Print the plan, for this machine or, as an estimate, for `gpus` GPUs that each do `tflops` 10^12 operations a
     second. Raises UserError where the study cannot work."""
-    study = Study(config, folder, Display(console, STAGES))
+    study = Study(config, folder, Display(console, stages_of(config)))
     study.check(machine=not gpus)
     machine = cluster_of(config.resources, gpus) if gpus else local_share(config.resources)
     plans = make_plan(study, measure and not gpus, tflops * 1e12 if gpus else None)

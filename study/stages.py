@@ -1,4 +1,4 @@
-"""The pipeline: teacher, baseline, teacher_logits, distill, confirmation of both arms, report, export.
+"""The pipeline: teacher, baseline, teacher_logits, distill, finalists, confirmation of both arms, report, export.
 
 Every stage is a function of its own part of the settings and of its inputs. Its folder is named after the fingerprint
 of both, and carries a done-mark that is written last. That is all there is to resume, reuse and reproducibility: what
@@ -25,7 +25,7 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 
 from analysis.results import StudyFiles
-from study import logits_file, storage
+from study import finalists, logits_file, storage
 from study.cluster import Share, cluster_share, connected, local_share
 from study.config import STUDY_FILE, StudyConfig, check_models, trained_models
 from study.display import Display, show_bytes
@@ -53,14 +53,21 @@ if TYPE_CHECKING:  # they import torch, which a finished study can do without
     from trainables.task import Member, Task, Teacher
 
 # Stages of one group need nothing of each other and run at the same time.
-# The baseline's confirmation is a stage of its own, so that studies with another teacher share it.
-GROUPS = (("teacher", "baseline"), ("teacher_logits",), ("distill",), ("confirm_baseline", "confirm"))
+# The baseline's finalists and confirmation are stages of their own, so that studies with another teacher share them.
+GROUPS = (("teacher", "baseline"), ("teacher_logits",), ("distill",), tuple(finalists.STAGES),
+          ("confirm_baseline", "confirm"))
 OUTPUTS = ("report", "export")
 SEARCHES = ("baseline", "distill")
 CONFIRMATIONS = {"confirm_baseline": "baseline", "confirm": "distill"}  # and the search whose winner they retrain
 STAGES = (*(name for group in GROUPS for name in group), *OUTPUTS)
+ONLY = "only {} tuned"  # the configuration that leaves temperature and alpha at their defaults
 # Raised when the meaning of a stage's files changes, so that older folders are not taken for current ones.
 FORMAT = 2
+
+
+def stages_of(config: StudyConfig) -> tuple[str, ...]:
+    """The stages that a study has: finalists only where they are asked for."""
+    return tuple(name for name in STAGES if config.finalists.configurations or name not in finalists.STAGES)
 
 
 def fingerprint(*parts: Any) -> str:
@@ -121,9 +128,9 @@ class Arm:
     """One row of the confirmation: a configuration of the baseline or of the distillation."""
 
     arm: str  # baseline, distilled
-    configuration: str  # default, tuned
+    configuration: str  # default, tuned, or ONLY of what both arms search
     parameters: dict[str, Any]
-    trial: int  # its number in the search
+    trial: int | None  # its number in the search
 
 
 class Study:
@@ -136,6 +143,7 @@ class Study:
         self.did_work = False
         self._checked = False
         self._weights: dict[str, dict[str, np.ndarray] | None] = {}
+        self._found: dict[str, dict[str, Any]] = {}
 
     # -- inputs -------------------------------------------------------------------------------------------------------
 
@@ -274,6 +282,12 @@ class Study:
             inputs += [self.image_hashes["unlabelled"], config.data.unlabelled]
         return inputs
 
+    def _finalists_baseline_inputs(self) -> list[Any]:
+        return self._shared_inputs()
+
+    def _finalists_inputs(self) -> list[Any]:
+        return [*self._shared_inputs(), *self._answer_inputs()]
+
     def _confirm_baseline_inputs(self) -> list[Any]:
         return [*self._shared_inputs(), self.image_hashes["test"]]
 
@@ -299,7 +313,7 @@ class Study:
         self.folder.mkdir(parents=True, exist_ok=True)
         with storage.StudyLock(self.folder), self._ray:
             self._write_description()
-            wanted = STAGES[: STAGES.index(until) + 1]
+            wanted = [name for name in STAGES[: STAGES.index(until) + 1] if name in stages_of(self.config)]
             for group in GROUPS:
                 self._run_group([name for name in group if name in wanted])
             for name in OUTPUTS:
@@ -309,6 +323,8 @@ class Study:
     def _run_group(self, names: list[str]) -> None:
         """Do the stages of a group that are not done, at the same time."""
         missing = []
+        if set(names) & {*finalists.STAGES, *CONFIRMATIONS}:
+            self._keep_findings()
         for stage in map(self.stage, names):
             self._take_over(stage)
             self._enlist(stage)
@@ -351,16 +367,18 @@ class Study:
             if kept or (set(done["view_seeds"]) >= set(self.view_seeds) and self._distillation_done()):
                 return True
             return not self.config.teacher.logits and not self._logits_fit()
-        if stage.name in CONFIRMATIONS:
-            if self.stage(CONFIRMATIONS[stage.name]).done is None:
+        if stage.name in finalists.STAGES or stage.name in CONFIRMATIONS:
+            arm = finalists.STAGES.get(stage.name) or CONFIRMATIONS[stage.name]
+            if self._choice(arm) is None if stage.name in CONFIRMATIONS else self.stage(arm).done is None:
                 return False  # the search has changed, so its winner may too
             record = Record(stage.record_path, write=False)
-            return ListProposer(self._confirm_runs(stage.name)).total(record) <= done["runs"] \
-                and done["rows"] == self._confirm_rows(stage.name, record)
+            return ListProposer(self._listed_runs(stage.name)).total(record) <= done["runs"] \
+                and done["rows"] == self._rows(stage.name, record)
         return True
 
     def _distillation_done(self) -> bool:
-        return all(self.is_current(self.stage(name)) for name in ("distill", "confirm"))
+        return all(self.is_current(self.stage(name)) for name in ("distill", "finalists", "confirm")
+                   if name in stages_of(self.config))
 
     def _take_over(self, stage: Stage) -> None:
         """Copy the stage from a study beside this one that has done the same."""
@@ -407,7 +425,7 @@ class Study:
 
     def _existing_stages(self) -> dict[str, str]:
         """The stages that have begun with the settings as they are now; older ones do not belong to this study."""
-        names = [name for group in GROUPS for name in group]
+        names = [name for name in stages_of(self.config) if name not in OUTPUTS]
         stages = {}
         for name in names:
             try:
@@ -461,8 +479,7 @@ class Study:
     def _book(self, stage: Stage, share: Share, on_change: Callable[[], None]) -> TrialBook:
         config, name = self.config, stage.name
         record = Record(stage.record_path)
-        runs = self._teacher_runs() if name == "teacher" else (
-            self._confirm_runs(name) if name in CONFIRMATIONS else None)
+        runs = None if name in SEARCHES else self._listed_runs(name)
         proposer: Proposer = (OptunaProposer.of(config, name, share.concurrent) if runs is None
                               else ListProposer(runs))
         if runs is not None:
@@ -474,19 +491,39 @@ class Study:
             record, proposer, on_change=on_change,
             epochs=config.teacher.epochs if name == "teacher" else config.train.epochs,
             rungs=config.rungs if runs is None else [], reduction_factor=config.search.reduction_factor,
-            has_results=None if runs is None else self._result_check(stage),
+            has_results=self._result_check(stage) if name == "teacher" or name in CONFIRMATIONS else None,
         )
 
     def _result_check(self, stage: Stage) -> Callable[[TrialState], bool]:
-        """Whether the weights, and for the confirmation the test answers, of a run are where its record says."""
-        names = ("model.safetensors", "test.parquet") if stage.name in CONFIRMATIONS else ("model.safetensors",)
+        """Whether what counts of a run is where its record says: a teacher's weights, a confirmation's test answers.
+
+        Of a confirmation only the run that is exported needs its weights: a packed study has no others.
+        """
+        exported = run_key(self._exported_run()) if stage.name == "confirm" else None
 
         def has_results(trial: TrialState) -> bool:
-            if stage.name == "teacher" and (stage.path / names[0]).exists():
+            if stage.name == "teacher" and (stage.path / "model.safetensors").exists():
                 return True  # already chosen; the others have been removed
-            return all((self.folder / trial.checkpoint["path"] / name).exists() for name in names)
+            needed = ["test.parquet"] if stage.name in CONFIRMATIONS else []
+            if not needed or run_key(trial) == exported:
+                needed.append("model.safetensors")
+            return all((self.folder / trial.checkpoint["path"] / name).exists() for name in needed)
 
         return has_results
+
+    def _listed_runs(self, stage: str) -> tuple[TrialState, ...]:
+        """What a stage runs that is not a search."""
+        if stage == "teacher":
+            return self._teacher_runs()
+        if stage in CONFIRMATIONS:
+            return self._confirm_runs(stage)
+        runs = self._finalist_runs(stage).values()
+        return tuple(run for of_one_seed in zip(*runs, strict=True) for run in of_one_seed)
+
+    def _rows(self, stage: str, record: Record) -> list[dict[str, Any]]:
+        if stage in CONFIRMATIONS:
+            return self._confirm_rows(stage, record)
+        return finalists.rows(record, self._finalist_runs(stage))
 
     def _teacher_runs(self) -> tuple[TrialState, ...]:
         """One per learning rate, otherwise alike."""
@@ -580,6 +617,28 @@ class Study:
             "default_validation": record.trials[0].metric(METRIC) if record.trials[0].state == "complete" else None,
         })
 
+    def _close_finalists_baseline(self, stage: Stage, record: Record) -> None:
+        self._close_finalists(stage, record)
+
+    def _close_finalists(self, stage: Stage, record: Record) -> None:
+        rows = self._rows(stage.name, record)
+        best = finalists.winner(rows)
+        if best is None:
+            raise StudyFailedError(f"{stage.name}: every configuration failed on fresh seeds; run the same command "
+                                   "again to try again, or set finalists.configurations = 0 to do without")
+        search = self.stage(finalists.STAGES[stage.name]).done
+        earlier = storage.read_json(stage.path / "done.json") or {}
+        taken = "taken_from" in earlier and earlier["runs"] == len(record.trials)
+        kept = "the search's winner" if best["trial"] == search["winner"] else (
+            "the default point" if best["trial"] == 0 else f"trial {best['trial']}")
+        stage.finish({
+            **({"taken_from": earlier["taken_from"]} if taken else {}),
+            "outcome": f"{len(rows)} configurations on {self.config.finalists.seeds} fresh seeds · {kept} is best, "
+                       f"{100 * finalists.mean(best):.1f} % validation at {show_parameters(best['parameters'])}",
+            "seconds": record.seconds, "runs": len(record.trials), "rows": rows, "winner": best["trial"],
+            "parameters": best["parameters"], "best_validation": finalists.mean(best),
+        })
+
     def _close_confirm_baseline(self, stage: Stage, record: Record) -> None:
         self._close_confirm(stage, record)
 
@@ -590,15 +649,15 @@ class Study:
                 raise StudyFailedError(f"confirmation run {trial.number} ({trial.label}) failed: {trial.reason}; run "
                                        "the same command again to try it again")
         rows = self._confirm_rows(stage.name, record)
-        weights = load_file(stage.path / f"runs/{rows[0]['runs'][0]:03d}/model.safetensors")
         earlier = storage.read_json(stage.path / "done.json") or {}
+        weights = next(stage.path.glob("runs/*/model.safetensors"), None)  # a packed baseline has none
         # Another choice among runs that were taken over: nothing of it was run here.
         taken = "taken_from" in earlier and earlier["runs"] == len(record.trials)
         stage.finish({
             **({"taken_from": earlier["taken_from"]} if taken else {}),
             "outcome": f"{len(wanted)} runs on {self.config.confirm.seeds} fresh paired seeds",
             "seconds": record.seconds, "runs": len(record.trials), "seeds": self._confirm_seeds(), "rows": rows,
-            "model_parameters": _parameter_count(weights),
+            "model_parameters": _parameter_count(load_file(weights)) if weights else earlier["model_parameters"],
         })
 
     def _run_teacher_logits(self, stage: Stage) -> None:
@@ -725,10 +784,12 @@ class Study:
         if stage in CONFIRMATIONS:
             # Nobody stops a confirmation run, so it reports only when it is saved.
             task = replace(task, report_every=config.checkpoint_every, keep_weights=True, test=splits.test)
-        if stage in ("baseline", "confirm_baseline"):
+        if stage in finalists.STAGES:  # like a search, but nobody stops these runs
+            task = replace(task, report_every=config.checkpoint_every)
+        if "baseline" in stage:
             return replace(task, unlabelled=None)
-        return replace(task, teacher=self.teacher([search_view_seed(config.seed)] if stage == "distill"
-                                                  else self._confirm_seeds()))
+        return replace(task, teacher=self.teacher(self._confirm_seeds() if stage in CONFIRMATIONS
+                                                  else [search_view_seed(config.seed)]))
 
     def teacher(self, view_seeds: list[int] | None = None) -> Teacher:
         """The trained teacher, with its answers for the given view seeds where there are any."""
@@ -786,24 +847,82 @@ class Study:
     def _logits_fit(self) -> bool:
         return self._logits_bytes() <= self.config.views.cache_gib * 2**30
 
+    # -- finalists ----------------------------------------------------------------------------------------------------
+
+    def _findings(self, arm: str) -> dict[str, Any]:
+        """What the sensitivity analysis says of a finished search: the ranking of its full-budget trials, and for the
+        distillation the best values of what both arms search, the rest at its defaults (None if nothing can be said).
+        """
+        done = self.stage(arm).done
+        if "ranking" in done:
+            return done
+        if arm not in self._found:
+            from analysis import sensitivity
+
+            files = StudyFiles(self.folder)
+            best = sensitivity.best_shared(files) if arm == "distill" and self.config.shared_parameters else None
+            self._found[arm] = {"ranking": sensitivity.rank_full_budget(files, arm),
+                                "only_shared": best and {name: self._rounded(name, best[name])
+                                                         for name in self.config.shared_parameters}}
+        return self._found[arm]
+
+    def _rounded(self, name: str, value: Any) -> Any:
+        """Three significant digits, within the range: what the table shows is what runs."""
+        dimension = getattr(self.config.search, name)
+        if dimension.choice is not None:
+            return value
+        low, high = dimension.bounds
+        return min(max(float(f"{value:.3g}"), low), high)
+
+    def _keep_findings(self) -> None:
+        """Write them to the done-marks: on another machine, or with more trials of the other arm, they might differ."""
+        for arm in SEARCHES:
+            stage = self.stage(arm)
+            if stage.done and "ranking" not in stage.done:
+                stage.finish(stage.done | self._findings(arm))
+
+    def _choice(self, arm: str) -> dict[str, Any] | None:
+        """The done-mark that names an arm's winner: the finalists' where there are such, else the search's."""
+        if not self.config.finalists.configurations or self.stage(arm).done is None:
+            return self.stage(arm).done
+        stage = self.stage(next(name for name, search in finalists.STAGES.items() if search == arm))
+        return stage.done if self.is_current(stage) else None
+
+    def _finalist_runs(self, stage: str) -> dict[int, list[TrialState]]:
+        """Per candidate, the number of its trial in the search, its runs.
+
+        Weights and order are fresh; the views are the search's, whose teacher's answers are there already.
+        """
+        config, arm = self.config, finalists.STAGES[stage]
+        trials = Record(self.stage(arm).record_path, write=False).trials
+        chosen = finalists.candidates(self._findings(arm)["ranking"], config.finalists.configurations)
+        seeds = [small_seed(config.seed, "finalists", index) for index in range(config.finalists.seeds)]
+        return {number: [TrialState(0, trials[number].parameters, seed, search_view_seed(config.seed), "finalist", True,
+                                    f"trial {number}") for seed in seeds] for number in chosen}
+
     # -- confirmation -------------------------------------------------------------------------------------------------
 
     def _confirm_seeds(self) -> list[int]:
         return [small_seed(self.config.seed, "confirm", index) for index in range(self.config.confirm.seeds)]
 
     def _confirm_arms(self, stage: str) -> list[Arm]:
-        """A confirmation's rows of the table: default and tuned configuration of its arm."""
+        """A confirmation's rows of the table: its arm at the default point, tuned, and, so that nobody takes the worth
+        of a learning rate for that of distillation, the distillation with only that tuned."""
         arm = CONFIRMATIONS[stage]
-        record = Record(self.stage(arm).record_path, write=False)
-        best = record.trials[self.stage(arm).done["winner"]]
-        name = "baseline" if arm == "baseline" else "distilled"
-        return [Arm(name, "default", self.config.default_parameters(arm), 0),
-                Arm(name, "tuned", best.parameters, best.number)]
+        name, best = "baseline" if arm == "baseline" else "distilled", self._choice(arm)
+        default = self.config.default_parameters(arm)
+        shared = self._findings(arm)["only_shared"]
+        only = [Arm(name, ONLY.format(" and ".join(shared)), default | shared, None)] if shared else []
+        return [Arm(name, "default", default, 0), *only, Arm(name, "tuned", best["parameters"], best["winner"])]
 
     def _confirm_runs(self, stage: str) -> tuple[TrialState, ...]:
         """All runs, seed by seed, so that pairs are complete as early as can be."""
         arms = self._confirm_arms(stage)
         return tuple(self._confirm_run(arm, seed) for seed in self._confirm_seeds() for arm in arms)
+
+    def _exported_run(self) -> TrialState:
+        """The best student: the tuned distillation on the first seed."""
+        return self._confirm_run(self._confirm_arms("confirm")[-1], self._confirm_seeds()[0])
 
     def _confirm_run(self, arm: Arm, seed: int) -> TrialState:
         return TrialState(0, arm.parameters, seed, seed, "confirm", True, f"{arm.arm} {arm.configuration}")

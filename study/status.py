@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from analysis.results import STAGES, StudyFiles
+from analysis.results import StudyFiles
 from study.display import clock
 from study.record import Record
 from study.search import METRIC
@@ -18,7 +18,7 @@ def show_status(folder: Path, console: Console) -> None:
     """Print a line per stage: done, or trials ended, running and stopped, best value, last sign of life."""
     study = StudyFiles(folder)
     table = Table(box=None, pad_edge=False, show_header=False)
-    for name in STAGES:
+    for name in study.planned:
         table.add_row(f"[bold]{name.replace('_', ' ')}[/bold]", *_describe(study, name))
     console.print(f"[bold]{study.description['name']}[/bold]  {folder}", soft_wrap=True)
     console.print(table)

@@ -14,7 +14,7 @@ from study.config import StudyConfig
 from study.display import Display
 from study.errors import MissingTeacherError, StudyFailedError, UserError
 from study.search import search_view_seed
-from study.stages import STAGES, Study
+from study.stages import Study, stages_of
 from trainables.distill import start_distillation
 from trainables.loop import Training, default_device, to_device
 from trainables.seeds import small_seed
@@ -32,7 +32,7 @@ def train(config: StudyConfig, folder: Path, loop: str, parameters: dict[str, fl
     seed: of the model's weights, order and views; by default those of the search's default point.
     Raises UserError for settings that cannot work, StudyFailedError where the loss is not finite.
     """
-    study = Study(config, folder, Display(console, STAGES))
+    study = Study(config, folder, Display(console, stages_of(config)))
     study.check()
     out = out or folder / "train" / loop
     with storage.StudyLock(out):

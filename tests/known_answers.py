@@ -137,9 +137,15 @@ def reports(record: Record) -> pd.DataFrame:
 # Analyses: normalised main effects of NAMES
 
 
+def fitted(record: Record) -> BudgetModel:
+    return BudgetModel(reports(record), DIMENSIONS, EPOCHS, IMAGES)
+
+
 def ours(record: Record) -> np.ndarray:
-    grid = Grid.of(BudgetModel(reports(record), DIMENSIONS, EPOCHS, IMAGES), DEFAULT)
-    effects = main_effects(grid)
+    return normalised(main_effects(Grid.of(fitted(record), DEFAULT)))
+
+
+def normalised(effects: pd.DataFrame) -> np.ndarray:
     shares = effects[effects["other"].isna()].set_index("parameter")["share"].reindex(list(NAMES)).to_numpy()
     return shares / shares.sum()
 

@@ -1,10 +1,28 @@
-"""Intervals against independent computations, and their error rate under a null over seeds AND images."""
+"""Intervals and tests against independent computations, and their error rates over new seeds AND images."""
+
+import math
 
 import numpy as np
 import pytest
+from known_nulls import IMAGES, LEVEL, NULLS, SEEDS, binomial_error, false_gains, satterthwaite_alone
 from scipy import stats
 
-from analysis.significance import crossed_interval, paired_t_interval, wilson_interval
+from analysis.significance import (
+    crossed_interval,
+    mcnemar,
+    paired_t_interval,
+    seeds_needed,
+    smallest_gain,
+    wilson_interval,
+)
+
+
+def random_effects(rng, shape, components, gain=0.0):
+    """Normal differences (seeds, images) with variance components of seeds, images and residual."""
+    seeds, images = shape
+    seed, image, residual = np.sqrt(components)
+    return (gain + seed * rng.normal(size=(seeds, 1)) + image * rng.normal(size=(1, images))
+            + residual * rng.normal(size=shape))
 
 
 def test_the_crossed_variance_is_the_stated_sum():
@@ -37,6 +55,22 @@ def test_the_variance_is_never_smaller_than_its_larger_part():
         assert result.standard_error**2 >= max(parts) * (1 - 1e-12)
 
 
+def test_the_crossed_interval_is_never_narrower_than_that_of_the_seeds_alone():
+    """Where Satterthwaite's degrees of freedom would make it so, it is Student's t over the seeds' means."""
+    rng, bounded = np.random.default_rng(0), 0
+    for _ in range(50):
+        differences = random_effects(rng, (3, 200), (0.5, 10.0, 30.0), gain=1.0)
+        result, over_seeds = crossed_interval(differences), stats.ttest_1samp(differences.mean(1), 0.0)
+        half = stats.t.ppf(0.975, result.degrees_of_freedom) * result.standard_error
+        low, high = over_seeds.confidence_interval(0.95)
+        bounded += high - low > 2 * half
+        expected = (low, high) if high - low > 2 * half else (result.mean - half, result.mean + half)
+        assert (result.low, result.high) == pytest.approx(expected)
+        assert result.p == pytest.approx(max(satterthwaite_alone(result), over_seeds.pvalue))
+        assert (result.p < 0.05) == (result.low > 0 or result.high < 0)
+    assert 5 < bounded < 45
+
+
 def test_the_paired_interval_is_students_t():
     differences = np.array([1.2, 0.4, 2.0, -0.3, 0.9])
     result = paired_t_interval(differences)
@@ -57,27 +91,90 @@ def test_no_difference_at_all_is_no_evidence():
     assert (result.mean, result.low, result.high, result.p) == (0, 0, 0, 1)
 
 
-def null_rejections(seeds, images, runs, rng):
-    """How often each test finds a gain where seeds and images are drawn anew and there is none."""
-    crossed = paired = 0
-    for _ in range(runs):
-        difficulty = rng.normal(0, 1.0, (1, images))
-        correct = []
-        for _arm in range(2):
-            lean = rng.normal(0, 0.35, (1, images))  # what this arm happens to find easy
-            skill = rng.normal(1.5, 0.05, (seeds, 1))
-            correct.append(rng.normal(0, 0.7, (seeds, images)) < skill + difficulty + lean)
-        differences = correct[0].astype(float) - correct[1]
-        crossed += crossed_interval(differences).p < 0.05
-        paired += paired_t_interval(differences.mean(1)).p < 0.05
-    return crossed / runs, paired / runs
+def test_under_nulls_over_seeds_and_images_the_crossed_interval_keeps_its_level():
+    """For every number of seeds and images, within three standard errors; the seeds alone are too sure of theirs."""
+    simulations = 400
+    rates = false_gains(NULLS["seeds and images"], simulations, np.random.default_rng(0))
+    assert list(rates.index) == [(seeds, images) for seeds in SEEDS for images in IMAGES]
+    assert rates["crossed"].max() < LEVEL + 3 * binomial_error(simulations)
+    assert rates["crossed"].mean() > LEVEL / 3  # and it does find something now and then
+    assert rates.loc[(10, 360), "paired t over seeds"] > LEVEL + 4 * binomial_error(simulations)
 
 
-def test_under_a_null_over_seeds_and_images_the_crossed_interval_keeps_its_level():
-    """At 5 seeds and 360 images; three standard errors of 600 simulations are 2.7 points."""
-    crossed, paired = null_rejections(5, 360, 600, np.random.default_rng(0))
-    assert crossed < 0.05 + 0.027
-    assert paired > crossed  # the seeds-only interval is too sure of itself here
+def test_with_three_seeds_the_bound_is_what_keeps_the_level():
+    """Ratios of the variances at which Satterthwaite's approximation is at its worst."""
+    rng, simulations, images = np.random.default_rng(0), 3000, 30
+    found = [crossed_interval(random_effects(rng, (3, images), (30 / images, 3 / 3, 1.0))) for _ in range(simulations)]
+    assert np.mean([satterthwaite_alone(result) < 0.05 for result in found]) > LEVEL + 3 * binomial_error(simulations)
+    assert np.mean([result.p < 0.05 for result in found]) < LEVEL + 3 * binomial_error(simulations)
+
+
+@pytest.mark.parametrize(("only_first", "only_second"), [(12, 3), (3, 12), (7, 7), (9, 8), (1, 0)])
+def test_mcnemars_test_counts_the_coin_flips_at_least_as_uneven(only_first, only_second):
+    first = np.repeat([True, False, True, False], [only_first, only_second, 20, 5])
+    second = np.repeat([False, True, True, False], [only_first, only_second, 20, 5])
+    flips, most = only_first + only_second, max(only_first, only_second)
+    tail = sum(math.comb(flips, heads) for heads in range(most, flips + 1)) / 2**flips
+    result = mcnemar(first, second)
+    assert (result.only_first, result.only_second) == (only_first, only_second)
+    assert result.p == pytest.approx(min(1.0, 2 * tail))
+
+
+def test_mcnemars_test_sees_nothing_in_equal_answers_and_refuses_other_images():
+    same = np.array([True, False, True])
+    assert mcnemar(same, same).p == 1
+    with pytest.raises(ValueError, match="the same images"):
+        mcnemar(same, np.array([True, False]))
+
+
+@pytest.mark.parametrize(("effect", "seeds"), [(1.0, 10), (0.8, 15), (0.5, 34)])
+def test_where_images_do_not_matter_the_seeds_needed_are_those_of_the_paired_t(effect, seeds):
+    """Power 0.8 at two-sided 5 %, in standard deviations of a pair: as the tables (Cohen 1988) have it."""
+    of_seeds = np.array([-1.0, 0.0, 1.0])  # standard deviation 1
+    assert seeds_needed(np.repeat(of_seeds[:, None], 50, 1), effect) == seeds
+
+
+def test_no_number_of_seeds_finds_what_the_images_leave_open():
+    """Without any seed effect a gain must be 1.96 + 0.84 standard errors of the images' mean, however many seeds."""
+    of_images = np.random.default_rng(0).normal(0, 1, 5000)
+    error = of_images.std(ddof=1) / np.sqrt(5000)
+    assert seeds_needed(np.tile(of_images, (4, 1)), 2.79 * error) is None
+    assert seeds_needed(np.tile(of_images, (4, 1)), 2.82 * error) == 2
+    assert smallest_gain(np.tile(of_images, (4, 1))) == pytest.approx(2.8016 * error, rel=1e-3)
+
+
+@pytest.mark.parametrize(("seeds", "components"), [(3, (0.3, 3.0, 100.0)), (5, (1.0, 3.0, 100.0)),
+                                                   (8, (0.0, 40.0, 100.0))])
+def test_the_smallest_gain_is_found_as_often_as_promised(seeds, components):
+    """The approximation may be 3 points off; three standard errors of 800 simulations are 4 points."""
+    rng = np.random.default_rng(0)
+    gain = smallest_gain(random_effects(rng, (400, 400), components), seeds)
+    found = [crossed_interval(random_effects(rng, (seeds, 400), components, gain)).low > 0 for _ in range(800)]
+    assert np.mean(found) == pytest.approx(0.8, abs=0.07)
+
+
+def test_seeds_needed_and_smallest_gain_are_each_others_inverse():
+    differences = random_effects(np.random.default_rng(1), (5, 500), (1.0, 10.0, 100.0))
+    for seeds in (3, 6, 20):
+        gain = smallest_gain(differences, seeds)
+        assert seeds_needed(differences, 1.001 * gain) == seeds
+        assert seeds_needed(differences, 0.999 * gain) == seeds + 1
+    assert smallest_gain(differences) == smallest_gain(differences, 5)
+    assert seeds_needed(differences, smallest_gain(differences, 20), most=10) is None
+
+
+def test_differences_that_never_vary_need_no_more_than_two_seeds():
+    assert seeds_needed(np.ones((3, 10)), 0.1) == 2
+    assert smallest_gain(np.ones((3, 10))) == 0
+
+
+def test_power_needs_two_seeds_and_a_gain():
+    with pytest.raises(ValueError, match="at least two seeds"):
+        seeds_needed(np.zeros((1, 10)), 1.0)
+    with pytest.raises(ValueError, match="at least two seeds"):
+        smallest_gain(np.eye(3), 1)
+    with pytest.raises(ValueError, match="above 0"):
+        seeds_needed(np.eye(3), 0.0)
 
 
 @pytest.mark.parametrize(("right", "count"), [(0.0, 20), (0.3, 24), (0.95, 360), (1.0, 10)])

@@ -11,6 +11,8 @@ TRAINABLES: dict[str, type[StudyTrainable]] = {
     "teacher": TeacherTrainable,
     "baseline": BaselineTrainable,
     "distill": DistillTrainable,
+    "finalists_baseline": BaselineTrainable,
+    "finalists": DistillTrainable,
     "confirm_baseline": BaselineTrainable,
     "confirm": DistillTrainable,
 }

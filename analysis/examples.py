@@ -1,0 +1,206 @@
+"""The confirmed students example by example: per class, beside their teacher, and how far to trust their confidence."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+from scipy import stats
+
+from analysis.results import StudyFiles
+from analysis.significance import crossed_interval
+
+ARMS = ("baseline", "distilled")
+CLASS_COLUMNS = ["name", "images", "teacher", "baseline", "distilled", "gain", "low", "high", "p", "p_adjusted"]
+AGREEMENT_COLUMNS = ["arm", "teacher", "images", "agreement", "agreement_sd", "accuracy", "accuracy_sd"]
+BIN_COLUMNS = ["arm", "low", "high", "count", "confidence", "accuracy"]
+ERROR_COLUMNS = ["arm", "runs", "error", "error_sd", "overconfidence", "overconfidence_sd"]
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Answers of a model's runs to the same test images: labels (N,), predictions (runs, N)."""
+
+    labels: np.ndarray
+    predictions: np.ndarray
+
+    @property
+    def correct(self) -> np.ndarray:
+        return self.predictions == self.labels
+
+
+def per_class(study: StudyFiles) -> pd.DataFrame:
+    """A row per class: what the tuned arms get right, and the gain with its interval on that class's images alone.
+
+    Accuracies are in percent, the mean over seeds; teacher is NaN where it is not known. gain, low and high (95 %) are
+    in points. p_adjusted is the p-value after Benjamini and Hochberg (1995) over the classes: of those below 0.05, 5 %
+    are expected to be false. One seed leaves gain, low, high and p NaN; a class with fewer than two test images, or in
+    which the arms never differ otherwise than by one constant, leaves low, high and p NaN.
+
+    Empty while the study is not confirmed, and where its runs were not tested on the same images.
+    """
+    answers, classes = _tuned(study), (study.description.get("data") or {}).get("classes")
+    if not classes or answers is None:
+        return pd.DataFrame(columns=CLASS_COLUMNS)
+    labels = answers["baseline"].labels
+    teacher = _teacher(study, labels)
+    rows = [{"name": name, **_class_row(answers, teacher, labels == index)} for index, name in enumerate(classes)]
+    table = pd.DataFrame(rows, columns=CLASS_COLUMNS)
+    tested = table["p"].notna()
+    if tested.any():
+        table.loc[tested, "p_adjusted"] = stats.false_discovery_control(table.loc[tested, "p"])
+    return table
+
+
+def _class_row(answers: dict[str, Answers], teacher: np.ndarray | None, mine: np.ndarray) -> dict[str, Any]:
+    baseline, distilled = (100.0 * answers[arm].correct[:, mine] for arm in ARMS)
+    row = {
+        "images": int(mine.sum()), "teacher": np.nan if teacher is None else _mean(100.0 * teacher[mine]),
+        "baseline": _mean(baseline), "distilled": _mean(distilled), "gain": np.nan, "low": np.nan, "high": np.nan,
+        "p": np.nan, "p_adjusted": np.nan,
+    }
+    differences = distilled - baseline
+    if len(differences) > 1:
+        row["gain"] = _mean(differences)
+        if mine.sum() > 1 and np.ptp(differences) > 0:  # what never varies says nothing of how it would vary
+            interval = crossed_interval(differences)
+            row |= {"low": interval.low, "high": interval.high, "p": interval.p}
+    return row
+
+
+def teacher_agreement(study: StudyFiles) -> pd.DataFrame:
+    """How often the tuned students give the teacher's answer, where it is right and where it is wrong.
+
+    A row per arm and per `teacher` ("right", "wrong"): the images, the share of them on which the student predicts what
+    the teacher does, and the share that the student gets right, both in percent as mean and standard deviation over
+    seeds (NaN with one seed). Where the teacher is right the two shares are the same. A student that imitates the
+    teacher's mistakes, and not merely its knowledge, agrees more than the baseline where the teacher is wrong.
+
+    Empty while the study is not confirmed, without the teacher's answers, and where these are to other images.
+    """
+    answers, teacher = _tuned(study), study.teacher_answers()
+    if answers is None or teacher is None or _teacher(study, answers["baseline"].labels) is None:
+        return pd.DataFrame(columns=AGREEMENT_COLUMNS)
+    predicted = teacher["prediction"].to_numpy()
+    right = predicted == answers["baseline"].labels
+    rows = []
+    for arm in ARMS:
+        for name, chosen in (("right", right), ("wrong", ~right)):
+            agreement, accuracy = ([_mean(100.0 * run[chosen]) for run in shares]
+                                   for shares in (answers[arm].predictions == predicted, answers[arm].correct))
+            rows.append((arm, name, int(chosen.sum()), *_mean_and_sd(agreement), *_mean_and_sd(accuracy)))
+    return pd.DataFrame(rows, columns=AGREEMENT_COLUMNS)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Reliability per bin of the confidence, and the calibration error per arm: teacher, baseline, distilled.
+
+    bins: arm, low and high (bounds of the confidence, percent), count, mean confidence and accuracy (percent, NaN in an
+        empty bin), the runs of an arm pooled.
+    errors: arm, runs, error (expected calibration error) and overconfidence (mean confidence less accuracy), both in
+        points as mean and standard deviation over runs (NaN with one).
+    """
+
+    bins: pd.DataFrame
+    errors: pd.DataFrame
+
+
+def calibration(study: StudyFiles, bins: int = 15) -> Calibration | None:
+    """Whether answers given with 80 % confidence are right in 80 % of the cases, in `bins` bins of equal width.
+
+    The confidence is the probability of the predicted class at temperature 1. The expected calibration error is
+    sum_b count_b / N |accuracy_b - confidence_b| (Guo, Pleiss, Sun and Weinberger, "On calibration of modern neural
+    networks", ICML 2017, with 15 bins). It is above zero by chance even where the truth is zero, the more so the fewer
+    the images, and alike for arms tested on the same images.
+
+    None while the study is not confirmed, and where no file holds confidences; a model without them is left out.
+    """
+    files = _confidence_files(study)
+    found = {arm: runs for arm, paths in files.items() if (runs := _confidences(paths))}
+    if not any(arm in found for arm in ARMS):
+        return None
+    reliability, errors = [], []
+    for arm, runs in found.items():
+        pooled = [np.concatenate(part) for part in zip(*runs, strict=True)]
+        reliability.append(_reliability(*pooled, bins).assign(arm=arm))
+        error = [_expected_calibration_error(_reliability(*run, bins)) for run in runs]
+        over = [100 * float(confidence.mean() - correct.mean()) for confidence, correct in runs]
+        errors.append((arm, len(runs), *_mean_and_sd(error), *_mean_and_sd(over)))
+    return Calibration(pd.concat(reliability, ignore_index=True)[BIN_COLUMNS],
+                       pd.DataFrame(errors, columns=ERROR_COLUMNS))
+
+
+def _reliability(confidence: np.ndarray, correct: np.ndarray, bins: int) -> pd.DataFrame:
+    """A row per bin (low, high] of the confidence, in percent."""
+    edges = np.linspace(0, 1, bins + 1)
+    place = np.digitize(confidence, edges[1:-1], right=True)
+    count = np.bincount(place, minlength=bins)
+    sums = (np.bincount(place, weights=values, minlength=bins) for values in (confidence, correct))
+    with np.errstate(invalid="ignore"):
+        means = [100 * part / count for part in sums]
+    return pd.DataFrame({"low": 100 * edges[:-1], "high": 100 * edges[1:], "count": count,
+                         "confidence": means[0], "accuracy": means[1]})
+
+
+def _expected_calibration_error(reliability: pd.DataFrame) -> float:
+    gap = (reliability["accuracy"] - reliability["confidence"]).abs()
+    return float((reliability["count"] * gap).sum() / reliability["count"].sum())
+
+
+def _confidence_files(study: StudyFiles) -> dict[str, list[Path]]:
+    """The files of answers of the teacher and of both tuned arms."""
+    rows = _tuned_rows(study)
+    if rows is None:
+        return {}
+    stage = study.stage("teacher_logits")
+    teacher = {"teacher": [stage / "test.parquet"]} if stage else {}
+    return teacher | {arm: [study.stage(row["stage"]) / "runs" / f"{run:03d}" / "test.parquet" for run in row["runs"]]
+                      for arm, row in rows.items()}
+
+
+def _confidences(paths: list[Path]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Per file the confidence (N,), 0 to 1, and what was right (N,) bool; none at all where one file lacks it."""
+    if not all(path.exists() and "confidence" in pq.read_schema(path).names for path in paths):
+        return []
+    tables = [pd.read_parquet(path, columns=["label", "prediction", "confidence"]) for path in paths]
+    return [(table["confidence"].to_numpy(np.float64), (table["label"] == table["prediction"]).to_numpy())
+            for table in tables]
+
+
+def _tuned_rows(study: StudyFiles) -> dict[str, dict[str, Any]] | None:
+    """Each arm's confirmed row that the comparison is about, whatever other configurations were confirmed beside it."""
+    if study.confirmation is None:
+        return None
+    rows = {row["arm"]: row for row in study.confirmation["rows"] if row["configuration"] == "tuned"}
+    return rows if set(rows) == set(ARMS) else None
+
+
+def _tuned(study: StudyFiles) -> dict[str, Answers] | None:
+    """Both tuned arms' answers; None where there are none or not all to the same images."""
+    rows = _tuned_rows(study)
+    if rows is None:
+        return None
+    tables = {arm: [study.answers(run, rows[arm]["stage"]) for run in rows[arm]["runs"]] for arm in ARMS}
+    labels = [table["label"].to_numpy() for arm in ARMS for table in tables[arm]]
+    if not all(np.array_equal(labels[0], other) for other in labels[1:]):
+        return None
+    return {arm: Answers(labels[0], np.stack([table["prediction"] for table in tables[arm]])) for arm in ARMS}
+
+
+def _teacher(study: StudyFiles, labels: np.ndarray) -> np.ndarray | None:
+    """Which of the images with these labels the teacher got right, (N,) bool; None where it was tested on others."""
+    teacher = study.teacher_answers()
+    if teacher is None or not np.array_equal(teacher["label"], labels):
+        return None
+    return (teacher["prediction"] == teacher["label"]).to_numpy()
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if values.size else np.nan
+
+
+def _mean_and_sd(values: list[float]) -> tuple[float, float]:
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else np.nan

@@ -1,0 +1,67 @@
+"""Every trial of a study as an HTML table that sorts and filters."""
+
+import html
+from typing import Any
+
+import pandas as pd
+
+from analysis.look import ORIGINS
+from analysis.results import StudyFiles
+from analysis.tables import show_number
+
+NUMERIC = {"trial", "temperature", "alpha", "lr", "weight_decay", "warmup", "batch_size", "epochs", "last %", "best %",
+           "seconds"}
+
+
+def trials_section(study: StudyFiles) -> str:
+    """The section of the page; a sentence where there is no trial yet."""
+    rows = _rows(study)
+    if not rows:
+        return "<section id=s-trials><h2>All trials</h2><p>No trial has been started yet.</p></section>"
+    columns = [name for name in rows[0] if any(row[name] not in (None, "") for row in rows)]
+    head = "".join(f"<th{_align(name)}><button>{html.escape(name.replace('_', ' '))}</button></th>" for name in columns)
+    body = "\n".join(f"<tr>{''.join(_cell(name, row[name]) for name in columns)}</tr>" for row in rows)
+    return (
+        f"<section id=s-trials><h2>All trials</h2><p class=filter><input type=search id=trials-filter "
+        'placeholder="e.g. distill complete" aria-label="show trials that contain">'
+        f"<span id=trials-count>{len(rows)} of {len(rows)} trials</span></p>"
+        "<p>A click on a heading sorts. Accuracies are on the validation images; “last” "
+        "is that of the last epoch a trial came to.</p><div class=trials><table id=trials>"
+        f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div></section>")
+
+
+def _rows(study: StudyFiles) -> list[dict[str, Any]]:
+    seconds = study.curves.dropna(subset=["seconds"]).groupby(["stage", "trial"])["seconds"].max()
+    trials = study.trials.astype(object)
+    return [{
+        "stage": row["stage"].replace("_", " "), "trial": row["trial"],
+        **{name: row[name] for name in study.parameter_names},
+        "origin": ORIGINS.get(row["origin"], row["label"] or row["origin"]), "epochs": row["epochs"],
+        "ended": row["ended"], "last %": _percent(row["last_validation_accuracy"]),
+        "best %": _percent(row["best_validation_accuracy"]),
+        "seconds": _number(seconds.get((row["stage"], row["trial"]))), "reason": row["reason"],
+    } for row in trials.where(trials.notna(), None).to_dict("records")]
+
+
+def _percent(share: float | None) -> float | None:
+    return None if share is None else round(100 * share, 2)
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None or pd.isna(value) else round(float(value), 1)
+
+
+def _align(name: str) -> str:
+    return " class=number" if name in NUMERIC else ""
+
+
+def _cell(name: str, value: Any) -> str:
+    if value is None:
+        return f"<td{_align(name)}></td>"
+    if name.endswith("%"):
+        text = f"{value:.2f}"
+    else:
+        text = html.escape(value) if isinstance(value, str) else show_number(value, 4)
+    number = f' data-value="{value}"' if name in NUMERIC and not isinstance(value, str) else ""
+    kind = " class=reason" if name == "reason" else _align(name)
+    return f"<td{kind}{number}>{text}</td>"
