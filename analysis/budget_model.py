@@ -117,12 +117,14 @@ class BudgetModel:
     def _process(self) -> GaussianProcessRegressor:
         """The process, with its kernel fitted to a part of the rows where there are many."""
         from sklearn.exceptions import ConvergenceWarning
+        from threadpoolctl import threadpool_limits
 
         from analysis.kernels import budget_kernel, regressor
 
         x, y = self._x, (self._z - self._middle) / self._spread
         part = self._part_for_fitting()
-        with warnings.catch_warnings():
+        # One thread: on matrices of this size more of them gain little, and beside running trials they wait for ever.
+        with warnings.catch_warnings(), threadpool_limits(1):
             warnings.simplefilter("ignore", ConvergenceWarning)  # a length scale at its bound: an input without effect
             fitted = regressor(budget_kernel(x.shape[1] - 1), optimise=True).fit(x[part], y[part])
         return fitted if len(part) == len(x) else regressor(fitted.kernel_, optimise=False).fit(x, y)

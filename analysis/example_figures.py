@@ -65,7 +65,8 @@ def agreement(shares: pd.DataFrame) -> go.Figure | None:
                     "pattern": {"shape": "/" if arm == "baseline" else ""}},
             error_y={"type": "data", "array": [rounded(value) for value in mine["agreement_sd"].fillna(0)], "width": 5,
                      "color": NEUTRAL},
-            text=[f"{value:.0f} %" for value in mine["agreement"]], textposition="inside", insidetextanchor="start", textangle=0,
+            text=[f"{value:.0f} %" for value in mine["agreement"]], textangle=0, textposition="inside",
+            insidetextanchor="start",
             customdata=[rounded(value) for value in mine["accuracy"]],
             hovertemplate=f"{arm}: %{{y}} % as the teacher<br>%{{customdata}} % right<extra></extra>")
     figure.update_xaxes(tickangle=0)

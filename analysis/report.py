@@ -41,6 +41,12 @@ def build(folder: Path) -> bool:
     return any([_write(results / name, content) for name, content in contents.items()])
 
 
+def exhibits(folder: Path) -> list[Exhibit]:
+    """A study's figures, as the page shows them."""
+    study = StudyFiles(folder)
+    return sections.exhibits(study, tables.results(study), Findings.of(study))
+
+
 def _json(content: Any) -> str:
     return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 

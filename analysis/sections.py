@@ -210,6 +210,10 @@ def _searches(study: StudyFiles, found: Findings) -> list[Exhibit]:
                 "budget stand below, on a scale of their own: their values do not compare.",
                 "No search has a trial to show yet.",
                 figures.optimisation_history(study), figures.optimisation_history(study, columns=1)),
+        Exhibit("slices", "Every trial against each parameter",
+                "Each trial appears once per parameter, so the others vary along with it. The baseline appears where "
+                "it searches the same parameter.", "No trial of a searched parameter has reported yet.",
+                figures.slices(study), figures.slices(study, columns=1)),
         Exhibit("teacher", "Learning curves: teacher", "One line per learning rate that was tried.",
                 "The teacher has not reported yet, or was given.", figures.teacher_curve(study)),
     ]

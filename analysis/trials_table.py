@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.look import ORIGINS
+from analysis.look import ORIGINS, show
 from analysis.results import StudyFiles
 from analysis.tables import show_number
 
@@ -43,6 +43,10 @@ def _rows(study: StudyFiles) -> list[dict[str, Any]]:
     } for row in trials.where(trials.notna(), None).to_dict("records")]
 
 
+def _show(value: float) -> str:
+    return show_number(value) if 0 < abs(value) < 0.01 else show(value)
+
+
 def _percent(share: float | None) -> float | None:
     return None if share is None else round(100 * share, 2)
 
@@ -61,7 +65,7 @@ def _cell(name: str, value: Any) -> str:
     if name.endswith("%"):
         text = f"{value:.2f}"
     else:
-        text = html.escape(value) if isinstance(value, str) else show_number(value, 4)
+        text = html.escape(value) if isinstance(value, str) else _show(value)
     number = f' data-value="{value}"' if name in NUMERIC and not isinstance(value, str) else ""
     kind = " class=reason" if name == "reason" else _align(name)
     return f"<td{kind}{number}>{text}</td>"

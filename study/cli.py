@@ -114,7 +114,9 @@ def status(study: str, folder: Path | None) -> None:
 @click.option("--dir", "folder", type=click.Path(path_type=Path), metavar="FOLDER", help="Where the study lives.")
 @click.option("--readme", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
               help="Also rewrite the results between each study's two markers in a Markdown file.")
-def report(studies: tuple[str, ...], folder: Path | None, readme: Path | None) -> None:
+@click.option("--images", type=click.Choice(["svg", "png"]),
+              help="Also write each figure as a file, to results/images; needs kdstudy[images] and Chromium or Chrome.")
+def report(studies: tuple[str, ...], folder: Path | None, readme: Path | None, images: str | None) -> None:
     """Rebuild the results table and the report.
 
     Also while a study runs, from what is there. Needs neither Ray nor torch. Several studies are also put side by side
@@ -132,10 +134,24 @@ def report(studies: tuple[str, ...], folder: Path | None, readme: Path | None) -
         report_page.build(own)
         outcomes.append(read_json(own / "results" / "results.json"))
         _print_results(console, own)
+        if images:
+            _write_images(console, own, images)
     if len(outcomes) > 1:
         console.print(f"\n{tables.takeaways(outcomes)}", soft_wrap=True, markup=False)
     if readme:
         _rewrite(readme, outcomes)
+
+
+def _write_images(console: Console, folder: Path, kind: str) -> None:
+    from analysis import report as report_page
+    from analysis.images import ImagesUnavailable, write_images
+
+    out = folder / "results" / "images"
+    try:
+        paths = write_images(report_page.exhibits(folder), out, kind)
+    except ImagesUnavailable as error:
+        raise UserError(f"--images {kind}: {error}") from None
+    console.print(f"images   {out} ({len(paths)} {kind})", soft_wrap=True)
 
 
 def _rewrite(readme: Path, outcomes: list[dict[str, Any]]) -> None:

@@ -377,7 +377,7 @@ def test_the_surfaces_are_what_they_claim():
     assert [NAMES[known[name].effects.argmax()] for name in ("aligned", "crossing", "cliff")] == ["lr", "alpha", "lr"]
 
 
-@pytest.mark.parametrize(("surface", "bound"), [("aligned", 0.15), ("crossing", 0.12), ("cliff", 0.05)])
+@pytest.mark.parametrize(("surface", "bound"), [("aligned", 0.1), ("crossing", 0.1), ("cliff", 0.03)])
 def test_main_effects_are_those_of_the_surface(surface, bound):
     error, top = errors(surface, our_effects(surface))
     assert error < bound
@@ -398,13 +398,13 @@ def test_near_the_best_a_cliff_matters_less():
     assert shares[sensitivity.NEAR_BEST] < shares[None] - 0.2
 
 
-@pytest.mark.parametrize("surface", SURFACES)
-def test_prices_are_those_of_the_surface(surface):
+@pytest.mark.parametrize(("surface", "bound"), [("aligned", 1.5), ("crossing", 1.5), ("cliff", 4)])
+def test_prices_are_those_of_the_surface(surface, bound):
     known, inside = known_answers.truth(SURFACES[surface]).prices, []
     for seed in range(STUDIES):
         _, model, grid = searched(surface, seed)
         found = sensitivity.prices(model, grid, DEFAULT).set_index("parameter").loc[list(NAMES)]
-        assert found["price"].to_numpy() == pytest.approx(known, abs=3)
+        assert found["price"].to_numpy() == pytest.approx(known, abs=bound)
         inside += list((found["low"] - 0.15 <= known) & (known <= found["high"] + 0.15))
     assert np.mean(inside) >= 7 / 9
 
