@@ -43,8 +43,8 @@ def class_gains(classes: pd.DataFrame) -> go.Figure | None:
                         for row in part.itertuples()],
             hovertemplate="%{y}: %{x} points<br>%{customdata[0]} % on %{customdata[1]} images, adjusted p "
                           "%{customdata[2]}<extra></extra>")
-    figure.update_xaxes(title="test accuracy gained over the<br>tuned baseline, points (95 % interval)", zeroline=True,
-                        zerolinewidth=2, zerolinecolor=NEUTRAL)
+    figure.update_xaxes(title="points gained (95 % interval)", zeroline=True, zerolinewidth=2,
+                        zerolinecolor=NEUTRAL)
     figure.update_yaxes(showgrid=False, ticks="", dtick=1, categoryorder="array",
                         categoryarray=[html.escape(name) for name in rows["name"]],
                         range=[-0.8, len(rows) - 0.2])

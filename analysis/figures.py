@@ -32,6 +32,7 @@ from analysis.results import SEARCH_STAGES, STAGES, StudyFiles
 
 STATES = {"complete": "full budget", "stopped": "stopped early: value at the stop", "running": "running: value so far",
           "failed": "failed"}
+MOST_BEST = 10  # lines that stand out
 MARKERS = {"complete": "circle", "stopped": "circle-open", "running": "triangle-right-open", "failed": "x"}
 
 
@@ -49,7 +50,7 @@ def learning_curves(study: StudyFiles, stage: str) -> go.Figure | None:
     shown: set[str] = set()
     for trial in trials:
         name = title if trial["trial"] == winner else STATES[trial["ended"]]
-        figure.add_trace(_curve(study, trial, lines[trial["trial"]], name, name not in shown))
+        figure.add_trace(_curve(study, trial, lines[trial["trial"]], name, name not in shown, len(trials)))
         shown.add(name)
     epochs = _epochs(study, stage, curves)
     if stage in SEARCH_STAGES:
@@ -167,11 +168,12 @@ def _fate(trial: dict[str, Any]) -> str:
                     "failed": f"<br>failed: {reason}"}[trial["ended"]]
 
 
-def _curve(study: StudyFiles, trial: dict[str, Any], reports: Any, title: str, in_legend: bool) -> go.Scatter:
+def _curve(study: StudyFiles, trial: dict[str, Any], reports: Any, title: str, in_legend: bool,
+           lines: int) -> go.Scatter:
     ended, leads = trial["ended"], title not in STATES.values()
     colour = COLOURS[trial["stage"]]
     if not leads:
-        colour = faint(colour, 0.6 if ended == "complete" else 0.5)
+        colour = faint(colour, _crowded(0.6 if ended == "complete" else 0.5, lines))
     symbol, size = ("star", 14) if leads else (MARKERS[ended], {"stopped": 6, "failed": 9}.get(ended, 0))
     return go.Scatter(
         x=reports["epoch"].tolist(), y=[rounded(100 * value) for value in reports["validation_accuracy"]],
@@ -355,8 +357,8 @@ def _whole_step(last: float) -> int:
 def parallel_coordinates(study: StudyFiles, short: bool = False) -> go.Figure | None:
     """Every trial of the distillation as a line over its parameters, up to its last validation accuracy in percent.
 
-    Full-budget trials in three groups by accuracy, told apart by width and dash as well as by shade. `short` names the
-    axes by their symbols.
+    The best are told apart by width as well as by shade, and the stopped by their dash. `short` names the axes by their
+    symbols.
     """
     trials = [trial for trial in _trials(study, "distill") if trial["ended"] in ("complete", "stopped")
               and trial["last_validation_accuracy"] is not None]
@@ -366,11 +368,10 @@ def parallel_coordinates(study: StudyFiles, short: bool = False) -> go.Figure | 
         return None
     complete = sorted((trial for trial in trials if trial["ended"] == "complete"),
                       key=lambda trial: -trial["last_validation_accuracy"])
-    third = math.ceil(len(complete) / 3)
+    best = min(MOST_BEST, math.ceil(len(complete) / 3))
     groups = [("stopped early", [trial for trial in trials if trial["ended"] == "stopped"], 0.5, 1, "dot"),
-              ("full budget, lowest third", complete[2 * third:], 0.45, 1.2, "dash"),
-              ("full budget, middle third", complete[third:2 * third], 0.65, 1.8, "solid"),
-              ("full budget, best third", complete[:third], 1, 3, "solid")]
+              ("others at the full budget", complete[best:], 0.6, 1.3, "dash"),
+              (f"the best {best}" if best > 1 else "the best", complete[:best], 1, 3, "solid")]
     figure = blank(430, showlegend=True, legend={"traceorder": "reversed"})
     percents = [100 * trial["last_validation_accuracy"] for trial in trials]
     bounds = min(percents), max(percents)
@@ -381,7 +382,8 @@ def parallel_coordinates(study: StudyFiles, short: bool = False) -> go.Figure | 
                 x=list(range(len(names) + 1)), mode="lines", name=title, legendgroup=title, showlegend=not index,
                 y=[*(_height(trial[name], searched[name]) for name in names),
                    _share_between(100 * trial["last_validation_accuracy"], bounds)],
-                line={"color": faint(colour, opacity), "width": width, "dash": dash}, meta=_about(study, trial),
+                line={"color": faint(colour, _crowded(opacity, len(members))), "width": width, "dash": dash},
+                meta=_about(study, trial),
                 hovertemplate="%{meta}<br>" + _fate(trial) + "<extra></extra>")
     titles = [SYMBOLS.get(name, name) if short else TITLES.get(name, name).split(",")[0] for name in names]
     axes = [*((title.replace("_", " "), _ends(searched[name])) for title, name in zip(titles, names, strict=True)),
@@ -393,6 +395,11 @@ def parallel_coordinates(study: StudyFiles, short: bool = False) -> go.Figure | 
     figure.update_xaxes(visible=False, range=[-0.35, len(names) + 0.35])
     figure.update_yaxes(visible=False, range=[-0.2, 1.12])
     return figure
+
+
+def _crowded(opacity: float, lines: int) -> float:
+    """The opacity of lines of which there are many, so that one still sees where they are dense."""
+    return rounded(opacity * min(1.0, math.sqrt(30 / max(lines, 1))))
 
 
 def _height(value: Any, dimension: dict[str, Any]) -> float:

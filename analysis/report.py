@@ -73,7 +73,7 @@ def page(study: StudyFiles, outcome: dict[str, Any], found: Findings) -> str:
         _plot(gains) if gains.figure else "", _cards(outcome),
         f"<p class=scope>{html.escape(outcome['scope'])}</p>{_progress(study)}</section>",
         f"<section id=s-results><h2>Results</h2>{_table(outcome)}</section>",
-        *_sections(exhibits), trials_section(study),
+        *sections_of(exhibits), trials_section(study),
         f"<section id=s-methods><h2>Methods and caveats</h2>{METHODS}</section>",
         f"<section><h2>Settings</h2><details><summary>study.toml</summary><pre>{_settings(study)}</pre></details></section>",
     ]
@@ -110,8 +110,8 @@ def _absent(exhibit: Exhibit) -> str:
     return "" if said else f"<p>{html.escape(exhibit.absent)}</p>"
 
 
-def _sections(exhibits: list[Exhibit]) -> list[str]:
-    """Neighbours of one group stand side by side."""
+def sections_of(exhibits: list[Exhibit]) -> list[str]:
+    """The figures as HTML sections; neighbours of one group stand side by side."""
     groups = itertools.groupby(exhibits, key=lambda exhibit: exhibit.group or exhibit.name)
     return [f"<div class=pair>{''.join(parts)}</div>" if len(parts) > 1 else parts[0]
             for _, members in groups if (parts := [_section(exhibit) for exhibit in members])]

@@ -118,9 +118,19 @@ class StudyFiles:
         return [(stage, event) for stage, events in self.events.items()
                 for event in events if event["event"] == "trial"]
 
+    @cached_property
+    def _events_of_trials(self) -> dict[tuple[str, int], list[dict[str, Any]]]:
+        """The events of each (stage, trial), in order."""
+        own: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        for stage, events in self.events.items():
+            for event in events:
+                if "trial" in event:
+                    own.setdefault((stage, event["trial"]), []).append(event)
+        return own
+
     def _trial_row(self, stage: str, event: dict[str, Any]) -> dict[str, Any]:
         number = event["trial"]
-        own = [other for other in self.events[stage] if other.get("trial") == number]
+        own = self._events_of_trials[stage, number]
         retried = max((index for index, other in enumerate(own) if other["event"] == "retry"), default=0)
         own = [other for index, other in enumerate(own) if index > retried or not _is_failure(other)]
         reports = [other for other in own if other["event"] == "report"]

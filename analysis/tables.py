@@ -231,12 +231,13 @@ TAKEAWAYS_BLOCK = "takeaways"
 def takeaways(outcomes: list[dict[str, Any]]) -> str:
     """Several studies side by side, as Markdown: what learned from what, and what distillation was worth."""
     lines = ["| " + " | ".join(TAKEAWAYS) + " |", "|" + "---|" * 3 + "---:|" * 4 + "---|"]
-    lines += ["| " + " | ".join(_takeaway(outcome)) + " |" for outcome in outcomes]
+    lines += ["| " + " | ".join(takeaway(outcome)) + " |" for outcome in outcomes]
     verdicts = [f"- {outcome['study']}: {outcome['verdict']}" for outcome in outcomes]
     return "\n".join([*lines, "", *verdicts, ""])
 
 
-def _takeaway(outcome: dict[str, Any]) -> list[str]:
+def takeaway(outcome: dict[str, Any]) -> list[str]:
+    """A study's cells of the table of takeaways, in the order of TAKEAWAYS."""
     rows = {(row["arm"], row["configuration"]): row for row in outcome["rows"]}
     teacher = next((row for row in outcome["rows"] if row["arm"] == "teacher"), None)
     tuned, untuned = rows.get(("distilled", "tuned")), rows.get(("distilled", "default"))

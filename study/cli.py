@@ -116,21 +116,24 @@ def status(study: str, folder: Path | None) -> None:
               help="Also rewrite the results between each study's two markers in a Markdown file.")
 @click.option("--images", type=click.Choice(["svg", "png"]),
               help="Also write each figure as a file, to results/images; needs kdstudy[images] and Chromium or Chrome.")
-def report(studies: tuple[str, ...], folder: Path | None, readme: Path | None, images: str | None) -> None:
+@click.option("--compare", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Where the page that compares several studies goes.  [default: comparison.html beside them]")
+def report(studies: tuple[str, ...], folder: Path | None, readme: Path | None, images: str | None,
+           compare: Path | None) -> None:
     """Rebuild the results table and the report.
 
     Also while a study runs, from what is there. Needs neither Ray nor torch. Several studies are also put side by side
-    in a table of takeaways: what learned from what, and what distillation was worth."""
+    in a table of takeaways and on a page: what learned from what, and what distillation was worth."""
     if folder and len(studies) > 1:
         raise UserError("--dir names the folder of one study; name the folders themselves instead of "
                         f"{' and '.join(studies)}")
+    from analysis import comparison, tables
     from analysis import report as report_page
-    from analysis import tables
     from study.storage import read_json
 
     console, outcomes = _console(), []
-    for study in studies:
-        _, own = _resolve_started(study, folder)
+    folders = [_resolve_started(study, folder)[1] for study in studies]
+    for own in folders:
         report_page.build(own)
         outcomes.append(read_json(own / "results" / "results.json"))
         _print_results(console, own)
@@ -138,6 +141,9 @@ def report(studies: tuple[str, ...], folder: Path | None, readme: Path | None, i
             _write_images(console, own, images)
     if len(outcomes) > 1:
         console.print(f"\n{tables.takeaways(outcomes)}", soft_wrap=True, markup=False)
+        compare = compare or Path(os.path.commonpath([own.absolute().parent for own in folders])) / "comparison.html"
+        comparison.build(folders, compare)
+        console.print(f"comparison   {compare}", soft_wrap=True)
     if readme:
         _rewrite(readme, outcomes)
 

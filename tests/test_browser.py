@@ -123,6 +123,7 @@ def test_trials_sort_by_every_column(table):
             expected = [direction if place == index else None for place in range(len(heads))]
             assert [mark if mark != "none" else None for mark in marks] == expected
             column = [row[index] for row in rows_of(table)]
+            assert not has_gap(column), f"{heads[index]}: what is missing comes last"
             keys = keys_of(column)
             assert keys == sorted(keys, reverse=direction == "descending"), heads[index]
             assert sorted(map(json.dumps, rows_of(table))) == content
@@ -131,9 +132,15 @@ def test_trials_sort_by_every_column(table):
 
 
 def keys_of(column: list[dict[str, str]]) -> list:
-    """What a column is sorted by: its numbers, where it has any; a trial that has none may stand at either end."""
+    """What a column is sorted by: its numbers, where it has any, else its texts."""
     numbers = [float(cell["value"]) for cell in column if re.fullmatch(r"[-+.\de]+", cell["value"])]
-    return numbers or [cell["text"].strip().casefold() for cell in column]
+    return numbers or [text for cell in column if (text := cell["text"].strip().casefold())]
+
+
+def has_gap(column: list[dict[str, str]]) -> bool:
+    """Whether an empty cell stands before one that is not."""
+    known = [bool(cell["text"].strip()) for cell in column]
+    return known != sorted(known, reverse=True)
 
 
 def test_trials_are_filtered_by_all_words(table):

@@ -9,7 +9,7 @@ from running import kdstudy
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "study" / "presets" / "results"
-STUDIES = sorted(path.name for path in RESULTS.iterdir()) if RESULTS.exists() else []
+STUDIES = sorted(path.parent.name for path in RESULTS.glob("*/study.toml"))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,115 @@
+"""The round between search and confirmation, and the row that tunes only what both arms share."""
+
+import json
+import shutil
+
+import pytest
+from running import ONE_AT_A_TIME, kdstudy, results_of
+
+from analysis.results import StudyFiles
+from study import finalists
+from study.record import Record, TrialState
+from study.search import METRIC
+
+FINALISTS = ("--set", "finalists.configurations=2", "--set", "finalists.seeds=2")
+
+
+def row(trial, *accuracies):
+    return {"trial": trial, "parameters": {"lr": trial}, "runs": [0, 1], "accuracies": list(accuracies)}
+
+
+def test_the_best_go_on_and_the_default_with_them():
+    assert finalists.candidates([5, 3, 8, 0, 1], 3) == [5, 3, 8, 0]
+    assert finalists.candidates([5, 0, 8, 1], 3) == [5, 0, 8]
+    assert finalists.candidates([5, 3, 8], 2) == [5, 3]  # the default point failed
+
+
+def test_the_best_mean_wins_and_ties_go_to_the_default():
+    assert finalists.winner([row(5, 0.9, 0.5), row(3, 0.8, 0.7), row(0, 0.7, 0.7)])["trial"] == 3
+    assert finalists.winner([row(5, 0.8, 0.6), row(3, 0.6, 0.8), row(0, 0.7, 0.7)])["trial"] == 0
+    assert finalists.winner([row(5, 0.8, 0.6), row(3, 0.6, 0.8), row(0, 0.6, 0.7)])["trial"] == 5  # ranked first
+    assert finalists.winner([row(5, 0.9, None), row(3, 0.6, 0.8)])["trial"] == 3  # one of its runs failed
+    assert finalists.winner([row(5, None, None)]) is None
+
+
+def test_rows_hold_last_accuracies_of_complete_runs(tmp_path):
+    record = Record(tmp_path / "record.jsonl")
+    runs = [TrialState(number, {"lr": 0.1}, seed, 1, "finalist", True) for number, seed in enumerate((7, 8, 9))]
+    for run in runs[:2]:
+        record.add_trial(run)
+    record.report(0, 1, "continue", {METRIC: 0.2})
+    record.report(0, 2, "complete", {METRIC: 0.6})
+    record.report(1, 1, "failed", {METRIC: 0.9}, "train_loss is nan")
+    assert finalists.rows(record, {4: runs}) == [
+        {"trial": 4, "parameters": {"lr": 0.1}, "runs": [0, 1, None], "accuracies": [0.6, None, None]}]
+
+
+@pytest.fixture(scope="module")
+def with_finalists(finished, tmp_path_factory):
+    """The finished study, run again with finalists asked for; and what that printed."""
+    home = tmp_path_factory.mktemp("finalists")
+    shutil.copytree(finished[0].parent, home / "studies")
+    printed = kdstudy("run", *ONE_AT_A_TIME, *FINALISTS, cwd=home).stdout
+    return home / "studies" / "digits-smoke", printed
+
+
+def test_finalists_run_again_on_fresh_seeds_and_the_searches_stay(with_finalists, finished):
+    folder, printed = with_finalists
+    assert "distill          =" in printed and "finalists        ✓" in printed
+    study = StudyFiles(folder)
+    searched = {(event["seed"], event["view_seed"]) for arm in ("baseline", "distill")
+                for event in study.events[arm] if event["event"] == "trial"}
+    confirmed = {event["seed"] for event in study.events["confirm"] if event["event"] == "trial"}
+    for name, arm in finalists.STAGES.items():
+        done, events = study.done(name), [event for event in study.events[name] if event["event"] == "trial"]
+        ranking = study.done(arm)["ranking"]
+        assert [row["trial"] for row in done["rows"]] == finalists.candidates(ranking, 2)
+        seeds = {event["seed"] for event in events}
+        assert len(seeds) == 2 and not seeds & {seed for seed, _ in searched} and not seeds & confirmed
+        assert {event["view_seed"] for event in events} == {view_seed for _, view_seed in searched}
+        assert done["winner"] == finalists.winner(done["rows"])["trial"]
+
+
+def test_what_the_finalists_chose_is_what_is_confirmed(with_finalists):
+    study = StudyFiles(with_finalists[0])
+    for name, arm in (("finalists_baseline", "baseline"), ("finalists", "distilled")):
+        tuned = next(row for row in study.confirmation["rows"] if (row["arm"], row["configuration"]) == (arm, "tuned"))
+        assert tuned["trial"] == study.done(name)["winner"]
+        assert tuned["parameters"] == study.done(name)["parameters"]
+    assert results_of(with_finalists[0])["evidence"]["selected"]["distilled"]["finalists"]
+
+
+def test_again_there_is_nothing_to_do(with_finalists):
+    folder, _ = with_finalists
+    assert "Nothing to do" in kdstudy("run", folder, cwd=folder.parent.parent).stdout
+
+
+def test_finalists_never_see_the_test_images(with_finalists):
+    for name in finalists.STAGES:
+        stage = StudyFiles(with_finalists[0]).stage(name)
+        assert not list(stage.rglob("*.parquet")) and (stage / "record.jsonl").exists()
+
+
+def test_a_study_without_finalists_has_no_such_stage(finished):
+    folder, printed = finished
+    assert "finalists" not in printed and "8/8 export" in printed
+    assert not list(folder.glob("finalists*"))
+    assert not {"finalists", "finalists_baseline"} & set(StudyFiles(folder).planned)
+
+
+def test_a_row_tunes_only_what_both_arms_share(finished):
+    folder, _ = finished
+    rows = {row["configuration"]: row for row in results_of(folder)["rows"] if row["arm"] == "distilled"}
+    assert list(rows) == ["default", "only lr tuned", "tuned"]
+    only, default = rows["only lr tuned"], rows["default"]
+    assert (only["temperature"], only["alpha"]) == (default["temperature"], default["alpha"])
+    assert only["lr"] != default["lr"] and 3e-4 <= only["lr"] <= 1e-2
+    study = StudyFiles(folder)
+    stage = next(row["stage"] for row in study.confirmation["rows"] if row["configuration"] == "only lr tuned")
+    run = next(row["runs"][0] for row in study.confirmation["rows"] if row["configuration"] == "only lr tuned")
+    ran = next(event["parameters"] for event in study.events[stage]
+               if event["event"] == "trial" and event["trial"] == run)
+    assert ran == {"temperature": only["temperature"], "alpha": only["alpha"], "lr": only["lr"]}
+    evidence = results_of(folder)["evidence"]["only"]
+    assert evidence["gain"]["mean"] + evidence["rest"]["mean"] == pytest.approx(results_of(folder)["gain"]["mean"])
+    assert "only_shared" in json.loads((folder / study.description["stages"]["distill"] / "done.json").read_text())
