@@ -9,6 +9,7 @@ from analysis.examples import Calibration
 from analysis.look import COLOURS, NEUTRAL, blank, faint, rounded, signed
 
 MOST_CLASSES = 40  # of more, those that gain most and those that gain least
+LONGEST_LABEL = 18
 SIGNIFICANT = 0.05
 ARMS = {"teacher": ("teacher", "diamond", "dot"), "baseline": ("baseline", "square", "dash"),
         "distilled": ("distill", "circle", "solid")}  # colour, symbol, dash
@@ -27,6 +28,7 @@ def class_gains(classes: pd.DataFrame) -> go.Figure | None:
     if rows.empty:
         return None
     figure = blank(120 + 21 * len(rows), showlegend=True)
+    rows = rows.assign(place=range(len(rows)))
     certain = rows["p_adjusted"] < SIGNIFICANT
     for title, part, symbol, colour in (
             ("holds among all classes (adjusted p < 0.05)", rows[certain], "circle", COLOURS["distill"]),
@@ -34,21 +36,25 @@ def class_gains(classes: pd.DataFrame) -> go.Figure | None:
         if part.empty:
             continue
         figure.add_scatter(
-            x=[rounded(value) for value in part["gain"]], y=[html.escape(name) for name in part["name"]],
-            mode="markers", name=title, marker={"symbol": symbol, "size": 10, "color": colour, "line": {"width": 2}},
+            x=[rounded(value) for value in part["gain"]], y=part["place"].tolist(), mode="markers", name=title,
+            marker={"symbol": symbol, "size": 10, "color": colour, "line": {"width": 2}},
             error_x={"type": "data", "symmetric": False, "width": 0, "thickness": 2, "color": faint(colour, 0.6),
                      "array": [rounded(value) for value in part["high"] - part["gain"]],
                      "arrayminus": [rounded(value) for value in part["gain"] - part["low"]]},
-            customdata=[[f"{row.baseline:.1f} → {row.distilled:.1f}", int(row.images), f"{row.p_adjusted:.2g}"]
-                        for row in part.itertuples()],
-            hovertemplate="%{y}: %{x} points<br>%{customdata[0]} % on %{customdata[1]} images, adjusted p "
-                          "%{customdata[2]}<extra></extra>")
+            hovertext=[f"{html.escape(name)}: {signed(gain)} points<br>{before:.1f} → {after:.1f} % on {images} "
+                       f"images, adjusted p {p:.2g}" for name, gain, before, after, images, p in
+                       part[["name", "gain", "baseline", "distilled", "images", "p_adjusted"]].itertuples(index=False)],
+            hovertemplate="%{hovertext}<extra></extra>")
     figure.update_xaxes(title="points gained (95 % interval)", zeroline=True, zerolinewidth=2,
                         zerolinecolor=NEUTRAL)
-    figure.update_yaxes(showgrid=False, ticks="", dtick=1, categoryorder="array",
-                        categoryarray=[html.escape(name) for name in rows["name"]],
-                        range=[-0.8, len(rows) - 0.2])
+    figure.update_yaxes(showgrid=False, ticks="", range=[-0.8, len(rows) - 0.2], tickmode="array",
+                        tickvals=rows["place"].tolist(), ticktext=[_short(name) for name in rows["name"]])
     return figure
+
+
+def _short(name: str) -> str:
+    """A class's name as a label; the whole of it is in the hover text."""
+    return html.escape(name if len(name) <= LONGEST_LABEL else f"{name[:LONGEST_LABEL - 1]}…")
 
 
 def agreement(shares: pd.DataFrame) -> go.Figure | None:

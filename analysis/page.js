@@ -64,7 +64,9 @@ function tableOf(figure) {
       rows.push([trace.name ?? "", x, y, "", low ?? "", high ?? "", about(trace, index)]);
     });
   }
-  const plain = (value) => String(value).replaceAll(/<br>/g, " ").replaceAll(/<[^>]*>/g, "");
+  const names = { "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#x27;": "'", "&amp;": "&" };
+  const plain = (value) => String(value).replaceAll("<br>", " ").replaceAll(/<[^>]*>/g, "")
+    .replaceAll(/&(lt|gt|quot|#x27|amp);/g, (entity) => names[entity]).replace(/^(?=[=@])/, "'");  // no formula
   return rows.map((row) => row.map((value) => `"${plain(value).replaceAll('"', '""')}"`).join(",")).join("\n") + "\n";
 }
 document.addEventListener("click", (event) => {

@@ -1,5 +1,7 @@
 """The report in a real browser: drawn, in place, silent, offline, quick; its table sorts and filters."""
 
+import csv
+import io
 import itertools
 import json
 import re
@@ -7,9 +9,10 @@ import shutil
 from pathlib import Path
 
 import browser as driver
+import numpy as np
 import pytest
 from browser import NARROW, WIDE, Browser, Page
-from test_report import BASELINE, DISTILL, complete  # noqa: F401
+from test_report import BASELINE, DISTILL, INJECTION, complete  # noqa: F401
 
 from analysis import report
 
@@ -95,6 +98,20 @@ def unfold(page: Page) -> None:
             page.click(f"{details}.querySelector('summary')")
         assert page.evaluate(f"{details}.open")
     page.wait_for_figures()
+
+
+def test_a_figures_numbers_come_as_csv(browser, made_up):
+    with browser.page(WIDE) as page:
+        page.open(made_up)
+        outcome = json.loads((made_up.parent / "results.json").read_text())
+        lines = list(csv.reader(io.StringIO(page.evaluate("tableOf(page.figures.find(one => one.name === 'gain'))"))))
+        numbers = [[float(line[lines[0].index(name)]) for name in ("x", "low", "high")] for line in lines[1:]]
+        wanted = [[row["gain"][name] for name in ("mean", "low", "high")] for row in outcome["rows"] if row["gain"]]
+        assert np.array(sorted(numbers)) == pytest.approx(np.array(sorted(wanted)), rel=2e-3, abs=0.01)
+        classes = page.evaluate("tableOf(page.figures.find(one => one.name === 'classes'))")
+        assert INJECTION in classes  # as it is called, not as it is escaped
+        page.click("document.querySelector('a[data-figure=gain]')")
+        assert page.evaluate("document.querySelector('a[data-figure=gain]').href").startswith("blob:")
 
 
 def test_opens_quickly(browser, real, capsys):

@@ -113,3 +113,19 @@ def test_a_row_tunes_only_what_both_arms_share(finished):
     evidence = results_of(folder)["evidence"]["only"]
     assert evidence["gain"]["mean"] + evidence["rest"]["mean"] == pytest.approx(results_of(folder)["gain"]["mean"])
     assert "only_shared" in json.loads((folder / study.description["stages"]["distill"] / "done.json").read_text())
+
+
+def test_finalists_that_were_cut_off_go_on_to_the_same_end(with_finalists, tmp_path):
+    folder, _ = with_finalists
+    shutil.copytree(folder, tmp_path / "study")
+    study = StudyFiles(tmp_path / "study")
+    stage, whole = study.stage("finalists"), study.done("finalists")
+    lines = (stage / "record.jsonl").read_text().splitlines()
+    ended = [index for index, line in enumerate(lines) if '"decision": "complete"' in line]
+    (stage / "record.jsonl").write_text("\n".join(lines[:ended[1] + 1]) + "\n" + lines[ended[1] + 1][:40])
+    (stage / "done.json").unlink()
+    kdstudy("run", tmp_path / "study", "--until", "finalists", cwd=tmp_path)
+    again = StudyFiles(tmp_path / "study")
+    assert again.done("finalists")["rows"] == whole["rows"] and again.done("finalists")["winner"] == whole["winner"]
+    kept = [event for event in again.events["finalists"] if event["event"] == "report"]
+    assert len(kept) == sum('"event": "report"' in line for line in lines)  # nothing finished was run again
