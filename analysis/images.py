@@ -46,7 +46,7 @@ def _titled(exhibit: Exhibit) -> go.Figure:
         trace.uid = f"{index}"  # else drawn at random
     if exhibit.heading:
         _add_title(figure, exhibit.heading)
-    return figure.update_layout(paper_bgcolor="white")
+    return figure.update_layout(paper_bgcolor="white", margin={"l": 24, "r": 24, "b": 20})
 
 
 def _add_title(figure: go.Figure, text: str) -> None:

@@ -70,7 +70,7 @@ def page(study: StudyFiles, outcome: dict[str, Any], found: Findings) -> str:
         f"<header><p class=kind>Hyperparameter study of knowledge distillation</p><h1>{name}</h1>"
         f"<p>{about}</p></header>", _contents(exhibits),
         f"<section class=verdict><p class=answer>{html.escape(outcome['verdict'])}</p>",
-        _plot(gains) if gains.figure else "", _cards(outcome),
+        f"<p class=note>{gains.caption}</p>{_plot(gains)}" if gains.figure else "", _cards(outcome),
         f"<p class=scope>{html.escape(outcome['scope'])}</p>{_progress(study)}</section>",
         f"<section id=s-results><h2>Results</h2>{_table(outcome)}</section>",
         *sections_of(exhibits), trials_section(study),

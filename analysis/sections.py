@@ -63,7 +63,10 @@ class Findings:
 
 def exhibits(study: StudyFiles, outcome: dict[str, Any], found: Findings) -> list[Exhibit]:
     """All figures of the page, in its order; the gains first."""
-    gains = Exhibit("gain", "Gain over the tuned baseline", "", "", figures.gain_intervals(outcome))
+    gains = Exhibit("gain", "Gain over the tuned baseline",
+                    "Test accuracy over that of the tuned baseline, seed by seed. An interval that reaches zero leaves "
+                    "open whether there is a gain; one that lies beyond it shows one, of a size within the interval.",
+                    "", figures.gain_intervals(outcome))
     return [gains, *_effects(study, found), *_searches(study, found), *_answers(found), _budget(study)]
 
 

@@ -484,27 +484,27 @@ def _on_trust(study: StudyFiles, found: dict[str, Any]) -> list[tuple[str, str]]
                                 f"here; more protected trials ({setting}) would mend that."))
     else:
         said.append(("note", f"{text}."))
-    said += _on_numbers(found, setting)
+    said += _on_numbers(found, setting, ended=study.done(found["arm"]) is not None)
     if counts["failed"]:
         said.append(("note", f"{counts['failed']} failed {'trial counts' if counts['failed'] == 1 else 'trials count'} "
                              "only with what was reported before."))
     return said
 
 
-def _on_numbers(found: dict[str, Any], setting: str) -> list[tuple[str, str]]:
+def _on_numbers(found: dict[str, Any], setting: str, ended: bool) -> list[tuple[str, str]]:
     """A warning where a search has too few trials at the budget, or too few that it did not choose itself."""
     counts, parameters = found["counts"], len(found["searched"])
     own, wanted = counts["full"] - counts["baseline"], ENOUGH_PER_PARAMETER * parameters
+    least = wanted - 1 if counts["protected"] >= FEWEST_FULL else max(8, wanted - 1)
+    remedy = f"{setting} = {least} or more mends that" if ended else "the search goes on, so wait for more"
     if counts["protected"] < FEWEST_FULL:
         return [("warning", f"From search data only: {counts['protected'] or 'no'} protected "
                             f"{'trial' if counts['protected'] == 1 else 'trials'} at epoch {found['budget']}. A search "
-                            "looks where it expects to win, so the rest of the space is guessed; "
-                            f"{setting} = {max(8, wanted - 1)} or more mends that.")]
+                            f"looks where it expects to win, so the rest of the space is guessed; {remedy}.")]
     if own < wanted:
         searched = "1 searched parameter" if parameters == 1 else f"{parameters} searched parameters"
         return [("warning", f"Only {own} {ARMS[found['arm']]} trials came to epoch {found['budget']}, for {searched}: "
-                            f"with fewer than {wanted} the intervals are narrower than they should be; {setting} = "
-                            f"{wanted - 1} or more mends that.")]
+                            f"with fewer than {wanted} the intervals are narrower than they should be; {remedy}.")]
     return []
 
 

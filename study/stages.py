@@ -662,7 +662,8 @@ class Study:
 
     def _run_teacher_logits(self, stage: Stage) -> None:
         started = time.monotonic()
-        earlier = (stage.done or {}).get("seconds", 0.0)
+        # What a packed study left out is computed again, and its time counts again.
+        earlier = (stage.done or {}).get("seconds", 0.0) if any(stage.path.glob("views-*.npy")) else 0.0
         if self.config.teacher.logits:
             fits = True
             self._unpack_logits(stage)

@@ -21,7 +21,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from analysis.budget_model import BudgetModel, Dimension
-from analysis.sensitivity import Grid, main_effects
+from analysis.sensitivity import Grid, main_effects, prices
 from study.config import Range
 from study.record import Record
 from study.search import METRIC, OptunaProposer, TrialBook
@@ -208,6 +208,18 @@ def table(compared: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def prices_covered(studies: int, **search: int) -> list[bool]:
+    """Of every price that ours gives in so many studies per surface, whether its interval holds the true one."""
+    covered = []
+    for function in SURFACES.values():
+        known = dict(zip(NAMES, truth(function).prices, strict=True))
+        for seed in range(studies):
+            model = fitted(simulate(function, seed, **search))
+            covered += [row.low <= known[row.parameter] <= row.high
+                        for row in prices(model, Grid.of(model, DEFAULT), DEFAULT).itertuples()]
+    return covered
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--studies", type=int, default=20, help="per surface")
@@ -219,9 +231,12 @@ def main() -> None:
         known = truth(function)
         print(f"{name}: true effects " + ", ".join(f"{p} {e:.2f}" for p, e in zip(NAMES, known.effects, strict=True))
               + f"; rank correlation of epoch 1 with {EPOCHS}: {known.rank_correlation:+.2f}")
-    compared = compare(arguments.studies, ANALYSES, trials=arguments.trials, protected=arguments.protected)
+    search = {"trials": arguments.trials, "protected": arguments.protected}
+    compared = compare(arguments.studies, ANALYSES, **search)
     print(f"\n{arguments.studies} studies per surface, {arguments.trials} trials, {arguments.protected} protected:\n")
     print(table(compared))
+    covered = prices_covered(arguments.studies, **search)
+    print(f"\n90 % intervals of the prices of not tuning that hold the true price: {sum(covered)} of {len(covered)}")
     print(f"\n{time.monotonic() - started:.0f} s")
 
 

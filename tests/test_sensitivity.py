@@ -299,10 +299,11 @@ def test_coverage_under_80_percent_is_not_to_be_trusted(tmp_path):
                                "6 the intervals are narrower than they should be; search.protected = 5 or more"),
     (Made(("alpha", "lr"), 8), None)])
 def test_too_little_design_is_said(tmp_path, made, expected):
-    study = write_study(tmp_path / "study", made.space, {"baseline": Made(("lr",), 9).trials("baseline"),
-                                                         "distill": made.trials()})
-    said = warnings_of(study)
+    trials = {"baseline": Made(("lr",), 9).trials("baseline"), "distill": made.trials()}
+    said = warnings_of(write_study(tmp_path / "study", made.space, trials, winners={"distill": {}}))
     assert (expected or "") in said
+    unfinished = warnings_of(write_study(tmp_path / "unfinished", made.space, trials))
+    assert ("the search goes on, so wait for more" in unfinished) == (expected is not None)
     assert ("search data only" in said or "narrower" in said) == (expected is not None)
 
 
