@@ -4,6 +4,7 @@ import html
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import plotly.graph_objects as go
 
@@ -12,8 +13,9 @@ from analysis.look import COLOURS, NEUTRAL, TITLES, blank, rounded, show, signed
 from analysis.results import read_json
 from analysis.sections import Exhibit
 
-# Configuration, symbol; of each study the tuned distillation first.
+# How a configuration's name begins, and its symbol; of each study the tuned distillation first.
 SYMBOLS = {"tuned": "circle", "only": "square-open", "default": "diamond-open"}
+TITLES_OF = {"tuned": "tuned", "only": "only what the baseline tunes too", "default": "default point"}
 
 
 def build(folders: list[Path], out: Path) -> None:
@@ -52,7 +54,7 @@ def _name(outcome: dict[str, Any], folder: Path, outcomes: list[dict[str, Any]])
 
 
 def _relative(folder: Path, out: Path) -> str:
-    return Path(os.path.relpath(folder / "results" / "report.html", out.parent)).as_posix()
+    return quote(Path(os.path.relpath(folder / "results" / "report.html", out.parent)).as_posix())
 
 
 def _table(outcomes: list[dict[str, Any]]) -> str:
@@ -82,7 +84,7 @@ def gains(names: list[str], outcomes: list[dict[str, Any]]) -> go.Figure | None:
         places = [_place(shown, name, list(SYMBOLS).index(kind), len(SYMBOLS)) for name, _ in mine]
         marker = {"symbol": symbol, "color": COLOURS["distill"], "size": 13 if kind == "tuned" else 10,
                   "line": {"width": 2, "color": COLOURS["distill"]}}
-        figure.add_trace(_intervals(mine[0][1]["configuration"], places, [row["gain"] for _, row in mine], "mean",
+        figure.add_trace(_intervals(TITLES_OF[kind], places, [row["gain"] for _, row in mine], "mean",
                                     [name for name, _ in mine], marker))
     return _by_study(figure, shown, "test accuracy gained over the<br>tuned baseline, points")
 

@@ -21,7 +21,7 @@ from analysis.look import (
     show,
     signed,
 )
-from analysis.results import SEARCH_STAGES, StudyFiles
+from analysis.results import StudyFiles
 from analysis.sensitivity import NEAR_BEST, PREDICTIVE_RANKS
 
 INTERVAL = f"{100 * CONFIDENCE:.0f} % interval"
@@ -114,12 +114,12 @@ def effect_curves(study: StudyFiles, found: dict[str, Any], columns: int = 3) ->
     columns = min(columns, len(names))
     rows = math.ceil(len(names) / columns)
     figure = blank(410 * rows + 30, showlegend=True, legend={"y": 1 + 0.02 / rows})
-    trials = _at_budget(study, found["budget"])
+    trials = _at_budget(study, found)
     table = pd.DataFrame(found["curves"])
     for index, name in enumerate(names):
         _place(figure, index, len(names), columns, name, found["searched"][name])
         _draw_curves(figure, table[table["parameter"] == name], found["searched"][name], index)
-        _draw_trials(figure, trials, name, found["searched"][name], index)
+        _draw_trials(figure, trials, name, found, index)
         _mark_default(figure, study, found, name, index)
     low = min(table["dependence"].min(), trials["percent"].min() if len(trials) else math.inf)
     high = max(table["best_high"].max(), trials["percent"].max() if len(trials) else -math.inf)
@@ -128,15 +128,22 @@ def effect_curves(study: StudyFiles, found: dict[str, Any], columns: int = 3) ->
     return figure
 
 
-def _at_budget(study: StudyFiles, budget: int) -> pd.DataFrame:
-    """The search's trials at the budget's epoch with their accuracies in percent; the baseline at alpha = 0."""
-    curves = study.curves[(study.curves["epoch"] == budget) & study.curves["stage"].isin(SEARCH_STAGES)]
+def _at_budget(study: StudyFiles, found: dict[str, Any]) -> pd.DataFrame:
+    """The trials that entered the process and came to the budget, with their accuracies in percent; the baseline's at
+    alpha = 0."""
+    arms = [found["arm"], "baseline"] if found["counts"]["baseline"] else [found["arm"]]
+    curves = study.curves[(study.curves["epoch"] == found["budget"]) & study.curves["stage"].isin(arms)
+                          & (study.curves["decision"] != "failed")]
     wanted = ["stage", "trial", "origin", *study.parameter_names]
     merged = curves[["stage", "trial", "validation_accuracy"]].merge(study.trials[wanted], on=["stage", "trial"])
     merged["percent"] = 100 * merged["validation_accuracy"].astype(float)
-    if "alpha" in merged:
+    if "alpha" in merged and len(arms) == 2:
         merged.loc[merged["stage"] == "baseline", "alpha"] = 0.0
     return merged.dropna(subset=["percent"])
+
+
+def _reached(found: dict[str, Any]) -> str:
+    return "at the full budget" if found["budget"] == found["epochs"] else f"at epoch {found['budget']}"
 
 
 def _place(figure: go.Figure, index: int, count: int, columns: int, name: str, dimension: dict[str, Any]) -> None:
@@ -178,15 +185,18 @@ def _draw_curves(figure: go.Figure, table: pd.DataFrame, dimension: dict[str, An
                                          "<extra></extra>", **axes)
 
 
-def _draw_trials(figure: go.Figure, trials: pd.DataFrame, name: str, dimension: dict[str, Any], index: int) -> None:
+def _draw_trials(figure: go.Figure, trials: pd.DataFrame, name: str, found: dict[str, Any], index: int) -> None:
+    dimension = found["searched"][name]
     for arm, symbol in TRIALS.items():
         mine = trials[(trials["stage"] == arm) & trials[name].notna()] if name in trials else trials[:0]
+        if "linear" in dimension:  # the baseline's alpha = 0 may lie outside
+            mine = mine[mine[name].between(*dimension["linear"])]
         if mine.empty:
             continue
         first = not any(trace.legendgroup == arm for trace in figure.data)
         figure.add_scatter(
             x=_positions(mine[name], dimension), y=[rounded(value) for value in mine["percent"]], mode="markers",
-            name=f"{ARMS[arm]} trial at the full budget", legendgroup=arm, showlegend=first, cliponaxis=False,
+            name=f"{ARMS[arm]} trial {_reached(found)}", legendgroup=arm, showlegend=first, cliponaxis=False,
             marker={"symbol": symbol, "size": 8, "color": COLOURS[arm], "line": {"width": 1.6}},
             customdata=mine["trial"].tolist(),
             hovertemplate=f"{ARMS[arm]} trial %{{customdata}}: %{{y}} %<extra></extra>",
@@ -223,8 +233,8 @@ def best_map(study: StudyFiles, found: dict[str, Any]) -> go.Figure | None:
         colorbar={"title": {"text": "best accuracy, %", "side": "right"}, "thickness": 14, "outlinewidth": 0},
         hovertemplate=f"{_title(first)} %{{x}}<br>{_title(second)} %{{y}}<br>best %{{z}} %<extra></extra>"))
     _mark_on_map(figure, study, found, (first, second))
-    figure.update_xaxes(title=_title(first), showgrid=False, **_within(sides[first]))
-    figure.update_yaxes(title=_title(second), showgrid=False, **_within(sides[second]))
+    figure.update_xaxes(title=_title(first), **(_within(sides[first]) | {"showgrid": False}))
+    figure.update_yaxes(title=_title(second), **(_within(sides[second]) | {"showgrid": False}))
     return figure
 
 
@@ -243,13 +253,13 @@ def _within(dimension: dict[str, Any]) -> dict[str, Any]:
 
 
 def _mark_on_map(figure: go.Figure, study: StudyFiles, found: dict[str, Any], pair: tuple[str, str]) -> None:
-    trials = _at_budget(study, found["budget"])
+    trials = _at_budget(study, found)
     trials = trials[(trials["stage"] == found["arm"]) & trials[list(pair)].notna().all(axis=1)]
-    winner = (study.done(found["arm"]) or {}).get("winner")
+    winner = (study.choice(found["arm"]) or {}).get("winner")
     for title, rows, symbol, size in (
-            ("trial at the full budget", trials, "circle", 8),
+            (f"trial {_reached(found)}", trials, "circle", 8),
             ("default point", trials[trials["origin"] == "default"], "diamond", 14),
-            ("winner of the search", trials[trials["trial"] == winner], "star", 17)):
+            ("winner", trials[trials["trial"] == winner], "star", 17)):
         if len(rows):
             figure.add_scatter(
                 x=_positions(rows[pair[0]], found["searched"][pair[0]]),

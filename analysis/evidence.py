@@ -56,8 +56,10 @@ def _only(study: StudyFiles) -> dict[str, Any] | None:
     if row is None:
         return None
     own, tuned = study.confirmed["distilled", row["configuration"]], study.confirmed["distilled", "tuned"]
-    return {"configuration": row["configuration"], "gain": gain(own, study.confirmed["baseline", "tuned"]),
-            "rest": gain(tuned, own)}
+    search = study.config.get("search", {})
+    searched = [name for name in ("temperature", "alpha") if isinstance(search.get(name), dict)]
+    return {"configuration": row["configuration"], "searched": searched,
+            "gain": gain(own, study.confirmed["baseline", "tuned"]), "rest": gain(tuned, own)}
 
 
 def _selected(study: StudyFiles, arm: str) -> dict[str, Any] | None:

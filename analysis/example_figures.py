@@ -59,6 +59,7 @@ def _short(name: str) -> str:
 
 def agreement(shares: pd.DataFrame) -> go.Figure | None:
     """How often the students give the teacher's answer, in percent, where it is right and where it is wrong."""
+    shares = shares[shares["images"] > 0]
     if shares.empty:
         return None
     figure = blank(360, showlegend=True, barmode="group", bargap=0.35)

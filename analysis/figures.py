@@ -141,7 +141,7 @@ def _drawable(trial: dict[str, Any]) -> bool:
 
 def _leader(study: StudyFiles, stage: str) -> tuple[int | None, str]:
     """The number of the stage's winner, or of its best full-budget trial while it has none; and what to call it."""
-    done = study.done(stage)
+    done = study.choice(stage) if stage in SEARCH_STAGES else study.done(stage)
     if done:
         number = done.get("winner", done.get("trial"))
         return number, f"winner: trial {number}"

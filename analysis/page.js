@@ -46,7 +46,8 @@ dark.addEventListener("change", drawAnew);
 
 // A figure's numbers as a table, made when they are asked for: the page stays one file.
 function tableOf(figure) {
-  const rows = [["series", "x", "y", "value", "low", "high", "about"]];
+  const rows = [["panel", "series", "x", "y", "value", "low", "high", "about"]];
+  const panel = (trace) => figure.wide.layout[(trace.xaxis ?? "x").replace("x", "xaxis")]?.title?.text ?? "";
   const at = (values, index) => Array.isArray(values) ? values[index] : values;
   const about = (trace, index) => [at(trace.hovertext, index) ?? trace.meta ?? "", trace.customdata?.[index] ?? ""]
     .flat().filter((part) => part !== "").join("; ");
@@ -54,14 +55,14 @@ function tableOf(figure) {
     if (trace.hoverinfo === "skip") continue;
     if (trace.z) {
       trace.z.forEach((line, row) => line.forEach((value, column) =>
-        rows.push([trace.name ?? "", trace.x[column], trace.y[row], value, "", "", ""])));
+        rows.push([panel(trace), trace.name ?? "", trace.x[column], trace.y[row], value, "", "", ""])));
       continue;
     }
     (trace.x ?? []).forEach((x, index) => {
       if (x === null) return;
       const y = trace.y[index], bars = trace.error_x ?? trace.error_y, middle = trace.error_x ? x : y;
       const low = bars && middle - at(bars.arrayminus ?? bars.array, index), high = bars && middle + at(bars.array, index);
-      rows.push([trace.name ?? "", x, y, "", low ?? "", high ?? "", about(trace, index)]);
+      rows.push([panel(trace), trace.name ?? "", x, y, "", low ?? "", high ?? "", about(trace, index)]);
     });
   }
   const names = { "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#x27;": "'", "&amp;": "&" };

@@ -159,7 +159,7 @@ def _without_template(figure: go.Figure) -> dict[str, Any]:
 
 
 def _recolouring(colour: str, other: str) -> list[tuple[str, str]]:
-    return [(colour, other), (look.channels(colour), look.channels(other))]
+    return [(colour, other), (f"rgba({look.channels(colour)},", f"rgba({look.channels(other)},")]
 
 
 def _progress(study: StudyFiles) -> str:
@@ -179,7 +179,7 @@ def _table(outcome: dict[str, Any]) -> str:
     rows = "\n".join(_row(row) for row in outcome["rows"])
     return (f"<div class=scroll><table class=results><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table>"
             "</div>\n"
-            "<p class=note>“Best validation” was used to select the winner among the trials, hence it is optimistic. "
+            "<p class=note>“Best validation” is of the search that chose the row or its finalists, hence optimistic. "
             "Test accuracy is the mean over the seeds ± their standard deviation, of models that were retrained on "
             f"fresh seeds.</p>\n<p class=note>{html.escape(tables.wall_time(outcome))}</p>")
 
@@ -216,8 +216,8 @@ this study does not show one.</li>
 came, not how good its hyperparameters are. Here one Gaussian process (a constant times an anisotropic Matérn-5/2
 kernel over the parameters and the logarithm of the epoch, an effect of each trial, noise; on the logit of accuracy)
 is fitted to the reports of all trials and read off at the full budget only. The protected trials, which nobody may
-stop, anchor it there; the baseline’s trials enter as α = 0. All intervals there are 90 % and come from draws of the
-process; leaving out one trial after another checks them.</li>
+stop, anchor it there; where α has a linear range, the baseline’s trials enter as α = 0. All intervals there are 90 %
+and come from draws of the process; leaving out one trial after another checks them.</li>
 <li><b>What the gain does not speak of.</b> Other teachers, other splits, another search: each of them was drawn once.
 Searches of more trials find better points in both arms.</li>
 <li><b>“Gap closed”</b> is the gain as a share of the teacher’s lead over the tuned baseline. It stands only where

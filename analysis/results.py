@@ -158,9 +158,13 @@ class StudyFiles:
         rows = [{**row, "stage": name} for name, done in found.items() for row in done["rows"]]
         if {row["arm"] for row in rows} != {"baseline", "distilled"} or len({len(row["runs"]) for row in rows}) != 1:
             return None
-        if self.choice("baseline") is None or self.choice("distill") is None:
+        if not all(self._is_still_chosen(row) for row in rows if row["configuration"] == "tuned"):
             return None  # the searches have been changed since
         return {"rows": rows, "model_parameters": found["confirm"]["model_parameters"]}
+
+    def _is_still_chosen(self, row: dict[str, Any]) -> bool:
+        choice = self.choice("baseline" if row["arm"] == "baseline" else "distill")
+        return choice is not None and choice.get("winner", row["trial"]) == row["trial"]
 
     def answers(self, run: int, stage: str = "confirm") -> pd.DataFrame:
         """A confirmation run's answers to the test images: label and prediction."""
@@ -195,8 +199,12 @@ class StudyFiles:
     def has_current_export(self) -> bool:
         """Whether the exported student is the winner of the confirmation as it stands now."""
         made_from = read_json(self.folder / "export" / "kdstudy.json") or {}
-        stage = self.stage("confirm")
-        return self.confirmation is not None and made_from.get("confirm") == stage.name
+        if self.confirmation is None:
+            return False
+        tuned = next(row for row in self.confirmation["rows"]
+                     if (row["arm"], row["configuration"]) == ("distilled", "tuned"))
+        wanted = {"confirm": self.stage("confirm").name, "parameters": tuned["parameters"], "run": tuned["runs"][0]}
+        return {name: made_from.get(name) for name in wanted} == wanted
 
 
 def read_json(path: Path) -> Any | None:

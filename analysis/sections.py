@@ -95,7 +95,8 @@ def _only_card(only: dict[str, Any] | None) -> Card | None:
         return None
     rest, own = only["rest"], only["gain"]
     sure = "" if rest["p"] < 0.05 else ", which includes zero"
-    return Card("What tuning T and α adds", f"{show_points(rest['mean'])} points",
+    names = " and ".join(look.SYMBOLS[name] for name in only["searched"])
+    return Card(f"What tuning {names} adds", f"{show_points(rest['mean'])} points",
                 f"95 % interval {_span(rest)}{sure}. With {only['configuration']}, T and α at their defaults, "
                 f"distillation gains {show_points(own['mean'])} ({_span(own)}) over the tuned baseline.")
 
@@ -103,7 +104,7 @@ def _only_card(only: dict[str, Any] | None) -> Card | None:
 def _luck_card(selected: dict[str, Any] | None) -> Card | None:
     if selected is None:
         return None
-    chosen = ("one of the best trials, chosen among finalists on other seeds" if selected["finalists"]
+    chosen = ("then chosen among the finalists, on other seeds" if selected["finalists"]
               else f"the best of {selected['full']} at the full budget")
     return Card("The winner’s luck", f"{selected['selected']:.1f} → {selected['retrained']:.1f} %",
                 f"Validation accuracy in the search ({chosen}, of {selected['trials']} trials), and the mean of the "
@@ -111,7 +112,7 @@ def _luck_card(selected: dict[str, Any] | None) -> Card | None:
 
 
 def _power_card(seeds: dict[str, Any] | None) -> Card | None:
-    if seeds is None:
+    if seeds is None or not seeds["smallest"] > 0:  # where nothing varies, nothing is known of how it might
         return None
     smallest = seeds["smallest"]
     open_questions = [(float(gain), count) for gain, count in seeds["needed"].items() if float(gain) < smallest]
@@ -152,8 +153,8 @@ def _effects(study: StudyFiles, found: Findings) -> list[Exhibit]:
     first, second = (look.SYMBOLS.get(name, name.replace("_", " ")) for name in known.get("map_of") or ("T", "α"))
     return [
         Exhibit("price", "The price of not tuning",
-                f"Points of validation accuracy that the {arm} loses {at} where one parameter stays at its default and "
-                "all others are tuned again. Where the interval lies above zero (filled), tuning that parameter pays; "
+                f"Points of validation accuracy that the {arm} loses {at} where "
+                f"{_left(known)}. Where the interval lies above zero (filled), tuning that parameter pays; "
                 f"where it includes zero (open), the search does not show that it does. {basis}",
                 missing, effect_figures.price_of_not_tuning(known), notes=said, nav="Price of not tuning"),
         Exhibit("effect-curves", "What each parameter does",
@@ -167,7 +168,8 @@ def _effects(study: StudyFiles, found: Findings) -> list[Exhibit]:
                 "diagonally, the two must be tuned together.",
                 missing or "Fewer than two parameters were searched, so there is no map.",
                 effect_figures.best_map(study, known), nav="Map"),
-        Exhibit("effects", f"Which parameter explains the differences, over {ranges}",
+        Exhibit("effects", f"Which parameter explains the differences, over {ranges}" if not missing
+                else "Which parameter explains the differences?",
                 "Shares of the variance of accuracy over the whole ranges, and over the part of the space within "
                 f"{sensitivity.NEAR_BEST:g} points of the best ({_near_share(known)}), where it matters. A parameter "
                 "that rules the whole space may be settled near the best. Shares depend on the ranges; the price above "
@@ -175,12 +177,19 @@ def _effects(study: StudyFiles, found: Findings) -> list[Exhibit]:
     ]
 
 
+def _left(known: dict[str, Any]) -> str:
+    if len(known["searched"]) == 1:
+        return "the parameter stays at its default"
+    return "one parameter stays at its default and all others are tuned again"
+
+
 def _basis(known: dict[str, Any]) -> str:
     counts = known.get("counts")
     if counts is None:
         return ""
-    return (f"From {counts['reports']} reports of {counts['trials']} trials, {counts['full']} of them at the full "
-            f"budget ({counts['protected']} protected).")
+    where = "at the full budget" if known["budget"] == known["epochs"] else "that far"
+    own = f"{counts['protected']} of the {look.ARMS[known['arm']]}’s protected"
+    return f"From {counts['reports']} reports of {counts['trials']} trials, {counts['full']} of them {where} ({own})."
 
 
 def _near_share(known: dict[str, Any]) -> str:
@@ -195,8 +204,9 @@ def _searches(study: StudyFiles, found: Findings) -> list[Exhibit]:
     full = study.description.get("epochs") or 0
     return [
         Exhibit("rungs", "Do early epochs predict the end?",
-                "Rank correlation of the protected trials’ accuracies at each rung with those at the end (1: the same "
-                "order). Early stopping decides at the rungs; below the dashed line it decides mostly by chance.",
+                f"Rank correlation of {_ranked(found.correlations)} accuracies at each rung with those at the end "
+                "(1: the same order). Early stopping decides at the rungs; below the dashed line it decides mostly by "
+                "chance.",
                 "There are no rungs, or too few trials have passed them, to compare rankings.",
                 effect_figures.rung_correlations(found.correlations, full), nav="Early stopping"),
         _curves(study, "distill", "Learning curves: distillation", nav="Learning curves"),
@@ -222,6 +232,13 @@ def _searches(study: StudyFiles, found: Findings) -> list[Exhibit]:
     ]
 
 
+def _ranked(correlations: pd.DataFrame) -> str:
+    """Whose: a search with too few protected trials is ranked by all that came so far, which stopping has selected."""
+    if correlations["protected"].all():
+        return "the protected trials’"
+    return "trials’ (of an arm with few protected ones: of all that came so far, a selection)"
+
+
 def _curves(study: StudyFiles, stage: str, heading: str, nav: str = "") -> Exhibit:
     ended = study.trials.loc[study.trials["stage"] == stage, "ended"].value_counts()
     words = {"complete": "at the full budget", "stopped": "stopped early", "running": "running", "failed": "failed"}
@@ -236,12 +253,15 @@ def _curves(study: StudyFiles, stage: str, heading: str, nav: str = "") -> Exhib
 
 def _budget(study: StudyFiles) -> Exhibit:
     spent = study.spent
+    taken = [stage for stage in study.planned if "taken_from" in (study.done(stage) or {})]
     caption = "Hatched with a pale frame: what the stopped trials would have gone on to take."
     if len(spent):
         saved = spent.loc[spent["kind"] == "saved", "seconds"].sum()
         rest = spent["seconds"].sum() - saved
-        caption = (f"Early stopping saved {100 * saved / (saved + rest):.0f} % of the training time that the same "
-                   "trials would have taken to their ends. Time is summed over trials that ran side by side, so it is "
+        first = (f"Early stopping saved {100 * saved / (saved + rest):.0f} % of the training time that the same trials "
+                 "would have taken to their ends" if saved else "No trial was stopped early")
+        others = f"; {', '.join(taken).replace('_', ' ')} was taken from another study" if taken else ""
+        caption = (f"{first}{others}. Time is summed over trials that ran side by side, so it is "
                    "more than went by on the clock; computing the teacher’s logits is not in it.")
     return Exhibit("budget", "Where the time went", caption, "No trial has reported its time yet.",
                    figures.budget(spent), nav="Budget")
@@ -252,7 +272,7 @@ def _budget(study: StudyFiles) -> Exhibit:
 
 
 def _answers(found: Findings) -> list[Exhibit]:
-    later = "This needs the confirmation on at least two seeds."
+    later = "This needs the confirmation on at least two seeds, with answers that differ."
     return [
         Exhibit("classes", "Which classes does the teacher help?", _class_caption(found.classes), later,
                 example_figures.class_gains(found.classes), nav="Classes"),
@@ -278,14 +298,14 @@ def _class_caption(classes: pd.DataFrame) -> str:
 def _agreement_caption(shares: pd.DataFrame) -> str:
     if shares.empty:
         return ""
-    table = shares.set_index(["arm", "teacher"])["agreement"]
-    wrong = table.get(("distilled", "wrong")), table.get(("baseline", "wrong"))
-    if None in wrong:
-        return "How often the students give the teacher’s answer."
-    more = "more" if wrong[0] > wrong[1] else "less"
-    return (f"Where the teacher is wrong, the distilled student repeats its very mistake in {wrong[0]:.0f} % of the "
-            f"cases, {abs(wrong[0] - wrong[1]):.0f} points {more} than the baseline, which has never seen the teacher. "
-            "Bars on the left are what it learned rightly, those on the right what it learned wrongly.")
+    table = shares[shares["images"] > 0].set_index(["arm", "teacher"])["agreement"]
+    if ("distilled", "wrong") not in table:
+        return "The teacher made no mistake on the test images, so there is none to imitate."
+    own, other = (round(table[arm, "wrong"]) for arm in ("distilled", "baseline"))
+    than = "as often as" if own == other else f"{abs(own - other)} points {'more' if own > other else 'less'} than"
+    return (f"Where the teacher is wrong, the distilled student repeats its very mistake in {own} % of the cases, "
+            f"{than} the baseline, which has never seen the teacher. Bars on the left are what it learned rightly, "
+            "those on the right what it learned wrongly.")
 
 
 def _calibration_caption(measured: Calibration | None) -> str:

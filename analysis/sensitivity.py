@@ -47,7 +47,8 @@ def space_of(study: StudyFiles, arm: str) -> dict[str, Dimension]:
 
 def reports_of(study: StudyFiles, arm: str, space: dict[str, Dimension]) -> pd.DataFrame:
     """A row per report of an arm's search: trial, epoch, accuracy (0 to 1), protected, and the searched parameters."""
-    curves = study.curves[(study.curves["stage"] == arm) & study.curves["validation_accuracy"].notna()]
+    curves = study.curves[(study.curves["stage"] == arm) & study.curves["validation_accuracy"].notna()
+                          & (study.curves["decision"] != "failed")]
     trials = study.trials[study.trials["stage"] == arm]
     known = [name for name in space if name in trials.columns]
     merged = curves[["trial", "epoch", "validation_accuracy"]].merge(trials[["trial", "protected", *known]], on="trial")
@@ -323,16 +324,25 @@ def _final_model(study: StudyFiles, arm: str) -> BudgetModel | None:
     return model if isinstance(model, BudgetModel) and model.budget == (full or model.budget) else None
 
 
+def choices(study: StudyFiles, arm: str) -> tuple[list[int], dict[str, Any] | None]:
+    """`rank_full_budget` of an arm and, for `distill`, `best_shared`: from one fit of the process."""
+    model = _final_model(study, arm)
+    return _ranked(study, arm, model), _best_shared(study, model) if arm == "distill" else None
+
+
 def rank_full_budget(study: StudyFiles, arm: str) -> list[int]:
     """The numbers of an arm's full-budget trials, the best first by posterior mean: what fresh seeds would give.
 
     By their own accuracies where too few have come so far. Ties: validation loss, then number.
     """
+    return _ranked(study, arm, _final_model(study, arm))
+
+
+def _ranked(study: StudyFiles, arm: str, model: BudgetModel | None) -> list[int]:
     ended = study.trials[(study.trials["stage"] == arm) & (study.trials["ended"] == "complete")]
     last = study.curves[study.curves["stage"] == arm].drop_duplicates("trial", keep="last").set_index("trial")
     ended = ended.assign(loss=ended["trial"].map(last["validation_loss"]),
                          value=ended["last_validation_accuracy"].astype(float))
-    model = _final_model(study, arm)
     if model is not None:
         ended["value"] = model.mean({name: ended[name].tolist() for name in model.space}).round(9)
     return ended.sort_values(["value", "loss", "trial"], ascending=[False, True, True])["trial"].astype(int).tolist()
@@ -343,9 +353,13 @@ def best_shared(study: StudyFiles) -> dict[str, Any] | None:
 
     None where too few trials have come to the full budget.
     """
-    model, default = _final_model(study, "distill"), _default(study)
+    return _best_shared(study, _final_model(study, "distill"))
+
+
+def _best_shared(study: StudyFiles, model: BudgetModel | None) -> dict[str, Any] | None:
     if model is None:
         return None
+    default = _default(study)
     fixed = tuple(name for name in ("temperature", "alpha") if name in model.space)
     axes = _axes(model.space, default) | {name: [default[name]] for name in fixed}
     values = dict(zip(axes, _product(list(axes.values())), strict=True))
@@ -402,10 +416,10 @@ def _counts(study: StudyFiles, model: BudgetModel, arm: str) -> dict[str, int]:
     """How many trials there are, reports that entered, trials at the budget, and, among these, the search's own
     protected ones and those of the baseline that enter at alpha = 0.
     """
-    trials = study.trials[study.trials["stage"].isin([arm, "baseline"])]
+    trials = study.trials[study.trials["stage"].isin(model.rows["arm"].unique())]
     full = model.rows[model.rows["epoch"] == model.budget]
     own = full["arm"] == arm
-    return {"trials": len(trials), "reports": len(model.rows), "full": len(full),
+    return {"trials": model.rows["trial"].nunique(), "reports": len(model.rows), "full": len(full),
             "protected": int(full.loc[own, "protected"].astype(bool).sum()),
             "baseline": int((~own).sum()), "failed": int((trials["ended"] == "failed").sum())}
 
@@ -427,7 +441,7 @@ def _plain(value: Any) -> Any:
 
 def statements(study: StudyFiles, found: dict[str, Any], correlations: pd.DataFrame) -> list[tuple[str, str]]:
     """What a reader must know, as (kind, sentence); a kind is `finding`, `note` or `warning`."""
-    said = [("warning", found["missing"])] if "missing" in found else [
+    said = [("note", found["missing"])] if "missing" in found else [
         ("finding", headline(found)), *_on_trust(study, found)]
     return [*said, *(("note", text) for text in _edges(study)), *_on_rungs(study, correlations)]
 

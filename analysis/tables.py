@@ -154,7 +154,7 @@ def _samples(gain: dict[str, Any]) -> str:
     text = "The interval treats seeds and test images as samples"
     bounds = [show_points(interval[end]) for interval in (gain, only) for end in ("low", "high")]
     if bounds[:2] == bounds[2:]:
-        return f"{text}; here the seeds differ so much more than the images that they decide it alone."
+        return f"{text}; here the {gain['seeds']} seeds alone leave as much open."
     return f"{text}; over seeds alone, for these very images, it is {bounds[2]} to {bounds[3]}."
 
 

@@ -141,7 +141,8 @@ def report(studies: tuple[str, ...], folder: Path | None, readme: Path | None, i
             _write_images(console, own, images)
     if len(outcomes) > 1:
         console.print(f"\n{tables.takeaways(outcomes)}", soft_wrap=True, markup=False)
-        compare = compare or Path(os.path.commonpath([own.absolute().parent for own in folders])) / "comparison.html"
+        beside = {own.absolute().parent for own in folders}
+        compare = compare or (beside.pop() if len(beside) == 1 else Path.cwd()) / "comparison.html"
         comparison.build(folders, compare)
         console.print(f"comparison   {compare}", soft_wrap=True)
     if readme:

@@ -13,6 +13,15 @@ from study.search import METRIC, run_key
 STAGES = {"finalists_baseline": "baseline", "finalists": "distill"}  # and the search whose trials they run again
 
 
+def distinct(ranking: list[int], trials: dict[int, TrialState]) -> list[int]:
+    """A ranking in which every configuration stands once, by its first trial: in a space of choices they repeat."""
+    first: dict[tuple, int] = {}
+    for number in sorted(ranking):
+        first.setdefault(tuple(sorted(trials[number].parameters.items())), number)
+    by_rank = (first[tuple(sorted(trials[number].parameters.items()))] for number in ranking)
+    return list(dict.fromkeys(by_rank))
+
+
 def candidates(ranking: list[int], count: int) -> list[int]:
     """The first `count` trials of a ranking, the best first; then trial 0, the default point, if it is not of them."""
     chosen = ranking[:count]

@@ -91,10 +91,10 @@ def make_plan(study: Study, measure: bool = False, flop_rate: float | None = Non
     more = 1 + config.data.unlabelled
     soft_cost = cost["student"] and cost["student"] * more
     plans.append(_search_plan(study, "distill", student * more, soft_cost))
-    again = (config.finalists.configurations + 1) * config.finalists.seeds  # the default point may be among the best
     confirmed = 2 * config.confirm.seeds
     for name, runs, factor, seconds in (
-            ("finalists_baseline", again, 1, cost["student"]), ("finalists", again, more, soft_cost),
+            ("finalists_baseline", _finalist_runs(config, "baseline"), 1, cost["student"]),
+            ("finalists", _finalist_runs(config, "distill"), more, soft_cost),
             ("confirm_baseline", confirmed, 1, cost["student"]),
             ("confirm", confirmed + bool(config.shared_parameters) * config.confirm.seeds, more, soft_cost)):
         if name not in stages_of(config):
@@ -106,6 +106,11 @@ def make_plan(study: Study, measure: bool = False, flop_rate: float | None = Non
                  for plan in plans]
     return [replace(plan, recorded_seconds=study.stage(plan.name).done["seconds"]) if plan.done else plan
             for plan in plans]
+
+
+def _finalist_runs(config: StudyConfig, arm: str) -> int:
+    """At most: the default point may be among the best."""
+    return min(config.finalists.configurations + 1, config.trials(arm)) * config.finalists.seeds
 
 
 def teacher_models(study: Study) -> list[ModelSettings]:

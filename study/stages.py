@@ -369,7 +369,7 @@ class Study:
             return not self.config.teacher.logits and not self._logits_fit()
         if stage.name in finalists.STAGES or stage.name in CONFIRMATIONS:
             arm = finalists.STAGES.get(stage.name) or CONFIRMATIONS[stage.name]
-            if self._choice(arm) is None if stage.name in CONFIRMATIONS else self.stage(arm).done is None:
+            if not self.is_current(self.stage(arm)) or (stage.name in CONFIRMATIONS and self._choice(arm) is None):
                 return False  # the search has changed, so its winner may too
             record = Record(stage.record_path, write=False)
             return ListProposer(self._listed_runs(stage.name)).total(record) <= done["runs"] \
@@ -484,8 +484,9 @@ class Study:
                               else ListProposer(runs))
         if runs is not None:
             # A search can do without a failed trial; these runs are all needed, so a new start tries them again.
+            wanted = {run_key(run) for run in runs}
             for trial in list(record.trials.values()):
-                if trial.state == "failed":
+                if trial.state == "failed" and run_key(trial) in wanted:
                     record.retry(trial.number)
         return TrialBook(
             record, proposer, on_change=on_change,
@@ -860,9 +861,9 @@ class Study:
         if arm not in self._found:
             from analysis import sensitivity
 
-            files = StudyFiles(self.folder)
-            best = sensitivity.best_shared(files) if arm == "distill" and self.config.shared_parameters else None
-            self._found[arm] = {"ranking": sensitivity.rank_full_budget(files, arm),
+            ranking, best = sensitivity.choices(StudyFiles(self.folder), arm)
+            best = best if self.config.shared_parameters else None
+            self._found[arm] = {"ranking": ranking,
                                 "only_shared": best and {name: self._rounded(name, best[name])
                                                          for name in self.config.shared_parameters}}
         return self._found[arm]
@@ -884,7 +885,9 @@ class Study:
 
     def _choice(self, arm: str) -> dict[str, Any] | None:
         """The done-mark that names an arm's winner: the finalists' where there are such, else the search's."""
-        if not self.config.finalists.configurations or self.stage(arm).done is None:
+        if not self.is_current(self.stage(arm)):
+            return None
+        if not self.config.finalists.configurations:
             return self.stage(arm).done
         stage = self.stage(next(name for name, search in finalists.STAGES.items() if search == arm))
         return stage.done if self.is_current(stage) else None
@@ -896,7 +899,8 @@ class Study:
         """
         config, arm = self.config, finalists.STAGES[stage]
         trials = Record(self.stage(arm).record_path, write=False).trials
-        chosen = finalists.candidates(self._findings(arm)["ranking"], config.finalists.configurations)
+        ranking = finalists.distinct(self._findings(arm)["ranking"], trials)
+        chosen = finalists.candidates(ranking, config.finalists.configurations)
         seeds = [small_seed(config.seed, "finalists", index) for index in range(config.finalists.seeds)]
         return {number: [TrialState(0, trials[number].parameters, seed, search_view_seed(config.seed), "finalist", True,
                                     f"trial {number}") for seed in seeds] for number in chosen}

@@ -86,7 +86,7 @@ def test_one_seed_has_no_cards_and_no_bare_gain(complete):  # noqa: F811
     assert sections.cards(outcome) == [] and outcome["evidence"]["only"] is None
     page = built(folder, "report.html")
     assert "class=card" not in page and "classes" not in drawn(page)
-    assert "This needs the confirmation on at least two seeds." in page
+    assert "This needs the confirmation on at least two seeds" in page
 
 
 def test_classes_are_listed_with_what_they_gain(complete):  # noqa: F811

@@ -168,7 +168,7 @@ def test_what_it_cannot_say_is_one_plain_sentence(tmp_path, state):
     found = sensitivity.analyse(study)
     assert found["missing"].startswith(sentence)
     assert "prices" not in found and json.dumps(found, allow_nan=False)
-    assert said_of(study)[0] == ("warning", found["missing"])
+    assert said_of(study)[0] == ("note", found["missing"])
     assert sensitivity.best_shared(study) is None
 
 

@@ -1,0 +1,108 @@
+"""The page's figures and sentences for searches of every shape."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_report import built, complete, drawn  # noqa: F401, complete is a fixture
+from test_sensitivity import SPACE, Made, write_study
+
+from analysis import example_figures, report, sections, sensitivity, tables
+from analysis.sections import Findings
+
+CHOICE = {"choice": [0.25, 0.5, 0.75]}
+SHAPES = {
+    "temperature, alpha and lr": ("temperature", "alpha", "lr"), "lr alone": ("lr",), "alpha alone": ("alpha",),
+    "an optimizer too": ("temperature", "alpha", "lr", "optimizer"), "an optimizer and lr": ("optimizer", "lr"),
+}
+
+
+def shown(study):
+    outcome, found = tables.results(study), Findings.of(study)
+    return {exhibit.name: exhibit for exhibit in sections.exhibits(study, outcome, found)}
+
+
+@pytest.mark.parametrize("names", SHAPES.values(), ids=SHAPES.keys())
+def test_every_search_has_its_figures(tmp_path, names):
+    made = Made(names)
+    study = write_study(tmp_path / "study", made.space, {"baseline": made.trials("baseline") if names != ("alpha",)
+                                                         else [], "distill": made.trials()})
+    exhibits = shown(study)
+    wanted = {"price", "effect-curves", "effects", "curves-distill", "parallel", "history", "slices"}
+    assert {name for name, exhibit in exhibits.items() if exhibit.figure} >= wanted
+    assert (exhibits["map"].figure is not None) == (len(names) > 1)
+    assert json.loads(exhibits["effect-curves"].figure.to_json())["data"]
+    assert report.build(study.folder)
+
+
+@pytest.mark.parametrize("choices", [("alpha",), ("temperature",), ("temperature", "alpha")])
+def test_temperature_and_alpha_may_be_choices(tmp_path, choices):
+    made = Made(count=24, protected=24)
+    trials = made.trials()
+    for index, trial in enumerate(trials):
+        trial.parameters |= {name: CHOICE["choice"][index % 3] for name in choices}
+    space = made.space | {name: CHOICE for name in choices}
+    study = write_study(tmp_path / "study", space, {"baseline": Made(("lr",)).trials("baseline"), "distill": trials})
+    exhibits = shown(study)
+    assert exhibits["map"].figure.data[0].type == "heatmap" and report.build(study.folder)
+    baseline = [trace for trace in exhibits["effect-curves"].figure.data if trace.legendgroup == "baseline"]
+    assert bool(baseline) == ("alpha" not in choices)  # at alpha = 0 only where that is a place in its range
+    counts = sensitivity.analyse(study)["counts"]
+    assert counts["trials"] == 24 + (12 if "alpha" not in choices else 0)
+
+
+def test_reports_of_failed_trials_count_up_to_the_failure(tmp_path):
+    made = Made()
+    trials = made.trials()
+    study = write_study(tmp_path / "study", made.space, {"distill": trials})
+    lines = (study.folder / "distill" / "record.jsonl").read_text().splitlines()
+    last = max(index for index, line in enumerate(lines) if '"trial": 3' in line and '"report"' in line)
+    event = json.loads(lines[last]) | {"decision": "failed", "reason": "train_loss is inf"}
+    event["metrics"]["validation_accuracy"] = 0.01
+    lines[last] = json.dumps(event)
+    (study.folder / "distill" / "record.jsonl").write_text("\n".join(lines) + "\n")
+    reports = sensitivity.reports_of(type(study)(study.folder), "distill", sensitivity.space_of(study, "distill"))
+    assert reports.loc[reports["trial"] == 3, "accuracy"].min() > 0.01
+    assert (reports["trial"] == 3).sum() == len(trials[3].accuracies) - 1
+
+
+def test_a_search_that_runs_says_how_far_it_is_read_off(tmp_path):
+    study = write_study(tmp_path / "study", Made().space, {"distill": Made(until=4).trials()})
+    exhibits = shown(study)
+    assert "at epoch 4" in exhibits["price"].caption and "full budget" not in exhibits["price"].caption
+    names = {trace.name for trace in exhibits["effect-curves"].figure.data}
+    assert "distillation trial at epoch 4" in names
+
+
+def test_a_teacher_without_mistakes_has_none_to_imitate():
+    shares = pd.DataFrame([
+        {"arm": arm, "teacher": teacher, "images": images, "agreement": share, "agreement_sd": 1.0, "accuracy": share,
+         "accuracy_sd": 1.0}
+        for arm, share in (("baseline", 70.0), ("distilled", 80.0))
+        for teacher, images, share in (("right", 100, share), ("wrong", 0, np.nan))])
+    assert sections._agreement_caption(shares).startswith("The teacher made no mistake")
+    figure = example_figures.agreement(shares)
+    assert "nan" not in figure.to_json().lower() and [list(trace.y) for trace in figure.data] == [[70], [80]]
+
+
+def test_the_page_of_a_study_with_finalists_has_one_winner(complete):  # noqa: F811
+    folder, _ = complete
+    toml = folder / "study.toml"
+    toml.write_text(toml.read_text() + "\n[finalists]\nconfigurations = 2\n")
+    stages = json.loads((folder / "stages.json").read_text())
+    for name, winner in (("finalists_baseline", 1), ("finalists", 2)):
+        stages["stages"][name] = f"{name}-0"
+        (folder / f"{name}-0").mkdir()
+        (folder / f"{name}-0" / "done.json").write_text(json.dumps({"seconds": 1.0, "winner": winner}))
+    (folder / "stages.json").write_text(json.dumps(stages))
+    assert "No verdict yet" in built(folder, "results.json")  # another trial was confirmed
+    page = built(folder, "report.html")
+    assert "winner: trial 2" in {trace["name"] for trace in drawn(page)["curves-distill"]}
+    (folder / "finalists-0" / "done.json").write_text(json.dumps({"seconds": 1.0, "winner": 1}))
+    assert "Distillation helps" in built(folder, "results.json")
+    assert "winner: trial 1" in {trace["name"] for trace in drawn(built(folder, "report.html"))["curves-distill"]}
+
+
+def test_space_of_these_tests_has_choices_and_ranges():
+    assert {kind for described in SPACE.values() for kind in described} == {"log", "linear", "choice"}
