@@ -116,10 +116,10 @@ def status(study: str, folder: Path | None) -> None:
               help="Also rewrite the results between each study's two markers in a Markdown file.")
 @click.option("--images", type=click.Choice(["svg", "png"]),
               help="Also write each figure as a file, to results/images; needs kdstudy[images] and Chromium or Chrome.")
-@click.option("--compare", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
-              help="Where the page that compares several studies goes.  [default: comparison.html beside them]")
+@click.option("--compare", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", show_default=True,
+              default=Path("comparison.html"), help="Where the page that compares several studies goes.")
 def report(studies: tuple[str, ...], folder: Path | None, readme: Path | None, images: str | None,
-           compare: Path | None) -> None:
+           compare: Path) -> None:
     """Rebuild the results table and the report.
 
     Also while a study runs, from what is there. Needs neither Ray nor torch. Several studies are also put side by side
@@ -141,10 +141,8 @@ def report(studies: tuple[str, ...], folder: Path | None, readme: Path | None, i
             _write_images(console, own, images)
     if len(outcomes) > 1:
         console.print(f"\n{tables.takeaways(outcomes)}", soft_wrap=True, markup=False)
-        beside = {own.absolute().parent for own in folders}
-        compare = compare or (beside.pop() if len(beside) == 1 else Path.cwd()) / "comparison.html"
         comparison.build(folders, compare)
-        console.print(f"comparison   {compare}", soft_wrap=True)
+        console.print(f"compared {compare}", soft_wrap=True)
     if readme:
         _rewrite(readme, outcomes)
 
