@@ -12,6 +12,7 @@ from analysis import report, tables
 from analysis.look import COLOURS, NEUTRAL, TITLES, blank, rounded, show, signed
 from analysis.results import read_json
 from analysis.sections import Exhibit
+from analysis.sensitivity import has_few_trials
 
 # How a configuration's name begins, and its symbol; of each study the tuned distillation first.
 SYMBOLS = {"tuned": "circle", "only": "square-open", "default": "diamond-open"}
@@ -32,7 +33,8 @@ def build(folders: list[Path], out: Path) -> None:
         Exhibit("prices", "The price of not tuning",
                 "Points of validation accuracy lost by leaving one parameter at its default while the others are tuned "
                 "again, with 90 % intervals. A parameter whose interval lies above zero in every study is worth tuning "
-                "in the next one.", "No study has trials enough to say.", prices(names, known)),
+                "in the next one. Open marks: so few trials that the intervals are narrower than they should be.",
+                "No study has trials enough to say.", prices(names, known)),
     ]
     links = "".join(f'<li><a href="{html.escape(_relative(folder, out), quote=True)}">{html.escape(name)}</a>: '
                     f"{html.escape(outcome['verdict'])}</li>"
@@ -60,7 +62,8 @@ def _relative(folder: Path, out: Path) -> str:
 def _table(outcomes: list[dict[str, Any]]) -> str:
     head = "".join(f"<th>{html.escape(title)}</th>" for title in tables.TAKEAWAYS)
     rows = "".join(f"<tr>{_cells(outcome)}</tr>" for outcome in outcomes)
-    return f"<div class=scroll><table class=results><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>"
+    return ("<div class=scroll><table class='results takeaways'>"
+            f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>")
 
 
 def _cells(outcome: dict[str, Any]) -> str:
@@ -95,6 +98,7 @@ def prices(names: list[str], known: list[dict[str, Any]]) -> go.Figure | None:
     if not rows:
         return None
     shown = list(dict.fromkeys(name for name, _ in rows))
+    few = {name: bool(found) and has_few_trials(found) for name, found in zip(names, known, strict=True)}
     parameters = list(dict.fromkeys(row["parameter"] for _, row in rows))
     figure = blank(130 + 30 * len(rows), showlegend=True)
     symbols = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star")
@@ -105,7 +109,8 @@ def prices(names: list[str], known: list[dict[str, Any]]) -> go.Figure | None:
             TITLES.get(parameter, parameter.replace("_", " ")),
             [_place(shown, name, index, len(parameters)) for name, _ in mine], [row for _, row in mine], "price",
             [f"{name}, left at {show(row['default'])}" for name, row in mine],
-            {"symbol": symbols[index % len(symbols)], "size": 11, "color": colours[index % len(colours)]}))
+            {"symbol": [symbols[index % len(symbols)] + ("-open" if few[name] else "") for name, _ in mine], "size": 11,
+             "color": colours[index % len(colours)], "line": {"width": 2}}))
     return _by_study(figure, shown, "points lost (90 % interval)")
 
 

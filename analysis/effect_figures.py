@@ -71,8 +71,9 @@ def effects(found: dict[str, Any]) -> go.Figure | None:
         shares = [rounded(100 * row["share"]) for row in rows]
         figure.add_bar(
             orientation="h", y=names, x=shares, name=title,
-            marker={"color": faint(colour, 0.75), "pattern": {"shape": pattern}, "line": {"color": colour, "width": 1}},
-            error_x={"type": "data", "symmetric": False, "width": 4, "thickness": 1.5, "color": NEUTRAL,
+            marker={"color": faint(colour, 0.4), "pattern": {"shape": pattern, "fgopacity": 0.5},
+                    "line": {"color": colour, "width": 1}},
+            error_x={"type": "data", "symmetric": False, "width": 5, "thickness": 2, "color": NEUTRAL,
                      "array": [rounded(max(0, 100 * (row["high"] - row["share"]))) for row in rows],
                      "arrayminus": [rounded(max(0, 100 * (row["share"] - row["low"]))) for row in rows]},
             customdata=[[rounded(100 * row["low"]), rounded(100 * row["high"])] for row in rows],
@@ -230,7 +231,8 @@ def best_map(study: StudyFiles, found: dict[str, Any]) -> go.Figure | None:
     lines = {} if kind is go.Heatmap else {"ncontours": 14, "line": {"width": 0.6, "color": "rgba(0,0,0,0.45)"}}
     figure.add_trace(kind(
         x=x, y=y, z=[[rounded(value) for value in row] for row in table.to_numpy()], colorscale=SCALE, **lines,
-        colorbar={"title": {"text": "best accuracy, %", "side": "right"}, "thickness": 14, "outlinewidth": 0},
+        colorbar={"title": {"text": "fitted validation accuracy, %", "side": "right"}, "thickness": 14,
+                  "outlinewidth": 0},
         hovertemplate=f"{_title(first)} %{{x}}<br>{_title(second)} %{{y}}<br>best %{{z}} %<extra></extra>"))
     _mark_on_map(figure, study, found, (first, second))
     figure.update_xaxes(title=_title(first), **(_within(sides[first]) | {"showgrid": False}))

@@ -33,10 +33,11 @@ def evidence(study: StudyFiles) -> dict[str, Any] | None:
     """Beside the gain, in percent and points; None while the study is not confirmed. A part is None where it cannot
     be known.
 
-    only: the configuration that tunes only what both arms share, its gain over the tuned baseline, and what tuning
-    temperature and alpha adds to it. selected: per arm, the validation accuracy that won the search, out of how many
-    trials, and the mean of the retrained runs. exported: exact McNemar of the exported student against the tuned
-    baseline of the same seed. seeds: what this many seeds would find, and how many a given gain needs.
+    default: the gain at the default point, over the baseline at the default point. only: the configuration that tunes
+    only what both arms share, its gain over the tuned baseline, and what tuning temperature and alpha adds to it.
+    selected: per arm, the validation accuracy that won the search, out of how many trials, and the mean of the
+    retrained runs. exported: exact McNemar of the exported student against the tuned baseline of the same seed. seeds:
+    what this many seeds would find, and how many a given gain needs.
     """
     if study.confirmation is None:
         return None
@@ -44,6 +45,7 @@ def evidence(study: StudyFiles) -> dict[str, Any] | None:
     distilled, baseline = confirmed["distilled", "tuned"], confirmed["baseline", "tuned"]
     several = len(baseline) > 1
     return {
+        "default": gain(confirmed["distilled", "default"], confirmed["baseline", "default"]),
         "only": _only(study) if several else None,
         "selected": {arm: _selected(study, arm) for arm in ARMS},
         "exported": _exported(distilled[0], baseline[0]),

@@ -72,8 +72,8 @@ def agreement(shares: pd.DataFrame) -> go.Figure | None:
                     "pattern": {"shape": "/" if arm == "baseline" else ""}},
             error_y={"type": "data", "array": [rounded(value) for value in mine["agreement_sd"].fillna(0)], "width": 5,
                      "color": NEUTRAL},
-            text=[f"{value:.0f} %" for value in mine["agreement"]], textangle=0, textposition="inside",
-            insidetextanchor="start",
+            text=[f"{value:.0f} %" for value in mine["agreement"]], textangle=0, textposition="outside",
+            cliponaxis=False,
             customdata=[rounded(value) for value in mine["accuracy"]],
             hovertemplate=f"{arm}: %{{y}} % as the teacher<br>%{{customdata}} % right<extra></extra>")
     figure.update_xaxes(tickangle=0)
@@ -114,7 +114,7 @@ def gain_sentence(classes: pd.DataFrame) -> str:
     text = f"{len(better)} of {len(known)} classes gain beyond chance"
     if len(better):
         text += f", most of all {_and(better[:3])}"
-    text += f"; {len(worse) or 'none'} {'loses' if len(worse) < 2 else 'lose'}"
+    text += f"; {len(worse) or 'none'} {'loses' if len(worse) < 2 else 'lose'} beyond chance"
     return text + (f": {_and(worse[:3])}." if len(worse) else ".")
 
 

@@ -198,7 +198,7 @@ def _mark_rungs(figure: go.Figure, rungs: list[int], epochs: int) -> None:
                          line={"dash": "dot", "width": 1.5, "color": NEUTRAL})
         if labelled - rung >= 0.15 * epochs:  # else the labels would overlap on a phone
             figure.add_annotation(x=rung, y=1, yref="paper", yanchor="bottom", showarrow=False, font={"size": 11},
-                                  text=f"rung {rung}")
+                                  text=f"epoch {rung}")
             labelled = rung
     if rungs:
         figure.update_layout(legend={"y": 1.07})

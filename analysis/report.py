@@ -70,7 +70,7 @@ def page(study: StudyFiles, outcome: dict[str, Any], found: Findings) -> str:
         f"<header><p class=kind>Hyperparameter study of knowledge distillation</p><h1>{name}</h1>"
         f"<p>{about}</p></header>", _contents(exhibits),
         f"<section class=verdict><p class=answer>{html.escape(outcome['verdict'])}</p>",
-        f"<p class=note>{gains.caption}</p>{_plot(gains)}" if gains.figure else "", _cards(outcome),
+        f"<p class=note>{gains.caption}</p>{_plot(gains)}" if gains.figure else "", _cards(outcome, found),
         f"<p class=scope>{html.escape(outcome['scope'])}</p>{_progress(study)}</section>",
         f"<section id=s-results><h2>Results</h2>{_table(outcome)}</section>",
         *sections_of(exhibits), trials_section(study),
@@ -130,9 +130,9 @@ def _contents(exhibits: list[Exhibit]) -> str:
     return "<nav>" + "".join(f'<a href="#{target}">{html.escape(name)}</a>' for target, name in shown) + "</nav>"
 
 
-def _cards(outcome: dict[str, Any]) -> str:
+def _cards(outcome: dict[str, Any], found: Findings) -> str:
     cards = "".join(f"<div class=card><h3>{html.escape(card.title)}</h3><p class=figure>{html.escape(card.figure)}</p>"
-                    f"<p>{html.escape(card.text)}</p></div>" for card in sections.cards(outcome))
+                    f"<p>{html.escape(card.text)}</p></div>" for card in sections.cards(outcome, found.calibration))
     return f"<div class=cards>{cards}</div>" if cards else ""
 
 
@@ -180,6 +180,7 @@ def _table(outcome: dict[str, Any]) -> str:
     return (f"<div class=scroll><table class=results><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table>"
             "</div>\n"
             "<p class=note>“Best validation” is of the search that chose the row or its finalists, hence optimistic. "
+            "“Only … tuned” has a search’s best values of what the baseline tunes too, read off the fitted surface. "
             "Test accuracy is the mean over the seeds ± their standard deviation, of models that were retrained on "
             f"fresh seeds.</p>\n<p class=note>{html.escape(tables.wall_time(outcome))}</p>")
 

@@ -15,6 +15,7 @@ from analysis.results import StudyFiles
 from analysis.tables import show_points
 
 SMALL_P = 1e-4
+NOTEWORTHY_CALIBRATION = 2.0  # points
 
 
 @dataclass(frozen=True)
@@ -67,20 +68,20 @@ def exhibits(study: StudyFiles, outcome: dict[str, Any], found: Findings) -> lis
                     "Test accuracy over that of the tuned baseline, seed by seed. An interval that reaches zero leaves "
                     "open whether there is a gain; one that lies beyond it shows one, of a size within the interval.",
                     "", figures.gain_intervals(outcome))
-    return [gains, *_effects(study, found), *_searches(study, found), *_answers(found), _budget(study)]
+    return [gains, *_effects(study, outcome, found), *_searches(study, found), *_answers(found), _budget(study)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The verdict's cards
 
 
-def cards(outcome: dict[str, Any]) -> list[Card]:
+def cards(outcome: dict[str, Any], measured: Calibration | None) -> list[Card]:
     """What a careful colleague would add to the verdict; none while there is no gain with an interval."""
     gain, evidence = outcome["gain"], outcome["evidence"]
     if gain is None:
         return []
     found = [_gain_card(gain), _only_card(evidence["only"]), _luck_card(evidence["selected"]["distilled"]),
-             _power_card(evidence["seeds"]), _checkpoint_card(evidence["exported"])]
+             _power_card(evidence["seeds"]), _confidence_card(measured), _checkpoint_card(evidence["exported"])]
     return [card for card in found if card]
 
 
@@ -108,7 +109,7 @@ def _luck_card(selected: dict[str, Any] | None) -> Card | None:
               else f"the best of {selected['full']} at the full budget")
     return Card("The winner’s luck", f"{selected['selected']:.1f} → {selected['retrained']:.1f} %",
                 f"Validation accuracy in the search ({chosen}, of {selected['trials']} trials), and the mean of the "
-                f"same configuration on {selected['seeds']} fresh seeds. Only the second is worth quoting.")
+                f"same configuration on {selected['seeds']} fresh seeds. Quote its test accuracy, in the table.")
 
 
 def _power_card(seeds: dict[str, Any] | None) -> Card | None:
@@ -121,7 +122,21 @@ def _power_card(seeds: dict[str, Any] | None) -> Card | None:
         gain, count = open_questions[-1]
         text += (f"; {gain:g} {'point' if gain == 1 else 'points'} would need {count} seeds" if count else
                  f"; {gain:g} {'point' if gain == 1 else 'points'} no number of seeds, but more test images")
-    return Card("What could be seen", f"{smallest:.1f} points", f"{text}.")
+    return Card("The smallest gain it could detect", f"{smallest:.1f} points", f"{text}.")
+
+
+def _confidence_card(measured: Calibration | None) -> Card | None:
+    """Only where distillation changes how far confidence can be trusted."""
+    errors = measured.errors.set_index("arm")["error"] if measured else {}
+    if not {"baseline", "distilled"} <= set(getattr(errors, "index", ())):
+        return None
+    before, after = errors["baseline"], errors["distilled"]
+    if abs(after - before) < NOTEWORTHY_CALIBRATION:
+        return None
+    worse = after > before
+    return Card(f"Its confidence is {'less' if worse else 'more'} reliable", f"{before:.1f} → {after:.1f} points",
+                "Expected calibration error of the tuned baseline and of the distilled student. Where probabilities "
+                f"are used, not only answers, {'calibrate the student anew' if worse else 'that is a gain too'}.")
 
 
 def _checkpoint_card(exported: dict[str, Any]) -> Card:
@@ -137,17 +152,17 @@ def _span(interval: dict[str, Any]) -> str:
 
 
 def _p(value: float) -> str:
-    return f"p < {SMALL_P:g}" if value < SMALL_P else f"p = {value:.2g}"
+    return f"two-sided p < {SMALL_P:g}" if value < SMALL_P else f"two-sided p = {value:.2g}"
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # What the hyperparameters do
 
 
-def _effects(study: StudyFiles, found: Findings) -> list[Exhibit]:
+def _effects(study: StudyFiles, outcome: dict[str, Any], found: Findings) -> list[Exhibit]:
     known, missing = found.sensitivity, found.sensitivity.get("missing", "")
     arm, ranges = look.ARMS[known["arm"]], effect_figures.ranges(known)
-    said = tuple(sensitivity.statements(study, known, found.correlations))
+    said = (*sensitivity.statements(study, known, found.correlations), *_retrained(outcome, known))
     at = f"at epoch {known['budget']}" if "budget" in known else ""
     basis = _basis(known)
     first, second = (look.SYMBOLS.get(name, name.replace("_", " ")) for name in known.get("map_of") or ("T", "α"))
@@ -159,21 +174,22 @@ def _effects(study: StudyFiles, found: Findings) -> list[Exhibit]:
                 missing, effect_figures.price_of_not_tuning(known), notes=said, nav="Price of not tuning"),
         Exhibit("effect-curves", "What each parameter does",
                 f"Solid: the best that any setting of the others reaches {at}. Dashed: the average over their ranges. "
-                "Bands are 90 % intervals of the fitted surface; a solid line that is flat within its band says that "
-                "the parameter need not be tuned. Marks are real trials, which also carry their seed’s luck.",
+                "Bands are 90 % intervals of the fitted surface; where a solid line is flat within its band, no effect "
+                "of the parameter is shown. Marks are real trials, which also carry their seed’s luck.",
                 missing, effect_figures.effect_curves(study, known),
                 effect_figures.effect_curves(study, known, columns=1), nav="Effects"),
         Exhibit("map", f"{first} and {second} together, the rest at its best",
-                "Brighter is better. Where the bright region is wide, the exact point hardly matters; where it runs "
-                "diagonally, the two must be tuned together.",
+                "Fitted, with the uncertainty of the curves above; brighter is better. Where the bright region is "
+                "wide, the exact point hardly matters; where it runs diagonally, the two must be tuned together. "
+                f"{_best(known)}",
                 missing or "Fewer than two parameters were searched, so there is no map.",
                 effect_figures.best_map(study, known), nav="Map"),
         Exhibit("effects", f"Which parameter explains the differences, over {ranges}" if not missing
                 else "Which parameter explains the differences?",
                 "Shares of the variance of accuracy over the whole ranges, and over the part of the space within "
                 f"{sensitivity.NEAR_BEST:g} points of the best ({_near_share(known)}), where it matters. A parameter "
-                "that rules the whole space may be settled near the best. Shares depend on the ranges; the price above "
-                "does not.", missing, effect_figures.effects(known)),
+                "that rules the whole space may be settled near the best. Shares depend on the ranges much more than "
+                "the prices above do.", missing, effect_figures.effects(known)),
     ]
 
 
@@ -192,6 +208,28 @@ def _basis(known: dict[str, Any]) -> str:
     return f"From {counts['reports']} reports of {counts['trials']} trials, {counts['full']} of them {where} ({own})."
 
 
+def _retrained(outcome: dict[str, Any], known: dict[str, Any]) -> list[tuple[str, str]]:
+    """The search's estimates and the retrained runs are two measurements: which to believe."""
+    only = (outcome["evidence"] or {}).get("only")
+    if only is None or "missing" in known:
+        return []
+    names = " and ".join(look.SYMBOLS[name] for name in only["searched"])
+    shared = only["configuration"].removeprefix("only ").removesuffix(" tuned")
+    return [("note", "These prices are the search’s own estimates. The retrained runs count for more: there, tuning "
+                     f"{names} beyond {shared} is worth {show_points(only['rest']['mean'])} points of test accuracy "
+                     f"(95 % interval {_span(only['rest'])}).")]
+
+
+def _best(known: dict[str, Any]) -> str:
+    if "best" not in known:
+        return ""
+    point = ", ".join(f"{look.SYMBOLS.get(name, name.replace('_', ' '))} {look.show(value)}"
+                      for name, value in known["best"]["parameters"].items())
+    best = known["best"]
+    return (f"The surface is best at {point}: {best['accuracy']:.1f} % ({best['low']:.1f} to {best['high']:.1f}); a "
+            "winner above that owes a part to its seed.")
+
+
 def _near_share(known: dict[str, Any]) -> str:
     return f"{100 * known['near_share']:.0f} % of it" if "near_share" in known else "a part of it"
 
@@ -205,8 +243,8 @@ def _searches(study: StudyFiles, found: Findings) -> list[Exhibit]:
     return [
         Exhibit("rungs", "Do early epochs predict the end?",
                 f"Rank correlation of {_ranked(found.correlations)} accuracies at each rung with those at the end "
-                "(1: the same order). Early stopping decides at the rungs; below the dashed line it decides mostly by "
-                "chance.",
+                "(1: the same order). Early stopping decides at the rungs. Below the dashed line, a rule of thumb, the "
+                "early order is a poor guide; from so few trials the value itself is rough.",
                 "There are no rungs, or too few trials have passed them, to compare rankings.",
                 effect_figures.rung_correlations(found.correlations, full), nav="Early stopping"),
         _curves(study, "distill", "Learning curves: distillation", nav="Learning curves"),
@@ -260,7 +298,7 @@ def _budget(study: StudyFiles) -> Exhibit:
         rest = spent["seconds"].sum() - saved
         first = (f"Early stopping saved {100 * saved / (saved + rest):.0f} % of the training time that the same trials "
                  "would have taken to their ends" if saved else "No trial was stopped early")
-        others = f"; {', '.join(taken).replace('_', ' ')} was taken from another study" if taken else ""
+        others = f"; taken from another study: {', '.join(taken).replace('_', ' ')}" if taken else ""
         caption = (f"{first}{others}. Time is summed over trials that ran side by side, so it is "
                    "more than went by on the clock; computing the teacher’s logits is not in it.")
     return Exhibit("budget", "Where the time went", caption, "No trial has reported its time yet.",
@@ -291,8 +329,10 @@ def _class_caption(classes: pd.DataFrame) -> str:
     shown = example_figures.shown_classes(classes)
     left = "" if len(shown) == len(classes.dropna(subset=["low"])) else (
         f" Shown are the {len(shown)} classes at both ends; all are in results/classes.csv.")
-    return (f"{example_figures.gain_sentence(classes)} Among so many classes some gain by chance: p-values are "
-            f"adjusted for their number (Benjamini and Hochberg), the intervals are not.{left}")
+    images = classes["images"].median()
+    return (f"{example_figures.gain_sentence(classes)} A class has {images:.0f} test images. Among so many classes "
+            "some gain by chance: p-values are adjusted for their number (Benjamini and Hochberg), the intervals are "
+            f"not.{left}")
 
 
 def _agreement_caption(shares: pd.DataFrame) -> str:
@@ -304,8 +344,9 @@ def _agreement_caption(shares: pd.DataFrame) -> str:
     own, other = (round(table[arm, "wrong"]) for arm in ("distilled", "baseline"))
     than = "as often as" if own == other else f"{abs(own - other)} points {'more' if own > other else 'less'} than"
     return (f"Where the teacher is wrong, the distilled student repeats its very mistake in {own} % of the cases, "
-            f"{than} the baseline, which has never seen the teacher. Bars on the left are what it learned rightly, "
-            "those on the right what it learned wrongly.")
+            f"{than} the baseline, which has never seen the teacher. What its bar has over the baseline’s is what it "
+            "took from the teacher: rightly on the left, wrongly on the right. Whiskers: the seeds’ standard "
+            "deviation.")
 
 
 def _calibration_caption(measured: Calibration | None) -> str:
@@ -316,7 +357,7 @@ def _calibration_caption(measured: Calibration | None) -> str:
             "15 bins; marks grow with the number of answers.")
     if {"baseline", "distilled"} <= set(errors.index):
         own, other = errors.loc["distilled"], errors.loc["baseline"]
-        if abs(own["error"] - other["error"]) > 2:
+        if abs(own["error"] - other["error"]) > NOTEWORTHY_CALIBRATION:
             way = "over-confident" if own["overconfidence"] > 0 else "under-confident"
             word = f"{way}: its confidence is off by {own['error']:.1f} points" if own["error"] > other["error"] else (
                 f"better calibrated: off by {own['error']:.1f} points")

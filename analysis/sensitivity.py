@@ -505,6 +505,12 @@ def _on_trust(study: StudyFiles, found: dict[str, Any]) -> list[tuple[str, str]]
     return said
 
 
+def has_few_trials(found: dict[str, Any]) -> bool:
+    """Whether a search has too few trials of its own at the budget for intervals that are wide enough."""
+    counts = found.get("counts")
+    return counts is not None and counts["full"] - counts["baseline"] < ENOUGH_PER_PARAMETER * len(found["searched"])
+
+
 def _on_numbers(found: dict[str, Any], setting: str, ended: bool) -> list[tuple[str, str]]:
     """A warning where a search has too few trials at the budget, or too few that it did not choose itself."""
     counts, parameters = found["counts"], len(found["searched"])
@@ -515,7 +521,7 @@ def _on_numbers(found: dict[str, Any], setting: str, ended: bool) -> list[tuple[
         return [("warning", f"From search data only: {counts['protected'] or 'no'} protected "
                             f"{'trial' if counts['protected'] == 1 else 'trials'} at epoch {found['budget']}. A search "
                             f"looks where it expects to win, so the rest of the space is guessed; {remedy}.")]
-    if own < wanted:
+    if has_few_trials(found):
         searched = "1 searched parameter" if parameters == 1 else f"{parameters} searched parameters"
         return [("warning", f"Only {own} {ARMS[found['arm']]} trials came to epoch {found['budget']}, for {searched}: "
                             f"with fewer than {wanted} the intervals are narrower than they should be; {remedy}.")]

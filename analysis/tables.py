@@ -79,7 +79,7 @@ def _student_rows(study: StudyFiles) -> list[dict[str, Any]]:
         rows.append({
             "arm": row["arm"], "configuration": row["configuration"], "model": study.config["student"]["model"],
             **row["parameters"], "parameters": sizes[1], "compression": sizes[0] / sizes[1] if sizes[0] else None,
-            "trials": 1 if row["configuration"] == "default" else study.done(search)["trials"],
+            "trials": {"default": 1, "tuned": study.done(search)["trials"]}.get(row["configuration"]),
             "search_trial": row["trial"],
             "seeds": len(right), "test_mean": 100 * float(right.mean()),
             "test_sd": 100 * float(right.mean(1).std(ddof=1)) if len(right) > 1 else None,
@@ -123,7 +123,16 @@ def verdict(outcome: dict[str, Any]) -> str:
     if gain["mean"] < 0:
         return f"Distillation hurts: {figures}."
     few = f"; few-label transfer: the gain includes knowledge of {unseen} images that the student {saw}"
-    return f"Distillation helps: {figures}{few if unseen else ''}."
+    return f"Distillation helps: {figures}{few if unseen else ''}{_unsure_over_default(outcome)}."
+
+
+def _unsure_over_default(outcome: dict[str, Any]) -> str:
+    """What takes a part of the verdict back: a default baseline that did better than the tuned one, and over which the
+    gain is not shown."""
+    over = outcome["gain_over_default_baseline"]
+    if over is None or over["mean"] >= outcome["gain"]["mean"] or over["p"] < SIGNIFICANT:
+        return ""
+    return f"; but {show_interval(over)} over the baseline at its default point, which did better on the fresh seeds"
 
 
 def scope(study: StudyFiles, outcome: dict[str, Any]) -> str:
@@ -138,6 +147,11 @@ def scope(study: StudyFiles, outcome: dict[str, Any]) -> str:
         text += f" {shared} of the training images {'is' if shared == 1 else 'are'} among the test images too."
     if outcome["gain"]:
         text += f" {_samples(outcome['gain'])}"
+    teacher = next((row["test_mean"] for row in outcome["rows"] if row["arm"] == "teacher"), None)
+    tuned = next(row["test_mean"] for row in outcome["rows"] if _is(row, "baseline", "tuned"))
+    if teacher is not None and teacher < tuned:
+        text += (f" The teacher itself ({teacher:.2f} %) is {tuned - teacher:.2f} points worse than the tuned "
+                 "baseline: a better one may teach more.")
     if _no_better_than_guessing(outcome):
         text += (f" No student does better than guessing one of {len(outcome['data']['classes'])} classes: this shows "
                  "that the study runs, and nothing about distillation.")
@@ -154,7 +168,7 @@ def _samples(gain: dict[str, Any]) -> str:
     text = "The interval treats seeds and test images as samples"
     bounds = [show_points(interval[end]) for interval in (gain, only) for end in ("low", "high")]
     if bounds[:2] == bounds[2:]:
-        return f"{text}; here the {gain['seeds']} seeds alone leave as much open."
+        return f"{text}; the {gain['seeds']} seeds alone already leave this much open."
     return f"{text}; over seeds alone, for these very images, it is {bounds[2]} to {bounds[3]}."
 
 
@@ -187,13 +201,18 @@ def cells(row: dict[str, Any]) -> list[str]:
         _configuration(row),
         f"{row['parameters']:,}" if row["parameters"] else "",
         "" if row["compression"] is None else f"{row['compression']:.1f}×",
-        str(row["trials"]) if row["trials"] else "given",
+        _trials(row),
         "" if row["best_validation"] is None else f"{row['best_validation']:.2f} %",
         str(row["seeds"]),
         f"{row['test_mean']:.2f}{spread} %",
         "" if gain is None else f"{show_points(gain['mean'])} [{_low_high(gain)}]",
         "" if row["gap_closed"] is None else f"{100 * row['gap_closed']:.0f} %",
     ]
+
+
+def _trials(row: dict[str, Any]) -> str:
+    """None of their own: a teacher that was given, and what is read off another configuration's search."""
+    return str(row["trials"]) if row["trials"] else "given" if row["arm"] == "teacher" else ""
 
 
 def _configuration(row: dict[str, Any]) -> str:
@@ -215,7 +234,8 @@ def wall_time(outcome: dict[str, Any]) -> str:
     stages = ", ".join(f"{name.replace('_', ' ')} {_clock(seconds)}" for name, seconds in outcome["seconds"].items()
                        if name not in taken)
     machine = f" on {outcome['machine']}" if outcome.get("machine") else ""
-    others = "".join(f"; {name.replace('_', ' ')} was taken from {study}" for name, study in taken.items())
+    others = "".join(f"; {name.replace('_', ' ')} {'were' if name.endswith('s') else 'was'} taken from {study}"
+                     for name, study in taken.items())
     return f"Wall time{machine}: {stages}{others}."
 
 
@@ -223,14 +243,14 @@ def _clock(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 300 else f"{seconds / 60:.0f} min"
 
 
-TAKEAWAYS = ("type of transfer", "teacher → student", "data", "baseline", "distilled", "gain [95 %]",
-             "gain at the default point [95 %]", "published gain (single run, best test epoch)")
+TAKEAWAYS = ("type of transfer", "teacher → student", "data", "seeds", "teacher", "baseline", "distilled",
+             "gain [95 %]", "both at the default point: gain [95 %]", "published gain (single run, best test epoch)")
 TAKEAWAYS_BLOCK = "takeaways"
 
 
 def takeaways(outcomes: list[dict[str, Any]]) -> str:
     """Several studies side by side, as Markdown: what learned from what, and what distillation was worth."""
-    lines = ["| " + " | ".join(TAKEAWAYS) + " |", "|" + "---|" * 3 + "---:|" * 4 + "---|"]
+    lines = ["| " + " | ".join(TAKEAWAYS) + " |", "|" + "---|" * 3 + "---:|" * 6 + "---|"]
     lines += ["| " + " | ".join(takeaway(outcome)) + " |" for outcome in outcomes]
     verdicts = [f"- {outcome['study']}: {outcome['verdict']}" for outcome in outcomes]
     return "\n".join([*lines, "", *verdicts, ""])
@@ -240,13 +260,14 @@ def takeaway(outcome: dict[str, Any]) -> list[str]:
     """A study's cells of the table of takeaways, in the order of TAKEAWAYS."""
     rows = {(row["arm"], row["configuration"]): row for row in outcome["rows"]}
     teacher = next((row for row in outcome["rows"] if row["arm"] == "teacher"), None)
-    tuned, untuned = rows.get(("distilled", "tuned")), rows.get(("distilled", "default"))
+    tuned, at_default = rows.get(("distilled", "tuned")), (outcome.get("evidence") or {}).get("default")
     baseline, data = rows.get(("baseline", "tuned")), outcome["data"]
     pair = " → ".join(_model(row) for row in (teacher, tuned) if row)
     return [
         outcome["transfer"] or "", pair or outcome["study"],
         f"{len(data['classes'])} classes, {data['student_train']:,} images, {data['image_size']} px",
-        _accuracy(baseline), _accuracy(tuned), _gain_cell(tuned), _gain_cell(untuned), _published(outcome["published"]),
+        str(tuned["seeds"]) if tuned else "", _accuracy(teacher), _accuracy(baseline), _accuracy(tuned),
+        _gain_cell(tuned and tuned["gain"]), _gain_cell(at_default), _published(outcome["published"]),
     ]
 
 
@@ -267,10 +288,8 @@ def _accuracy(row: dict[str, Any] | None) -> str:
     return f"{row['test_mean']:.2f}" + ("" if row["test_sd"] is None else f" ± {row['test_sd']:.2f}") + " %"
 
 
-def _gain_cell(row: dict[str, Any] | None) -> str:
-    if row is None or row["gain"] is None:
-        return ""
-    return f"{show_points(row['gain']['mean'])} [{_low_high(row['gain'])}]"
+def _gain_cell(gain: dict[str, Any] | None) -> str:
+    return "" if gain is None else f"{show_points(gain['mean'])} [{_low_high(gain)}]"
 
 
 def _published(published: dict[str, Any] | None) -> str:

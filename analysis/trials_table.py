@@ -35,10 +35,9 @@ def _rows(study: StudyFiles) -> list[dict[str, Any]]:
     trials = study.trials.astype(object)
     return [{
         "stage": row["stage"].replace("_", " "), "trial": row["trial"],
-        **{name: row[name] for name in study.parameter_names},
+        "last %": _percent(row["last_validation_accuracy"]), **{name: row[name] for name in study.parameter_names},
         "origin": ORIGINS.get(row["origin"], row["label"] or row["origin"]), "epochs": row["epochs"],
-        "ended": row["ended"], "last %": _percent(row["last_validation_accuracy"]),
-        "best %": _percent(row["best_validation_accuracy"]),
+        "ended": row["ended"], "best %": _percent(row["best_validation_accuracy"]),
         "seconds": _number(seconds.get((row["stage"], row["trial"]))), "reason": row["reason"],
     } for row in trials.where(trials.notna(), None).to_dict("records")]
 

@@ -58,7 +58,8 @@ def run(study: str, overrides: tuple[str, ...], folder: Path | None, smoke: bool
         address: str | None) -> None:
     """Run a study, or go on with one.
 
-    Teacher, tuned baseline, distillation search, confirmation on fresh seeds, report, exported student.
+    Teacher, tuned baseline, distillation search, finalists if asked for, confirmation on fresh seeds, report, exported
+    student.
 
     Run the same command again to go on where it was cut off. What is done is not done again.
     """
@@ -113,13 +114,14 @@ def status(study: str, folder: Path | None) -> None:
 @click.argument("studies", metavar="STUDY...", nargs=-1, required=True)
 @click.option("--dir", "folder", type=click.Path(path_type=Path), metavar="FOLDER", help="Where the study lives.")
 @click.option("--readme", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
-              help="Also rewrite the results between each study's two markers in a Markdown file.")
+              help="Also rewrite what stands between <!-- kdstudy results: NAME --> and <!-- end of kdstudy results: "
+                   "NAME --> in a Markdown file.")
 @click.option("--images", type=click.Choice(["svg", "png"]),
               help="Also write each figure as a file, to results/images; needs kdstudy[images] and Chromium or Chrome.")
-@click.option("--compare", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", show_default=True,
-              default=Path("comparison.html"), help="Where the page that compares several studies goes.")
+@click.option("--compare", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Where the page that compares several studies goes.  [default: comparison.html]")
 def report(studies: tuple[str, ...], folder: Path | None, readme: Path | None, images: str | None,
-           compare: Path) -> None:
+           compare: Path | None) -> None:
     """Rebuild the results table and the report.
 
     Also while a study runs, from what is there. Needs neither Ray nor torch. Several studies are also put side by side
@@ -132,7 +134,9 @@ def report(studies: tuple[str, ...], folder: Path | None, readme: Path | None, i
     from study.storage import read_json
 
     console, outcomes = _console(), []
-    folders = [_resolve_started(study, folder)[1] for study in studies]
+    if compare and len(studies) == 1:
+        raise UserError("--compare needs at least two studies; name the others too")
+    folders = list(dict.fromkeys(_resolve_started(study, folder)[1] for study in studies))
     for own in folders:
         report_page.build(own)
         outcomes.append(read_json(own / "results" / "results.json"))
@@ -141,6 +145,7 @@ def report(studies: tuple[str, ...], folder: Path | None, readme: Path | None, i
             _write_images(console, own, images)
     if len(outcomes) > 1:
         console.print(f"\n{tables.takeaways(outcomes)}", soft_wrap=True, markup=False)
+        compare = compare or Path("comparison.html")
         comparison.build(folders, compare)
         console.print(f"compared {compare}", soft_wrap=True)
     if readme:

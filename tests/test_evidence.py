@@ -9,7 +9,9 @@ import pytest
 from scipy import stats
 from test_report import SEEDS, built, complete, drawn, write_json  # noqa: F401, complete is a fixture
 
-from analysis import comparison, report, sections
+from analysis import comparison, report, sections, tables
+from analysis.examples import calibration
+from analysis.results import StudyFiles
 
 
 def outcome_of(folder):
@@ -17,7 +19,7 @@ def outcome_of(folder):
 
 
 def cards_of(folder):
-    return {card.title: card for card in sections.cards(outcome_of(folder))}
+    return {card.title: card for card in sections.cards(outcome_of(folder), calibration(StudyFiles(folder)))}
 
 
 @pytest.fixture
@@ -45,6 +47,30 @@ def test_tuning_temperature_and_alpha_is_told_from_tuning_the_learning_rate(with
     card = cards_of(folder)["What tuning T and α adds"]
     assert card.figure == f"{only['rest']['mean']:+.2f} points" and "With only lr tuned" in card.text
     assert "distilled | only lr tuned: T 4, α 0.5" in (folder / "results" / "results.md").read_text()
+
+
+def test_both_arms_are_compared_at_the_default_point(complete):  # noqa: F811
+    folder, right = complete
+    outcome = outcome_of(folder)
+    wanted = 100 * (right["distilled", "default"].mean() - right["baseline", "default"].mean())
+    assert outcome["evidence"]["default"]["mean"] == pytest.approx(wanted)
+
+
+def test_a_weak_teacher_and_a_better_default_baseline_are_said(complete):  # noqa: F811
+    folder, right = complete
+    assert "The teacher itself" not in outcome_of(folder)["scope"]
+    answers = folder / "teacher_logits-0" / "test.parquet"
+    table = pd.read_parquet(answers)
+    table.loc[table.index[:150], "prediction"] = (table["label"] + 1) % 4
+    table.to_parquet(answers)
+    worse = 100 * (right["baseline", "tuned"].mean() - (table["label"] == table["prediction"]).mean())
+    assert f"is {worse:.2f} points worse than the tuned baseline" in outcome_of(folder)["scope"]
+    outcome = outcome_of(folder)
+    assert " but " not in outcome["verdict"]
+    over = {"mean": 1.0, "low": -1.0, "high": 3.0, "p": 0.3}
+    assert tables.verdict(outcome | {"gain_over_default_baseline": over}).endswith(
+        "; but +1.00 points (95 % interval −1.00 to +3.00) over the baseline at its default point, which did better on "
+        "the fresh seeds.")
 
 
 def test_the_exported_student_and_its_twin_are_compared_image_by_image(complete):  # noqa: F811
@@ -83,7 +109,7 @@ def test_one_seed_has_no_cards_and_no_bare_gain(complete):  # noqa: F811
         content = json.loads(done.read_text())
         write_json(done, content | {"rows": [{**row, "runs": row["runs"][:1]} for row in content["rows"]]})
     outcome = outcome_of(folder)
-    assert sections.cards(outcome) == [] and outcome["evidence"]["only"] is None
+    assert sections.cards(outcome, None) == [] and outcome["evidence"]["only"] is None
     page = built(folder, "report.html")
     assert "class=card" not in page and "classes" not in drawn(page)
     assert "This needs the confirmation on at least two seeds" in page
