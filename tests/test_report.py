@@ -350,7 +350,8 @@ def test_takeaways_put_studies_side_by_side_with_what_was_published(complete, tm
     means = {key: 100 * correct.mean() for key, correct in right.items()}
     assert rows[0][3:5] == [str(SEEDS), f"{means['teacher', 'default']:.2f} %"]
     assert rows[0][5].startswith(f"{means['baseline', 'tuned']:.2f} ± ")
-    assert rows[0][8].startswith(f"{means['distilled', 'default'] - means['baseline', 'default']:+.2f} [".replace("-", "−"))
+    at_default = means["distilled", "default"] - means["baseline", "default"]
+    assert rows[0][8].startswith(f"{at_default:+.2f} [".replace("-", "−"))
     assert rows[0][7].startswith(f"{means['distilled', 'tuned'] - means['baseline', 'tuned']:+.2f} [")
     assert rows[0][9] == "+1.34 (Large → Small)" and "single run, best test epoch" in table
     assert f"- other: {first['verdict']}" in table
