@@ -68,12 +68,12 @@ def agreement(shares: pd.DataFrame) -> go.Figure | None:
         figure.add_bar(
             x=[f"teacher {row.teacher}<br>({row.images:,} images)" for row in mine.itertuples()],
             y=[rounded(value) for value in mine["agreement"]], name=arm,
-            marker={"color": faint(COLOURS[colour], 0.75), "line": {"color": COLOURS[colour], "width": 1},
-                    "pattern": {"shape": "/" if arm == "baseline" else ""}},
+            marker={"color": faint(COLOURS[colour], 0.4), "line": {"color": COLOURS[colour], "width": 1},
+                    "pattern": {"shape": "/" if arm == "baseline" else "", "fgopacity": 0.3}},
             error_y={"type": "data", "array": [rounded(value) for value in mine["agreement_sd"].fillna(0)], "width": 5,
                      "color": NEUTRAL},
-            text=[f"{value:.0f} %" for value in mine["agreement"]], textangle=0, textposition="outside",
-            cliponaxis=False,
+            text=[f"<b>{value:.0f} %</b>" for value in mine["agreement"]], textangle=0, textposition="inside",
+            insidetextanchor="middle",
             customdata=[rounded(value) for value in mine["accuracy"]],
             hovertemplate=f"{arm}: %{{y}} % as the teacher<br>%{{customdata}} % right<extra></extra>")
     figure.update_xaxes(tickangle=0)
