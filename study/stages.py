@@ -628,12 +628,10 @@ class Study:
             raise StudyFailedError(f"{stage.name}: every configuration failed on fresh seeds; run the same command "
                                    "again to try again, or set finalists.configurations = 0 to do without")
         search = self.stage(finalists.STAGES[stage.name]).done
-        earlier = storage.read_json(stage.path / "done.json") or {}
-        taken = "taken_from" in earlier and earlier["runs"] == len(record.trials)
         kept = "the search's winner" if best["trial"] == search["winner"] else (
             "the default point" if best["trial"] == 0 else f"trial {best['trial']}")
         stage.finish({
-            **({"taken_from": earlier["taken_from"]} if taken else {}),
+            **_taken(stage, record),
             "outcome": f"{len(rows)} configurations on {self.config.finalists.seeds} fresh seeds · {kept} is best, "
                        f"{100 * finalists.mean(best):.1f} % validation at {show_parameters(best['parameters'])}",
             "seconds": record.seconds, "runs": len(record.trials), "rows": rows, "winner": best["trial"],
@@ -652,10 +650,8 @@ class Study:
         rows = self._confirm_rows(stage.name, record)
         earlier = storage.read_json(stage.path / "done.json") or {}
         weights = next(stage.path.glob("runs/*/model.safetensors"), None)  # a packed baseline has none
-        # Another choice among runs that were taken over: nothing of it was run here.
-        taken = "taken_from" in earlier and earlier["runs"] == len(record.trials)
         stage.finish({
-            **({"taken_from": earlier["taken_from"]} if taken else {}),
+            **_taken(stage, record),
             "outcome": f"{len(wanted)} runs on {self.config.confirm.seeds} fresh paired seeds",
             "seconds": record.seconds, "runs": len(record.trials), "seeds": self._confirm_seeds(), "rows": rows,
             "model_parameters": _parameter_count(load_file(weights)) if weights else earlier["model_parameters"],
@@ -941,6 +937,14 @@ class Study:
             rows.append({"arm": arm.arm, "configuration": arm.configuration, "parameters": arm.parameters,
                          "trial": arm.trial, "runs": runs})
         return rows
+
+
+def _taken(stage: Stage, record: Record) -> dict[str, str]:
+    """Where a stage was taken from, for its done-mark, if all that it has run was: it may only choose anew among it."""
+    earlier = storage.read_json(stage.path / "done.json") or {}
+    if "taken_from" in earlier and earlier["runs"] == len(record.trials):
+        return {"taken_from": earlier["taken_from"]}
+    return {}
 
 
 def changed(settings: Settings, exclude: tuple[str, ...] = ()) -> dict[str, Any]:
