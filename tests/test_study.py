@@ -29,7 +29,7 @@ def test_one_command_goes_from_an_empty_folder_to_a_verdict(finished):
     results = results_of(folder)
     rows = {(row["arm"], row["configuration"]): row for row in results["rows"]}
     assert {("teacher", "default"), ("baseline", "default"), ("baseline", "tuned"), ("distilled", "default"),
-            ("distilled", "tuned")} == set(rows)
+            ("distilled", "only lr tuned"), ("distilled", "tuned")} == set(rows)
     assert all(row["seeds"] == 2 for (arm, _), row in rows.items() if arm != "teacher")
     gain = results["gain"]
     assert gain["low"] <= gain["mean"] <= gain["high"] and gain["seeds"] == 2 and gain["images"] == 360
