@@ -628,11 +628,12 @@ class Study:
             raise StudyFailedError(f"{stage.name}: every configuration failed on fresh seeds; run the same command "
                                    "again to try again, or set finalists.configurations = 0 to do without")
         search = self.stage(finalists.STAGES[stage.name]).done
+        seeds = self.config.finalists.seeds
         kept = "the search's winner" if best["trial"] == search["winner"] else (
             "the default point" if best["trial"] == 0 else f"trial {best['trial']}")
         stage.finish({
             **_taken(stage, record),
-            "outcome": f"{len(rows)} configurations on {self.config.finalists.seeds} fresh seeds · {kept} is best, "
+            "outcome": f"{len(rows)} configurations on {seeds} fresh seed{'s' if seeds > 1 else ''} · {kept} is best, "
                        f"{100 * finalists.mean(best):.1f} % validation at {show_parameters(best['parameters'])}",
             "seconds": record.seconds, "runs": len(record.trials), "rows": rows, "winner": best["trial"],
             "parameters": best["parameters"], "best_validation": finalists.mean(best),
