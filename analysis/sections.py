@@ -16,6 +16,7 @@ from analysis.tables import show_points
 
 SMALL_P = 1e-4
 NOTEWORTHY_CALIBRATION = 2.0  # points
+FEW_IMAGES = 30  # a share of fewer says little
 
 
 @dataclass(frozen=True)
@@ -341,6 +342,10 @@ def _agreement_caption(shares: pd.DataFrame) -> str:
     table = shares[shares["images"] > 0].set_index(["arm", "teacher"])["agreement"]
     if ("distilled", "wrong") not in table:
         return "The teacher made no mistake on the test images, so there is none to imitate."
+    mistakes = int(shares.loc[shares["teacher"] == "wrong", "images"].max())
+    if mistakes < FEW_IMAGES:
+        return (f"The teacher is wrong on only {mistakes} of the test images: too few to say whether the student "
+                "imitates its mistakes. On the left, the student’s answers where the teacher is right.")
     own, other = (round(table[arm, "wrong"]) for arm in ("distilled", "baseline"))
     than = "as often as" if own == other else f"{abs(own - other)} points {'more' if own > other else 'less'} than"
     return (f"Where the teacher is wrong, the distilled student repeats its very mistake in {own} % of the cases, "

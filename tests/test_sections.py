@@ -82,6 +82,9 @@ def test_a_teacher_without_mistakes_has_none_to_imitate():
         for arm, share in (("baseline", 70.0), ("distilled", 80.0))
         for teacher, images, share in (("right", 100, share), ("wrong", 0, np.nan))])
     assert sections._agreement_caption(shares).startswith("The teacher made no mistake")
+    few, many = (shares.assign(images=[100, wrong] * 2, agreement=[70.0, 20.0, 80.0, 40.0]) for wrong in (3, 60))
+    assert "wrong on only 3 of the test images" in sections._agreement_caption(few)
+    assert "in 40 % of the cases, 20 points more than the baseline" in sections._agreement_caption(many)
     figure = example_figures.agreement(shares)
     assert "nan" not in figure.to_json().lower() and [list(trace.y) for trace in figure.data] == [[70], [80]]
 
