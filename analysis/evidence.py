@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from analysis.results import FINALIST_STAGES, StudyFiles
+from analysis.results import FINALIST_STAGES, SEARCH_OF, StudyFiles
 from analysis.significance import Interval, crossed_interval, mcnemar, paired_t_interval, seeds_needed, smallest_gain
 
 ONLY = "only "  # how the configuration begins that leaves temperature and alpha at their defaults
 GAINS_IN_QUESTION = (0.5, 1.0, 2.0, 5.0)  # points
-ARMS = {"baseline": "baseline", "distilled": "distill"}  # and the stage that searched for each
 
 
 def points(interval: Interval) -> dict[str, float]:
@@ -47,7 +46,7 @@ def evidence(study: StudyFiles) -> dict[str, Any] | None:
     return {
         "default": gain(confirmed["distilled", "default"], confirmed["baseline", "default"]),
         "only": _only(study) if several else None,
-        "selected": {arm: _selected(study, arm) for arm in ARMS},
+        "selected": {arm: _selected(study, arm) for arm in SEARCH_OF},
         "exported": _exported(distilled[0], baseline[0]),
         "seeds": _seeds(100 * (distilled.astype(float) - baseline.astype(float))) if several else None,
     }
@@ -66,8 +65,7 @@ def _only(study: StudyFiles) -> dict[str, Any] | None:
 
 def _selected(study: StudyFiles, arm: str) -> dict[str, Any] | None:
     """What won the search, against the same configuration retrained: both on the validation images."""
-    row = next(row for row in study.confirmation["rows"] if (row["arm"], row["configuration"]) == (arm, "tuned"))
-    search = ARMS[arm]
+    row, search = study.tuned_row(arm), SEARCH_OF[arm]
     selected, runs = study.last_accuracy(search, row["trial"]), study.trials[study.trials["stage"] == row["stage"]]
     again = runs[runs["trial"].isin(row["runs"])]["last_validation_accuracy"].dropna().astype(float)
     if selected is None or len(again) != len(row["runs"]):
@@ -87,4 +85,3 @@ def _exported(student: np.ndarray, baseline: np.ndarray) -> dict[str, Any]:
 def _seeds(differences: np.ndarray) -> dict[str, Any]:
     return {"seeds": len(differences), "smallest": smallest_gain(differences),
             "needed": {f"{points:g}": seeds_needed(differences, points) for points in GAINS_IN_QUESTION}}
-

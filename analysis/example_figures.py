@@ -7,10 +7,10 @@ import plotly.graph_objects as go
 
 from analysis.examples import Calibration
 from analysis.look import COLOURS, NEUTRAL, blank, faint, rounded, signed
+from analysis.tables import SIGNIFICANT
 
 MOST_CLASSES = 40  # of more, those that gain most and those that gain least
 LONGEST_LABEL = 18
-SIGNIFICANT = 0.05
 ARMS = {"teacher": ("teacher", "diamond", "dot"), "baseline": ("baseline", "square", "dash"),
         "distilled": ("distill", "circle", "solid")}  # colour, symbol, dash
 

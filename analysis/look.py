@@ -6,7 +6,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-ARMS = {"baseline": "baseline", "distill": "distillation"}
+from analysis.results import ARMS as ARMS
+
 # From the palette of Okabe and Ito, which colour-blind readers can tell apart.
 COLOURS = {"teacher": "#009E73", "baseline": "#D55E00", "distill": "#0072B2"}
 # Brighter relatives, which the page puts in their place for readers who prefer a dark one.

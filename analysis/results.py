@@ -18,6 +18,9 @@ FINALIST_STAGES = ("finalists_baseline", "finalists")
 STAGES = ("teacher", "baseline", "teacher_logits", "distill", *FINALIST_STAGES, *CONFIRM_STAGES)
 TRIAL_STAGES = tuple(stage for stage in STAGES if stage != "teacher_logits")
 SEARCH_STAGES = ("baseline", "distill")
+ARMS = {"baseline": "baseline", "distill": "distillation"}  # what to call the search stages
+SEARCH_OF = {"baseline": "baseline", "distilled": "distill"}  # the search behind a confirmed row's arm
+EXPORT_KEY_FILE = "kdstudy.json"
 ENDINGS = {"stop": "stopped", "complete": "complete", "failed": "failed"}
 TRIAL_COLUMNS = ["stage", "trial", "origin", "protected", "epochs", "ended", "reason", "last_validation_accuracy",
                  "best_validation_accuracy", "seed", "label"]
@@ -163,8 +166,12 @@ class StudyFiles:
         return {"rows": rows, "model_parameters": found["confirm"]["model_parameters"]}
 
     def _is_still_chosen(self, row: dict[str, Any]) -> bool:
-        choice = self.choice("baseline" if row["arm"] == "baseline" else "distill")
+        choice = self.choice(SEARCH_OF[row["arm"]])
         return choice is not None and choice.get("winner", row["trial"]) == row["trial"]
+
+    def tuned_row(self, arm: str) -> dict[str, Any]:
+        """The confirmed row of an arm's winner, `baseline` or `distilled`; the confirmation is done."""
+        return next(row for row in self.confirmation["rows"] if (row["arm"], row["configuration"]) == (arm, "tuned"))
 
     def answers(self, run: int, stage: str = "confirm") -> pd.DataFrame:
         """A confirmation run's answers to the test images: label and prediction."""
@@ -198,13 +205,13 @@ class StudyFiles:
     @property
     def has_current_export(self) -> bool:
         """Whether the exported student is the winner of the confirmation as it stands now."""
-        made_from = read_json(self.folder / "export" / "kdstudy.json") or {}
-        if self.confirmation is None:
-            return False
-        tuned = next(row for row in self.confirmation["rows"]
-                     if (row["arm"], row["configuration"]) == ("distilled", "tuned"))
-        wanted = {"confirm": self.stage("confirm").name, "parameters": tuned["parameters"], "run": tuned["runs"][0]}
-        return {name: made_from.get(name) for name in wanted} == wanted
+        return self.confirmation is not None and read_json(self.folder / "export" / EXPORT_KEY_FILE) == self.export_key
+
+    @property
+    def export_key(self) -> dict[str, Any]:
+        """What an export of the student is made from: a confirmation and the winner in it."""
+        tuned = self.tuned_row("distilled")
+        return {"confirm": self.stage("confirm").name, "parameters": tuned["parameters"], "run": tuned["runs"][0]}
 
 
 def read_json(path: Path) -> Any | None:

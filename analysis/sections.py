@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 from analysis import effect_figures, example_figures, figures, look, sensitivity
 from analysis.examples import Calibration, calibration, per_class, teacher_agreement
 from analysis.results import StudyFiles
-from analysis.tables import show_points
+from analysis.tables import SIGNIFICANT, show_points
 
 SMALL_P = 1e-4
 NOTEWORTHY_CALIBRATION = 2.0  # points
@@ -96,7 +96,7 @@ def _only_card(only: dict[str, Any] | None) -> Card | None:
     if only is None:
         return None
     rest, own = only["rest"], only["gain"]
-    sure = "" if rest["p"] < 0.05 else ", which includes zero"
+    sure = "" if rest["p"] < SIGNIFICANT else ", which includes zero"
     names = " and ".join(look.SYMBOLS[name] for name in only["searched"])
     return Card(f"What tuning {names} adds", f"{show_points(rest['mean'])} points",
                 f"95 % interval {_span(rest)}{sure}. With {only['configuration']}, T and α at their defaults, "
@@ -293,7 +293,7 @@ def _curves(study: StudyFiles, stage: str, heading: str, nav: str = "") -> Exhib
 def _budget(study: StudyFiles) -> Exhibit:
     spent = study.spent
     taken = [stage for stage in study.planned if "taken_from" in (study.done(stage) or {})]
-    caption = "Hatched with a pale frame: what the stopped trials would have gone on to take."
+    caption = ""
     if len(spent):
         saved = spent.loc[spent["kind"] == "saved", "seconds"].sum()
         rest = spent["seconds"].sum() - saved

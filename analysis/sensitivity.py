@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from analysis.budget_model import CONFIDENCE, BudgetModel, Dimension
-from analysis.results import StudyFiles
+from analysis.results import ARMS, StudyFiles
 
 FEWEST_FULL = 4  # trials at the budget, below which nothing can be said
 ENOUGH_PER_PARAMETER = 3  # trials at the budget, below which the intervals are too narrow
@@ -29,7 +29,6 @@ NEAR_BEST = 5.0  # percentage points
 EDGE = 0.05  # share of a range
 TRUSTED_COVERAGE = 0.80
 PREDICTIVE_RANKS = 0.5  # a rung whose rank correlation with the end is smaller does not predict it
-ARMS = {"baseline": "baseline", "distill": "distillation"}
 LIMITS = {"alpha": (0, 1), "warmup": (0, 1)}  # beyond which no value means anything; 0 and no upper one for the others
 
 
@@ -325,17 +324,14 @@ def _final_model(study: StudyFiles, arm: str) -> BudgetModel | None:
 
 
 def choices(study: StudyFiles, arm: str) -> tuple[list[int], dict[str, Any] | None]:
-    """`rank_full_budget` of an arm and, for `distill`, `best_shared`: from one fit of the process."""
+    """The full-budget trials of an arm ranked and, for `distill`, the best values of what both arms search.
+
+    The ranking holds trial numbers, the best first by posterior mean: what fresh seeds would give. By their own
+    accuracies where too few have come so far; ties: validation loss, then number. The values are the best by posterior
+    mean with temperature and alpha at their defaults; None where too few trials have come to the full budget.
+    """
     model = _final_model(study, arm)
     return _ranked(study, arm, model), _best_shared(study, model) if arm == "distill" else None
-
-
-def rank_full_budget(study: StudyFiles, arm: str) -> list[int]:
-    """The numbers of an arm's full-budget trials, the best first by posterior mean: what fresh seeds would give.
-
-    By their own accuracies where too few have come so far. Ties: validation loss, then number.
-    """
-    return _ranked(study, arm, _final_model(study, arm))
 
 
 def _ranked(study: StudyFiles, arm: str, model: BudgetModel | None) -> list[int]:
@@ -346,14 +342,6 @@ def _ranked(study: StudyFiles, arm: str, model: BudgetModel | None) -> list[int]
     if model is not None:
         ended["value"] = model.mean({name: ended[name].tolist() for name in model.space}).round(9)
     return ended.sort_values(["value", "loss", "trial"], ascending=[False, True, True])["trial"].astype(int).tolist()
-
-
-def best_shared(study: StudyFiles) -> dict[str, Any] | None:
-    """The best values, by posterior mean, of what both arms search, with temperature and alpha at their defaults.
-
-    None where too few trials have come to the full budget.
-    """
-    return _best_shared(study, _final_model(study, "distill"))
 
 
 def _best_shared(study: StudyFiles, model: BudgetModel | None) -> dict[str, Any] | None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.evidence import evidence, gain
-from analysis.results import STAGES, StudyFiles
+from analysis.results import SEARCH_OF, STAGES, StudyFiles
 from analysis.significance import Interval, crossed_interval, wilson_interval
 
 SIGNIFICANT = 0.05
@@ -74,7 +74,7 @@ def _student_rows(study: StudyFiles) -> list[dict[str, Any]]:
     rows = []
     for row in confirm["rows"]:
         right = study.confirmed[row["arm"], row["configuration"]]
-        search = "distill" if row["arm"] == "distilled" else "baseline"
+        search = SEARCH_OF[row["arm"]]
         own_gain = None if _is(row, "baseline", "tuned") else gain(right, baseline)
         rows.append({
             "arm": row["arm"], "configuration": row["configuration"], "model": study.config["student"]["model"],

@@ -11,7 +11,7 @@ import timm
 import torch
 from timm.models import save_for_hf
 
-from analysis.results import StudyFiles
+from analysis.results import EXPORT_KEY_FILE, StudyFiles
 from analysis.tables import results, show_interval
 from study import storage
 from study.config import StudyConfig
@@ -20,14 +20,6 @@ from trainables import data, models
 from trainables.loop import Evaluator, default_device, to_device
 from trainables.models import Classifier
 from trainables.settings import ModelSettings
-
-KEY_FILE = "kdstudy.json"
-
-
-def export_key(study: StudyFiles) -> dict[str, Any]:
-    """What an export of the student is made from: a confirmation and the winner in it."""
-    tuned = _tuned_row(study)
-    return {"confirm": study.stage("confirm").name, "parameters": tuned["parameters"], "run": tuned["runs"][0]}
 
 
 def export_student(config: StudyConfig, folder: Path, target: Path) -> float:
@@ -39,13 +31,13 @@ def export_student(config: StudyConfig, folder: Path, target: Path) -> float:
     study = StudyFiles(folder)
     if study.confirmation is None:
         raise UserError(f"{folder} has no confirmed student yet; run `kdstudy run {folder}` first")
-    tuned = _tuned_row(study)
+    tuned = study.tuned_row("distilled")
     run = folder / study.stage("confirm").name / "runs" / f"{tuned['runs'][0]:03d}"
     outcome = results(study)
     row = next(row for row in outcome["rows"] if (row["arm"], row["configuration"]) == ("distilled", "tuned"))
     card = _student_card(config, outcome, row)
     answers = study.answers(tuned["runs"][0])
-    return _export(config, config.student, run / "model.safetensors", target, card, answers, export_key(study))
+    return _export(config, config.student, run / "model.safetensors", target, card, answers, study.export_key)
 
 
 def export_teacher(config: StudyConfig, folder: Path, target: Path) -> float:
@@ -65,11 +57,6 @@ def export_teacher(config: StudyConfig, folder: Path, target: Path) -> float:
                    normalised=member["normalised"])
 
 
-def _tuned_row(study: StudyFiles) -> dict[str, Any]:
-    rows = study.confirmation["rows"]
-    return next(row for row in rows if (row["arm"], row["configuration"]) == ("distilled", "tuned"))
-
-
 def _check_images(config: StudyConfig, splits: data.Splits, answers: pd.DataFrame) -> None:
     """See whether these are the images that the study was tested on. Raises UserError."""
     labels = answers["label"].to_numpy()
@@ -81,7 +68,7 @@ def _check_images(config: StudyConfig, splits: data.Splits, answers: pd.DataFram
 
 def _export(config: StudyConfig, settings: ModelSettings, weights: Path, target: Path, card: list[str],
             answers: pd.DataFrame, key: dict[str, Any], normalised: list | None = None) -> float:
-    if target.exists() and any(target.iterdir()) and not (target / KEY_FILE).exists():
+    if target.exists() and any(target.iterdir()) and not (target / EXPORT_KEY_FILE).exists():
         raise UserError(f"{target} is not empty and is no export of kdstudy; choose another folder")
     try:
         splits = data.load(config.data)
@@ -107,7 +94,7 @@ def _export(config: StudyConfig, settings: ModelSettings, weights: Path, target:
         raise StudyFailedError("the exported model does not repeat its recorded test answers: "
                                f"{100 * again.mean():.2f} % right against {100 * correct.mean():.2f} %; are the images "
                                f"of data.source = {config.data.source!r} the same?")
-    storage.write_json(draft / KEY_FILE, key)
+    storage.write_json(draft / EXPORT_KEY_FILE, key)
     for file in draft.iterdir():
         file.chmod(0o644)  # safetensors writes for the owner alone; an export is there to be shared
     shutil.rmtree(target, ignore_errors=True)
@@ -192,4 +179,5 @@ def _usage(target: Path, settings: ModelSettings) -> list[str]:
                  f'model = timm.create_model("local-dir:{target.name}", pretrained=True).eval()',
                  "config = timm.data.resolve_model_data_config(model)  # image size, mean and std"]
     return ["```python", *lines, "```", "",
-            f"Licence and provenance: trained by kdstudy; `{KEY_FILE}` names the study's stage it came from.", ""]
+            f"Licence and provenance: trained by kdstudy; `{EXPORT_KEY_FILE}` names the study's stage it came from.",
+            ""]

@@ -735,7 +735,7 @@ class Study:
         target = self.folder / "export"
 
         def write() -> bool:
-            if storage.read_json(target / export.KEY_FILE) == export.export_key(StudyFiles(self.folder)):
+            if StudyFiles(self.folder).has_current_export:
                 return False
             export.export_student(self.config, self.folder, target)
             return True

@@ -169,7 +169,7 @@ def test_what_it_cannot_say_is_one_plain_sentence(tmp_path, state):
     assert found["missing"].startswith(sentence)
     assert "prices" not in found and json.dumps(found, allow_nan=False)
     assert said_of(study)[0] == ("note", found["missing"])
-    assert sensitivity.best_shared(study) is None
+    assert sensitivity.choices(study, "distill")[1] is None
 
 
 def test_a_search_of_nothing_says_so(tmp_path):
@@ -242,7 +242,7 @@ def test_nothing_is_read_off_where_nobody_has_been(tmp_path):
     said = said_of(study)
     assert said[0][1].startswith("At epoch 4 of 9, with everything else tuned again,")
     assert "Fewer than 4 distillation trials have come to the full 9 epochs yet" in warnings_of(study)
-    assert sensitivity.rank_full_budget(study, "distill") == [0] and sensitivity.best_shared(study) is None
+    assert sensitivity.choices(study, "distill") == ([0], None)
 
 
 def test_at_the_full_budget_nothing_is_said_of_an_earlier_epoch(tmp_path):
@@ -312,7 +312,7 @@ def test_fewer_than_four_at_the_full_budget_rank_by_their_own_accuracies(tmp_pat
               for number, accuracy in enumerate((0.5, 0.7, 0.6))]
     trials += [Trial({"lr": 1e-2}, {3: 0.2}, "stop", False)]
     study = write_study(tmp_path / "study", {"lr": SPACE["lr"]}, {"distill": trials})
-    assert sensitivity.rank_full_budget(study, "distill") == [1, 2, 0]
+    assert sensitivity.choices(study, "distill")[0] == [1, 2, 0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
