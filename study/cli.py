@@ -14,6 +14,7 @@ from rich.markup import escape
 
 from study.config import STUDY_FILE, StudyConfig, load_study, preset_names
 from study.errors import InterruptedStudyError, StudyFailedError, UserError
+from study.home import Home
 
 STAGE_NAMES = ("teacher", "baseline", "teacher_logits", "distill", "finalists_baseline", "finalists",
                "confirm_baseline", "confirm", "report", "export")
@@ -25,8 +26,9 @@ def study_options(command: Callable) -> Callable:
     """STUDY and the options that every command takes that works on one."""
     for decorate in (
         click.option("--smoke", is_flag=True, help="Shrink the study: a few short trials, two seeds."),
-        click.option("--dir", "folder", type=click.Path(path_type=Path), metavar="FOLDER",
-                     help="Where the study lives.  [default: studies/NAME]"),
+        click.option("--dir", "place", metavar="PLACE",
+                     help="Where the study lives: a folder, or a URI such as s3://BUCKET/studies/NAME.  "
+                          "[default: studies/NAME]"),
         click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
                      help="Change a setting, e.g. --set search.trials=40. May be given several times."),
         click.argument("study", metavar="STUDY"),
@@ -40,7 +42,7 @@ def study_options(command: Callable) -> Callable:
 def cli() -> None:
     """Does knowledge distillation help my student, with which temperature, alpha and learning rate, and am I sure?
 
-    STUDY is a preset's name (see `kdstudy presets`), a TOML file, or the folder of a study.
+    STUDY is a preset's name (see `kdstudy presets`), a TOML file, or the folder or URI of a study.
 
     \b
     kdstudy run digits            a whole study, in about four minutes on two CPU cores
@@ -54,7 +56,7 @@ def cli() -> None:
 @click.option("--until", type=click.Choice(STAGE_NAMES), default=STAGE_NAMES[-1], metavar="STAGE",
               help=f"Stop after a stage: {', '.join(STAGE_NAMES)}.")
 @click.option("--address", metavar="ADDRESS", help="A running Ray cluster's address.  [default: RAY_ADDRESS, or local]")
-def run(study: str, overrides: tuple[str, ...], folder: Path | None, smoke: bool, until: str,
+def run(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, until: str,
         address: str | None) -> None:
     """Run a study, or go on with one.
 
@@ -63,23 +65,23 @@ def run(study: str, overrides: tuple[str, ...], folder: Path | None, smoke: bool
 
     Run the same command again to go on where it was cut off. What is done is not done again.
     """
-    config, folder = _resolve(study, overrides, folder, smoke)
+    config, home = _resolve(study, overrides, place, smoke)
     console = _console()
     console.print(f"[bold]{config.name}[/bold]  {escape(config.about)}", soft_wrap=True)
     with console.status("reading settings and data") if console.is_terminal else contextlib.nullcontext():
         from study.display import Display
         from study.stages import Study, stages_of
-    work = Study(config, folder, Display(console, stages_of(config)), address)
+    work = Study(config, home, Display(console, stages_of(config)), address)
     with _sigterm_interrupts():
         try:
             work.run(until)
         except (InterruptedStudyError, KeyboardInterrupt):
-            raise InterruptedStudyError(f"stopped; what is finished is kept in {folder}. Run the same command again "
+            raise InterruptedStudyError(f"stopped; what is finished is kept in {home}. Run the same command again "
                                         "to go on") from None
     if not work.did_work:
-        console.print(f"Nothing to do: {folder} is complete{'' if until == STAGE_NAMES[-1] else f' up to {until}'}.")
+        console.print(f"Nothing to do: {home} is complete{'' if until == STAGE_NAMES[-1] else f' up to {until}'}.")
     if until in ("report", "export"):
-        _print_results(console, folder)
+        _print_results(console, home)
 
 
 @cli.command()
@@ -88,31 +90,31 @@ def run(study: str, overrides: tuple[str, ...], folder: Path | None, smoke: bool
 @click.option("--gpus", type=click.IntRange(min=1), metavar="N", help="Estimate the time on N GPUs instead.")
 @click.option("--tflops", type=click.FloatRange(min=0, min_open=True), default=40.0, show_default=True,
               help="What each of them sustains, in TFLOP/s.")
-def plan(study: str, overrides: tuple[str, ...], folder: Path | None, smoke: bool, measure: bool, gpus: int | None,
+def plan(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, measure: bool, gpus: int | None,
          tflops: float) -> None:
     """Show what a study will do and cost; start nothing.
 
     Stages, trials, rungs, expected epochs, resources, floating-point operations and, where they are known, times."""
-    config, folder = _resolve(study, overrides, folder, smoke)
+    config, home = _resolve(study, overrides, place, smoke)
     from study.plan import show_plan
 
-    show_plan(config, folder, _console(), measure, gpus, tflops)
+    show_plan(config, home, _console(), measure, gpus, tflops)
 
 
 @cli.command()
 @click.argument("study", metavar="STUDY")
-@click.option("--dir", "folder", type=click.Path(path_type=Path), metavar="FOLDER", help="Where the study lives.")
-def status(study: str, folder: Path | None) -> None:
+@click.option("--dir", "place", metavar="PLACE", help="Where the study lives.")
+def status(study: str, place: str | None) -> None:
     """Show how far a study is, also while it runs."""
-    _, folder = _resolve_started(study, folder)
+    _, home = _resolve_started(study, place)
     from study.status import show_status
 
-    show_status(folder, _console())
+    show_status(home, _console())
 
 
 @cli.command()
 @click.argument("studies", metavar="STUDY...", nargs=-1, required=True)
-@click.option("--dir", "folder", type=click.Path(path_type=Path), metavar="FOLDER", help="Where the study lives.")
+@click.option("--dir", "place", metavar="PLACE", help="Where the study lives.")
 @click.option("--readme", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
               help="Also rewrite what stands between <!-- kdstudy results: NAME --> and <!-- end of kdstudy results: "
                    "NAME --> in a Markdown file.")
@@ -120,13 +122,13 @@ def status(study: str, folder: Path | None) -> None:
               help="Also write each figure as a file, to results/images; needs kdstudy[images] and Chromium or Chrome.")
 @click.option("--compare", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
               help="Where the page that compares several studies goes.  [default: comparison.html]")
-def report(studies: tuple[str, ...], folder: Path | None, readme: Path | None, images: str | None,
+def report(studies: tuple[str, ...], place: str | None, readme: Path | None, images: str | None,
            compare: Path | None) -> None:
     """Rebuild the results table and the report.
 
     Also while a study runs, from what is there. Needs neither Ray nor torch. Several studies are also put side by side
     in a table of takeaways and on a page: what learned from what, and what distillation was worth."""
-    if folder and len(studies) > 1:
+    if place and len(studies) > 1:
         raise UserError("--dir names the folder of one study; name the folders themselves instead of "
                         f"{' and '.join(studies)}")
     from analysis import comparison, tables
@@ -136,17 +138,18 @@ def report(studies: tuple[str, ...], folder: Path | None, readme: Path | None, i
     console, outcomes = _console(), []
     if compare and len(studies) == 1:
         raise UserError("--compare needs at least two studies; name the others too")
-    folders = list(dict.fromkeys(_resolve_started(study, folder)[1] for study in studies))
-    for own in folders:
-        report_page.build(own)
-        outcomes.append(read_json(own / "results" / "results.json"))
-        _print_results(console, own)
+    homes = {home.folder: home for study in studies for home in (_resolve_started(study, place)[1],)}
+    for folder, home in homes.items():
+        report_page.build(folder)
+        outcomes.append(read_json(folder / "results" / "results.json"))
+        _print_results(console, home)
         if images:
-            _write_images(console, own, images)
+            _write_images(console, folder, images)
+        home.publish(folder / "results")
     if len(outcomes) > 1:
         console.print(f"\n{tables.takeaways(outcomes)}", soft_wrap=True, markup=False)
         compare = compare or Path("comparison.html")
-        comparison.build(folders, compare)
+        comparison.build(list(homes), compare)
         console.print(f"compared {compare}", soft_wrap=True)
     if readme:
         _rewrite(readme, outcomes)
@@ -182,60 +185,60 @@ def _rewrite(readme: Path, outcomes: list[dict[str, Any]]) -> None:
 @cli.command()
 @click.argument("study", metavar="STUDY")
 @click.argument("out", type=click.Path(path_type=Path, dir_okay=False), metavar="OUT")
-@click.option("--dir", "folder", type=click.Path(path_type=Path), metavar="FOLDER", help="Where the study lives.")
+@click.option("--dir", "place", metavar="PLACE", help="Where the study lives.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
               help="Change a setting: --set data.source=PATH where the images have moved.")
-def logits(study: str, out: Path, folder: Path | None, overrides: tuple[str, ...]) -> None:
+def logits(study: str, out: Path, place: str | None, overrides: tuple[str, ...]) -> None:
     """Write the teacher's logits as one file.
 
     Another study of the same images takes them as its teacher: --set teacher.model= --set teacher.logits=OUT. The
     format is described in study/logits_file.py."""
-    config, folder = _resolve_started(study, folder, overrides)
+    config, home = _resolve_started(study, place, overrides, everything=True)
     from study import logits_file
     from study.display import Display, show_bytes
     from study.stages import Study, stages_of
 
-    size = logits_file.write(Study(config, folder, Display(_console(), stages_of(config))), out)
+    size = logits_file.write(Study(config, home, Display(_console(), stages_of(config))), out)
     click.echo(f"{out}: {show_bytes(size)}")
 
 
 @cli.command()
 @click.argument("study", metavar="STUDY")
 @click.argument("out", type=click.Path(path_type=Path), metavar="OUT")
-@click.option("--dir", "folder", type=click.Path(path_type=Path), metavar="FOLDER", help="Where the study lives.")
+@click.option("--dir", "place", metavar="PLACE", help="Where the study lives.")
 @click.option("--no-teacher", is_flag=True, help="Leave out the teacher's weights too.")
-def pack(study: str, out: Path, folder: Path | None, no_teacher: bool) -> None:
+def pack(study: str, out: Path, place: str | None, no_teacher: bool) -> None:
     """Make a small copy of a study, to keep or to send.
 
     Without what can be computed again. OUT keeps the settings, the records, the results, every run's predictions, and
     the weights of the teacher and of the best student, so that `report` and `export` work on it. It leaves out the
     teacher's cached logits, the other weights, the Optuna files, and the names of the machines."""
-    _, folder = _resolve_started(study, folder)
+    _, home = _resolve_started(study, place, everything=True)
     from study import packing
     from study.display import show_bytes
 
-    size = packing.pack(folder, out, teacher=not no_teacher)
+    size = packing.pack(home.folder, out, teacher=not no_teacher)
     click.echo(f"{out}: {show_bytes(size)}")
 
 
 @cli.command()
 @click.argument("study", metavar="STUDY")
 @click.argument("out", type=click.Path(path_type=Path), metavar="OUT")
-@click.option("--dir", "folder", type=click.Path(path_type=Path), metavar="FOLDER", help="Where the study lives.")
+@click.option("--dir", "place", metavar="PLACE", help="Where the study lives.")
 @click.option("--model", type=click.Choice(["student", "teacher"]), default="student", show_default=True,
               help="What to export: the best distilled student, or the teacher.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
               help="Change a setting: --set data.source=PATH where the images have moved.")
-def export(study: str, out: Path, folder: Path | None, model: str, overrides: tuple[str, ...]) -> None:
+def export(study: str, out: Path, place: str | None, model: str, overrides: tuple[str, ...]) -> None:
     """Write the best student as a folder for timm.
 
     The winner's configuration, first confirmation seed, last epoch, as safetensors with a config.json: OUT is loaded
     by timm.create_model("local-dir:OUT", pretrained=True)."""
-    config, folder = _resolve_started(study, folder, overrides)
+    config, home = _resolve_started(study, place, overrides, everything=True)
     from study import export as exporting
 
     write = exporting.export_teacher if model == "teacher" else exporting.export_student
-    accuracy = write(config, folder, out)
+    accuracy = write(config, home.folder, out)
     click.echo(f"{out}: {100 * accuracy:.2f} % test accuracy; its README.md says how to load it")
 
 
@@ -248,7 +251,7 @@ def export(study: str, out: Path, folder: Path | None, model: str, overrides: tu
 @click.option("--seed", type=int, help="Of weights, order and views.  [default: that of the search's first trial]")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER",
               help="Where weights and history go.  [default: FOLDER/train/LOOP]")
-def train(loop: str, study: str, overrides: tuple[str, ...], folder: Path | None, smoke: bool, lr: float | None,
+def train(loop: str, study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, lr: float | None,
           temperature: float | None, alpha: float | None, seed: int | None, out: Path | None) -> None:
     """Run one training loop, without a search.
 
@@ -257,11 +260,11 @@ def train(loop: str, study: str, overrides: tuple[str, ...], folder: Path | None
     kdstudy train baseline STUDY --lr 3e-4
     kdstudy train distill STUDY --temperature 4 --alpha 0.5 --lr 3e-4
     """
-    config, folder = _resolve(study, overrides, folder, smoke)
+    config, home = _resolve(study, overrides, place, smoke)
     parameters = _loop_parameters(config, loop, lr=lr, temperature=temperature, alpha=alpha)
     from study import train as training
 
-    training.train(config, folder, loop, parameters, _console(), seed=seed, out=out)
+    training.train(config, home, loop, parameters, _console(), seed=seed, out=out)
 
 
 def _loop_parameters(config: StudyConfig, loop: str, **given: float | None) -> dict[str, float]:
@@ -308,26 +311,38 @@ def settings(section: str | None) -> None:
                 console.print(f"  {key:20} {escape(default):20} {escape(text)}", soft_wrap=True)
 
 
-def _resolve(study: str, overrides: tuple[str, ...], folder: Path | None,
-             smoke: bool = False) -> tuple[StudyConfig, Path]:
-    """The settings and the folder of a study. A study folder's own settings hold unless overridden."""
+def _resolve(study: str, overrides: tuple[str, ...], place: str | None,
+             smoke: bool = False) -> tuple[StudyConfig, Home]:
+    """The settings and the home of a study. A started study's own settings hold unless overridden."""
+    own = Home.of(study)
+    if own.uri is not None:
+        own.refresh()
+        if not (own.folder / STUDY_FILE).is_file():
+            raise UserError(f"{own} is no study yet; name a preset or a TOML file, and the URI with --dir")
+        study = str(own.folder)
     config = load_study(study, overrides, smoke)
-    if folder is None:
-        own = Path(study)
-        folder = own if (own / STUDY_FILE).is_file() and not smoke else Path("studies") / config.name
-    return config, folder
+    if place is not None:
+        return config, Home.of(place)
+    started = (own.folder / STUDY_FILE).is_file() and not smoke
+    return config, own if started else Home(Path("studies") / config.name)
 
 
-def _resolve_started(study: str, folder: Path | None, overrides: tuple[str, ...] = ()) -> tuple[StudyConfig, Path]:
-    """The settings that a study was started with, and its folder. Raises UserError where it was not."""
-    _, folder = _resolve(study, (), folder)
+def _resolve_started(study: str, place: str | None, overrides: tuple[str, ...] = (),
+                     everything: bool = False) -> tuple[StudyConfig, Home]:
+    """The settings that a study was started with, and its home; everything: also what is large.
+
+    Raises UserError where it was not started.
+    """
+    _, home = _resolve(study, (), place)
+    home.refresh(everything)
+    folder = home.folder
     if not (folder / STUDY_FILE).exists():
-        raise UserError(f"{folder} has not been started; `kdstudy run {study}` starts it")
+        raise UserError(f"{home} has not been started; `kdstudy run {study}` starts it")
     from study.storage import read_json
 
     if read_json(folder / "stages.json") is None:
-        raise UserError(f"{folder}/stages.json is missing or damaged; `kdstudy run {folder}` writes it anew")
-    return load_study(str(folder), overrides), folder
+        raise UserError(f"{home}/stages.json is missing or damaged; `kdstudy run {home}` writes it anew")
+    return load_study(str(folder), overrides), home
 
 
 def _console() -> Console:
@@ -336,11 +351,12 @@ def _console() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=LOG_WIDTH)
 
 
-def _print_results(console: Console, folder: Path) -> None:
+def _print_results(console: Console, home: Home) -> None:
     from analysis.results import StudyFiles
     from analysis.tables import console_table
     from study.storage import read_json
 
+    folder = home.folder
     results = read_json(folder / "results" / "results.json")
     console.print()
     console.print(console_table(results))
@@ -350,6 +366,8 @@ def _print_results(console: Console, folder: Path) -> None:
     console.print(f"report   {folder / 'results' / 'report.html'}", soft_wrap=True)
     if StudyFiles(folder).has_current_export:
         console.print(f"student  {folder / 'export'}", soft_wrap=True)
+    if home.uri is not None:
+        console.print(f"these are copies; the study lives at {home}", style="dim", soft_wrap=True)
 
 
 @contextlib.contextmanager

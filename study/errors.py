@@ -9,6 +9,10 @@ class StudyFailedError(Exception):
     """The study itself cannot go on, one line. The command ends with exit code 1."""
 
 
+class StorageError(StudyFailedError):
+    """The study's storage cannot be written or reached, one line; what was written before is kept."""
+
+
 class InterruptedStudyError(Exception):
     """Somebody stopped the study; what is recorded is kept. The command ends with exit code 130."""
 

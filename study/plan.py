@@ -3,7 +3,6 @@
 import math
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from rich.console import Console
@@ -15,6 +14,7 @@ from study.cluster import Share, local_share, share
 from study.config import ResourceSettings, StudyConfig
 from study.display import Display, clock
 from study.errors import MissingTeacherError
+from study.home import Home
 from study.record import Record
 from study.stages import Stage, Study, stages_of
 from trainables import models
@@ -187,11 +187,12 @@ def _measure(study: Study, name: str) -> float:
     return (time.perf_counter() - started) / MEASURED_STEPS / len(few) * len(task.train)
 
 
-def show_plan(config: StudyConfig, folder: Path, console: Console, measure: bool, gpus: int | None = None,
+def show_plan(config: StudyConfig, home: Home, console: Console, measure: bool, gpus: int | None = None,
               tflops: float = ASSUMED_TFLOPS) -> None:
     """Print the plan, for this machine or, as an estimate, for `gpus` GPUs that each do `tflops` 10^12 operations a
     second. Raises UserError where the study cannot work."""
-    study = Study(config, folder, Display(console, stages_of(config)))
+    home.refresh()
+    study = Study(config, home, Display(console, stages_of(config)))
     study.check(machine=not gpus)
     machine = cluster_of(config.resources, gpus) if gpus else local_share(config.resources)
     plans = make_plan(study, measure and not gpus, tflops * 1e12 if gpus else None)
@@ -208,7 +209,7 @@ def show_plan(config: StudyConfig, folder: Path, console: Console, measure: bool
         "stopping": f"below the best 1/{config.search.reduction_factor} at epoch "
                     f"{', '.join(map(str, config.rungs))} of {config.train.epochs}" if config.rungs else "none",
         "machine": str(machine),
-        "folder": str(folder),
+        "place": str(home),
     }
     for name, text in facts.items():
         console.print(f"{name:9} {text}", soft_wrap=True, markup=False)

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from study import storage
+from study.errors import StudyFailedError
+from study.home import Home
 
 ENDINGS = {"stop": "stopped", "complete": "complete", "failed": "failed"}
 
@@ -54,22 +55,32 @@ class TrialState:
 class Record:
     """A stage's record: read it by making it, change it by its methods. A line that was cut off is dropped."""
 
-    def __init__(self, path: Path, write: bool = True):
-        self.path = path
+    def __init__(self, path: Path, write: bool = True, home: Home | None = None):
+        self.path, self._home = path, home or Home(path.parent)
         self.trials: dict[int, TrialState] = {}
         self.mismatches = 0
         self.seconds = 0.0  # of work, summed over the drivers that worked on it
         self._sequence = 0
         self._session_started: float | None = None
-        self._last_time = 0.0
+        self.last_time = 0.0
         if path.exists():
             if write:
                 _drop_torn_line(path)
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    self._replay(json.loads(line))
-                except json.JSONDecodeError:
-                    break
+            self._read(path.read_bytes().split(b"\n"), write)
+
+    def _read(self, lines: list[bytes], write: bool) -> None:
+        for number, line in enumerate(filter(None, lines), 1):
+            try:
+                self._replay(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                if write:  # what comes after it is not to be lost by going on
+                    raise StudyFailedError(f"{self.path} is damaged at line {number}; restore it from a copy, or "
+                                           "remove that line and those after it, to run again what they tell") from None
+                return
+
+    def reopened(self) -> "Record":
+        """The record as it is on the disk."""
+        return Record(self.path, home=self._home)
 
     def begin_session(self, **facts: Any) -> None:
         self._append({"event": "session", "host": socket.gethostname(), "pid": os.getpid(), **facts})
@@ -105,7 +116,7 @@ class Record:
     def _append(self, event: dict[str, Any]) -> None:
         event = {"sequence": self._sequence, "time": round(time.time(), 3), **event}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        storage.append_line(self.path, json.dumps(event, allow_nan=False))
+        self._home.append(self.path, json.dumps(event, allow_nan=False), event["sequence"])
         self._replay(event)
 
     def _replay(self, event: dict[str, Any]) -> None:
@@ -133,16 +144,25 @@ class Record:
 
     def _count_time(self, event: dict[str, Any]) -> None:
         if event["event"] != "session":
-            self.seconds += event["time"] - self._last_time
-        self._last_time = event["time"]
+            self.seconds += event["time"] - self.last_time
+        self.last_time = event["time"]
 
 
 def _drop_torn_line(path: Path) -> None:
     """Cut a last line that a crash left half written, so that the next one starts on its own."""
     content = path.read_bytes()
-    if content and not content.endswith(b"\n"):
+    last = content.rstrip(b"\n").rfind(b"\n") + 1
+    if content and not (content.endswith(b"\n") and _is_json(content[last:])):
         with open(path, "r+b") as file:
-            file.truncate(content.rfind(b"\n") + 1)
+            file.truncate(last)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except ValueError:
+        return False
+    return True
 
 
 def _finite(value: Any) -> Any:

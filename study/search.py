@@ -241,7 +241,7 @@ class TrialBook:
 
     def reopened(self) -> "TrialBook":
         """The book as it is on the disk: what a new driver would start from."""
-        return TrialBook(Record(self.record.path), self.proposer, **self._settings)
+        return TrialBook(self.record.reopened(), self.proposer, **self._settings)
 
     def is_finished(self, trial: TrialState) -> bool:
         if trial.state == "complete" and self.has_results:

@@ -30,6 +30,7 @@ from study.cluster import Share, cluster_share, connected, local_share
 from study.config import STUDY_FILE, StudyConfig, check_models, trained_models
 from study.display import Display, show_bytes
 from study.errors import MissingTeacherError, StudyFailedError, UserError
+from study.home import Home
 from study.logits_file import LogitsFile
 from study.record import Record, TrialState
 from study.search import (
@@ -106,21 +107,26 @@ class Stage:
 
     name: str
     path: Path
+    home: Home
 
     @property
     def done(self) -> dict[str, Any] | None:
-        """What the done-mark says; None where there is none or where any of the stage's files has gone."""
+        """What the done-mark says; None where there is none or where any of the stage's files has gone or is cut short.
+        """
         done = storage.read_json(self.path / "done.json")
-        if done is None or not all((self.path / name).exists() for name in done.get("files", [])):
-            return None
-        return done
+        return done if done is not None and storage.vouched_for(self.path, done) else None
 
     @property
     def record_path(self) -> Path:
         return self.path / "record.jsonl"
 
+    def record(self) -> Record:
+        """The record, to be written to."""
+        return Record(self.record_path, home=self.home)
+
     def finish(self, outcome: dict[str, Any]) -> None:
         storage.write_done(self.path, outcome)
+        self.home.publish(self.path)
 
 
 @dataclass(frozen=True)
@@ -134,10 +140,11 @@ class Arm:
 
 
 class Study:
-    """A study in a folder. `run` brings it to its end, or to the end of a stage, from wherever it is."""
+    """A study in its home. `run` brings it to its end, or to the end of a stage, from wherever it is."""
 
-    def __init__(self, config: StudyConfig, folder: Path, display: Display, address: str | None = None):
-        self.config, self.folder, self.display, self.address = config, folder, display, address
+    def __init__(self, config: StudyConfig, home: Home, display: Display, address: str | None = None):
+        self.config, self.home, self.display, self.address = config, home, display, address
+        self.folder = home.folder
         self._ray = contextlib.ExitStack()
         self._share: Share | None = None
         self.did_work = False
@@ -229,7 +236,7 @@ class Study:
     # -- folders ------------------------------------------------------------------------------------------------------
 
     def stage(self, name: str) -> Stage:
-        return Stage(name, self.folder / f"{name}-{self._fingerprint(name)}")
+        return Stage(name, self.folder / f"{name}-{self._fingerprint(name)}", self.home)
 
     def _fingerprint(self, name: str) -> str:
         return fingerprint(name, *getattr(self, f"_{name}_inputs")())
@@ -310,8 +317,8 @@ class Study:
 
     def run(self, until: str = STAGES[-1]) -> None:
         """Do every stage up to `until` that is not done. Raises UserError, StudyFailedError, InterruptedStudyError."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with storage.StudyLock(self.folder), self._ray:
+        with self.home.driven(), self._ray:
+            self.home.fetch()
             self._write_description()
             wanted = [name for name in STAGES[: STAGES.index(until) + 1] if name in stages_of(self.config)]
             for group in GROUPS:
@@ -362,7 +369,7 @@ class Study:
         if stage.name in SEARCHES:
             return done["trials"] >= self.config.trials(stage.name)
         if stage.name == "teacher_logits":
-            kept = all((stage.path / f"views-{seed}.npy").exists() for seed in self.view_seeds)
+            kept = all(_is_whole(stage.path / f"views-{seed}.npy") for seed in self.view_seeds)
             # A packed study has none; they are wanted only where there is still something to distil.
             if kept or (set(done["view_seeds"]) >= set(self.view_seeds) and self._distillation_done()):
                 return True
@@ -384,8 +391,8 @@ class Study:
         """Copy the stage from a study beside this one that has done the same."""
         if stage.path.exists():
             return
-        for path in sorted(self.folder.parent.glob(f"*/{stage.path.name}")):
-            done = Stage(stage.name, path).done
+        for path in self.home.neighbours(stage.path.name):
+            done = Stage(stage.name, path, self.home).done
             # A search with another budget would make the arms unequal.
             if done is None or (stage.name in SEARCHES and done["trials"] != self.config.trials(stage.name)):
                 continue
@@ -405,6 +412,7 @@ class Study:
 
     def _write_description(self) -> None:
         storage.write_text(self.folder / STUDY_FILE, self.config.to_toml())
+        self.home.publish(self.folder / STUDY_FILE)
         splits = self.splits
         counts = {name: len(getattr(splits, name)) for name in ("train", "student_train", "validation", "test")}
         counts["unlabelled"] = len(splits.unlabelled) if splits.unlabelled else 0
@@ -422,6 +430,7 @@ class Study:
 
     def _save_description(self) -> None:
         storage.write_json(self.folder / "stages.json", self._description)
+        self.home.publish(self.folder / "stages.json")
 
     def _existing_stages(self) -> dict[str, str]:
         """The stages that have begun with the settings as they are now; older ones do not belong to this study."""
@@ -453,7 +462,7 @@ class Study:
 
     def _run_trials(self, stages: list[Stage]) -> None:
         """Run the trials of these stages together, then close each of them."""
-        from study.tuner import Job, forget_tune, run_trials
+        from study.tuner import Job, run_trials
 
         if not stages:
             return
@@ -465,20 +474,20 @@ class Study:
         for book in books:
             if not book.complete:
                 book.record.begin_session(epochs=book.epochs, rungs=book.rungs, share=str(share))
-        run_trials(jobs, self.folder, share, self.config.resources.worker_retries)
+        run_trials(jobs, self.home, share, self.config.resources.worker_retries)
         failures = []
         for stage in stages:  # what has succeeded is closed, whatever became of the others
             try:
-                getattr(self, f"_close_{stage.name}")(stage, Record(stage.record_path))
+                getattr(self, f"_close_{stage.name}")(stage, stage.record())
             except StudyFailedError as error:
                 failures.append(error)
         if failures:
             raise failures[0]
-        forget_tune(self.folder)
+        self.home.forget_tune()
 
     def _book(self, stage: Stage, share: Share, on_change: Callable[[], None]) -> TrialBook:
         config, name = self.config, stage.name
-        record = Record(stage.record_path)
+        record = stage.record()
         runs = None if name in SEARCHES else self._listed_runs(name)
         proposer: Proposer = (OptunaProposer.of(config, name, share.concurrent) if runs is None
                               else ListProposer(runs))
@@ -689,7 +698,7 @@ class Study:
         if not (stage.path / "test.parquet").exists():
             pending[ray.remote(**options)(_answer_held_out).remote(task, self.splits.test)] = None
         for view_seed in self.view_seeds if fits else ():
-            if not (stage.path / f"views-{view_seed}.npy").exists():
+            if not _is_whole(stage.path / f"views-{view_seed}.npy"):
                 pending[ray.remote(**options)(_answer_views).remote(task, view_seed)] = view_seed
         total = len(pending)
         while pending:
@@ -699,13 +708,16 @@ class Study:
             if view_seed is None:
                 _save_array(stage.path / "validation.npy", answer[0])
                 storage.write_bytes(stage.path / "test.parquet", answer[1])
+                self.home.publish(stage.path / "validation.npy", stage.path / "test.parquet")
             else:
                 self._save_views(stage, view_seed, *answer)
 
     def _save_views(self, stage: Stage, view_seed: int, logits: np.ndarray, unlabelled: np.ndarray | None) -> None:
-        if unlabelled is not None:
-            _save_array(stage.path / f"unlabelled-{view_seed}.npy", unlabelled)
-        _save_array(stage.path / f"views-{view_seed}.npy", logits)  # last: it says that both are there
+        files = {f"unlabelled-{view_seed}.npy": unlabelled, f"views-{view_seed}.npy": logits}
+        for name, array in files.items():  # the views last: they say that both are there
+            if array is not None:
+                _save_array(stage.path / name, array)
+                self.home.publish(stage.path / name)
 
     def _unpack_logits(self, stage: Stage) -> None:
         """Another's answers, from a file, to where the study's own would be."""
@@ -728,6 +740,7 @@ class Study:
         from analysis import report
 
         self._run_output("report", "results/report.html", lambda: report.build(self.folder))
+        self.home.publish(self.folder / "results")
 
     def _run_export(self) -> None:
         from study import export
@@ -741,6 +754,7 @@ class Study:
             return True
 
         self._run_output("export", "export", write)
+        self.home.publish(target)
 
     def _run_output(self, name: str, path: str, write: Callable[[], bool]) -> None:
         """Bring something that others read up to date; `write` says whether there was anything to do."""
@@ -751,7 +765,7 @@ class Study:
         finally:
             self.display.stop()
         self.did_work |= changed
-        self.display.end(name, str(self.folder / path), time.monotonic() - started, reused=not changed)
+        self.display.end(name, f"{self.home}/{path}", time.monotonic() - started, reused=not changed)
 
     # -- trials -------------------------------------------------------------------------------------------------------
 
@@ -1055,6 +1069,15 @@ def _save_array(path: Path, array: np.ndarray) -> None:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     storage.write_bytes(path, buffer.getbuffer())
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether an array's file is there and as long as its header says."""
+    try:
+        np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return False
+    return True
 
 
 def _parameter_count(weights: dict[str, np.ndarray]) -> int:

@@ -1,7 +1,6 @@
 """How far a study is, read from its folder alone."""
 
 import time
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
@@ -9,24 +8,24 @@ from rich.table import Table
 
 from analysis.results import StudyFiles
 from study.display import clock
+from study.home import Home
 from study.record import Record
 from study.search import METRIC
-from study.storage import is_locked
 
 
-def show_status(folder: Path, console: Console) -> None:
+def show_status(home: Home, console: Console) -> None:
     """Print a line per stage: done, or trials ended, running and stopped, best value, last sign of life."""
-    study = StudyFiles(folder)
+    study, driven = StudyFiles(home.folder), home.is_driven()
     table = Table(box=None, pad_edge=False, show_header=False)
     for name in study.planned:
-        table.add_row(f"[bold]{name.replace('_', ' ')}[/bold]", *_describe(study, name))
-    console.print(f"[bold]{study.description['name']}[/bold]  {folder}", soft_wrap=True)
+        table.add_row(f"[bold]{name.replace('_', ' ')}[/bold]", *_describe(study, name, driven))
+    console.print(f"[bold]{study.description['name']}[/bold]  {home}", soft_wrap=True)
     console.print(table)
     for failure in _failures(study):
         console.print(failure, style="red", soft_wrap=True, markup=False)
 
 
-def _describe(study: StudyFiles, name: str) -> tuple[str, str]:
+def _describe(study: StudyFiles, name: str, driven: bool) -> tuple[str, str]:
     done, stage = study.done(name), study.stage(name)
     if done is not None:
         return f"[green]✓[/green] {escape(done['outcome'])}", clock(done["seconds"])
@@ -39,9 +38,9 @@ def _describe(study: StudyFiles, name: str) -> tuple[str, str]:
     best = max((trial.metric(METRIC) for trial in trials if trial.metric(METRIC) is not None), default=None)
     parts = [f"{count} {state}" for state, count in counts.items() if count]
     parts += [f"best {100 * best:.1f} %"] if best is not None else []
-    if not is_locked(study.folder):
+    if not driven:
         return f"[yellow]‖[/yellow] cut off · {' · '.join(parts)} · `kdstudy run` goes on", clock(record.seconds)
-    silence = time.time() - (stage / "record.jsonl").stat().st_mtime
+    silence = max(0.0, time.time() - record.last_time)
     return f"[cyan]…[/cyan] {' · '.join(parts)} · last report {clock(silence)} ago", clock(record.seconds)
 
 

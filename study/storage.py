@@ -1,25 +1,47 @@
 """All reads and writes of a study folder: atomic files, lines that survive a power cut, one driver at a time."""
 
+import contextlib
 import fcntl
 import json
 import os
 import shutil
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from study.errors import UserError
+from study.errors import StorageError, UserError
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """A draft beside `path` to write to, which then takes its place: a reader sees the old file or the new one, never
+    half of it. Raises StorageError."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield draft
+            with open(draft, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system raises into a StorageError of one line."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(f"cannot write {path}: {error.strerror or error}; what is finished is kept: make room for "
+                           "it or mend that, then run the same command again") from error
 
 
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
-    """Write a file so that a reader sees the old or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(draft, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(draft, path)
+    with written(path) as draft:
+        draft.write_bytes(content)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -39,28 +61,48 @@ def read_json(path: Path) -> Any | None:
 
 
 def write_done(stage: Path, outcome: dict[str, Any]) -> None:
-    """Write a stage's done-mark, which also lists the files that it vouches for."""
-    files = sorted(str(path.relative_to(stage)) for path in stage.rglob("*") if path.is_file()
-                   and path.name != "done.json" and not path.name.startswith("."))
+    """Write a stage's done-mark, which also lists the files that it vouches for, with their sizes in bytes."""
+    files = {path.relative_to(stage).as_posix(): path.stat().st_size for path in sorted(stage.rglob("*"))
+             if path.is_file() and path.name != "done.json" and not is_hidden(path.relative_to(stage))}
     write_json(stage / "done.json", outcome | {"files": files})
 
 
+def vouched_for(stage: Path, done: dict[str, Any]) -> bool:
+    """Whether all the files that a done-mark lists are there, and none of them is cut short."""
+    files = done.get("files", {})
+    sizes = files if isinstance(files, dict) else dict.fromkeys(files, 0)  # earlier versions listed names alone
+    return all((stage / name).is_file() and (stage / name).stat().st_size >= size for name, size in sizes.items())
+
+
+def is_hidden(path: Path) -> bool:
+    """Drafts, locks and what else is not part of a study's results."""
+    return any(part.startswith(".") for part in path.parts)
+
+
 def append_line(path: Path, line: str) -> None:
-    """Append one line and return only once it is on the disk."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(line + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    """Append one line and return only once it is on the disk. Where that fails the file stays as it was.
+
+    Raises StorageError.
+    """
+    with writing(path), open(path, "ab", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        try:
+            _write_all(file.fileno(), line.encode() + b"\n")
+            os.fsync(file.fileno())
+        except OSError:
+            os.ftruncate(file.fileno(), end)
+            raise
+
+
+def _write_all(descriptor: int, content: bytes) -> None:
+    while content:  # a disk that fills up takes a part first
+        content = content[os.write(descriptor, content):]
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file; the target appears whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.copyfile(source, draft)
-    with open(draft, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(draft, target)
+    """Copy a file; the target appears whole or not at all. Raises StorageError."""
+    with written(target) as draft:
+        shutil.copyfile(source, draft)
 
 
 def copy_stage(source: Path, target: Path) -> None:
@@ -78,13 +120,14 @@ def copy_stage(source: Path, target: Path) -> None:
 
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
-    shutil.copytree(source, draft, copy_function=share)
-    shutil.rmtree(target, ignore_errors=True)
-    os.replace(draft, target)
+    with writing(target):
+        shutil.copytree(source, draft, copy_function=share)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(draft, target)
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a driver works on the study at this moment."""
+    """Whether a driver on this file system works on the study at this moment."""
     try:
         with open(folder / ".lock", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -95,28 +138,51 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
-class StudyLock:
-    """Held by the one driver of a study folder; the system frees it when the driver ends, however it ends."""
+@contextlib.contextmanager
+def try_lock(folder: Path) -> Iterator[bool]:
+    """Keep drivers away for a moment; gives False where one is at work."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
 
-    def __init__(self, folder: Path):
-        self._path = folder / ".lock"
+
+class StudyLock:
+    """Held by the one driver of a study's folder; the system frees it when the driver ends, however it ends.
+
+    place: what to call the study. Raises UserError, naming the other driver's process and host, where there is one.
+    """
+
+    def __init__(self, folder: Path, place: str | None = None):
+        self._path, self._place = folder / ".lock", place or str(folder)
 
     def __enter__(self) -> "StudyLock":
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self._path, "a+", encoding="utf-8")
+        with writing(self._path):
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self._path, "a+", encoding="utf-8")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             self._file.seek(0)
             owner = self._file.read().strip() or "another process"
             self._file.close()
-            raise UserError(f"{self._path.parent} is in use by {owner}; wait for it, stop it, or choose another "
-                            "folder with --dir") from None
-        self._file.truncate(0)
-        self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        self._file.flush()
+            raise UserError(f"{self._place} is in use by {owner}; wait for it, stop it, or choose another "
+                            "place with --dir") from None
+        except OSError as error:
+            self._file.close()
+            raise UserError(f"{self._place} cannot be locked ({error.strerror}), so two drivers could meet there; "
+                            "choose a place that can, with --dir") from None
+        with writing(self._path):
+            self._file.truncate(0)
+            self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            self._file.flush()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.truncate(0)
+        with contextlib.suppress(OSError):
+            self._file.truncate(0)
         self._file.close()

@@ -13,6 +13,7 @@ from study import storage
 from study.config import StudyConfig
 from study.display import Display
 from study.errors import MissingTeacherError, StudyFailedError, UserError
+from study.home import Home
 from study.search import search_view_seed
 from study.stages import Study, stages_of
 from trainables.distill import start_distillation
@@ -25,18 +26,22 @@ from trainables.trainable import describe, not_finite
 KEY_FILE = "teacher.json"  # which settings a teacher trained on its own belongs to
 
 
-def train(config: StudyConfig, folder: Path, loop: str, parameters: dict[str, float], console: Console, *,
+def train(config: StudyConfig, home: Home, loop: str, parameters: dict[str, float], console: Console, *,
           seed: int | None = None, out: Path | None = None) -> Path:
     """Train once with the study's settings and test once; returns the folder with weights, history and result.
 
     seed: of the model's weights, order and views; by default those of the search's default point.
     Raises UserError for settings that cannot work, StudyFailedError where the loss is not finite.
     """
-    study = Study(config, folder, Display(console, stages_of(config)))
+    study = Study(config, home, Display(console, stages_of(config)))
     study.check()
-    out = out or folder / "train" / loop
-    with storage.StudyLock(out):
-        return _train(study, loop, parameters, console, seed, out)
+    home.refresh(everything=True)
+    own = home.folder / "train" / loop
+    with storage.StudyLock(out or own):
+        trained = _train(study, loop, parameters, console, seed, out or own)
+    if out is None:
+        home.publish(own)
+    return trained
 
 
 def _train(study: Study, loop: str, parameters: dict[str, float], console: Console, seed: int | None,

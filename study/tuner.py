@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -13,9 +12,9 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from study import storage
 from study.cluster import Share
 from study.errors import InterruptedStudyError, StudyFailedError
+from study.home import Home
 from study.search import TrialBook
 from trainables.stages import StageTrainable
 from trainables.task import Task
@@ -23,7 +22,6 @@ from trainables.task import Task
 DRIVER_TRIES = 3
 CHECKPOINT_MARK = "training.json"
 RESULT_FILES = ("model.safetensors", "test.parquet")
-TUNE_FOLDER = ".tune"
 REPORTED = ("epoch", "train_loss", "hard_loss", "soft_loss", "validation_accuracy", "validation_loss", "agreement",
             "lr", "images_per_second", "seconds", "failure")
 
@@ -50,9 +48,9 @@ class Job:
 class _JobSearcher(_DriverOnly, Searcher):
     """Asks the books for trials, the first one first. Nothing is saved: the records hold all there is."""
 
-    def __init__(self, jobs: list[Job], folder: Path):
+    def __init__(self, jobs: list[Job], home: Home):
         super().__init__(metric="validation_accuracy", mode="max")
-        self._jobs, self._folder = jobs, folder
+        self._jobs, self._home = jobs, home
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         for job in self._jobs:
@@ -64,11 +62,9 @@ class _JobSearcher(_DriverOnly, Searcher):
         return Searcher.FINISHED
 
     def _usable_checkpoint(self, checkpoint: dict[str, Any] | None) -> str | None:
-        """The folder to continue from. A checkpoint that was cut off lacks its mark: then the trial starts anew."""
-        if checkpoint is None:
-            return None
-        path = self._folder / checkpoint["path"]
-        return str(path) if (path / CHECKPOINT_MARK).exists() else None
+        """The folder or URI to continue from. A checkpoint that was cut off lacks its mark: then the trial starts anew.
+        """
+        return self._home.checkpoint(checkpoint["path"], CHECKPOINT_MARK) if checkpoint else None
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         pass
@@ -104,26 +100,20 @@ class _JobCallback(_DriverOnly, tune.Callback):
     A last checkpoint that counts as a result is first copied out of Tune's folder to the stage's own.
     """
 
-    def __init__(self, jobs: list[Job], folder: Path):
-        self._books, self._folder = {job.stage: job.book for job in jobs}, folder
+    def __init__(self, jobs: list[Job], home: Home):
+        self._books, self._home = {job.stage: job.book for job in jobs}, home
 
     def on_checkpoint(self, iteration: int, trials: list, trial: Any, checkpoint: tune.Checkpoint, **info: Any) -> None:
         book, number, epoch = self._books[trial.config["stage"]], trial.config["number"], trial.last_result["epoch"]
-        path = Path(checkpoint.path)
+        path = self._home.relative(checkpoint.path)
         if book.has_results and epoch == book.epochs:
-            path = _keep_result(path, book.record.path.absolute().parent / "runs" / f"{number:03d}")
-        book.checkpoint(number, epoch, str(path.relative_to(self._folder)))
+            path = self._home.keep(RESULT_FILES, path, book.record.path.parent / "runs" / f"{number:03d}")
+        book.checkpoint(number, epoch, path)
 
 
-def _keep_result(checkpoint: Path, target: Path) -> Path:
-    for name in RESULT_FILES:
-        if (checkpoint / name).exists():
-            storage.copy_file(checkpoint / name, target / name)
-    return target
-
-
-def run_trials(jobs: list[Job], folder: Path, share: Share, worker_retries: int) -> None:
-    """Run until all books are complete. `folder` is the study's.
+def run_trials(jobs: list[Job], home: Home, share: Share, worker_retries: int,
+               trainable: type[tune.Trainable] = StageTrainable) -> None:
+    """Run until all books are complete. `home` is the study's; `trainable` takes the tasks of all jobs, by stage.
 
     An exception out of Tune becomes a resume from the records, a bounded number of times. Raises
     InterruptedStudyError where somebody stops it.
@@ -139,7 +129,7 @@ def run_trials(jobs: list[Job], folder: Path, share: Share, worker_retries: int)
                 job.book.record.begin_session(after=failures[-1])
         try:
             with _interrupts() as interrupted:
-                _fit(jobs, folder.absolute(), share, worker_retries)
+                _fit(jobs, home, share, worker_retries, trainable)
         except Exception as error:
             if interrupted:
                 raise InterruptedStudyError from None
@@ -151,13 +141,13 @@ def run_trials(jobs: list[Job], folder: Path, share: Share, worker_retries: int)
             failures.append("trials were left unfinished")
 
 
-def _fit(jobs: list[Job], folder: Path, share: Share, worker_retries: int) -> None:
-    trainable = tune.with_parameters(StageTrainable, task={job.stage: job.task for job in jobs})
-    runs = folder / TUNE_FOLDER
+def _fit(jobs: list[Job], home: Home, share: Share, worker_retries: int, trainable: type[tune.Trainable]) -> None:
+    with_tasks = tune.with_parameters(trainable, task={job.stage: job.task for job in jobs})
+    storage_path, filesystem = home.tune_storage()
     tuner = tune.Tuner(
-        tune.with_resources(trainable, {"cpu": share.cpus, "gpu": share.gpus}),
+        tune.with_resources(with_tasks, {"cpu": share.cpus, "gpu": share.gpus}),
         tune_config=tune.TuneConfig(
-            search_alg=_JobSearcher(jobs, folder),
+            search_alg=_JobSearcher(jobs, home),
             scheduler=_JobScheduler(jobs),
             num_samples=-1,
             max_concurrent_trials=share.concurrent,
@@ -165,12 +155,13 @@ def _fit(jobs: list[Job], folder: Path, share: Share, worker_retries: int) -> No
             trial_dirname_creator=lambda trial: f"{trial.config['stage']}-{trial.config['number']:04d}",
         ),
         run_config=tune.RunConfig(
-            name=f"{len(list(runs.glob('*'))):03d}",
-            storage_path=str(runs),
+            name=f"{home.tune_runs():03d}",
+            storage_path=storage_path,
+            storage_filesystem=filesystem,
             failure_config=tune.FailureConfig(max_failures=worker_retries),
             # The trainable itself says when it is to be saved.
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1, checkpoint_frequency=0, checkpoint_at_end=False),
-            callbacks=[_JobCallback(jobs, folder)],
+            callbacks=[_JobCallback(jobs, home)],
             verbose=0,
         ),
     )
@@ -203,8 +194,3 @@ def _last_line(trial: Any) -> str:
     text = path.read_text(errors="replace") if path and path.exists() else str(trial.get_error() or "")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1][:300] if lines else "the worker died"
-
-
-def forget_tune(folder: Path) -> None:
-    """Remove what Tune left in a study once its stages are done; weights worth keeping have been moved by then."""
-    shutil.rmtree(folder / TUNE_FOLDER, ignore_errors=True)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 KDSTUDY = [sys.executable, "-m", "study.cli"]
 # Small enough to be run several times: the smoke study with one trial at a time, so that runs can be compared exactly.
@@ -23,3 +24,12 @@ def with_set(settings):
 
 def results_of(folder):
     return json.loads((folder / "results" / "results.json").read_text())
+
+
+def wait_until(process, condition, timeout=120):
+    """Wait for a condition while a process runs."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert process.poll() is None, "the study ended before it could be killed"
+        assert time.monotonic() < deadline, "the stage did not get that far"
+        time.sleep(0.05)

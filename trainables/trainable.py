@@ -1,8 +1,11 @@
 """The Ray Tune class Trainable that the teacher, baseline and distillation loops share."""
 
 import math
+import tempfile
 from pathlib import Path
 
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
 from ray import tune
 from ray.tune.result import SHOULD_CHECKPOINT
 
@@ -44,8 +47,12 @@ class StudyTrainable(tune.Trainable):
     def _continue_from(self, checkpoint: str) -> bool:
         """Load a checkpoint; False where it is damaged: then the trial begins anew, which costs time, not results."""
         try:
-            with tune.Checkpoint(checkpoint).as_directory() as folder:
-                self.training.load(Path(folder))
+            with tempfile.TemporaryDirectory() as copy:
+                files, path = fsspec.core.url_to_fs(checkpoint)
+                if not isinstance(files, LocalFileSystem):
+                    files.get(f"{path}/", f"{copy}/", recursive=True)
+                    path = copy
+                self.training.load(Path(path))
         except Exception:
             return False
         return True

@@ -1,0 +1,143 @@
+"""One driver at a time on an object store, where nothing can be locked: a lease that has to be renewed."""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from fsspec.spec import AbstractFileSystem
+
+from study.errors import StorageError, UserError
+
+RENEWED_EVERY = 10.0  # seconds
+STALE_AFTER = 60.0  # seconds without a renewal
+LOOKED_EVERY = 1.0  # seconds, while somebody else's lease may be stale
+SETTLED_AFTER = 2.0  # seconds, so that of two who take over a stale lease the slower one wins
+
+
+class Lease:
+    """An object that says who works on a study, created only where there is none and renewed by a thread.
+
+    A lease that is not renewed for a minute is stale, and taken over. Clocks of different machines need not agree: what
+    counts is whether the object changes. Raises UserError, naming the holder, where another is alive.
+    """
+
+    def __init__(self, files: AbstractFileSystem, path: str, study: str):
+        self._files, self._path, self._study = files, path, study
+        self._run = uuid.uuid4().hex
+        self._ended = threading.Event()
+        self._lost_to: str | None = None
+
+    @staticmethod
+    def is_held(files: AbstractFileSystem, path: str) -> bool:
+        """Whether a lease is there that looks alive, by this machine's clock."""
+        holder = _read(files, path)
+        return holder is not None and time.time() - holder["time"] < STALE_AFTER and not _is_dead_here(holder)
+
+    def __enter__(self) -> "Lease":
+        while not self._create():
+            holder = _read(self._files, self._path)
+            if holder is not None:
+                self._wait_until_stale(holder)
+                if self._take_over():
+                    break
+        self._thread = threading.Thread(target=self._renew, name="study lease", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        with contextlib.suppress(Exception):  # the study is done; a lease left behind is stale in a minute
+            if self._is_ours(_read(self._files, self._path)):
+                self._files.rm_file(self._path)
+
+    def check(self) -> None:
+        """Raise StorageError where another driver has taken over."""
+        if self._lost_to:
+            raise StorageError(f"{self._study} was taken over by {self._lost_to} while this driver could not be heard; "
+                               "what is finished is kept, and goes on there")
+
+    def _content(self) -> bytes:
+        return json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "processes": _processes(),
+                           "run": self._run, "time": time.time()}).encode()
+
+    def _create(self) -> bool:
+        try:
+            self._files.pipe_file(self._path, self._content(), mode="create")
+        except FileExistsError:
+            return False
+        return True
+
+    def _wait_until_stale(self, holder: dict[str, Any]) -> None:
+        """Watch another's lease. Raises UserError as soon as it is renewed."""
+        started = time.monotonic()
+        while not _is_dead_here(holder):
+            watched = time.monotonic() - started
+            looks_old = time.time() - holder["time"] > STALE_AFTER
+            if watched > STALE_AFTER or (looks_old and watched > 2 * RENEWED_EVERY):
+                return
+            time.sleep(LOOKED_EVERY)
+            now = _read(self._files, self._path)
+            if now is None:
+                return
+            if now != holder:
+                raise UserError(f"{self._study} is in use by {_name(now)}; wait for it, stop it, or choose another "
+                                "place with --dir")
+
+    def _take_over(self) -> bool:
+        self._files.pipe_file(self._path, self._content())
+        time.sleep(SETTLED_AFTER)
+        return self._is_ours(_read(self._files, self._path))
+
+    def _renew(self) -> None:
+        while not self._ended.wait(RENEWED_EVERY):
+            # Where the store cannot be reached now, the next renewal may; what is written to it fails by itself.
+            with contextlib.suppress(Exception):
+                holder = _read(self._files, self._path)
+                if holder is not None and not self._is_ours(holder):
+                    self._lost_to = _name(holder)
+                    return
+                self._files.pipe_file(self._path, self._content())
+
+    def _is_ours(self, holder: dict[str, Any] | None) -> bool:
+        return holder is not None and holder["run"] == self._run
+
+
+def _read(files: AbstractFileSystem, path: str) -> dict[str, Any] | None:
+    try:
+        return json.loads(files.cat_file(path))
+    except FileNotFoundError:
+        return None
+
+
+def _name(holder: dict[str, Any]) -> str:
+    return f"process {holder['pid']} on {holder['host']}"
+
+
+def _processes() -> str:
+    """What tells apart machines, and containers on them, that number their processes each for itself."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
+    return " ".join(parts)
+
+
+def _is_dead_here(holder: dict[str, Any]) -> bool:
+    """Whether the holder was a process of this machine that is no more."""
+    if holder["processes"] != _processes():
+        return False
+    if holder["pid"] == os.getpid():  # an earlier process of this number, as in a container that was started again
+        return True
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
