@@ -1,9 +1,11 @@
 """The kdstudy command."""
 
 import contextlib
+import math
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from study.config import STUDY_FILE, StudyConfig, load_study, preset_names
+from study.config import STUDY_FILE, StudyConfig, check_parameter, load_study, preset_names
 from study.errors import InterruptedStudyError, StudyFailedError, UserError
 from study.home import Home
 
@@ -37,6 +39,10 @@ def study_options(command: Callable) -> Callable:
     return command
 
 
+address_option = click.option("--address", metavar="ADDRESS",
+                              help="A running Ray cluster's address.  [default: RAY_ADDRESS, or local]")
+
+
 @click.group(context_settings=CONTEXT)
 @click.version_option(package_name="kdstudy", prog_name="kdstudy")
 def cli() -> None:
@@ -55,7 +61,7 @@ def cli() -> None:
 @study_options
 @click.option("--until", type=click.Choice(STAGE_NAMES), default=STAGE_NAMES[-1], metavar="STAGE",
               help=f"Stop after a stage: {', '.join(STAGE_NAMES)}.")
-@click.option("--address", metavar="ADDRESS", help="A running Ray cluster's address.  [default: RAY_ADDRESS, or local]")
+@address_option
 def run(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, until: str,
         address: str | None) -> None:
     """Run a study, or go on with one.
@@ -68,18 +74,15 @@ def run(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, 
     config, home = _resolve(study, overrides, place, smoke)
     console = _console()
     console.print(f"[bold]{config.name}[/bold]  {escape(config.about)}", soft_wrap=True)
-    with console.status("reading settings and data") if console.is_terminal else contextlib.nullcontext():
-        from study.display import Display
-        from study.stages import Study, stages_of
-    work = Study(config, home, Display(console, stages_of(config)), address)
-    with _sigterm_interrupts():
-        try:
-            work.run(until)
-        except (InterruptedStudyError, KeyboardInterrupt):
-            raise InterruptedStudyError(f"stopped; what is finished is kept in {home}. Run the same command again "
-                                        "to go on") from None
+    with _stoppable(str(home)):
+        with console.status("reading settings and data") if console.is_terminal else contextlib.nullcontext():
+            from study.display import Display
+            from study.stages import Study, stages_of
+        work = Study(config, home, Display(console, stages_of(config)), address)
+        work.run(until)
     if not work.did_work:
-        console.print(f"Nothing to do: {home} is complete{'' if until == STAGE_NAMES[-1] else f' up to {until}'}.")
+        console.print(f"Nothing to do: {home} is complete{'' if until == STAGE_NAMES[-1] else f' up to {until}'}.",
+                      markup=False)
     if until in ("report", "export"):
         _print_results(console, home)
 
@@ -87,18 +90,25 @@ def run(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, 
 @cli.command()
 @study_options
 @click.option("--measure", is_flag=True, help="Time a few training steps on this machine.")
-@click.option("--gpus", type=click.IntRange(min=1), metavar="N", help="Estimate the time on N GPUs instead.")
-@click.option("--tflops", type=click.FloatRange(min=0, min_open=True), default=40.0, show_default=True,
+@address_option
+@click.option("--gpus", type=click.IntRange(1, 1_000_000), metavar="N", help="Estimate the time on N GPUs instead.")
+@click.option("--tflops", type=click.FloatRange(0.001, 1_000_000), default=40.0, show_default=True,
               help="What each of them sustains, in TFLOP/s.")
-def plan(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, measure: bool, gpus: int | None,
-         tflops: float) -> None:
+def plan(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, measure: bool,
+         address: str | None, gpus: int | None, tflops: float) -> None:
     """Show what a study will do and cost; start nothing.
 
-    Stages, trials, rungs, expected epochs, resources, floating-point operations and, where they are known, times."""
+    Stages, trials, rungs, expected epochs, resources, floating-point operations and, where they are known, times. It
+    looks for what could not work: of a cluster, on every node."""
+    if gpus and address:
+        raise UserError("--gpus estimates for GPUs that are not there, --address speaks of a cluster that is; leave "
+                        "one of them out")
+    if math.isnan(tflops):
+        raise UserError("--tflops nan is not a number")
     config, home = _resolve(study, overrides, place, smoke)
     from study.plan import show_plan
 
-    show_plan(config, home, _console(), measure, gpus, tflops)
+    show_plan(config, home, _console(), measure, gpus, tflops, address)
 
 
 @cli.command()
@@ -140,7 +150,8 @@ def report(studies: tuple[str, ...], place: str | None, readme: Path | None, ima
         raise UserError("--compare needs at least two studies; name the others too")
     homes = {home.folder: home for study in studies for home in (_resolve_started(study, place)[1],)}
     for folder, home in homes.items():
-        report_page.build(folder)
+        with _fitting_together(home):
+            report_page.build(folder)
         outcomes.append(read_json(folder / "results" / "results.json"))
         _print_results(console, home)
         if images:
@@ -150,9 +161,23 @@ def report(studies: tuple[str, ...], place: str | None, readme: Path | None, ima
         console.print(f"\n{tables.takeaways(outcomes)}", soft_wrap=True, markup=False)
         compare = compare or Path("comparison.html")
         comparison.build(list(homes), compare)
-        console.print(f"compared {compare}", soft_wrap=True)
+        console.print(f"compared {compare}", soft_wrap=True, markup=False)
     if readme:
         _rewrite(readme, outcomes)
+
+
+@contextlib.contextmanager
+def _fitting_together(home: Home) -> Iterator[None]:
+    """Turn what is found wrong with a study's files into one line."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"the files of {home} do not fit together: {' '.join(str(error).split())}") from None
+    except FileNotFoundError as error:
+        if not str(error.filename).startswith(str(home.folder)):
+            raise
+        raise UserError(f"{error.filename} is missing; restore it from a copy, or let `kdstudy run {home}` make it anew"
+                        ) from None
 
 
 def _write_images(console: Console, folder: Path, kind: str) -> None:
@@ -164,7 +189,7 @@ def _write_images(console: Console, folder: Path, kind: str) -> None:
         paths = write_images(report_page.exhibits(folder), out, kind)
     except ImagesUnavailable as error:
         raise UserError(f"--images {kind}: {error}") from None
-    console.print(f"images   {out} ({len(paths)} {kind})", soft_wrap=True)
+    console.print(f"images   {out} ({len(paths)} {kind})", soft_wrap=True, markup=False)
 
 
 def _rewrite(readme: Path, outcomes: list[dict[str, Any]]) -> None:
@@ -198,7 +223,8 @@ def logits(study: str, out: Path, place: str | None, overrides: tuple[str, ...])
     from study.display import Display, show_bytes
     from study.stages import Study, stages_of
 
-    size = logits_file.write(Study(config, home, Display(_console(), stages_of(config))), out)
+    with _fitting_together(home):
+        size = logits_file.write(Study(config, home, Display(_console(), stages_of(config))), out)
     click.echo(f"{out}: {show_bytes(size)}")
 
 
@@ -217,7 +243,8 @@ def pack(study: str, out: Path, place: str | None, no_teacher: bool) -> None:
     from study import packing
     from study.display import show_bytes
 
-    size = packing.pack(home.folder, out, teacher=not no_teacher)
+    with _fitting_together(home):
+        size = packing.pack(home.folder, out, teacher=not no_teacher)
     click.echo(f"{out}: {show_bytes(size)}")
 
 
@@ -238,7 +265,8 @@ def export(study: str, out: Path, place: str | None, model: str, overrides: tupl
     from study import export as exporting
 
     write = exporting.export_teacher if model == "teacher" else exporting.export_student
-    accuracy = write(config, home.folder, out)
+    with _fitting_together(home):
+        accuracy = write(config, home.folder, out)
     click.echo(f"{out}: {100 * accuracy:.2f} % test accuracy; its README.md says how to load it")
 
 
@@ -248,7 +276,8 @@ def export(study: str, out: Path, place: str | None, model: str, overrides: tupl
 @click.option("--lr", type=float, help="Learning rate.  [default: the study's]")
 @click.option("--temperature", type=float, help="Temperature T of the soft loss.  [default: the study's]")
 @click.option("--alpha", type=float, help="Weight of the soft loss, 0 to 1.  [default: the study's]")
-@click.option("--seed", type=int, help="Of weights, order and views.  [default: that of the search's first trial]")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), metavar="N",
+              help="Of weights, order and views.  [default: that of the search's first trial]")
 @click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER",
               help="Where weights and history go.  [default: FOLDER/train/LOOP]")
 def train(loop: str, study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, lr: float | None,
@@ -278,10 +307,7 @@ def _loop_parameters(config: StudyConfig, loop: str, **given: float | None) -> d
             continue
         if name not in defaults:
             raise UserError(f"--{name} means nothing to the {loop} loop; it belongs to `kdstudy train distill`")
-        if name == "alpha" and not 0 <= value <= 1:
-            raise UserError(f"--alpha {value:g} is not between 0 and 1")
-        if name != "alpha" and not 0 < value < float("inf"):
-            raise UserError(f"--{name} {value:g} is not a positive number")
+        check_parameter(name, value)
         defaults[name] = value
     return defaults
 
@@ -314,6 +340,15 @@ def settings(section: str | None) -> None:
 def _resolve(study: str, overrides: tuple[str, ...], place: str | None,
              smoke: bool = False) -> tuple[StudyConfig, Home]:
     """The settings and the home of a study. A started study's own settings hold unless overridden."""
+    from study import schema
+
+    config, home = _locate(study, overrides, place, smoke)
+    schema.check(home.folder)
+    return config, home
+
+
+def _locate(study: str, overrides: tuple[str, ...], place: str | None,
+            smoke: bool = False) -> tuple[StudyConfig, Home]:
     own = Home.of(study)
     if own.uri is not None:
         own.refresh()
@@ -327,21 +362,33 @@ def _resolve(study: str, overrides: tuple[str, ...], place: str | None,
     return config, own if started else Home(Path("studies") / config.name)
 
 
+def _check_named(study: str) -> None:
+    """See whether there is anything of that name that may have been started. Raises UserError."""
+    if "://" in study or study in preset_names() or Path(study).exists():
+        return
+    begun = Path("studies") / study
+    hint = f"did you mean {begun}?" if (begun / STUDY_FILE).is_file() else "name the folder of a study, or a preset"
+    raise UserError(f"there is no study {study}; {hint}")
+
+
 def _resolve_started(study: str, place: str | None, overrides: tuple[str, ...] = (),
                      everything: bool = False) -> tuple[StudyConfig, Home]:
     """The settings that a study was started with, and its home; everything: also what is large.
 
     Raises UserError where it was not started.
     """
-    _, home = _resolve(study, (), place)
+    _check_named(study)
+    _, home = _locate(study, (), place)
     home.refresh(everything)
     folder = home.folder
     if not (folder / STUDY_FILE).exists():
         raise UserError(f"{home} has not been started; `kdstudy run {study}` starts it")
+    from study import schema
     from study.storage import read_json
 
     if read_json(folder / "stages.json") is None:
         raise UserError(f"{home}/stages.json is missing or damaged; `kdstudy run {home}` writes it anew")
+    schema.check(folder)
     return load_study(str(folder), overrides), home
 
 
@@ -363,16 +410,16 @@ def _print_results(console: Console, home: Home) -> None:
     console.print(results["verdict"], style="bold", soft_wrap=True, markup=False)
     console.print(results["scope"], style="dim", soft_wrap=True, markup=False)
     console.print()
-    console.print(f"report   {folder / 'results' / 'report.html'}", soft_wrap=True)
+    console.print(f"report   {folder / 'results' / 'report.html'}", soft_wrap=True, markup=False)
     if StudyFiles(folder).has_current_export:
-        console.print(f"student  {folder / 'export'}", soft_wrap=True)
+        console.print(f"student  {folder / 'export'}", soft_wrap=True, markup=False)
     if home.uri is not None:
-        console.print(f"these are copies; the study lives at {home}", style="dim", soft_wrap=True)
+        console.print(f"these are copies; the study lives at {home}", style="dim", soft_wrap=True, markup=False)
 
 
 @contextlib.contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Make SIGTERM end the command as Ctrl-C does."""
+def _stoppable(place: str) -> Iterator[None]:
+    """Make SIGTERM end the command as Ctrl-C does, both with a word on how to go on."""
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
@@ -380,19 +427,31 @@ def _sigterm_interrupts() -> Iterator[None]:
     earlier = signal.signal(signal.SIGTERM, interrupt)
     try:
         yield
+    except (InterruptedStudyError, KeyboardInterrupt):
+        raise InterruptedStudyError(f"stopped; what is finished is kept in {place}. Run the same command again to go on"
+                                    ) from None
     finally:
         signal.signal(signal.SIGTERM, earlier)
 
 
 def main() -> None:
     """Run the command; errors that a user can mend are one line and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # whatever stands in for them
+            stream.reconfigure(errors="backslashreplace")  # not every path and terminal can do UTF-8
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # what libraries say to their programmers
     try:
         cli(standalone_mode=False)
     except click.exceptions.Abort:
         sys.exit(130)
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         sys.exit(error.exit_code)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f"; see `{context.command_path} --help`" if context else ""
+        _fail(" ".join(error.format_message().split()).removesuffix(".") + hint, error.exit_code)
     except UserError as error:
         _fail(str(error), 2)
     except StudyFailedError as error:
@@ -409,7 +468,9 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    click.echo(f"kdstudy: {message}", err=True)
+    """End with one line: what a name or a path holds can neither break it nor steer the terminal."""
+    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in message)
+    click.echo(f"kdstudy: {shown}", err=True)
     sys.exit(code)
 
 

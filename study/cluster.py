@@ -4,11 +4,16 @@ import contextlib
 import logging
 import math
 import os
+import re
+import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from study.config import ResourceSettings
-from study.errors import UserError
+from study.errors import StudyFailedError, UserError
 
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -23,6 +28,24 @@ QUIET = {
     "TUNE_RESULT_BUFFER_LENGTH": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
+
+
+CONNECT_SECONDS = 30.0  # Ray by itself waits for a quarter of an hour
+ADDRESS = re.compile(r"auto|[^\s/]+:\d+")
+TRY_TO_CONNECT = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level='CRITICAL')"
+SET_TOKEN = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the token that it was started with"
+NO_ANSWER = ("no Ray cluster answers at {}; check --address or RAY_ADDRESS (HOST:PORT, as `ray start --head` prints "
+             "it), and that its head is up")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine of the cluster, by Ray's name for it."""
+
+    id: str
+    name: str
+    cpus: float
+    gpus: float
 
 
 @dataclass(frozen=True)
@@ -40,8 +63,11 @@ class Share:
 
 def share(resources: ResourceSettings, nodes: list[tuple[float, float]]) -> Share:
     """Divide the nodes' (CPUs, GPUs) among trials. Raises UserError where not even one trial fits on a node."""
-    most_cpus, most_gpus = max(cpus for cpus, _ in nodes), max(gpus for _, gpus in nodes)
+    most_cpus, most_gpus = (max((node[kind] for node in nodes), default=0) for kind in (0, 1))
     per_trial = resources.gpus_per_trial if resources.gpus_per_trial is not None else float(most_gpus >= 1)
+    if most_cpus < 1:
+        raise UserError("the cluster has no node with CPUs; wait until its nodes have joined (see `ray status`), then "
+                        "run the same command again")
     if resources.cpus_per_trial > most_cpus:
         raise UserError(f"resources.cpus_per_trial = {resources.cpus_per_trial} is more than the {most_cpus:g} CPUs "
                         "that a machine has; make it smaller")
@@ -50,8 +76,17 @@ def share(resources: ResourceSettings, nodes: list[tuple[float, float]]) -> Shar
                         "has; make it smaller, or 0 to train on CPUs")
     if per_trial > 1 and per_trial % 1:
         raise UserError(f"resources.gpus_per_trial = {per_trial:g} must be a fraction below 1 or a whole number")
-    fits = sum(min(math.floor(cpus / resources.cpus_per_trial), _on_gpus(gpus, per_trial)) for cpus, gpus in nodes)
-    return Share(resources.cpus_per_trial, per_trial, max(1, min(fits, resources.concurrent or fits)))
+    fits = sum(trials_on(node, resources.cpus_per_trial, per_trial) for node in nodes)
+    if not fits:
+        there = ", ".join(f"{cpus:g} CPU + {gpus:g} GPU" for cpus, gpus in sorted(set(nodes))[:4])
+        raise UserError(f"resources.cpus_per_trial = {resources.cpus_per_trial} and resources.gpus_per_trial = "
+                        f"{per_trial:g} are on no machine together: there are {there}; make one of the two smaller")
+    return Share(resources.cpus_per_trial, per_trial, min(fits, resources.concurrent or fits))
+
+
+def trials_on(node: tuple[float, float], cpus: int, gpus: float) -> int:
+    """How many trials of so many CPUs and GPUs a node with its own (CPUs, GPUs) takes at a time."""
+    return min(math.floor(node[0] / cpus), _on_gpus(node[1], gpus))
 
 
 def _on_gpus(gpus: float, per_trial: float) -> float:
@@ -78,37 +113,127 @@ def local_gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
+def cluster_address(address: str | None) -> str | None:
+    """The cluster to use: at `address` or in RAY_ADDRESS; None is this machine, on which Ray is to be started."""
+    address = address or os.environ.get("RAY_ADDRESS")
+    return None if address in (None, "", "local") else address
+
+
 @contextlib.contextmanager
-def connected(address: str | None = None) -> Iterator[None]:
+def connected(address: str | None = None) -> Iterator[bool]:
     """Ray for the time of a study: the cluster at `address` or in RAY_ADDRESS, else one on this machine.
 
-    A Ray that the caller has already started is used as it is and left running.
+    A Ray that the caller has already started is used as it is and left running. Gives whether Ray was started here,
+    for this study alone. Raises UserError where no cluster can be used at the address.
     """
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     import ray
 
     if ray.is_initialized():
-        yield
+        yield False
         return
     for name in ("ray", "ray.tune", "ray.air", "ray.train"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    address = address or os.environ.get("RAY_ADDRESS") or None
-    local = {} if address else {"num_cpus": usable_cpus(), "include_dashboard": False}
+    address = cluster_address(address)
+    if address:
+        check_connection(address)
+    _start(address)
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level="CRITICAL", **local)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        if not address:
-            raise
-        raise UserError(f"no Ray cluster answers at {address}: {str(error).splitlines()[0]}") from None
-    try:
-        yield
+        yield not address
     finally:
         ray.shutdown()
 
 
-def cluster_share(resources: ResourceSettings) -> Share:
-    """The share on the connected cluster."""
+def _start(address: str | None) -> None:
     import ray
 
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    return share(resources, [(node.get("CPU", 0), node.get("GPU", 0)) for node in nodes])
+    local = {} if address else {"num_cpus": usable_cpus(), "include_dashboard": False}
+    earlier = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address=address or "local", log_to_driver=False, logging_level="CRITICAL", **local)
+    except SystemExit:  # what Ray makes of a SIGTERM
+        raise KeyboardInterrupt from None
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if not address:
+            raise
+        raise UserError(why_not_connected(address, str(error))) from None
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, earlier)  # Ray has put its own there, which would end us without a word
+
+
+def check_connection(address: str) -> None:
+    """Connect once in a process of its own: Ray waits long, and prints the reason instead of raising it.
+
+    Raises UserError where that fails.
+    """
+    if not ADDRESS.fullmatch(address):
+        raise UserError(f"the address {address!r} is not HOST:PORT, as `ray start --head` prints it (the port is 6379 "
+                        "unless chosen); neither the dashboard's (http://) nor Ray Client's (ray://) will do")
+    hasty = {"RAY_NUM_REDIS_GET_RETRIES": "2", "RAY_gcs_server_request_timeout_seconds": "10",
+             "RAY_BACKEND_LOG_LEVEL": "warning"}
+    try:
+        tried = subprocess.run([sys.executable, "-c", TRY_TO_CONNECT, address], env=os.environ | hasty, text=True,
+                               stdin=subprocess.DEVNULL, capture_output=True, timeout=CONNECT_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise UserError(NO_ANSWER.format(address)) from None
+    if tried.returncode:
+        raise UserError(why_not_connected(address, tried.stderr))
+
+
+def why_not_connected(address: str, printed: str) -> str:
+    """One line, with the remedy, for what Ray prints where it cannot connect."""
+    if "InvalidAuthToken" in printed and os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
+        names = [name for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH") if os.environ.get(name)]
+        return f"the Ray cluster at {address} refuses the token in {(names or ['~/.ray/auth_token'])[0]}; {SET_TOKEN}"
+    if "InvalidAuthToken" in printed or "AuthenticationError" in printed:
+        return f"the Ray cluster at {address} asks for a token; {SET_TOKEN}"
+    versions = re.findall(r"Ray: (\S+)\s+Python: (\S+)", printed)
+    if "Version mismatch" in printed and len(versions) == 2:
+        (ray, python), (our_ray, our_python) = versions
+        return (f"the Ray cluster at {address} runs Ray {ray} on Python {python}, this machine Ray {our_ray} on Python "
+                f"{our_python}; install the same versions on both")
+    if "No node info found" in printed:
+        return (f"no node of the Ray cluster at {address} runs on this machine; run the command on one of its nodes, "
+                f"or make this machine one with `ray start --address={address}`")
+    last = ([line.strip() for line in printed.splitlines() if line.strip()] or ["no reason given"])[-1][:300]
+    if "Failed to connect to Ray cluster" in last:
+        return NO_ANSWER.format(address)
+    return f"cannot use the Ray cluster at {address}: {last}; check --address or RAY_ADDRESS"
+
+
+def cluster_nodes() -> list[Node]:
+    """The nodes of the connected cluster that are alive."""
+    import ray
+
+    return [Node(node["NodeID"], node["NodeName"] or node["NodeManagerAddress"], node["Resources"].get("CPU", 0),
+                 node["Resources"].get("GPU", 0)) for node in ray.nodes() if node["Alive"]]
+
+
+@contextlib.contextmanager
+def remote_work(stage: str) -> Iterator[None]:
+    """Turn what Ray says of work that failed for good into a StudyFailedError of one line."""
+    import ray
+
+    try:
+        yield
+    except ray.exceptions.RayError as error:
+        reason = str(error).strip().splitlines()[-1][:300]
+        raise StudyFailedError(f"{stage}: {reason}; run the same command again to try again") from error
+
+
+def cluster_share(resources: ResourceSettings) -> Share:
+    """The share on the connected cluster. Raises UserError where not even one trial fits on a node."""
+    return share(resources, [(node.cpus, node.gpus) for node in cluster_nodes()])
+
+
+def waiting_note(given: Share) -> str | None:
+    """A line for the user where nothing is free for a trial now: Ray waits in silence; None where something is."""
+    import ray
+
+    total, free = ray.cluster_resources(), ray.available_resources()
+    if free.get("CPU", 0) >= given.cpus and free.get("GPU", 0) >= given.gpus:
+        return None
+    shown = " and ".join(f"{free.get(kind, 0):g} of {total[kind]:g} {kind}s" for kind in ("CPU", "GPU")
+                         if total.get(kind))
+    return f"note: other jobs hold the cluster ({shown} are free); trials begin when they let go"

@@ -10,13 +10,15 @@ from rich.markup import escape
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from study.cluster import Share, local_share, share
+from analysis.results import ARMS
+from study import preflight
+from study.cluster import Share, cluster_address, share
 from study.config import ResourceSettings, StudyConfig
 from study.display import Display, clock
 from study.errors import MissingTeacherError
 from study.home import Home
 from study.record import Record
-from study.stages import Stage, Study, stages_of
+from study.stages import Stage, Study, describe_machine, stages_of
 from trainables import models
 from trainables.settings import ModelSettings
 
@@ -188,13 +190,13 @@ def _measure(study: Study, name: str) -> float:
 
 
 def show_plan(config: StudyConfig, home: Home, console: Console, measure: bool, gpus: int | None = None,
-              tflops: float = ASSUMED_TFLOPS) -> None:
-    """Print the plan, for this machine or, as an estimate, for `gpus` GPUs that each do `tflops` 10^12 operations a
-    second. Raises UserError where the study cannot work."""
+              tflops: float = ASSUMED_TFLOPS, address: str | None = None) -> None:
+    """Print the plan, for this machine, for the cluster at `address` or in RAY_ADDRESS, or, as an estimate, for `gpus`
+    GPUs that each do `tflops` 10^12 operations a second. Raises UserError where the study cannot work there."""
     home.refresh()
-    study = Study(config, home, Display(console, stages_of(config)))
+    study = Study(config, home, Display(console, stages_of(config)), address)
     study.check(machine=not gpus)
-    machine = cluster_of(config.resources, gpus) if gpus else local_share(config.resources)
+    machine, described = _machine(study, gpus)
     plans = make_plan(study, measure and not gpus, tflops * 1e12 if gpus else None)
     student = parameter_count(config.student, study)
     teacher = sum(parameter_count(settings, study) for settings in teacher_models(study))
@@ -208,9 +210,11 @@ def show_plan(config: StudyConfig, home: Home, console: Console, measure: bool, 
                     or "nothing: the default point alone; give ranges in [search], e.g. lr = {log = [1e-4, 1e-2]}",
         "stopping": f"below the best 1/{config.search.reduction_factor} at epoch "
                     f"{', '.join(map(str, config.rungs))} of {config.train.epochs}" if config.rungs else "none",
-        "machine": str(machine),
+        "machine": described,
         "place": str(home),
     }
+    if study.warm_started:
+        facts["start"] = _show_start(study)
     for name, text in facts.items():
         console.print(f"{name:9} {text}", soft_wrap=True, markup=False)
     console.print()
@@ -221,6 +225,17 @@ def show_plan(config: StudyConfig, home: Home, console: Console, measure: bool, 
                       "these models (--tflops) and nothing waits for the images.", soft_wrap=True)
     elif any(plan.seconds_per_epoch is None for plan in plans) and not measure:
         console.print("\nTimes appear once epochs are on record, or with --measure, which times a few steps here.")
+
+
+def _machine(study: Study, gpus: int | None) -> tuple[Share, str]:
+    """What trials get where the study would run, and what that is in words."""
+    resources = study.config.resources
+    address = None if gpus else cluster_address(study.address)
+    if address is None:
+        machine = cluster_of(resources, gpus) if gpus else preflight.check_here(study)
+        return machine, str(machine)
+    with study.connected() as machine:
+        return machine, f"{machine}; the cluster at {address}: {describe_machine()}"
 
 
 def cluster_of(resources: ResourceSettings, gpus: int) -> Share:
@@ -243,6 +258,11 @@ def _show_data(study: Study) -> str:
         parts.append(f"{duplicates} duplicate{'s' if duplicates > 1 else ''} across splits ({splits.dropped} dropped "
                      "from training)")
     return ", ".join(parts)
+
+
+def _show_start(study: Study) -> str:
+    counts = [f"{study.prior_trials(arm)} {ARMS[arm]} trials" for arm in study.warm_started]
+    return f"from {' and '.join(counts)} of {study.config.search.warm_start}, besides the study's own"
 
 
 def _show_range(dimension) -> str:

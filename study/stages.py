@@ -15,18 +15,18 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from analysis.results import StudyFiles
-from study import finalists, logits_file, storage
-from study.cluster import Share, cluster_share, connected, local_share
+from study import finalists, logits_file, preflight, schema, storage, warm_start
+from study.cluster import Share, cluster_address, cluster_share, connected, local_share, remote_work, waiting_note
 from study.config import STUDY_FILE, StudyConfig, check_models, trained_models
 from study.display import Display, show_bytes
 from study.errors import MissingTeacherError, StudyFailedError, UserError
@@ -114,7 +114,7 @@ class Stage:
         """What the done-mark says; None where there is none or where any of the stage's files has gone or is cut short.
         """
         done = storage.read_json(self.path / "done.json")
-        return done if done is not None and storage.vouched_for(self.path, done) else None
+        return done if schema.is_done(self.name, done) and storage.vouched_for(self.path, done) else None
 
     @property
     def record_path(self) -> Path:
@@ -149,6 +149,7 @@ class Study:
         self._share: Share | None = None
         self.did_work = False
         self._checked = False
+        self._wanted = stages_of(config)
         self._weights: dict[str, dict[str, np.ndarray] | None] = {}
         self._found: dict[str, dict[str, Any]] = {}
 
@@ -192,7 +193,7 @@ class Study:
         for folder in self.config.teacher.trained or ():
             names = self.splits.class_names
             try:
-                member = models.read_trained(Path(folder).expanduser(), self.config.teacher.function)
+                member = models.read_trained(Path(os.path.expanduser(folder)), self.config.teacher.function)
                 if member.classes == len(names):
                     models.check_trained(member, **self._shape)
             except ValueError as error:
@@ -209,7 +210,7 @@ class Study:
     @cached_property
     def _logits_file(self) -> LogitsFile:
         try:
-            return logits_file.read(Path(self.config.teacher.logits).expanduser(), self)
+            return logits_file.read(Path(os.path.expanduser(self.config.teacher.logits)), self)
         except ValueError as error:
             raise UserError(f"teacher.logits = {self.config.teacher.logits!r}: {error}") from None
 
@@ -220,6 +221,8 @@ class Study:
     def _check_once(self) -> None:
         if not self._checked:
             self.check()
+            if cluster_address(self.address) is None:
+                preflight.check_here(self)
             for section, settings in trained_models(self.config).items():
                 if settings.pretrained and not (section == "teacher" and self.stage("teacher").done):
                     self.display.update("fetching pretrained weights")
@@ -228,10 +231,25 @@ class Study:
 
     def check(self, machine: bool = True) -> None:
         """Find what cannot work before anything starts; `machine`: on this machine too. Raises UserError."""
-        if machine and not (self.address or os.environ.get("RAY_ADDRESS")):
+        if machine and cluster_address(self.address) is None:
             local_share(self.config.resources)
         check_models(self.config, **self._shape)
         _ = self._logits_file if self.config.teacher.logits else self.given_members
+        for arm in self.warm_started:
+            if arm in self._wanted:
+                self.prior_trials(arm)
+
+    @property
+    def warm_started(self) -> list[str]:
+        """The searches that start from another study's."""
+        return [arm for arm in SEARCHES if self.config.search.warm_start and self.config.space(arm)]
+
+    def prior_trials(self, arm: str) -> int:
+        """How many trials of another study a search starts from, or has started from. Raises UserError."""
+        with contextlib.suppress(MissingTeacherError):
+            if prior := Record(self.stage(arm).record_path, write=False).prior:
+                return len(prior)
+        return len(warm_start.read_prior(self.config, arm, self.folder))
 
     # -- folders ------------------------------------------------------------------------------------------------------
 
@@ -244,7 +262,7 @@ class Study:
     def _shared_inputs(self) -> list[Any]:
         """What decides how a student is trained, whatever the arm."""
         config, images = self.config, self.image_hashes
-        return [config.seed, model_inputs(config.student), changed(config.train), self._view_inputs(),
+        return [config.seed, model_inputs("student", config.student), changed(config.train), self._view_inputs(),
                 images["student_train"], images["validation"], self.image_size]
 
     def _view_inputs(self, exclude: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -260,14 +278,16 @@ class Study:
                      for file in sorted(_existing(folder, "teacher.trained", folder=True).glob("*")) if file.is_file()]
             digests = [hash_input(file) for file in files if file.suffix in (".json", ".safetensors", ".bin")]
             return ["trained", digests, images["validation"], self.image_size, teacher.precision]
-        return [config.seed, model_inputs(teacher.model_settings), changed(teacher.train_settings), teacher.lr,
-                self._view_inputs(exclude=("count",)), images["train"], images["validation"], self.image_size]
+        return [config.seed, model_inputs("teacher", teacher.model_settings), changed(teacher.train_settings),
+                teacher.lr, self._view_inputs(exclude=("count",)), images["train"], images["validation"],
+                self.image_size]
 
     def _search_inputs(self, arm: str) -> list[Any]:
         config = self.config
         space = {name: dimension.model_dump() for name, dimension in config.space(arm).items()}
-        return [*self._shared_inputs(), space, config.default_parameters(arm), config.protected(arm), config.rungs,
-                config.search.reduction_factor, config.report_every]
+        inputs = [*self._shared_inputs(), space, config.default_parameters(arm), config.protected(arm), config.rungs,
+                  config.search.reduction_factor, config.report_every]
+        return [*inputs, {"warm_start": config.search.warm_start}] if config.search.warm_start else inputs
 
     def _baseline_inputs(self) -> list[Any]:
         return self._search_inputs("baseline")
@@ -317,14 +337,16 @@ class Study:
 
     def run(self, until: str = STAGES[-1]) -> None:
         """Do every stage up to `until` that is not done. Raises UserError, StudyFailedError, InterruptedStudyError."""
-        with self.home.driven(), self._ray:
+        with self.home.driven(), self._ray, storage.full_disk_noticed(self.folder):
+            storage.remove_drafts(self.folder)
             self.home.fetch()
             self._write_description()
-            wanted = [name for name in STAGES[: STAGES.index(until) + 1] if name in stages_of(self.config)]
+            self._wanted = [name for name in STAGES[: STAGES.index(until) + 1] if name in stages_of(self.config)]
             for group in GROUPS:
-                self._run_group([name for name in group if name in wanted])
+                self._run_group([name for name in group if name in self._wanted])
+            self.home.forget_tune()
             for name in OUTPUTS:
-                if name in wanted:
+                if name in self._wanted:
                     getattr(self, f"_run_{name}")()
 
     def _run_group(self, names: list[str]) -> None:
@@ -348,11 +370,13 @@ class Study:
             for stage in missing:
                 stage.path.mkdir(parents=True, exist_ok=True)
             if missing[0].name == "teacher_logits":
-                self._run_teacher_logits(missing[0])
+                with remote_work("teacher_logits"):
+                    self._run_teacher_logits(missing[0])
             else:
                 self._run_trials([stage for stage in missing if not self._is_given(stage)])
                 for stage in filter(self._is_given, missing):
-                    self._evaluate_teacher(stage)
+                    with remote_work(stage.name):
+                        self._evaluate_teacher(stage)
         finally:
             self.display.stop()
         for stage in missing:
@@ -373,7 +397,7 @@ class Study:
             # A packed study has none; they are wanted only where there is still something to distil.
             if kept or (set(done["view_seeds"]) >= set(self.view_seeds) and self._distillation_done()):
                 return True
-            return not self.config.teacher.logits and not self._logits_fit()
+            return not self.config.teacher.logits and not self.logits_fit
         if stage.name in finalists.STAGES or stage.name in CONFIRMATIONS:
             arm = finalists.STAGES.get(stage.name) or CONFIRMATIONS[stage.name]
             if not self.is_current(self.stage(arm)) or (stage.name in CONFIRMATIONS and self._choice(arm) is None):
@@ -389,7 +413,7 @@ class Study:
 
     def _take_over(self, stage: Stage) -> None:
         """Copy the stage from a study beside this one that has done the same."""
-        if stage.path.exists():
+        if stage.path.exists() and any(stage.path.iterdir()):
             return
         for path in self.home.neighbours(stage.path.name):
             done = Stage(stage.name, path, self.home).done
@@ -404,11 +428,20 @@ class Study:
     def _connect(self) -> Share:
         """Ray, started when the first stage needs it."""
         if self._share is None:
-            self._ray.enter_context(connected(self.address))
-            self._share = cluster_share(self.config.resources)
+            self.display.update("connecting to Ray")
+            self._share = self._ray.enter_context(self.connected())
             self._description["machine"] = describe_machine()
             self._save_description()
         return self._share
+
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[Share]:
+        """Ray, and what it has for trials. A cluster that others have started is looked at first: see `preflight`."""
+        with connected(self.address) as ours:
+            given = cluster_share(self.config.resources) if ours else preflight.check_cluster(self)
+            if not ours and (note := waiting_note(given)):
+                self.display.console.print(note, soft_wrap=True, markup=False)
+            yield given
 
     def _write_description(self) -> None:
         storage.write_text(self.folder / STUDY_FILE, self.config.to_toml())
@@ -416,7 +449,7 @@ class Study:
         splits = self.splits
         counts = {name: len(getattr(splits, name)) for name in ("train", "student_train", "validation", "test")}
         counts["unlabelled"] = len(splits.unlabelled) if splits.unlabelled else 0
-        earlier = storage.read_json(self.folder / "stages.json") or {}
+        earlier = storage.read_json(self.folder / "stages.json")
         self._description = {
             "name": self.config.name,
             "data": {**counts, "classes": list(splits.class_names), "channels": splits.channels,
@@ -424,7 +457,7 @@ class Study:
             "epochs": self.config.train.epochs,
             "rungs": self.config.rungs,
             "stages": self._existing_stages(),
-            "machine": earlier.get("machine"),
+            "machine": earlier.get("machine") if isinstance(earlier, dict) else None,
         }
         self._save_description()
 
@@ -488,6 +521,8 @@ class Study:
     def _book(self, stage: Stage, share: Share, on_change: Callable[[], None]) -> TrialBook:
         config, name = self.config, stage.name
         record = stage.record()
+        if name in self.warm_started and not record.prior:
+            record.add_prior(config.search.warm_start, warm_start.read_prior(config, name, self.folder))
         runs = None if name in SEARCHES else self._listed_runs(name)
         proposer: Proposer = (OptunaProposer.of(config, name, share.concurrent) if runs is None
                               else ListProposer(runs))
@@ -546,7 +581,7 @@ class Study:
         if not weights.exists():
             storage.copy_file(self.folder / best.checkpoint["path"] / weights.name, weights)
         shutil.rmtree(stage.path / "runs", ignore_errors=True)
-        parameters, tried = _parameter_count(load_file(weights)), len(self.config.teacher.learning_rates)
+        parameters, tried = _parameter_count(storage.read_weights(weights)), len(self.config.teacher.learning_rates)
         member = {"model": self.config.teacher.model_settings.model_copy(update={"pretrained": False}).model_dump(),
                   "weights": weights.name, "normalised": None}
         stage.finish({
@@ -618,10 +653,11 @@ class Study:
         trials = list(record.trials.values())
         states = {state: sum(trial.state == state for trial in trials) for state in ("complete", "stopped", "failed")}
         counts = ", ".join(f"{count} {state}" for state, count in states.items() if count)
+        started = f" · started from {len(record.prior)} trials of {record.prior_study}" if record.prior else ""
         stage.finish({
             **self._family("student"),
             "outcome": f"{len(trials)} trials ({counts}) · best {100 * best.metric(METRIC):.1f} % validation at "
-                       f"{show_parameters(best.parameters)}",
+                       f"{show_parameters(best.parameters)}{started}",
             "seconds": record.seconds, "trials": len(trials), **states, "winner": best.number,
             "parameters": best.parameters, "best_validation": best.metric(METRIC),
             "default_validation": record.trials[0].metric(METRIC) if record.trials[0].state == "complete" else None,
@@ -664,7 +700,8 @@ class Study:
             **_taken(stage, record),
             "outcome": f"{len(wanted)} runs on {self.config.confirm.seeds} fresh paired seeds",
             "seconds": record.seconds, "runs": len(record.trials), "seeds": self._confirm_seeds(), "rows": rows,
-            "model_parameters": _parameter_count(load_file(weights)) if weights else earlier["model_parameters"],
+            "model_parameters": _parameter_count(storage.read_weights(weights)) if weights
+            else earlier["model_parameters"],
         })
 
     def _run_teacher_logits(self, stage: Stage) -> None:
@@ -675,10 +712,10 @@ class Study:
             fits = True
             self._unpack_logits(stage)
         else:
-            fits = self._logits_fit()
+            fits = self.logits_fit
             self._compute_logits(stage, fits)
         count, images = self.config.view_count, self.splits.seen_by_student
-        size = show_bytes(self._logits_bytes())
+        size = show_bytes(self.logits_bytes)
         budget = f"{self.config.views.cache_gib:g} GiB of views.cache_gib"
         stage.finish({
             "outcome": f"{count} views × {images} images × {len(self.view_seeds)} view seeds, {size} in fp16" if fits
@@ -815,18 +852,20 @@ class Study:
 
         def stored(kind: str) -> dict[int, np.ndarray]:
             paths = {seed: folder / f"{kind}-{seed}.npy" for seed in view_seeds}
-            return {seed: np.load(path) for seed, path in paths.items() if path.exists()}
+            return {seed: storage.read_array(path) for seed, path in paths.items() if path.exists()}
 
         logits = stored("views")
         members = () if len(logits) == len(view_seeds) else self._members(self.stage("teacher").path, done["members"])
-        return Teacher(members, np.load(folder / "validation.npy"), logits, stored("unlabelled"))
+        return Teacher(members, storage.read_array(folder / "validation.npy"), logits, stored("unlabelled"))
 
     def _members(self, folder: Path, described: list[dict[str, Any]]) -> tuple[Member, ...]:
         """A teacher's models, as its done-mark describes them."""
         from trainables.task import Member
 
+        for member in described:
+            check_function(member["model"]["model"], self.config)
         return tuple(Member(ModelSettings.model_validate(member["model"]), self.config.teacher.train_settings,
-                            load_file(folder / member["weights"]),
+                            storage.read_weights(folder / member["weights"]),
                             tuple(map(tuple, member["normalised"])) if member["normalised"] else None)
                      for member in described)
 
@@ -853,12 +892,15 @@ class Study:
         views = self.config.views
         return bool(views.shift or views.flip or views.scale or views.mixup)
 
-    def _logits_bytes(self) -> int:
+    @property
+    def logits_bytes(self) -> int:
+        """Of the teacher's answers for all views, once they are kept."""
         splits = self.splits
         return 2 * len(self.view_seeds) * self.config.view_count * splits.seen_by_student * len(splits.class_names)
 
-    def _logits_fit(self) -> bool:
-        return self._logits_bytes() <= self.config.views.cache_gib * 2**30
+    @property
+    def logits_fit(self) -> bool:
+        return self.logits_bytes <= self.config.views.cache_gib * 2**30
 
     # -- finalists ----------------------------------------------------------------------------------------------------
 
@@ -967,23 +1009,31 @@ def changed(settings: Settings, exclude: tuple[str, ...] = ()) -> dict[str, Any]
     return settings.model_dump(exclude_defaults=True, exclude=set(exclude))
 
 
-def model_inputs(settings: ModelSettings) -> dict[str, Any]:
+def model_inputs(section: str, settings: ModelSettings) -> dict[str, Any]:
     """A model's settings for a fingerprint: a weights file counts by its content, wherever it lies."""
     inputs = changed(settings)
     if isinstance(settings.pretrained, str):
-        inputs["pretrained"] = hash_input(_existing(settings.pretrained, "pretrained"))
+        inputs["pretrained"] = hash_input(_existing(settings.pretrained, f"{section}.pretrained"))
     if ":" in settings.model:  # a function: its name says little, so its file counts
         from trainables import models
 
         try:
             inputs["source"] = hash_input(models.source_file(settings.model))
         except ValueError as error:
-            raise UserError(str(error)) from None
+            raise UserError(f"{section}.{error}") from None
     return inputs
 
 
+def check_function(model: str, config: StudyConfig) -> None:
+    """See whether a function that a file names as a model is one that the study's own settings name, for it will be
+    called. Raises UserError."""
+    if ":" in model and model not in (config.teacher.model, config.teacher.function):
+        raise UserError(f"the teacher's model is the function {model}, which is called only where the study says so: "
+                        f"set teacher.function = {model!r}")
+
+
 def _existing(path: str, setting: str, folder: bool = False) -> Path:
-    found = Path(path).expanduser()
+    found = Path(os.path.expanduser(path))
     if not found.exists():
         raise UserError(f"{setting}: {path} does not exist")
     if found.is_dir() != folder:
@@ -1074,10 +1124,9 @@ def _save_array(path: Path, array: np.ndarray) -> None:
 def _is_whole(path: Path) -> bool:
     """Whether an array's file is there and as long as its header says."""
     try:
-        np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
+        return isinstance(np.load(path, mmap_mode="r"), np.ndarray)
+    except Exception:
         return False
-    return True
 
 
 def _parameter_count(weights: dict[str, np.ndarray]) -> int:

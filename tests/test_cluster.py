@@ -1,8 +1,8 @@
-"""How a cluster is divided among trials."""
+"""Which cluster is used, and how it is divided among trials."""
 
 import pytest
 
-from study.cluster import share
+from study.cluster import cluster_address, share
 from study.config import ResourceSettings
 from study.errors import UserError
 
@@ -16,6 +16,9 @@ from study.errors import UserError
     ({"gpus_per_trial": 2}, [(16, 3), (16, 4)], 3, 2),
     ({"gpus_per_trial": 0}, [(4, 8)], 4, 0),
     ({"concurrent": 1}, [(16, 8)], 1, 1),
+    ({"cpus_per_trial": 4}, [(64, 0), (3, 4), (8, 4)], 2, 1),  # only the last node has both
+    ({"cpus_per_trial": 4, "gpus_per_trial": 0}, [(64, 0), (3, 4), (8, 4)], 18, 0),
+    ({"gpus_per_trial": 0.5}, [(0, 0), (3, 1), (1, 8)], 3, 0.5),  # a head that takes no work
 ])
 def test_as_many_trials_as_fit(settings, nodes, concurrent, gpus):
     given = share(ResourceSettings(**settings), nodes)
@@ -30,3 +33,28 @@ def test_as_many_trials_as_fit(settings, nodes, concurrent, gpus):
 def test_what_no_machine_can_give_is_refused_instead_of_waited_for(settings, message):
     with pytest.raises(UserError, match=message.replace(".", r"\.")):
         share(ResourceSettings(**settings), [(4, 2), (4, 2)])
+
+
+@pytest.mark.parametrize("settings", [{"cpus_per_trial": 8, "gpus_per_trial": 1}, {"cpus_per_trial": 8}])
+def test_what_no_machine_has_together_is_refused_with_what_there_is(settings):
+    """The machine with the GPUs lacks the CPUs."""
+    with pytest.raises(UserError) as refused:
+        share(ResourceSettings(**settings), [(16, 0), (4, 2), (4, 2)])
+    assert str(refused.value) == (
+        "resources.cpus_per_trial = 8 and resources.gpus_per_trial = 1 are on no machine together: there are 4 CPU + 2 "
+        "GPU, 16 CPU + 0 GPU; make one of the two smaller")
+
+
+@pytest.mark.parametrize("nodes", [[], [(0, 0)]])
+def test_a_cluster_without_cpus_is_not_ready(nodes):
+    with pytest.raises(UserError, match="the cluster has no node with CPUs; wait until"):
+        share(ResourceSettings(), nodes)
+
+
+@pytest.mark.parametrize(("given", "variable", "used"), [
+    (None, "", None), (None, "local", None), ("local", "head:6379", None), (None, "head:6379", "head:6379"),
+    ("other:6379", "head:6379", "other:6379"),
+])
+def test_the_address_is_what_is_given_or_else_what_the_environment_says(given, variable, used, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", variable)
+    assert cluster_address(given) == used

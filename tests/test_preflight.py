@@ -1,0 +1,395 @@
+"""What cannot work is said in one line before the first trial: of this machine, and of real clusters of several nodes.
+"""
+
+import contextlib
+import logging
+import os
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import fsspec
+import pytest
+from rich.console import Console
+from running import kdstudy, with_set
+
+import trainables
+from study import cluster, preflight
+from study.cli import cli
+from study.cluster import Share, connected, waiting_note, why_not_connected
+from study.config import load_study
+from study.display import Display
+from study.errors import UserError
+from study.home import Home
+from study.stages import Study, stages_of
+
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+
+
+def study_in(folder, *settings, study="digits"):
+    config = load_study(study, settings, smoke=True)
+    return Study(config, Home.of(folder), Display(Console(), stages_of(config)))
+
+
+def on(cpus, gpus):
+    return f"resources.cpus_per_trial={cpus}", f"resources.gpus_per_trial={gpus}"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """Makes folders of a few MiB."""
+    with contextlib.ExitStack() as mounted:
+        def make(name, options):
+            folder = tmp_path / name
+            folder.mkdir()
+            mount = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", folder], capture_output=True)
+            if mount.returncode:
+                pytest.skip("only root can mount a small disk")
+            mounted.callback(subprocess.run, ["umount", "-l", folder], check=True)
+            return folder
+
+        yield make
+
+
+# -- this machine ------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_leaves_nothing_behind(tmp_path):
+    preflight.check_here(study_in(tmp_path / "studies" / "mine"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_refused(tmp_path, small_disk):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=f"^{tmp_path}/file is a file, so no study can live in {tmp_path}/file/mine; "):
+        preflight.check_here(study_in(tmp_path / "file" / "mine"))
+    read_only = small_disk("read-only", "ro")
+    with pytest.raises(UserError, match=rf"^cannot write to {read_only} \(Read-only file system\); .* --dir$"):
+        preflight.check_here(study_in(read_only / "mine"))
+
+
+def test_too_little_room_is_said_with_both_sizes_and_what_takes_most(small_disk):
+    folder = small_disk("small", "size=4m")
+    with pytest.raises(UserError, match=rf"^{folder}/mine has 4 MiB free, but the study still writes about .* MiB, "
+                                        r"mostly the teacher's logits \(none with a smaller views\.cache_gib\); make "
+                                        "room, or choose another place with --dir$"):
+        preflight.check_here(study_in(folder / "mine", "views.count=30000"))
+
+
+def test_what_a_study_has_written_already_needs_no_room(tmp_path):
+    study, share = study_in(tmp_path / "mine"), Share(1, 0, 2)
+    before = preflight.room_needed(study, share)
+    teacher = study.stage("teacher").path
+    teacher.mkdir(parents=True)
+    (teacher / "model.safetensors").write_bytes(bytes(500_000))
+    after = preflight.room_needed(study, share)
+    assert sum(before.parts.values()) - sum(after.parts.values()) == 500_000
+
+
+def test_more_trials_at_a_time_need_room_for_more_checkpoints(tmp_path):
+    study = study_in(tmp_path / "mine")
+    needed = {concurrent: sum(preflight.room_needed(study, Share(1, 0, concurrent)).parts.values())
+              for concurrent in (2, 5, 500, 1000)}
+    students = 58474 * 4 * 3 * 2  # weights and two moments; the last checkpoint and the next
+    assert needed[5] - needed[2] == 3 * students
+    assert needed[1000] == needed[500]  # no more runs than there are
+
+
+def test_too_little_room_for_temporary_files_names_the_folder(tmp_path, small_disk, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(small_disk("tmp", "size=100k")))
+    with pytest.raises(UserError, match=rf"^{tmp_path}/tmp of this machine has 100 KiB free, .* or set TMPDIR "):
+        preflight.check_here(study_in(tmp_path / "mine"))
+
+
+# -- clusters that cannot be used --------------------------------------------------------------------------------------
+
+
+class Nodes:
+    """Real Ray nodes on this machine, each started by `ray start`."""
+
+    def __init__(self, folder, **environment):
+        self.folder, self._processes = folder, []
+        self._environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        self._environment |= {"RAY_TMPDIR": str(folder), "RAY_AUTH_MODE": "disabled", **environment}
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+
+    def start(self, name, cpus, gpus=0, before="", **environment):
+        """before: a shell command that changes what the node sees of the file system."""
+        where = ["--address", self.address] if self._processes else [
+            "--head", "--port", self.address.split(":")[1], "--include-dashboard", "false"]
+        command = [*RAY, "start", "--block", "--disable-usage-stats", "--node-ip-address", "127.0.0.1", "--node-name",
+                   name, "--num-cpus", str(cpus), "--num-gpus", str(gpus), *where]
+        if before:
+            command = ["unshare", "-m", "sh", "-c", f"{before} && exec {shlex.join(command)}"]
+        log = self.folder / f"{name}.log"
+        with open(log, "w") as output:
+            self._processes.append(subprocess.Popen(command, stdout=output, stderr=output,
+                                                    env=self._environment | environment))
+        deadline = time.monotonic() + 60
+        while "will now block forever" not in log.read_text():
+            assert self._processes[-1].poll() is None and time.monotonic() < deadline, log.read_text()
+            time.sleep(0.1)
+
+    def raylet(self, name):
+        """The process that takes a node's tasks."""
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                command = path.read_bytes().decode().split("\0")
+                if command[0].endswith("/raylet") and f"--node-name={name}" in command and str(self.folder) in str(
+                        command):
+                    return int(path.parent.name)
+        raise AssertionError(f"node {name} is not there")
+
+    def stop(self):
+        for process in reversed(self._processes):
+            process.terminate()
+        for process in self._processes:
+            process.wait(60)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@pytest.fixture
+def short_folder():
+    """For Ray's sockets, whose paths must be short."""
+    return Path(tempfile.mkdtemp(prefix="kd"))
+
+
+def test_a_cluster_that_wants_a_token_says_which_variables_to_set(short_folder, monkeypatch):
+    nodes = Nodes(short_folder, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="the-token-of-this-cluster")
+    try:
+        nodes.start("head", 1)
+        started = time.monotonic()
+        monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+        remedy = (r"; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN \(or RAY_AUTH_TOKEN_PATH\) to the token that it was "
+                  "started with$")
+        with pytest.raises(UserError, match=f"^the Ray cluster at {nodes.address} asks for a token{remedy}"):
+            cluster.check_connection(nodes.address)
+        monkeypatch.setenv("RAY_AUTH_MODE", "token")
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "the-token-of-another-one")
+        with pytest.raises(UserError, match=f"^the Ray cluster at {nodes.address} refuses the token in RAY_AUTH_TOKEN"
+                                            + remedy):
+            cluster.check_connection(nodes.address)
+        assert time.monotonic() - started < 30
+        monkeypatch.setenv("RAY_AUTH_TOKEN", "the-token-of-this-cluster")
+        cluster.check_connection(nodes.address)
+    finally:
+        nodes.stop()
+
+
+def test_an_address_where_no_cluster_is_does_not_hang(monkeypatch):
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 3)
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        with pytest.raises(UserError, match=f"^no Ray cluster answers at {address}; check --address or RAY_ADDRESS "):
+            cluster.check_connection(address)
+
+
+@pytest.mark.parametrize("address", ["ray://head:10001", "http://head:8265", "head", "two words:1"])
+def test_an_address_that_is_not_the_clusters_own_is_refused(address):
+    with pytest.raises(UserError, match=f"^the address '{address}' is not HOST:PORT"):
+        cluster.check_connection(address)
+
+
+def test_other_versions_on_the_cluster_are_named():
+    from ray._private.utils import check_version_info  # Ray's own words
+
+    with pytest.raises(RuntimeError) as raised:
+        check_version_info({"ray_version": "2.51.0", "python_version": "3.12.1"}, "here")
+    assert why_not_connected("head:6379", str(raised.value)).startswith(
+        "the Ray cluster at head:6379 runs Ray 2.51.0 on Python 3.12.1, this machine Ray ")
+
+
+# -- clusters of several nodes -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """What the nodes share, what the last one does not, and what it may not write."""
+    home = tmp_path_factory.mktemp("cluster")
+    for name in ("shared", "apart", "read-only"):
+        (home / name).mkdir()
+    return home
+
+
+@pytest.fixture(scope="module")
+def store():
+    """An S3 server with a bucket, as the environment that leads there."""
+    moto_server = pytest.importorskip("moto.server", reason="moto's server is not installed")
+    s3fs = pytest.importorskip("s3fs")
+    logging.getLogger("werkzeug").setLevel("ERROR")
+    server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
+    server.start()
+    endpoint = "http://{}:{}".format(*server.get_host_and_port())
+    s3fs.S3FileSystem(endpoint_url=endpoint, key="key", secret="secret").mkdir("bucket")
+    yield {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1",
+           "AWS_ENDPOINT_URL": endpoint, "AWS_MAX_ATTEMPTS": "1"}
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def nodes(folders, store):
+    """A head with 3 CPUs, a node with 2 GPUs and an older kdstudy, and, for root, one with a GPU that sees other
+    files."""
+    older = folders / "older" / "trainables"
+    shutil.copytree(Path(trainables.__file__).parent, older)
+    with open(older / "loop.py", "a") as file:
+        file.write("# as it was before\n")
+    nodes = Nodes(Path(tempfile.mkdtemp(prefix="kd")), **store)
+    try:
+        nodes.start("head", 3)
+        nodes.start("older", 1, 2, PYTHONPATH=str(older.parent))
+        if can_unshare():
+            nodes.start("apart", 2, 1, before=f"mount -t tmpfs none {folders}/apart && mount --bind -o ro "
+                                              f"{folders}/read-only {folders}/read-only",
+                        AWS_ENDPOINT_URL="http://127.0.0.1:1")
+        yield nodes
+    finally:
+        nodes.stop()
+
+
+def can_unshare():
+    return subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def ray(nodes):
+    import ray
+
+    with connected(nodes.address) as ours:
+        assert not ours
+        yield ray
+
+
+needs_unshare = pytest.mark.skipif(not can_unshare(), reason="only root can give a node other files")
+
+
+def test_a_plan_for_a_cluster_speaks_of_that_cluster(ray, nodes, folders, capsys):
+    cli(["plan", "digits", "--smoke", *with_set(on(3, 0)), "--dir", str(folders / "shared" / "mine"), "--address",
+         nodes.address], standalone_mode=False)
+    machine = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("machine"))
+    assert f"1 at a time, each 3 CPU; the cluster at {nodes.address}: " in machine and " nodes" in machine
+    assert list((folders / "shared").iterdir()) == []
+
+
+def test_a_node_with_another_kdstudy_is_found_before_the_first_trial(nodes, folders, tmp_path):
+    ran = kdstudy("run", "digits", "--smoke", *with_set(on(1, 2)), "--dir", tmp_path / "mine", cwd=tmp_path,
+                  check=False, env={**os.environ, "RAY_ADDRESS": nodes.address})
+    assert ran.returncode == 2
+    assert ran.stderr == ("kdstudy: node older has another kdstudy than this machine; install this one there too (pip "
+                          "install, from the same source)\n")
+    assert not list(tmp_path.glob("mine/*/record.jsonl"))
+
+
+@needs_unshare
+def test_a_folder_that_a_node_does_not_share_is_refused(ray, folders):
+    folder = folders / "apart" / "mine"
+    with pytest.raises(UserError, match=f"^{folder} is not shared with node apart; choose with --dir a folder on a "
+                                        "file system that all nodes share, or an object store "):
+        preflight.check_cluster(study_in(folder, *on(2, 1)))
+    assert preflight.check_cluster(study_in(folder, *on(3, 0))) == Share(3, 0, 1)  # no trial will run on that node
+    assert list((folders / "apart").iterdir()) == []
+
+
+@needs_unshare
+def test_a_folder_that_a_node_may_only_read_is_refused(ray, folders):
+    with pytest.raises(UserError, match=rf"^node apart cannot write to {folders}/read-only \(Read-only file system\)"):
+        preflight.check_cluster(study_in(folders / "read-only" / "mine", *on(2, 1)))
+    assert list((folders / "read-only").iterdir()) == []
+
+
+@needs_unshare
+def test_an_object_store_is_tried_from_every_node(ray, store, monkeypatch):
+    for name, value in store.items():
+        monkeypatch.setenv(name, value)
+    files = fsspec.get_filesystem_class("s3")
+    files.clear_instance_cache()
+    study = study_in("s3://bucket/studies/mine", *on(3, 0))
+    assert preflight.check_cluster(study) == Share(3, 0, 1)
+    with pytest.raises(UserError, match=r"^node apart cannot read s3://bucket/studies/mine \(Could not connect to the "
+                                        r"endpoint URL: .*\); mend that, or choose another place with --dir$"):
+        preflight.check_cluster(study_in("s3://bucket/studies/mine", *on(2, 1)))
+    assert files(use_listings_cache=False).find("bucket") == []
+    files.clear_instance_cache()
+
+
+def test_resources_that_no_node_has_together_are_refused(ray, tmp_path):
+    with pytest.raises(UserError, match=r"^resources\.cpus_per_trial = 3 and resources\.gpus_per_trial = 2 are on no "
+                                        r"machine together: there are 1 CPU \+ 2 GPU, "):
+        preflight.check_cluster(study_in(tmp_path / "mine", *on(3, 2)))
+
+
+def test_a_model_of_ones_own_that_a_node_cannot_import_is_refused(ray, tmp_path, monkeypatch):
+    (tmp_path / "own_net.py").write_text("import timm\n\ndef make(num_classes, in_chans, **args):\n    return "
+                                         "timm.create_model('vit_tiny_patch16_224', num_classes=num_classes, "
+                                         "in_chans=in_chans, **args)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    study = study_in(tmp_path / "mine", *on(3, 0), "student.model=own_net:make")
+    with pytest.raises(UserError, match=r"^student\.model = 'own_net:make' cannot be imported on node head \(No module "
+                                        r"named 'own_net'\); put the same files there"):
+        preflight.check_cluster(study)
+
+
+def test_resources_that_another_job_holds_are_noted(ray):
+    @ray.remote(num_cpus=1, num_gpus=2)
+    class Other:
+        def ready(self):
+            pass
+
+    given = Share(1, 2, 1)
+    assert waiting_note(given) is None
+    other = Other.remote()
+    ray.get(other.ready.remote())
+    assert waiting_note(Share(1, 0, 1)) is None
+    held = waiting_note(given)
+    ray.kill(other)
+    assert held.startswith("note: other jobs hold the cluster (") and " GPUs are free)" in held
+
+
+def test_a_node_that_does_not_answer_is_named(ray, nodes, tmp_path, monkeypatch):
+    monkeypatch.setattr(preflight, "NODE_SECONDS", 2)
+    raylet = nodes.raylet("older")
+    os.kill(raylet, signal.SIGSTOP)
+    try:
+        with pytest.raises(UserError, match=r"^node older did not answer within 2 s; "):
+            preflight.check_cluster(study_in(tmp_path / "mine", *on(1, 2)))
+    finally:
+        os.kill(raylet, signal.SIGCONT)
+
+
+# -- packages ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("there", "message"), [
+    ({"torch": "2.0.0"}, "node far has torch 2.0.0, this machine {torch}; there: pip install torch=={torch}"),
+    ({"timm": preflight.NOT_THERE}, "node far has no timm; there: pip install timm=={timm}"),
+    ({"pyarrow": preflight.NOT_THERE}, "node far has no pyarrow; there: pip install pyarrow"),
+    ({"Python": "3.9"}, "node far has Python 3.9, this machine {Python}; install the same on both"),
+    ({"kdstudy": preflight.NOT_THERE}, "node far has no kdstudy; install this one there too (pip install, from the "
+                                       "same source)"),
+])
+def test_packages_that_differ_are_named_with_what_to_install(there, message):
+    here = preflight.environment({})
+    node = cluster.Node("1", "far", 4, 0)
+    preflight.check_environment(node, dict(here), here, {})
+    with pytest.raises(UserError) as raised:
+        preflight.check_environment(node, here | there, here, {})
+    assert str(raised.value) == message.format(**here)
+
+
+def test_builds_of_the_same_torch_are_the_same(tmp_path, monkeypatch):
+    """A node with CUDA and a driver without."""
+    here = preflight.environment({})["torch"]
+    package = tmp_path / "torch.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {here}+cu999\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert preflight.environment({})["torch"] == here
