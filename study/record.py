@@ -3,6 +3,7 @@
 One JSON line per event, on the disk before the trial moves on. Everything is keyed by our own trial number.
 
     session     a driver began to work on this stage
+    prior       the finished trials of another study that a search starts from: parameters, accuracies by epoch, state
     trial       a trial was handed out: number, parameters, seeds, origin, protected, label
     report      a trial's metrics at an epoch and what was decided: continue, stop, complete or failed
     checkpoint  where a trial can be continued from
@@ -22,6 +23,7 @@ from typing import Any
 from study.errors import StudyFailedError
 from study.home import Home
 
+BEFORE_WORK = ("session", "prior", "retry")  # the time before these was nobody's
 ENDINGS = {"stop": "stopped", "complete": "complete", "failed": "failed"}
 
 
@@ -58,6 +60,8 @@ class Record:
     def __init__(self, path: Path, write: bool = True, home: Home | None = None):
         self.path, self._home = path, home or Home(path.parent)
         self.trials: dict[int, TrialState] = {}
+        self.prior: list[TrialState] = []  # of another study, numbered on their own
+        self.prior_study: str | None = None
         self.mismatches = 0
         self.seconds = 0.0  # of work, summed over the drivers that worked on it
         self._sequence = 0
@@ -84,6 +88,10 @@ class Record:
 
     def begin_session(self, **facts: Any) -> None:
         self._append({"event": "session", "host": socket.gethostname(), "pid": os.getpid(), **facts})
+
+    def add_prior(self, study: str, trials: list[dict[str, Any]]) -> None:
+        """trials: parameters, accuracies ((epoch, value) pairs) and state (complete, stopped or failed) of each."""
+        self._append({"event": "prior", "study": study, "trials": trials})
 
     def add_trial(self, trial: TrialState) -> None:
         self._append({"event": "trial", "trial": trial.number, "parameters": trial.parameters, "seed": trial.seed,
@@ -141,11 +149,20 @@ class Record:
             trial.state, trial.reason = "running", None
         elif kind == "mismatch":
             self.mismatches += 1
+        elif kind == "prior":
+            self.prior_study = event["study"]
+            self.prior = [_prior(number, trial) for number, trial in enumerate(event["trials"])]
 
     def _count_time(self, event: dict[str, Any]) -> None:
-        if event["event"] != "session":
+        if event["event"] not in BEFORE_WORK:
             self.seconds += event["time"] - self.last_time
         self.last_time = event["time"]
+
+
+def _prior(number: int, trial: dict[str, Any]) -> TrialState:
+    reports = [{"epoch": epoch, "decision": "continue", "metrics": {"validation_accuracy": value}}
+               for epoch, value in trial["accuracies"]]
+    return TrialState(number, trial["parameters"], 0, 0, "prior", reports=reports, state=trial["state"])
 
 
 def _drop_torn_line(path: Path) -> None:

@@ -4,16 +4,20 @@
 classes below it hand its decisions to Ray Tune.
 """
 
+import math
+import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Protocol
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-from optuna.trial import FrozenTrial, create_trial
+from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from scipy.stats import qmc
@@ -23,6 +27,7 @@ from study.record import Record, TrialState
 from trainables.seeds import small_seed
 
 METRIC = "validation_accuracy"
+ASKED_AGAIN = 4  # times, where TPE proposes a point that is known
 OPTUNA_STATES = {
     "complete": OptunaState.COMPLETE,
     "stopped": OptunaState.PRUNED,
@@ -51,7 +56,8 @@ class Proposer(Protocol):
 
 @dataclass(frozen=True)
 class OptunaProposer:
-    """The default point, then scrambled-Sobol points (both protected), then Optuna's TPE.
+    """The default point, then scrambled-Sobol points (both protected), then Optuna's TPE, which also knows the record's
+    prior trials.
 
     Nothing is kept between calls: a proposal is a function of (settings, trial number, record), so a search that was
     cut off goes on as it would have.
@@ -86,13 +92,37 @@ class OptunaProposer:
             return {}
         if number <= self.protected:
             return sobol_points(self.space, self.protected, small_seed(self.seed, self.arm, "sobol"))[number - 1]
+        return self._new_point(number, [*record.prior, *record.trials.values()])
+
+    def _new_point(self, number: int, known: list[TrialState]) -> dict[str, Any]:
+        """TPE's proposal. In a space of choices it comes back to points that are known: then it is asked again, and at
+        last another point drawn, as long as there are others."""
+        told, seen = frozen_trials(self.space, known), {self._key(trial.parameters) for trial in known}
+        point = self._ask(told, number)
+        for attempt in range(1, ASKED_AGAIN + 1):
+            if self._key(point) not in seen or self._is_explored(seen):
+                return point
+            point = self._ask(told, number, attempt)
+        random = np.random.default_rng(small_seed(self.seed, self.arm, "new", number))
+        while self._key(point) in seen:
+            point = {name: _from_unit(dimension, random.random()) for name, dimension in self.space.items()}
+        return point
+
+    def _ask(self, told: list[FrozenTrial], *seeds: int) -> dict[str, Any]:
         # TPE must be able to model once the protected trials are in; those still running then do not count.
         startup = max(1, self.protected + 2 - self.concurrent)
-        sampler = optuna.samplers.TPESampler(seed=small_seed(self.seed, self.arm, "tpe", number), multivariate=True,
+        sampler = optuna.samplers.TPESampler(seed=small_seed(self.seed, self.arm, "tpe", *seeds), multivariate=True,
                                              constant_liar=True, n_startup_trials=startup)
-        study = optuna.create_study(direction="maximize", sampler=sampler)
-        study.add_trials(frozen_trials(self.space, record))
+        study = optuna.create_study(storage=_Told(told), direction="maximize", sampler=sampler)
         return study.ask(distributions(self.space)).params
+
+    def _key(self, parameters: dict[str, Any]) -> tuple:
+        return tuple(parameters[name] for name in self.space)
+
+    def _is_explored(self, seen: set[tuple]) -> bool:
+        """Whether there is no point left that has not been proposed."""
+        choices = [dimension.choice for dimension in self.space.values()]
+        return None not in choices and len(seen) >= math.prod(map(len, choices))
 
 
 @dataclass(frozen=True)
@@ -154,34 +184,54 @@ def _distribution(dimension: Range) -> BaseDistribution:
     return FloatDistribution(*dimension.bounds, log=dimension.log is not None)
 
 
-def frozen_trials(space: dict[str, Range], record: Record) -> list[FrozenTrial]:
-    """The record in Optuna's words: every report an intermediate value, stopped = PRUNED, failed = FAIL."""
-    dimensions = distributions(space)
-    frozen = []
-    for trial in record.trials.values():
-        values = {report["epoch"]: report["metrics"][METRIC] for report in trial.reports
-                  if report["metrics"].get(METRIC) is not None and report["decision"] != "failed"}
-        told = trial.state in ("complete", "stopped")
-        frozen.append(create_trial(
-            state=OPTUNA_STATES[trial.state],
-            value=trial.metric(METRIC) if told else None,
-            params={name: trial.parameters[name] for name in space},
-            distributions=dimensions,
-            intermediate_values=values,
-            user_attrs={"trial": trial.number, "origin": trial.origin, "protected": trial.protected}
-            | ({"reason": trial.reason} if trial.reason else {}),
-        ))
-    return frozen
+def frozen_trials(space: dict[str, Range], trials: Iterable[TrialState]) -> list[FrozenTrial]:
+    """Trials in Optuna's words: every report an intermediate value, stopped = PRUNED, failed = FAIL."""
+    dimensions, now = distributions(space), datetime.now()
+    return [_frozen(trial, dimensions, now) for trial in trials]
+
+
+def accuracies(trial: TrialState) -> dict[int, float]:
+    """Epoch to validation accuracy, of what a trial has reported in order."""
+    return {report["epoch"]: report["metrics"][METRIC] for report in trial.reports
+            if report["metrics"].get(METRIC) is not None and report["decision"] != "failed"}
+
+
+def _frozen(trial: TrialState, dimensions: dict[str, BaseDistribution], now: datetime) -> FrozenTrial:
+    # Not by create_trial, which checks every value twice: at 1000 trials that takes as long as TPE itself.
+    return FrozenTrial(
+        number=trial.number, trial_id=trial.number, state=OPTUNA_STATES[trial.state],
+        value=trial.metric(METRIC) if trial.state in ("complete", "stopped") else None,
+        intermediate_values=accuracies(trial),
+        params={name: trial.parameters[name] for name in dimensions}, distributions=dimensions,
+        user_attrs={"trial": trial.number, "origin": trial.origin, "protected": trial.protected}
+        | ({"reason": trial.reason} if trial.reason else {}),
+        system_attrs={}, datetime_start=now, datetime_complete=None if trial.state == "running" else now,
+    )
+
+
+class _Told(optuna.storages.InMemoryStorage):
+    """A study that knows these trials, in their order. Optuna's own storages copy each of them at every ask."""
+
+    def __init__(self, trials: list[FrozenTrial]):
+        super().__init__()
+        self._told = trials
+        for number, trial in enumerate(trials, 1):
+            trial.number = number  # 0 is the trial that is asked for
+
+    def get_all_trials(self, study_id: int, deepcopy: bool = True,
+                       states: Container[OptunaState] | None = None) -> list[FrozenTrial]:
+        asked = super().get_all_trials(study_id, deepcopy, states)
+        return [*(trial for trial in self._told if states is None or trial.state in states), *asked]
 
 
 def write_optuna_file(space: dict[str, Range], record: Record, path: Path, study_name: str) -> None:
     """Write the search as a SQLite file that optuna-dashboard opens."""
-    draft = path.with_name(f".{path.name}")
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
     draft.unlink(missing_ok=True)
     storage = optuna.storages.RDBStorage(f"sqlite:///{draft}")
     study = optuna.create_study(storage=storage, study_name=study_name, direction="maximize")
     study.set_metric_names([METRIC])
-    study.add_trials(frozen_trials(space, record))
+    study.add_trials(frozen_trials(space, record.trials.values()))
     storage.remove_session()
     storage.engine.dispose()
     draft.replace(path)
@@ -230,18 +280,22 @@ class TrialBook:
     def __init__(self, record: Record, proposer: Proposer, *, epochs: int, rungs: Iterable[int] = (),
                  reduction_factor: int = 3, has_results: Callable[[TrialState], bool] | None = None,
                  on_change: Callable[[], None] | None = None):
-        self.record, self.proposer, self.epochs, self.has_results = record, proposer, epochs, has_results
-        self._settings = {"epochs": epochs, "rungs": list(rungs), "reduction_factor": reduction_factor,
-                          "has_results": has_results, "on_change": on_change}
-        self._rungs = Rungs(self._settings["rungs"], reduction_factor)
+        self.proposer, self.epochs, self.has_results = proposer, epochs, has_results
+        self.rungs, self._reduction_factor = list(rungs), reduction_factor
         self._on_change = on_change or (lambda: None)
+        self._begin(record)
+
+    def _begin(self, record: Record) -> None:
+        self.record = record
+        self._rungs = Rungs(self.rungs, self._reduction_factor)
         self._replay_rungs()
         self._unfinished = [trial.number for trial in record.trials.values() if not self.is_finished(trial)]
         self.running: set[int] = set()
+        self._begun_at: dict[int, int] = {}  # epochs that the trials had when they were handed out
 
-    def reopened(self) -> "TrialBook":
-        """The book as it is on the disk: what a new driver would start from."""
-        return TrialBook(self.record.reopened(), self.proposer, **self._settings)
+    def reopen(self) -> None:
+        """Begin from what is on the disk, as a new driver would."""
+        self._begin(self.record.reopened())
 
     def is_finished(self, trial: TrialState) -> bool:
         if trial.state == "complete" and self.has_results:
@@ -259,6 +313,7 @@ class TrialBook:
                 return None
             self.record.add_trial(trial)
         self.running.add(trial.number)
+        self._begun_at[trial.number] = trial.epoch
         self._on_change()
         return trial
 
@@ -266,6 +321,8 @@ class TrialBook:
         """Record a report and decide: continue, stop, complete or failed."""
         metrics = dict(metrics)
         epoch, failure = metrics.pop("epoch"), metrics.pop("failure", None)
+        if not failure and not math.isfinite(metrics.get(METRIC, math.nan)):
+            failure = f"{METRIC} is {metrics.get(METRIC, 'missing')} at epoch {epoch}"
         trial = self.record.trials[number]
         earlier = trial.recorded(epoch)
         if earlier is not None and not failure:
@@ -296,8 +353,17 @@ class TrialBook:
     def checkpoint(self, number: int, epoch: int, path: str) -> None:
         self.record.checkpoint(number, epoch, path)
 
+    def take_back(self, number: int) -> bool:
+        """Hand a trial whose workers died out again; False where it has got no further since it was handed out."""
+        trial = self.record.trials[number]
+        if trial.state != "running" or trial.epoch == self._begun_at[number]:
+            return False
+        self._unfinished.append(number)
+        self.running.discard(number)
+        return True
+
     def fail(self, number: int, reason: str) -> None:
-        """A trial ended without a report: its worker died too often."""
+        """A trial ended without a report."""
         if self.record.trials[number].state == "running":
             self.record.fail(number, reason)
         self.running.discard(number)
@@ -318,12 +384,8 @@ class TrialBook:
         return len(self._unfinished)
 
     @property
-    def rungs(self) -> list[int]:
-        return self._settings["rungs"]
-
-    @property
     def may_stop(self) -> bool:
-        return bool(self._settings["rungs"])
+        return bool(self.rungs)
 
     @property
     def complete(self) -> bool:

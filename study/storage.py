@@ -1,16 +1,21 @@
 """All reads and writes of a study folder: atomic files, lines that survive a power cut, one driver at a time."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from study.errors import StorageError, UserError
+import numpy as np
+from safetensors.numpy import load_file
+
+from study.errors import StorageError, StudyFailedError, UserError
 
 
 @contextlib.contextmanager
@@ -39,6 +44,46 @@ def writing(path: Path) -> Iterator[None]:
                            "it or mend that, then run the same command again") from error
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether an exception says that nothing more can be written; libraries make kinds of their own of it."""
+    said = ("No space left", "disk is full", "os error 28")
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) or any(
+        text in str(error) for text in said)
+
+
+@contextlib.contextmanager
+def full_disk_noticed(folder: Path) -> Iterator[None]:
+    """Turn a full disk, whoever meets it, into a StorageError of one line."""
+    try:
+        yield
+    except StudyFailedError:
+        raise
+    except Exception as error:
+        if not is_full(error):
+            raise
+        raise StorageError(f"cannot write to {folder}: No space left on device; what is finished is kept: make room, "
+                           "then run the same command again") from error
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove what processes that were killed had begun to write. Only for the one driver of the folder."""
+    for path in list(folder.rglob(".*")):
+        draft = re.fullmatch(r"\..+\.(\d+)(-journal)?", path.name)
+        if draft and not _is_another(int(draft[1])):  # a report may be written meanwhile
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _is_another(pid: int) -> bool:
+    """Whether there is a process of that number beside this one; in a container all may have the same."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return pid != os.getpid()
+
+
 def write_bytes(path: Path, content: bytes | memoryview) -> None:
     with written(path) as draft:
         draft.write_bytes(content)
@@ -56,8 +101,36 @@ def read_json(path: Path) -> Any | None:
     """The file's value, or None where there is no such file or it is damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
+
+
+def read_array(path: Path) -> np.ndarray:
+    """An array's file. Nothing in it is unpickled. Raises StudyFailedError where it is damaged."""
+    try:
+        array = np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise _damaged(path, error) from None
+    if not isinstance(array, np.ndarray):
+        raise _damaged(path, "it holds several arrays")
+    return array
+
+
+def read_weights(path: Path) -> dict[str, np.ndarray]:
+    """A model's weights, by name. Raises StudyFailedError where the file is damaged."""
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, why: Exception | str) -> StudyFailedError:
+    return StudyFailedError(f"{path} is damaged ({' '.join(str(why).split())[:200]}); restore it from a copy, or "
+                            f"remove {path.parent} and run the study again")
 
 
 def write_done(stage: Path, outcome: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,18 +13,24 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
+from study import storage
 from study.cluster import Share
-from study.errors import InterruptedStudyError, StudyFailedError
-from study.home import Home
+from study.errors import InterruptedStudyError, StorageError, StudyFailedError
+from study.home import TUNE, Home
 from study.search import TrialBook
 from trainables.stages import StageTrainable
 from trainables.task import Task
+from trainables.trainable import NotSavedError
 
-DRIVER_TRIES = 3
+TRIES = 3  # in a row, without getting any further
+UNFINISHED = "trials were left unfinished"
+KEPT = "what is finished is kept: mend that, then run the same command again"
 CHECKPOINT_MARK = "training.json"
 RESULT_FILES = ("model.safetensors", "test.parquet")
 REPORTED = ("epoch", "train_loss", "hard_loss", "soft_loss", "validation_accuracy", "validation_loss", "agreement",
             "lr", "images_per_second", "seconds", "failure")
+Name = tuple[str, int]  # a trial's stage and its number there
+NOWHERE = (0, "running")
 
 
 class _DriverOnly:
@@ -46,14 +53,19 @@ class Job:
 
 
 class _JobSearcher(_DriverOnly, Searcher):
-    """Asks the books for trials, the first one first. Nothing is saved: the records hold all there is."""
+    """Asks the books for trials, the first one first. Nothing is saved: the records hold all there is.
 
-    def __init__(self, jobs: list[Job], home: Home):
+    interrupted: not empty once nothing more is to begin. only_cut_off: hand out no new trials.
+    """
+
+    def __init__(self, jobs: list[Job], home: Home, interrupted: list[int], only_cut_off: bool):
         super().__init__(metric="validation_accuracy", mode="max")
-        self._jobs, self._home = jobs, home
+        self._jobs, self._home, self._interrupted, self._only_cut_off = jobs, home, interrupted, only_cut_off
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         for job in self._jobs:
+            if self._interrupted or (self._only_cut_off and not job.book.waiting):
+                continue
             trial = job.book.next()
             if trial is not None:
                 return {"stage": job.stage, "number": trial.number, "parameters": trial.parameters,
@@ -90,64 +102,172 @@ class _JobScheduler(_DriverOnly, FIFOScheduler):
         decision = book.report(trial.config["number"], report)
         return TrialScheduler.CONTINUE if decision == "continue" else TrialScheduler.STOP
 
-    def on_trial_error(self, tune_controller: Any, trial: Any) -> None:
-        self._books[trial.config["stage"]].fail(trial.config["number"], _last_line(trial))
-
 
 class _JobCallback(_DriverOnly, tune.Callback):
-    """Enters checkpoints, relative to the study's folder so that a study can be moved.
+    """Enters checkpoints, relative to the study's folder so that a study can be moved, and what Tune gives up.
 
     A last checkpoint that counts as a result is first copied out of Tune's folder to the stage's own.
     """
 
     def __init__(self, jobs: list[Job], home: Home):
         self._books, self._home = {job.stage: job.book for job in jobs}, home
+        self._problem: StudyFailedError | None = None
+        self._given_up = 0  # trials, since the last report of any
+        self.at_work: set[Name] = set()  # stage and number of the trials whose workers are up
+
+    def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self.at_work.add(_name(trial))
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+        self._given_up = 0
 
     def on_checkpoint(self, iteration: int, trials: list, trial: Any, checkpoint: tune.Checkpoint, **info: Any) -> None:
-        book, number, epoch = self._books[trial.config["stage"]], trial.config["number"], trial.last_result["epoch"]
-        path = self._home.relative(checkpoint.path)
+        try:
+            self._enter(*_name(trial), trial.last_result["epoch"], self._home.relative(checkpoint.path))
+        except StudyFailedError as error:  # Tune would log it and go on
+            self._problem = error
+
+    def on_trial_save(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        if self._problem is not None:
+            raise self._problem
+
+    def _enter(self, stage: str, number: int, epoch: int, path: str) -> None:
+        book = self._books[stage]
+        earlier, kept = book.record.trials[number].checkpoint, path
         if book.has_results and epoch == book.epochs:
-            path = self._home.keep(RESULT_FILES, path, book.record.path.parent / "runs" / f"{number:03d}")
-        book.checkpoint(number, epoch, path)
+            kept = self._home.keep(RESULT_FILES, path, book.record.path.parent / "runs" / f"{number:03d}")
+        book.checkpoint(number, epoch, kept)
+        if earlier and _run_of(earlier["path"]) and earlier["path"] != path:
+            # Of an earlier run the trial's whole folder; of this one the checkpoint that is out of date.
+            below = Path(earlier["path"]).parts[1:]
+            self._forget(*below if _run_of(earlier["path"]) == _run_of(path) else below[:2])
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """A trial has ended in order: nothing of what Tune keeps of it is needed any more."""
+        stage, number = _name(trial)
+        self.at_work.discard((stage, number))
+        self._forget(trial.storage.experiment_dir_name, trial.storage.trial_dir_name)
+        checkpoint = self._books[stage].record.trials[number].checkpoint
+        if checkpoint and _run_of(checkpoint["path"]):
+            self._forget(*Path(checkpoint["path"]).parts[1:3])
+
+    def _forget(self, *below: str) -> None:
+        """The one place that removes checkpoints while a stage runs: of 100 trials of a large model they fill a disk.
+        """
+        with contextlib.suppress(StudyFailedError):  # what stays behind goes when the stage is done
+            self._home.forget_tune(*below)
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """Tune gives a trial up: its workers died, or could not save, more often than they may."""
+        (stage, number), reason = _name(trial), _why(trial)
+        self.at_work.discard((stage, number))
+        _, not_saved, why = reason.partition(f"{NotSavedError.__name__}: ")
+        if not_saved:
+            raise StorageError(f"cannot save {stage} trial {number}: {why}; {KEPT}")
+        if self._books[stage].take_back(number):
+            return
+        self._given_up += 1
+        if self._given_up == TRIES:
+            raise StudyFailedError(f"the workers of {TRIES} trials in a row died before any trial reported, last with: "
+                                   f"{reason}; {KEPT}")
+        self._books[stage].fail(number, reason)
+
+
+def _name(trial: Any) -> Name:
+    return trial.config["stage"], trial.config["number"]
+
+
+def _run_of(checkpoint: str) -> str | None:
+    """Which of Tune's runs a checkpoint lies in; None where it has been copied out."""
+    first, run, *_ = Path(checkpoint).parts
+    return run if first == TUNE else None
 
 
 def run_trials(jobs: list[Job], home: Home, share: Share, worker_retries: int,
                trainable: type[tune.Trainable] = StageTrainable) -> None:
     """Run until all books are complete. `home` is the study's; `trainable` takes the tasks of all jobs, by stage.
 
-    An exception out of Tune becomes a resume from the records, a bounded number of times. Raises
-    InterruptedStudyError where somebody stops it.
+    An exception out of Tune becomes a resume from the records, as often as that gets any further. Where it does not,
+    the trials that were running go on one at a time, and one that still takes Ray down with it is marked failed.
+    Raises InterruptedStudyError where somebody stops it, StorageError where it cannot write, StudyFailedError where
+    Ray fails again and again and no trial is to blame.
     """
-    failures: list[str] = []
+    stuck: Counter[Name] = Counter()  # how often in a row Ray failed while a trial ran that got no further
+    in_vain = 0
     while not all(job.book.complete for job in jobs):
-        if len(failures) == DRIVER_TRIES:
-            raise StudyFailedError(f"Ray Tune failed {DRIVER_TRIES} times, last with: {failures[-1]}; what finished "
-                                   "is kept, run the same command again to go on")
-        if failures:
-            jobs = [replace(job, book=job.book.reopened()) for job in jobs]
-            for job in jobs:
-                job.book.record.begin_session(after=failures[-1])
+        before, one_by_one = _reached(jobs), max(stuck.values(), default=0) >= TRIES - 1
+        problem, at_work = _try(jobs, home, share, worker_retries, trainable, one_by_one)
+        for job in jobs:
+            job.book.reopen()
+        if all(job.book.complete for job in jobs):
+            return
+        after = _reached(jobs)
+        in_vain = in_vain + 1 if after == before else 0
+        stuck = Counter({trial: stuck[trial] + 1 for trial in at_work if after[trial] == before.get(trial, NOWHERE)}
+                        if problem else {})
+        if (one_by_one or share.concurrent == 1) and _fail_culprit(jobs, stuck, problem):
+            in_vain = 0
+        if in_vain == TRIES:
+            raise StudyFailedError(f"Ray Tune failed {TRIES} times and got no further, last with: "
+                                   f"{problem or UNFINISHED}; {KEPT}")
+        for job in jobs:
+            if not job.book.complete:
+                job.book.record.begin_session(after=problem or UNFINISHED)
+
+
+def _fail_culprit(jobs: list[Job], stuck: Counter[Name], problem: str | None) -> bool:
+    """Mark the trial failed that has been running alone whenever Ray failed; whether there is one."""
+    culprits = [trial for trial, times in stuck.items() if times >= TRIES]
+    for stage, number in culprits:
+        book = next(job.book for job in jobs if job.stage == stage)
+        book.fail(number, f"Ray failed {TRIES} times in a row while it ran: {problem}")
+    return bool(culprits)
+
+
+def _reached(jobs: list[Job]) -> dict[Name, tuple[int, str]]:
+    """How far each trial is: its last epoch and its state."""
+    return {(job.stage, trial.number): (trial.epoch, trial.state)
+            for job in jobs for trial in job.book.record.trials.values()}
+
+
+def _try(jobs: list[Job], home: Home, share: Share, worker_retries: int, trainable: type[tune.Trainable],
+         one_by_one: bool) -> tuple[str | None, set[Name]]:
+    """Let Tune run the books until it ends or fails. Returns why it failed, and which trials were at work then.
+
+    one_by_one: only trials that were cut off, one at a time.
+    """
+    callback, problem = _JobCallback(jobs, home), None
+    with _interrupts() as interrupted:
+        searcher = _JobSearcher(jobs, home, interrupted, only_cut_off=one_by_one)
+        concurrent = 1 if one_by_one else share.concurrent
         try:
-            with _interrupts() as interrupted:
-                _fit(jobs, home, share, worker_retries, trainable)
+            _fit(jobs, home, replace(share, concurrent=concurrent), worker_retries, trainable, searcher, callback)
         except Exception as error:
-            if interrupted:
-                raise InterruptedStudyError from None
-            failures.append(" ".join(str(error).split())[:200])
-            continue
-        if not all(job.book.complete for job in jobs):
-            if interrupted:
-                raise InterruptedStudyError
-            failures.append("trials were left unfinished")
+            problem = _reason(error)
+    if interrupted:
+        raise InterruptedStudyError
+    return problem, callback.at_work
 
 
-def _fit(jobs: list[Job], home: Home, share: Share, worker_retries: int, trainable: type[tune.Trainable]) -> None:
+def _reason(error: BaseException) -> str:
+    """What lies behind an exception of Tune's, in one line. Raises it where it is ours, or where a disk is full."""
+    while True:
+        if isinstance(error, StudyFailedError) or storage.is_full(error):
+            raise error
+        behind = error.__cause__ or error.__context__
+        if behind is None:
+            return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+        error = behind
+
+
+def _fit(jobs: list[Job], home: Home, share: Share, worker_retries: int, trainable: type[tune.Trainable],
+         searcher: _JobSearcher, callback: _JobCallback) -> None:
     with_tasks = tune.with_parameters(trainable, task={job.stage: job.task for job in jobs})
     storage_path, filesystem = home.tune_storage()
     tuner = tune.Tuner(
         tune.with_resources(with_tasks, {"cpu": share.cpus, "gpu": share.gpus}),
         tune_config=tune.TuneConfig(
-            search_alg=_JobSearcher(jobs, home),
+            search_alg=searcher,
             scheduler=_JobScheduler(jobs),
             num_samples=-1,
             max_concurrent_trials=share.concurrent,
@@ -159,9 +279,10 @@ def _fit(jobs: list[Job], home: Home, share: Share, worker_retries: int, trainab
             storage_path=storage_path,
             storage_filesystem=filesystem,
             failure_config=tune.FailureConfig(max_failures=worker_retries),
-            # The trainable itself says when it is to be saved.
-            checkpoint_config=tune.CheckpointConfig(num_to_keep=1, checkpoint_frequency=0, checkpoint_at_end=False),
-            callbacks=[_JobCallback(jobs, home)],
+            # The trainable itself says when it is to be saved. With num_to_keep Tune would write down the state of all
+            # trials at every checkpoint of any; so it is the callback that removes what is out of date.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+            callbacks=[callback],
             verbose=0,
         ),
     )
@@ -188,9 +309,10 @@ def _interrupts() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _last_line(trial: Any) -> str:
-    """What Tune says of a trial whose worker died: the last line, the others are its stack."""
+def _why(trial: Any) -> str:
+    """What Tune says of a trial whose worker died: the last line, the others are its stack, unless memory ran out."""
     path = Path(trial.error_file) if trial.error_file else None
     text = path.read_text(errors="replace") if path and path.exists() else str(trial.get_error() or "")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1][:300] if lines else "the worker died"
+    telling = [line for line in lines if "low on memory" in line] or lines or ["the worker died"]
+    return telling[-1][:300]

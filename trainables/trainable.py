@@ -3,6 +3,7 @@
 import math
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -11,6 +12,10 @@ from ray.tune.result import SHOULD_CHECKPOINT
 
 from trainables.loop import Training
 from trainables.task import Task, release_memory, save
+
+
+class NotSavedError(Exception):
+    """A checkpoint could not be written to where the study lives, which is no fault of the trial's."""
 
 
 class StudyTrainable(tune.Trainable):
@@ -27,16 +32,19 @@ class StudyTrainable(tune.Trainable):
         self.reset_config(config)
 
     def reset_config(self, new_config: dict) -> bool:
+        self._begin(new_config, new_config.get("checkpoint"))
+        return True
+
+    def _begin(self, config: dict, checkpoint: str | None) -> None:
         self.training: Training | None = None
         self.failure: str | None = None
         release_memory()
         try:
-            self.training = self.start(new_config)
-            if new_config.get("checkpoint") and not self._continue_from(new_config["checkpoint"]):
-                self.training = self.start(new_config)
+            self.training = self.start(config)
+            if checkpoint and not self._continue_from(checkpoint):
+                self.training = self.start(config)
         except Exception as error:
             self._note(error)
-        return True
 
     def _note(self, error: Exception) -> None:
         """Remember what went wrong, unless it has broken the device for this process: then Tune replaces the worker."""
@@ -79,8 +87,17 @@ class StudyTrainable(tune.Trainable):
         if self.training is not None:
             save(self.training, self.task, Path(checkpoint_dir))
 
+    def save(self, checkpoint_dir: str | None = None) -> Any:
+        """What Tune calls: save, and bring that to where the study lives. Raises NotSavedError."""
+        try:
+            return super().save(checkpoint_dir)
+        except Exception as error:
+            if isinstance(error, OSError) or "os error" in str(error):  # as safetensors says it
+                raise NotSavedError(describe(error)) from None
+            raise
+
     def load_checkpoint(self, checkpoint: str) -> None:
-        self.training.load(Path(checkpoint))
+        self._begin(self.config, checkpoint)
 
     def cleanup(self) -> None:
         self.training = None

@@ -1,0 +1,118 @@
+"""What a study survives. The faults themselves are in faults.py; here some are mixed, the others run with --slow."""
+
+import os
+import signal
+
+import pytest
+from faults import (
+    FAULTS,
+    Ground,
+    NotPossibleError,
+    RunningStudy,
+    Tally,
+    bad_trials,
+    cut,
+    interrupt,
+    one_line,
+    timeless,
+    trial_workers,
+    wait_until,
+)
+
+from trainables.baseline import BaselineTrainable
+from trainables.settings import ModelSettings, TrainSettings, ViewSettings
+from trainables.task import Task
+
+
+@pytest.fixture(scope="module")
+def ground(tmp_path_factory):
+    return Ground(tmp_path_factory.mktemp("faults"))
+
+
+def test_disturbed_again_and_again_a_study_ends_with_the_same_result(ground):
+    """Killed, its last line torn and its checkpoint cut short; stopped; robbed of its workers: nothing is lost."""
+    study = ground.study("resources.worker_retries=1")
+    study.order("slow")
+    driver = study.start()
+    wait_until(driver, lambda: study.reports("baseline") >= 10 and study.checkpoints())
+    study.kill(driver)
+    study.look()
+    for path in study.checkpoints():
+        cut(path / "optimizer.safetensors")
+    record = next(study.folder.glob("baseline-*/record.jsonl"))
+    record.write_bytes(record.read_bytes() + b'{"sequence": 7, "reason": "\xe2\x80')
+
+    driver = study.start()
+    wait_until(driver, lambda: any(study.folder.glob("teacher_logits-*")))
+    interrupt(driver, signal.SIGTERM)
+    assert "last report" not in study.status() and "1 running" not in study.status()
+
+    driver = study.start()
+    for _ in range(2):  # one more than a trial that gets no further may lose
+        seen = study.reports("distill")
+        wait_until(driver, lambda seen=seen: study.reports("distill") > seen)
+        for pid in trial_workers(driver.pid):
+            os.kill(pid, signal.SIGKILL)
+    refused = study.run(check=False)
+    assert refused.returncode == 2 and f"process {driver.pid}" in one_line(refused.stderr)
+    study.recall("slow")
+    assert driver.wait() == 0
+    assert_unharmed(ground, study)
+
+
+def assert_unharmed(ground: Ground, study: RunningStudy) -> None:
+    study.look()
+    tally = Tally()
+    ground.close(tally, study)
+    assert tally.clean, tally
+
+
+@pytest.fixture
+def begin(images):
+    """Makes a worker with a trial of four epochs, as Tune would."""
+    model = ModelSettings(model="vit_tiny_patch16_224", args={
+        "patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 2, "global_pool": "avg", "class_token": False})
+    training = TrainSettings(epochs=4, batch_size=12, precision="fp32")
+
+    class Worker(BaselineTrainable):
+        def setup(self, config):
+            super().setup(config, Task(images, images, 4, 8, model, training, ViewSettings(shift=1), 1))
+
+    return lambda **parameters: Worker({"parameters": parameters, "seed": 1, "view_seed": 1})
+
+
+@pytest.mark.parametrize("name", ["training.json", "model.safetensors", "optimizer.safetensors"])
+def test_a_worker_that_is_handed_a_damaged_checkpoint_begins_the_trial_anew(begin, tmp_path, name):
+    worker = begin(lr=1e-3)
+    undisturbed = [timeless(worker.step()) for _ in range(4)]
+    worker = begin(lr=1e-3)
+    worker.step()
+    worker.save_checkpoint(str(tmp_path))
+    cut(tmp_path / name)
+    worker.restore(str(tmp_path))
+    assert [timeless(worker.step()) for _ in range(4)] == undisturbed
+
+
+def test_a_trial_that_cannot_begin_says_so_whatever_it_is_handed(begin, tmp_path):
+    worker = begin(lr=1e-3)
+    worker.step()
+    worker.save_checkpoint(str(tmp_path))
+    impossible = begin(lr=1e-3, optimizer="no such optimizer")
+    impossible.restore(str(tmp_path))
+    assert "no such optimizer" in impossible.step()["failure"].lower()
+
+
+def test_trials_that_go_wrong_fail_alone_and_say_why(ground):
+    tally = bad_trials(ground, 1)
+    assert tally.clean and tally.times == 3, tally
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAULTS)
+def test_nothing_is_lost_or_done_twice(ground, name):
+    fault, times = FAULTS[name]
+    try:
+        tally = fault(ground, min(times, 3))
+    except NotPossibleError as error:
+        pytest.skip(str(error))
+    assert tally.clean and tally.times, tally
