@@ -1,12 +1,14 @@
 """The progress that a person watches: one line per finished stage, one live line for the current one."""
 
 import time
+from collections.abc import Callable
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from study.record import TrialState
 from study.search import METRIC, TrialBook
 
 PLAIN_INTERVAL = 15.0  # seconds between lines where the output is not a terminal
@@ -26,7 +28,8 @@ class Display:
         """Stages begin, one or several at once."""
         self._current, self._started, self._last_plain = stages, time.monotonic(), time.monotonic()
         self._done_before: float | None = None
-        self._text = text
+        self._moving = False
+        self._text: Callable[[], str] = lambda: text
         if self.console.is_terminal:
             # Asked for the line at every refresh, so that the clock goes on between reports.
             self._live = Live(console=self.console, refresh_per_second=4, transient=True, get_renderable=self._now)
@@ -34,14 +37,19 @@ class Display:
 
     def update(self, text: str) -> None:
         """Show where the current stage is."""
-        self._text = text
-        if not self._live and text and time.monotonic() - self._last_plain > PLAIN_INTERVAL:
-            self._last_plain = time.monotonic()
-            self.console.print(self._now(), soft_wrap=True)
+        self._show(lambda: text)
 
     def trials(self, books: list[TrialBook]) -> None:
-        """Show the progress of all trials that run now."""
-        self.update(self._describe(books))
+        """Show the progress of all trials that run now. Put into words only when it is shown: trials may be many."""
+        if not self._moving:
+            self._moving = self._fresh(books) > 0
+        self._show(lambda: self._describe(books))
+
+    def _show(self, text: Callable[[], str]) -> None:
+        self._text = text
+        if not self._live and time.monotonic() - self._last_plain > PLAIN_INTERVAL:
+            self._last_plain = time.monotonic()
+            self.console.print(self._now(), soft_wrap=True)
 
     def end(self, stage: str, outcome: str, seconds: float, reused: bool = False) -> None:
         """Leave a stage's line behind."""
@@ -71,15 +79,15 @@ class Display:
         return grid
 
     def _now(self) -> Table | Text:
-        return self._line(self._current, "…", self._text, clock(time.monotonic() - self._started))
+        return self._line(self._current, "…", self._text(), clock(time.monotonic() - self._started))
 
     def _describe(self, books: list[TrialBook]) -> str:
-        trials = [trial for book in books for trial in book.record.trials.values()]
+        trials = _trials(books)
         total, running = sum(book.total for book in books), sum(len(book.running) for book in books)
         ended = len(trials) - running - sum(book.waiting for book in books)
         counts = {state: sum(trial.state == state for trial in trials) for state in ("stopped", "failed")}
-        last = books[-1].record.trials.values()  # of a teacher and its student, the student
-        values = [trial.metric(METRIC) for trial in last if trial.metric(METRIC) is not None]
+        last = _trials(books[-1:])  # of a teacher and its student, the student
+        values = [value for trial in last if (value := trial.metric(METRIC)) is not None]
         filled = round(ended / total * BAR_WIDTH)
         parts = [f"{'━' * filled}{'╌' * (BAR_WIDTH - filled)} {ended}/{total} trials", f"{running} running"]
         parts += [f"{count} {state}" for state, count in counts.items() if count]
@@ -90,19 +98,28 @@ class Display:
     def _seconds_left(self, books: list[TrialBook]) -> float | None:
         """From the share of the work that is done; None before anything is known. A stage's epochs count by how many
         of them a full run has, so that a teacher's 20 weigh as much as a student's 300."""
-        done = sum(trial.epoch / book.epochs for book in books for trial in book.record.trials.values())
-        if self._done_before is None or done == self._done_before:
-            # Nothing has been reported yet: the clock starts with the first report, once the workers are up.
-            self._done_before, self._first_report = done, time.monotonic()
-        fresh, elapsed = done - self._done_before, time.monotonic() - self._first_report
+        fresh, elapsed = self._fresh(books), time.monotonic() - self._first_report
         if fresh <= 0 or elapsed < LEAST_SECONDS:
             return None
         return sum(_runs_left(book) for book in books) * elapsed / fresh
 
+    def _fresh(self, books: list[TrialBook]) -> float:
+        """Full runs' worth of epochs since the stages began."""
+        done = sum(trial.epoch / book.epochs for book in books for trial in _trials([book]))
+        if self._done_before is None or done == self._done_before:
+            # Nothing has been reported yet: the clock starts with the first report, once the workers are up.
+            self._done_before, self._first_report = done, time.monotonic()
+        return done - self._done_before
+
+
+def _trials(books: list[TrialBook]) -> list[TrialState]:
+    """As they are now: the terminal is drawn by a thread of its own, while trials are added."""
+    return [trial for book in books for trial in tuple(book.record.trials.values())]
+
 
 def _runs_left(book: TrialBook) -> float:
     """Full runs' worth of epochs that a book still expects."""
-    trials = book.record.trials
+    trials = dict(book.record.trials)
     ended = [trial.epoch for trial in trials.values() if trial.state != "running" and not trial.protected]
     typical = sum(ended) / len(ended) if ended else book.epochs * (0.5 if book.may_stop else 1.0)
     left = 0.0

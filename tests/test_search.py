@@ -15,11 +15,13 @@ from study.search import (
     OptunaProposer,
     Rungs,
     TrialBook,
+    distributions,
     frozen_trials,
     sobol_points,
     winner,
     write_optuna_file,
 )
+from trainables.seeds import small_seed
 
 SPACE = {"temperature": Range(log=(1, 16)), "alpha": Range(linear=(0, 1)), "lr": Range(log=(1e-4, 1e-1))}
 DEFAULT = {"temperature": 4.0, "alpha": 0.5, "lr": 1e-3}
@@ -136,7 +138,7 @@ def test_a_failed_trial_is_never_best_and_ends_at_once(tmp_path, failure):
     trials = Record(tmp_path / "r.jsonl").trials
     assert (trials[0].state, trials[0].reason) == ("failed", failure)
     assert winner(book.record).number != 0
-    told = frozen_trials(SPACE, book.record)[0]
+    told = frozen_trials(SPACE, book.record.trials.values())[0]
     assert told.state == optuna.trial.TrialState.FAIL and told.value is None
 
 
@@ -145,7 +147,7 @@ def test_a_trial_that_fails_before_its_first_report_is_told_as_failed(tmp_path):
     book.next()
     book.fail(0, "the worker died")
     assert simulate(book).complete
-    assert frozen_trials(SPACE, Record(tmp_path / "r.jsonl"))[0].state == optuna.trial.TrialState.FAIL
+    assert frozen_trials(SPACE, Record(tmp_path / "r.jsonl").trials.values())[0].state == optuna.trial.TrialState.FAIL
 
 
 def test_optuna_is_told_the_truth(tmp_path):
@@ -200,6 +202,68 @@ def test_choices_are_searched_too(tmp_path):
     assert winner(book.record).parameters["optimizer"] == "lion" and later.count("lion") > later.count("adamw")
 
 
+def by_optuna(number, trials, startup):
+    """What Optuna proposes for these trials, by its own means."""
+    sampler = optuna.samplers.TPESampler(seed=small_seed(0, "distill", "tpe", number), multivariate=True,
+                                         constant_liar=True, n_startup_trials=startup)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    states = {"complete": "COMPLETE", "stopped": "PRUNED", "failed": "FAIL", "running": "RUNNING"}
+    for trial in trials:
+        ended = trial.state in ("complete", "stopped")
+        study.add_trial(optuna.trial.create_trial(
+            state=optuna.trial.TrialState[states[trial.state]], value=trial.metric(METRIC) if ended else None,
+            params=trial.parameters, distributions=distributions(SPACE),
+            intermediate_values={report["epoch"]: report["metrics"][METRIC] for report in trial.reports
+                                 if report["decision"] != "failed"}))
+    return study.ask(distributions(SPACE)).params
+
+
+def test_proposals_are_those_of_optuna(tmp_path):
+    path = tmp_path / "r.jsonl"
+    simulate(make_book(path, proposer=proposer(concurrent=3)), slots=3, stop_after=230)
+    book = make_book(path, proposer=proposer(concurrent=3))
+    book.fail(max(number for number, trial in book.record.trials.items() if trial.state == "running"), "it died")
+    number, trials = len(book.record.trials), list(book.record.trials.values())
+    assert {trial.state for trial in trials} == {"complete", "stopped", "failed", "running"}
+    assert book.proposer(number, book.record).parameters == by_optuna(number, trials, startup=3)
+
+
+CHOICES = {"optimizer": Range(choice=("adamw", "lion", "sgd")), "batch_size": Range(choice=(32, 64, 128))}
+
+
+def run_choices(path, trials, stop_after=None, protected=0):
+    """A search among nine configurations, one of them much better, from where it is."""
+    one = OptunaProposer(CHOICES, {"optimizer": "adamw", "batch_size": 64}, trials, protected, 0, "baseline")
+    book = TrialBook(Record(path), one, epochs=1)
+    while len(book.record.trials) != stop_after and (trial := book.next()) is not None:
+        value = 0.5 + 0.3 * (trial.parameters == {"optimizer": "lion", "batch_size": 32})
+        book.report(trial.number, {"epoch": 1, METRIC: value, "validation_loss": 1.0, "train_loss": 1.0})
+    return book.record.trials
+
+
+def test_no_choice_is_run_twice_before_all_have_been(tmp_path):
+    trials = run_choices(tmp_path / "r.jsonl", 14)
+    points = [tuple(trial.parameters.values()) for trial in trials.values()]
+    assert len(set(points[:9])) == 9 and len(points) == 14
+    assert len({trial.seed for trial in trials.values()}) == 14  # the others are replicates, not the same run again
+
+
+def test_a_search_among_choices_that_was_cut_off_goes_on_as_if_nothing_had_been(tmp_path):
+    whole = run_choices(tmp_path / "whole.jsonl", 12)
+    for cut in (3, 7, None):
+        resumed = run_choices(tmp_path / "cut.jsonl", 12, stop_after=cut)
+    assert [trial.parameters for trial in resumed.values()] == [trial.parameters for trial in whole.values()]
+
+
+def test_an_extended_search_keeps_its_first_trials_and_goes_on_with_the_next_numbers(tmp_path):
+    path = tmp_path / "r.jsonl"
+    first = story(simulate(make_book(path, proposer=proposer(12))).record)
+    assert make_book(path, proposer=proposer(12)).complete
+    extended = story(simulate(make_book(path, proposer=proposer(20))).record)
+    assert list(extended) == list(range(20)) and all(extended[number] == trial for number, trial in first.items())
+    assert extended == story(simulate(make_book(tmp_path / "at_once.jsonl", proposer=proposer(20))).record)
+
+
 def test_ties_go_to_the_smaller_loss_then_to_the_earlier_trial(tmp_path):
     record = Record(tmp_path / "r.jsonl")
     for number, loss in enumerate((0.5, 0.4, 0.4)):
@@ -251,4 +315,26 @@ def test_a_run_whose_last_weights_were_not_saved_is_run_again(tmp_path):
     again.checkpoint(0, 2, "somewhere")
     assert again.complete and len(again.record.trials[0].reports) == 2
     files.clear()  # somebody deleted them
-    assert not again.complete and again.reopened().next().number == 0
+    again.reopen()
+    assert not again.complete and again.next().number == 0
+
+
+def test_a_trial_whose_workers_died_goes_on_where_it_got_further(tmp_path):
+    wanted = ListProposer((TrialState(0, {"lr": 0.1}, 1, 1, "confirm"),))
+    book = TrialBook(Record(tmp_path / "r.jsonl"), wanted, epochs=3)
+    book.next()
+    assert not book.take_back(0)
+    book.report(0, {"epoch": 1, METRIC: 0.5})
+    assert book.take_back(0) and book.next().number == 0
+    assert not book.take_back(0)  # it is where it was when it was handed out
+    book.fail(0, "the worker died")
+    assert book.complete and book.record.trials[0].reason == "the worker died"
+
+
+@pytest.mark.parametrize("accuracy", [{}, {METRIC: float("nan")}])
+def test_a_report_without_an_accuracy_ends_the_trial(tmp_path, accuracy):
+    wanted = ListProposer((TrialState(0, {"lr": 0.1}, 1, 1, "confirm"),))
+    book = TrialBook(Record(tmp_path / "r.jsonl"), wanted, epochs=3)
+    book.next()
+    assert book.report(0, {"epoch": 1, **accuracy}) == "failed"
+    assert METRIC in Record(tmp_path / "r.jsonl").trials[0].reason
