@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 from scipy import stats
 
-from analysis.results import StudyFiles
+from analysis.results import StudyFiles, read_columns
 from analysis.significance import crossed_interval
 
 ARMS = ("baseline", "distilled")
@@ -165,7 +165,7 @@ def _confidences(paths: list[Path]) -> list[tuple[np.ndarray, np.ndarray]]:
     """Per file the confidence (N,), 0 to 1, and what was right (N,) bool; none at all where one file lacks it."""
     if not all(path.exists() and "confidence" in pq.read_schema(path).names for path in paths):
         return []
-    tables = [pd.read_parquet(path, columns=["label", "prediction", "confidence"]) for path in paths]
+    tables = [read_columns(path, "label", "prediction", "confidence") for path in paths]
     return [(table["confidence"].to_numpy(np.float64), (table["label"] == table["prediction"]).to_numpy())
             for table in tables]
 

@@ -7,6 +7,7 @@ import html
 import math
 import textwrap
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import pandas as pd
@@ -313,7 +314,7 @@ def _draw_best_so_far(figure: go.Figure, panel: Panel, axes: dict[bool, dict[str
     complete = [point for point in panel.points if point.complete and point.percent is not None]
     if not complete:
         return
-    best = [max(other.percent for other in complete[:count + 1]) for count in range(len(complete))]
+    best = list(accumulate((point.percent for point in complete), max))
     figure.add_scatter(
         x=[*(point.x for point in complete), max(point.x for point in panel.points)], y=[*best, best[-1]], mode="lines",
         line={"shape": "hv", "width": 1.5, "color": COLOURS[complete[0].trial["stage"]]}, hoverinfo="skip",
@@ -329,7 +330,8 @@ def _draw_legend(figure: go.Figure, study: StudyFiles, points: list[Point], best
                 if state != "complete" and any(point.trial["ended"] == state for point in points)]
     if any(point.trial["origin"] == "default" for point in points):
         entries.append(("default", "default point", {"symbol": "diamond-open", "color": NEUTRAL}, "markers"))
-    leaders = {_leader(study, point.trial["stage"])[1].split(":")[0] for point in points} - {""}
+    stages = {point.trial["stage"] for point in points}
+    leaders = {_leader(study, stage)[1].split(":")[0] for stage in stages} - {""}
     if leaders:
         entries.append(("leader", " or ".join(sorted(leaders, reverse=True)), {"symbol": "star", "color": NEUTRAL},
                         "markers"))

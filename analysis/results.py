@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 
 CONFIRM_STAGES = ("confirm_baseline", "confirm")
 FINALIST_STAGES = ("finalists_baseline", "finalists")
@@ -174,7 +175,8 @@ class StudyFiles:
         return next(row for row in self.confirmation["rows"] if (row["arm"], row["configuration"]) == (arm, "tuned"))
 
     def answers(self, run: int, stage: str = "confirm") -> pd.DataFrame:
-        """A confirmation run's answers to the test images: label and prediction."""
+        """A confirmation run's answers to the test images: label and prediction. Raises ValueError where they are
+        missing or damaged."""
         return _answers(self.stage(stage) / "runs" / f"{run:03d}" / "test.parquet")
 
     def correct(self, run: int, stage: str = "confirm") -> np.ndarray:
@@ -189,8 +191,11 @@ class StudyFiles:
 
     def teacher_logits(self) -> np.ndarray:
         """The teacher's logits for the test images, (N, C) fp16."""
-        table = pd.read_parquet(self.stage("teacher_logits") / "test.parquet", columns=["logits"])
-        return np.stack(table["logits"].to_numpy()).astype(np.float16)
+        path = self.stage("teacher_logits") / "test.parquet"
+        try:
+            return np.stack(read_columns(path, "logits")["logits"].to_numpy()).astype(np.float16)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path} holds no logits: {error}") from None
 
     def teacher_answers(self) -> pd.DataFrame | None:
         """The teacher's answers to the test images: label and prediction; None where it has not been tested."""
@@ -217,7 +222,7 @@ class StudyFiles:
 def read_json(path: Path) -> Any | None:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, json.JSONDecodeError):
+    except (FileNotFoundError, ValueError, RecursionError):
         return None
 
 
@@ -225,12 +230,24 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = []
     if not path.exists():
         return events
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_bytes().splitlines():
         try:
             events.append(json.loads(line))
-        except json.JSONDecodeError:
+        except ValueError:
             break
     return events
+
+
+def read_columns(path: Path, *columns: str) -> pd.DataFrame:
+    """Columns of a Parquet file. Raises ValueError, with one line that names the file, where it does not hold them."""
+    try:
+        table = pq.read_table(path, columns=list(columns)).to_pandas(ignore_metadata=True)
+        whole = not table[list(columns)].isna().any(axis=None)
+    except Exception as error:  # of many kinds
+        raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
+    if not whole:
+        raise ValueError(f"{path} cannot be read: it has rows without a value")
+    return table
 
 
 def _is_failure(event: dict[str, Any]) -> bool:
@@ -238,7 +255,10 @@ def _is_failure(event: dict[str, Any]) -> bool:
 
 
 def _answers(path: Path) -> pd.DataFrame:
-    return pd.read_parquet(path, columns=["label", "prediction"])
+    table = read_columns(path, "label", "prediction")
+    if not all(pd.api.types.is_integer_dtype(kind) for kind in table.dtypes):
+        raise ValueError(f"{path} cannot be read: its labels and predictions are no whole numbers")
+    return table
 
 
 def _correct(answers: pd.DataFrame) -> np.ndarray:

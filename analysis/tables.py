@@ -224,8 +224,17 @@ def markdown(outcome: dict[str, Any]) -> str:
     """The table, the verdict and its scope."""
     lines = ["| " + " | ".join(COLUMNS) + " |",
              "|" + "|".join("---:" if column in NUMERIC else "---" for column in COLUMNS) + "|"]
-    lines += ["| " + " | ".join(cells(row)) + " |" for row in outcome["rows"]]
-    return "\n".join([*lines, "", f"**{outcome['verdict']}**", "", outcome["scope"], "", wall_time(outcome), ""])
+    lines += [_markdown_row(cells(row)) for row in outcome["rows"]]
+    return "\n".join([*lines, "", f"**{outcome['verdict']}**", "", outcome["scope"], "", plain(wall_time(outcome)), ""])
+
+
+def _markdown_row(texts: list[str]) -> str:
+    return "| " + " | ".join(map(plain, texts)) + " |"
+
+
+def plain(text: str) -> str:
+    """What Markdown shows as the text on one line: no name in it ends a cell or begins a tag."""
+    return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def wall_time(outcome: dict[str, Any]) -> str:
@@ -251,8 +260,8 @@ TAKEAWAYS_BLOCK = "takeaways"
 def takeaways(outcomes: list[dict[str, Any]]) -> str:
     """Several studies side by side, as Markdown: what learned from what, and what distillation was worth."""
     lines = ["| " + " | ".join(TAKEAWAYS) + " |", "|" + "---|" * 3 + "---:|" * 6 + "---|"]
-    lines += ["| " + " | ".join(takeaway(outcome)) + " |" for outcome in outcomes]
-    verdicts = [f"- {outcome['study']}: {outcome['verdict']}" for outcome in outcomes]
+    lines += [_markdown_row(takeaway(outcome)) for outcome in outcomes]
+    verdicts = [f"- {plain(outcome['study'])}: {outcome['verdict']}" for outcome in outcomes]
     return "\n".join([*lines, "", *verdicts, ""])
 
 
@@ -299,6 +308,7 @@ def _published(published: dict[str, Any] | None) -> str:
 def console_table(outcome: dict[str, Any]) -> Any:
     """The table for a terminal of 80 columns, as a rich renderable."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     for title in ("", "hyperparameters", "test accuracy %", "gain [95 %]"):
@@ -307,7 +317,7 @@ def console_table(outcome: dict[str, Any]) -> Any:
         spread = "" if row["test_sd"] is None else f" ± {row['test_sd']:.2f}"
         gain = "" if row["gain"] is None else f"{show_points(row['gain']['mean'])} [{_low_high(row['gain'])}]"
         name = "teacher" if row["arm"] == "teacher" else f"{row['arm']} {row['configuration']}"
-        table.add_row(name, _hyperparameters(row, 2).replace(",", ""), f"{row['test_mean']:.2f}{spread}", gain,
+        table.add_row(Text(name), _hyperparameters(row, 2).replace(",", ""), f"{row['test_mean']:.2f}{spread}", gain,
                       style="bold" if _is(row, "distilled", "tuned") else "")
     return table
 

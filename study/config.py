@@ -2,6 +2,7 @@
 
 import difflib
 import math
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,9 +12,12 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from study.errors import UserError
+from trainables.messages import one_line
 from trainables.settings import (
     DataSettings,
     FromList,
+    LearningRate,
+    Line,
     ModelSettings,
     PositiveFloat,
     PositiveInt,
@@ -24,11 +28,18 @@ from trainables.settings import (
 
 PRESETS = Path(__file__).parent / "presets"
 STUDY_FILE = "study.toml"
-Natural = Annotated[int, Field(ge=0)]
+Natural = Annotated[int, Field(ge=0, le=1_000_000)]
+Trials = Annotated[int, Field(ge=1, le=10_000)]
+Seeds = Annotated[int, Field(ge=1, le=1000)]
+LearningRates = Annotated[tuple[LearningRate, ...], Field(min_length=1, max_length=100)]
 # One value where a list is meant.
 FromOne = BeforeValidator(lambda value: (value,) if isinstance(value, str) else
                           tuple(value) if isinstance(value, list) else value)
+LONGEST_SHOWN = 80  # characters of a value in a message
+LARGEST_FILE = 2**20  # bytes of a study file
+MOST_DECADES = 15  # of a range on a logarithmic scale
 SMOKE_PIXELS = 1.2e6  # per split: what keeps a first look at 224 pixels within minutes on a CPU
+SMOKE_IMAGES = 12  # at least: few classes, each with a few images
 
 
 class Range(Settings):
@@ -36,7 +47,7 @@ class Range(Settings):
 
     log: Annotated[tuple[PositiveFloat, PositiveFloat] | None, FromList] = None
     linear: Annotated[tuple[float, float] | None, FromList] = None
-    choice: Annotated[tuple[int | float | str, ...] | None, FromList] = None
+    choice: Annotated[tuple[int | float | str, ...] | None, FromList] = Field(None, max_length=1000)
 
     @model_validator(mode="after")
     def _one_kind(self) -> "Range":
@@ -47,6 +58,10 @@ class Range(Settings):
             raise ValueError(f"needs low < high, not {list(kinds[0])}")
         if self.choice is not None and len(self.choice) < 2:
             raise ValueError("choice needs at least two values")
+        if self.choice is not None and len(set(self.choice)) < len(self.choice):
+            raise ValueError("choice names a value twice")
+        if self.log is not None and math.log10(self.log[1]) - math.log10(self.log[0]) > MOST_DECADES:
+            raise ValueError(f"log spans more than {MOST_DECADES} powers of ten")
         return self
 
     @property
@@ -68,13 +83,14 @@ class Range(Settings):
 class TeacherSettings(ModelSettings, TrainSettings):
     """The teacher: a model and how it is trained, or one or several that are trained already, or its logits."""
 
-    model: str = Field("", description="what is trained: as for the student; or give trained or logits instead")
-    trained: Annotated[tuple[str, ...] | None, FromOne] = Field(
-        None, description="folders of trained models; the logits of several are averaged", min_length=1
+    model: Line = Field("", description="what is trained: as for the student; or give trained or logits instead")
+    trained: Annotated[tuple[Line, ...] | None, FromOne] = Field(
+        None, description="folders of trained models; the logits of several are averaged", min_length=1,
+        max_length=100
     )
-    function: str | None = Field(None, description="package.module:function that a trained folder may name and call")
-    logits: str | None = Field(None, description="a file that `kdstudy logits` wrote")
-    lr: Annotated[PositiveFloat | Annotated[tuple[PositiveFloat, ...], Field(min_length=1)], FromList] = Field(
+    function: Line | None = Field(None, description="package.module:function that a trained folder may name and call")
+    logits: Line | None = Field(None, description="a file that `kdstudy logits` wrote")
+    lr: Annotated[LearningRate | LearningRates, FromList] = Field(
         3e-4, description="a list: the best on validation is kept"
     )
 
@@ -113,25 +129,32 @@ class TeacherSettings(ModelSettings, TrainSettings):
 class DefaultPoint(Settings):
     """The point that is run as it is, whatever the search finds."""
 
-    temperature: PositiveFloat = Field(4.0, description="T, which softens both in the soft loss")
+    temperature: Annotated[float, Field(ge=0.01, le=10_000)] = Field(
+        4.0, description="T, which softens both in the soft loss"
+    )
     alpha: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="weight of the soft loss")
-    lr: PositiveFloat = Field(3e-4, description="peak learning rate, of both arms")
+    lr: LearningRate = Field(3e-4, description="peak learning rate, of both arms")
 
 
 class SearchSettings(Settings):
     """What is searched and how. Ranges hold for both arms, apart from temperature and alpha."""
 
-    trials: PositiveInt = Field(20, description="of the distillation")
-    baseline_trials: PositiveInt = Field(20, description="of the baseline; search.trials does not change it")
+    trials: Trials = Field(20, description="of the distillation")
+    baseline_trials: Trials = Field(20, description="of the baseline; search.trials does not change it")
     protected: Natural = Field(8, description="Sobol points that are never stopped, besides the default point")
     baseline_protected: Natural = Field(4, description="likewise for the baseline")
     early_stopping: bool = Field(True, description="ASHA: stop trials that are behind at a rung")
-    reduction_factor: Annotated[int, Field(ge=2)] = Field(3, description="a rung keeps the best one in so many")
+    reduction_factor: Annotated[int, Field(ge=2, le=1000)] = Field(
+        3, description="a rung keeps the best one in so many"
+    )
     grace_period: PositiveInt | None = Field(
         None, description="epochs before the first rung, which is after the warm-up unless given"
     )
     report_every: PositiveInt | None = Field(None, description="epochs; a thirtieth of them unless given")
     checkpoint_every: PositiveInt | None = Field(None, description="epochs; every fifth report unless given")
+    warm_start: Line | None = Field(
+        None, description="another study's folder: TPE starts from what its searches found in the same space"
+    )
     temperature: Range | None = Field(None, description="{log = [1, 16]}, {linear = [1, 8]} or {choice = [2, 4]}")
     alpha: Range | None = Field(None, description="a range, likewise; the default point must lie in it")
     lr: Range | None = Field(None, description="a range for both arms")
@@ -149,16 +172,18 @@ class FinalistSettings(Settings):
     """A round between search and confirmation: the best configurations again on fresh seeds, by validation alone."""
 
     configurations: Natural = Field(0, description="the best so many of each arm, and the default; 0: no such round")
-    seeds: PositiveInt = Field(3, description="fresh seeds for each of them; the best mean wins")
+    seeds: Seeds = Field(3, description="fresh seeds for each of them; the best mean wins")
 
 
 class ConfirmSettings(Settings):
-    seeds: PositiveInt = Field(5, description="fresh paired seeds for every row of the table")
+    seeds: Seeds = Field(5, description="fresh paired seeds for every row of the table")
 
 
 class ResourceSettings(Settings):
     cpus_per_trial: PositiveInt = Field(1, description="cores of each trial")
-    gpus_per_trial: Annotated[float, Field(ge=0)] | None = Field(None, description="may be a fraction; 1 if there are")
+    gpus_per_trial: Annotated[float, Field(ge=0, le=1000)] | None = Field(
+        None, description="may be a fraction; 1 if there are"
+    )
     concurrent: PositiveInt | None = Field(None, description="trials at a time; as many as fit unless given")
     worker_retries: Natural = Field(3, description="how often a trial survives the death of its worker")
 
@@ -166,7 +191,7 @@ class ResourceSettings(Settings):
 class PublishedSettings(Settings):
     """What others have published for this pair, in percent; shown beside the study's own, never used."""
 
-    pair: str = Field(description="teacher → student")
+    pair: Line = Field(description="teacher → student")
     gain: float = Field(description="points")
     baseline: float | None = Field(None, description="percent")
     distilled: float | None = Field(None, description="percent")
@@ -175,10 +200,10 @@ class PublishedSettings(Settings):
 class StudyConfig(Settings):
     """A whole study."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100,
                       description="of the study's folder; that of the file unless given")
-    about: str = Field("", description="one sentence for reports and model cards")
-    seed: Natural = Field(0, description="everything random follows from it")
+    about: Line = Field("", description="one sentence for reports and model cards")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="everything random follows from it")
     data: DataSettings = DataSettings()
     views: ViewSettings = ViewSettings()
     teacher: TeacherSettings
@@ -280,7 +305,7 @@ class StudyConfig(Settings):
     def smoke(self) -> "StudyConfig":
         """The same study, every stage of it, small enough for a look: random weights, few images, few trials."""
         size = max(self.data.image_size or 0, self.teacher.image_size or 0, self.student.image_size or 0, 32)
-        limit, large = round(SMOKE_PIXELS / size**2), size > 64
+        limit, large = max(SMOKE_IMAGES, round(SMOKE_PIXELS / size**2)), size > 64
         trials = 3 if large else 6
         changes = {
             "name": f"{self.name}-smoke",
@@ -302,7 +327,7 @@ class StudyConfig(Settings):
             changes["teacher"]["batch_size"] = min(8, self.teacher.batch_size)
             changes["train"]["batch_size"] = min(8, self.train.batch_size)
             changes["search"]["batch_size"] = None
-        return StudyConfig.model_validate(_merge(self.model_dump(), changes))
+        return validate(_merge(self.model_dump(), changes))
 
     def _smoke_classes(self, most: int) -> int | tuple[str, ...] | None:
         """A few classes, so that a few images hold them all."""
@@ -333,10 +358,15 @@ def _check_dimension(name: str, dimension: Range) -> None:
         try:
             settings.model_validate({name: value})
         except ValidationError as error:
-            message = error.errors(include_url=False)[0]["msg"]
-            raise ValueError(f"search.{name} reaches {value!r}: {message[0].lower()}{message[1:]}") from None
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"search.{name} reaches {value}: should be finite")
+            raise ValueError(f"search.{name} reaches {_shown(value)}: {wording(error.errors())}") from None
+
+
+def check_parameter(name: str, value: float) -> None:
+    """See whether a parameter of the loops may have this value. Raises UserError that names its option."""
+    try:
+        DefaultPoint.model_validate({name: value})
+    except ValidationError as error:
+        raise UserError(f"--{name} = {value:g}: {wording(error.errors())}") from None
 
 
 def settings_table() -> dict[str, list[tuple[str, str, str]]]:
@@ -344,8 +374,7 @@ def settings_table() -> dict[str, list[tuple[str, str, str]]]:
     fields = StudyConfig.model_fields
     sections = {"": [(name, _default(fields[name]), fields[name].description) for name in ("name", "about", "seed")]}
     for section, field in fields.items():
-        model = next((kind for kind in (field.annotation, *getattr(field.annotation, "__args__", ()))
-                      if hasattr(kind, "model_fields")), None)
+        model = _section_model(field)
         if model is not None:
             sections[section] = [(name, _default(own), own.description or "")
                                  for name, own in model.model_fields.items()]
@@ -367,16 +396,24 @@ def load_study(study: str, overrides: tuple[str, ...] = (), smoke: bool = False)
     Raises UserError with one line that names the key and the remedy.
     """
     path = find_study(study)
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid TOML: {error}") from None
-    values.setdefault("name", path.stem)
+    values = {"name": path.stem} | _read(path)
     if smoke:  # before the overrides, which have the last word
         values = validate(values).smoke().to_values()
     for override in overrides:
         _apply_override(values, override)
     return validate(values)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a TOML file holds. Raises UserError."""
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise UserError(f"{path} is no study file: it is larger than {LARGEST_FILE >> 20} MiB")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid TOML: {one_line(error)}") from None
 
 
 def find_study(study: str) -> Path:
@@ -407,13 +444,10 @@ def validate(values: dict[str, Any]) -> StudyConfig:
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
-    parts = key.strip().split(".")
+    parts = [part.strip() for part in key.split(".")]
     if not separator or not all(parts):
         raise UserError(f"--set {override} is not of the form section.key=value, e.g. --set search.trials=40")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except (tomllib.TOMLDecodeError, KeyError):
-        value = text.strip()
+    value = _value_of(text)
     for part in parts[:-1]:
         values = values.setdefault(part, {})
         if not isinstance(values, dict):
@@ -421,11 +455,19 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     values[parts[-1]] = value
 
 
+def _value_of(text: str) -> Any:
+    """A value as TOML writes it; what is not TOML is a text without its quotes."""
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text.strip()
+    return parsed["value"] if len(parsed) == 1 else text.strip()
+
+
 def _explain(error: ValidationError) -> str:
     """The first problem as one line: the key, what is wrong, and the nearest valid name or the valid values."""
-    problem = max(error.errors(include_url=False), key=lambda problem: len(problem["loc"]))
-    location = [str(part) for part in problem["loc"] if not str(part).startswith(("function-", "tuple", "constrained"))]
-    location = [part for part in location if part not in ("float", "int", "str")]
+    problem = max(error.errors(), key=lambda problem: len(problem["loc"]))
+    location = location_of(problem)
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":
         nearest = difflib.get_close_matches(location[-1], _keys_beside(location), n=1, cutoff=0.5)
@@ -437,23 +479,83 @@ def _explain(error: ValidationError) -> str:
         return f"{'.'.join(location[:-1])} needs two values, [low, high]"
     if problem["type"] == "missing":
         return f"{key} is missing; add it to the study file or use --set {key}=…"
-    message = problem["msg"].removeprefix("Value error, ")
+    message = wording([other for other in error.errors() if location_of(other) == location])
     if problem["type"] == "model_type":
         example = "{log = [1e-4, 1e-2]}" if location[0] == "search" and len(location) > 1 else "[section]"
         message = f"must be a table such as {example}"
     if not key:
         return message
-    given = list(problem["input"]) if isinstance(problem["input"], tuple) else problem["input"]
-    shown = "" if isinstance(given, dict) else f" = {given!r}"
-    return f"{key}{shown}: {message[0].lower()}{message[1:]}"
+    shown = "" if isinstance(problem["input"], dict) else f" = {_shown(problem['input'])}"
+    return f"{key}{shown}: {message}"
+
+
+# How pydantic names the branches of a union, which are no part of a setting's name.
+BRANCHES = re.compile(r"(function-|tuple|dict\[|list\[|constrained|nullable).*|float|int|str|bool")
+
+
+def location_of(problem: dict[str, Any]) -> list[str]:
+    """The sections and the key that a problem is about."""
+    *parents, last = map(str, problem["loc"] or ("",))
+    own = [last] if problem["type"] == "extra_forbidden" or not BRANCHES.fullmatch(last) else []
+    return [part for part in (*(part for part in parents if not BRANCHES.fullmatch(part)), *own) if part]
+
+
+WORDING = {
+    "int_type": "must be a whole number", "float_type": "must be a number", "bool_type": "must be true or false",
+    "string_type": "must be a text", "string_unicode": "must be a text in UTF-8", "dict_type": "must be a table",
+    "tuple_type": "must be a list", "list_type": "must be a list", "model_type": "must be a table",
+    "missing": "is missing", "extra_forbidden": "is not known", "finite_number": "must be a finite number",
+    "literal_error": "must be {expected}", "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}", "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}", "string_too_short": "must not be empty",
+    "string_too_long": "must be at most {max_length} characters long",
+    "too_short": "must be a list of at least {min_length}", "too_long": "must be a list of at most {max_length}",
+}
+PATTERNS = {"name": "must be made of letters, digits, '.', '_' and '-', and begin with a letter or digit"}
+
+
+def wording(problems: list[dict[str, Any]]) -> str:
+    """What is wrong with a value; where it may be of several kinds, what is wrong with it as each of them."""
+    said = dict.fromkeys(map(_words_for, problems))
+    first, *others = said
+    return " or ".join([first, *(text.removeprefix("must be ") for text in others)])
+
+
+def _words_for(problem: dict[str, Any]) -> str:
+    if problem["type"] == "string_pattern_mismatch":
+        return PATTERNS.get(str(problem["loc"][-1]), "must be one line without control characters")
+    if problem["type"] in WORDING:
+        return WORDING[problem["type"]].format_map(
+            {name: _readable(limit) for name, limit in problem.get("ctx", {}).items()})
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{message[:1].lower()}{message[1:]}"
+
+
+def _readable(limit: Any) -> str:
+    """1,000,000 or 0.5, whether the limit is a whole number or not."""
+    return f"{limit:,}".removesuffix(".0") if isinstance(limit, int | float) else str(limit)
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, where a long one is cut."""
+    try:
+        text = repr(list(value) if isinstance(value, tuple) else value)
+    except (ValueError, RecursionError):  # more digits than Python writes, or nested too deep
+        return "…"
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN - 1]}…"
 
 
 def _keys_beside(location: list[str]) -> list[str]:
     model: Any = StudyConfig
     for part in location[:-1]:
-        annotation = model.model_fields[part].annotation if part in getattr(model, "model_fields", {}) else None
-        model = annotation if hasattr(annotation, "model_fields") else Range
+        model = _section_model(model.model_fields[part]) or Range
     return list(model.model_fields)
+
+
+def _section_model(field: FieldInfo) -> type[Settings] | None:
+    """The group of settings that a field holds, if it holds one."""
+    kinds = (field.annotation, *getattr(field.annotation, "__args__", ()))
+    return next((kind for kind in kinds if hasattr(kind, "model_fields")), None)
 
 
 def _merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

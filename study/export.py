@@ -1,6 +1,7 @@
 """The winner as a folder that plain timm loads: safetensors, config.json and a model card."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import torch
 from timm.models import save_for_hf
 
 from analysis.results import EXPORT_KEY_FILE, StudyFiles
-from analysis.tables import results, show_interval
+from analysis.tables import plain, results, show_interval
 from study import storage
 from study.config import StudyConfig
 from study.errors import StudyFailedError, UserError
+from study.stages import check_function
 from trainables import data, models
 from trainables.loop import Evaluator, default_device, to_device
 from trainables.models import Classifier
@@ -51,8 +53,9 @@ def export_teacher(config: StudyConfig, folder: Path, target: Path) -> float:
         raise UserError(f"the teacher of {folder} is {what}, not one model; there is nothing to export")
     (member,) = done["members"]
     weights = study.stage("teacher") / member["weights"]
+    check_function(member["model"]["model"], config)
     settings = ModelSettings.model_validate(member["model"] | {"pretrained": config.teacher.pretrained})
-    card = [f"# {done['model']}, teacher of the study {config.name}", "", config.about, ""]
+    card = [f"# {plain(done['model'])}, teacher of the study {config.name}", "", plain(config.about), ""]
     return _export(config, settings, weights, target, card, answers, {"teacher": study.stage("teacher").name},
                    normalised=member["normalised"])
 
@@ -80,7 +83,7 @@ def _export(config: StudyConfig, settings: ModelSettings, weights: Path, target:
     model = models.build(settings, classes=len(splits.class_names), channels=splits.channels, image_size=image_size,
                          normalised=tuple(map(tuple, normalised)) if normalised else None)
     models.load_weights(model, weights)
-    draft = target.with_name(f".{target.name}.draft")
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
     if models.is_function(settings.model):
         _write_plain_folder(model, settings, splits, draft)
@@ -152,11 +155,11 @@ def _student_card(config: StudyConfig, outcome: dict[str, Any], row: dict[str, A
     gain = f"{show_interval(outcome['gain'])} over the tuned baseline" if outcome["gain"] else "no interval: one seed"
     sizes = outcome["data"]
     return [
-        f"# {config.student.model}, distilled by the study {config.name}", "", config.about, "",
+        f"# {plain(config.student.model)}, distilled by the study {config.name}", "", plain(config.about), "",
         "| | |", "|---|---|",
-        f"| data | {config.data.source}: {sizes['student_train']} training images seen by the student, "
+        f"| data | {plain(config.data.source)}: {sizes['student_train']} training images seen by the student, "
         f"{sizes['train']} by the teacher; {sizes['test']} test images |",
-        f"| teacher | {config.teacher.title} |",
+        f"| teacher | {plain(config.teacher.title)} |",
         f"| hyperparameters | {shown} |",
         f"| parameters | {row['parameters']:,} |",
         f"| test accuracy over {row['seeds']} seeds | {mean} |",
@@ -172,11 +175,11 @@ def _usage(target: Path, settings: ModelSettings) -> list[str]:
         lines = [f"from {module} import {function}", "from safetensors.torch import load_file",
                  "# config.json has image size, mean and std",
                  f"model = {function}(num_classes=…, in_chans=…, **{settings.args})",
-                 f'model.load_state_dict(load_file("{target.name}/model.safetensors"))']
+                 f"model.load_state_dict(load_file({json.dumps(f'{target.name}/model.safetensors')}))"]
     else:
         lines = ["import timm",
                  "# local-dir: and where this folder lies",
-                 f'model = timm.create_model("local-dir:{target.name}", pretrained=True).eval()',
+                 f"model = timm.create_model({json.dumps(f'local-dir:{target.name}')}, pretrained=True).eval()",
                  "config = timm.data.resolve_model_data_config(model)  # image size, mean and std"]
     return ["```python", *lines, "```", "",
             f"Licence and provenance: trained by kdstudy; `{EXPORT_KEY_FILE}` names the study's stage it came from.",

@@ -29,6 +29,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from study import storage
 from study.errors import UserError
 
 if TYPE_CHECKING:
@@ -83,13 +84,21 @@ def read(path: Path, study: Study) -> LogitsFile:
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in list(file.keys())}
-    except SafetensorError as error:
+            slices = {name: file.get_slice(name) for name in list(file.keys())}
+            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+            kinds = {name: part.get_dtype() for name, part in slices.items()}
+    except (SafetensorError, OSError) as error:
         raise ValueError(f"it is no safetensors file: {error}") from None
     if metadata.get("format") != FORMAT:
         raise ValueError(f"its metadata do not say format = {FORMAT!r}; write one with `kdstudy logits STUDY OUT`")
-    for problem in _problems(study, metadata, shapes):
-        raise ValueError(problem)
+    for name, kind in kinds.items():
+        if kind not in ("I64", "I32", "F16", "F32", "F64") or kind.startswith("I") != (name == "validation"):
+            raise ValueError(f"its {name} are {kind}; logits are to be F16, and the validation predictions I64")
+    try:
+        for problem in _problems(study, metadata, shapes):
+            raise ValueError(problem)
+    except (AttributeError, RecursionError):
+        raise ValueError("its metadata are not those of a logits file") from None
     return LogitsFile(path, study.config.view_count, study.splits.validation.labels)
 
 
@@ -144,15 +153,15 @@ def write(study: Study, out: Path) -> int:
     if not done["cached"]:
         raise UserError(f"{study.folder} keeps no teacher logits: {done['outcome']}; make views.cache_gib larger")
     stage = files.stage("teacher_logits")
-    tensors = {"validation": np.load(stage / "validation.npy"), "test": files.teacher_logits()}
+    tensors = {"validation": storage.read_array(stage / "validation.npy"), "test": files.teacher_logits()}
     for seed in done["view_seeds"]:
         for kind in ("views", "unlabelled"):
             if (path := stage / f"{kind}-{seed}.npy").exists():
-                tensors[f"{kind}.{seed}"] = np.load(path)
+                tensors[f"{kind}.{seed}"] = storage.read_array(path)
     if not any(name.startswith("views.") for name in tensors):
         raise UserError(f"{study.folder} is a packed study, which leaves the teacher's logits out; write them from the "
                         "study that was packed, or run it anew with --dir")
-    metadata = {"format": FORMAT, "teacher": str(files.done("teacher")["model"]),
+    metadata = {"format": FORMAT, "teacher": (files.done("teacher") or {}).get("model", ""),
                 "classes": json.dumps(list(study.splits.class_names)), "views": json.dumps(view_settings(study)),
                 "images": json.dumps(study.image_hashes)}
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from analysis.results import CONFIRM_STAGES, StudyFiles
 from study import storage
 from study.config import STUDY_FILE
 from study.errors import UserError
+from trainables.messages import one_line
 
 STAGE_FILES = ("record.jsonl", "done.json")
 ANSWERS = ("image", "label", "prediction", "confidence")
@@ -71,7 +72,11 @@ def _pack_runs(study: StudyFiles, name: str, source: Path, target: Path) -> None
 
 def _copy_answers(source: Path, target: Path, *, logits: bool) -> None:
     columns = [*ANSWERS, *(["logits"] if logits else [])]
-    pq.write_table(pq.read_table(source, columns=columns), target, compression="zstd", compression_level=19)
+    try:
+        table = pq.read_table(source, columns=columns)
+    except Exception as error:  # of many kinds
+        raise ValueError(f"{source} cannot be read: {one_line(error)}") from None
+    pq.write_table(table, target, compression="zstd", compression_level=19)
 
 
 def _strip_record(path: Path) -> None:

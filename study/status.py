@@ -19,7 +19,7 @@ def show_status(home: Home, console: Console) -> None:
     table = Table(box=None, pad_edge=False, show_header=False)
     for name in study.planned:
         table.add_row(f"[bold]{name.replace('_', ' ')}[/bold]", *_describe(study, name, driven))
-    console.print(f"[bold]{study.description['name']}[/bold]  {home}", soft_wrap=True)
+    console.print(f"[bold]{study.description['name']}[/bold]  {escape(str(home))}", soft_wrap=True)
     console.print(table)
     for failure in _failures(study):
         console.print(failure, style="red", soft_wrap=True, markup=False)
@@ -36,6 +36,8 @@ def _describe(study: StudyFiles, name: str, driven: bool) -> tuple[str, str]:
     counts = {state: sum(trial.state == state for trial in trials)
               for state in ("complete", "stopped", "failed", "running")}
     best = max((trial.metric(METRIC) for trial in trials if trial.metric(METRIC) is not None), default=None)
+    if not driven:
+        counts["unfinished"] = counts.pop("running")
     parts = [f"{count} {state}" for state, count in counts.items() if count]
     parts += [f"best {100 * best:.1f} %"] if best is not None else []
     if not driven:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich.console import Console
-from safetensors.numpy import load_file
+from rich.markup import escape
 
 from study import storage
 from study.config import StudyConfig
@@ -56,8 +56,10 @@ def _train(study: Study, loop: str, parameters: dict[str, float], console: Conso
         training = start_distillation(task, parameters, **seeds)
     else:
         training = start(task, parameters, **seeds)
-    shown = ", ".join(f"{name} {value:g}" for name, value in parameters.items())
-    console.print(f"[bold]{loop}[/bold]  {task.model.model}, {shown}, {task.training.epochs} epochs", highlight=False)
+    shown = ", ".join(f"{name} {value if isinstance(value, str) else f'{value:g}'}"
+                      for name, value in parameters.items())
+    console.print(f"[bold]{loop}[/bold]  {escape(task.model.model)}, {shown}, {task.training.epochs} epochs",
+                  highlight=False)
     history = _run(training, task, console)
     out.mkdir(parents=True, exist_ok=True)
     save(training, task, out)
@@ -68,7 +70,7 @@ def _train(study: Study, loop: str, parameters: dict[str, float], console: Conso
     if loop == "teacher":
         storage.write_json(out / KEY_FILE, {"teacher": study.stage("teacher").path.name, **parameters})
     console.print(f"test accuracy {100 * result['test_accuracy']:.2f} % on {len(splits.test)} images · weights and "
-                  f"history in {out}", highlight=False, soft_wrap=True)
+                  f"history in {out}", highlight=False, soft_wrap=True, markup=False)
     return out
 
 
@@ -137,6 +139,6 @@ def _find_teacher(study: Study, console: Console, own_seed: bool) -> Teacher:
         with storage.StudyLock(own):
             _train(study, "teacher", {"lr": config.teacher.learning_rates[0]}, console, None, own)
         key = storage.read_json(own / KEY_FILE)
-    console.print(f"teacher: {own}, lr {key['lr']:g}", highlight=False, soft_wrap=True)
+    console.print(f"teacher: {own}, lr {key['lr']:g}", highlight=False, soft_wrap=True, markup=False)
     return Teacher((Member(config.teacher.model_settings, config.teacher.train_settings,
-                           load_file(own / "model.safetensors")),))
+                           storage.read_weights(own / "model.safetensors")),))

@@ -87,6 +87,9 @@ def check(raw: Raw, source: str) -> None:
     if len(raw.class_names) < 2:
         raise ValueError(f"{names} has {len(raw.class_names)} class; at least two are needed (an image folder has a "
                          "folder per class: name the one right above them)")
+    for name in raw.class_names:
+        if any(0xD800 <= ord(char) < 0xE000 for char in name):
+            raise ValueError(f"{names}: the name of class {name!r} is not UTF-8; rename it")
     for name, images in _given(raw).items():
         if not len(images):
             raise ValueError(f"{names}: its {name} split is empty")

@@ -6,10 +6,11 @@ import inspect
 import io
 import json
 import logging
+import math
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +22,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from timm.models import load_state_dict
 from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from trainables.messages import one_line
 from trainables.settings import ModelSettings
@@ -29,6 +31,12 @@ from trainables.settings import ModelSettings
 logging.getLogger("timm").setLevel(logging.ERROR)
 # What cannot be fetched is said once, by us, not once per retry.
 logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+# Arguments of timm.create_model that are not the model's own: some read weights that no fingerprint knows of.
+NOT_OF_THE_MODEL = ("cache_dir", "checkpoint_path", "device", "dtype", "pretrained", "pretrained_cfg",
+                    "pretrained_cfg_overlay", "pretrained_model_args")
+# Far beyond timm's largest: what has more is a slip of the key, and takes memory even where its weights take none.
+MOST_TENSORS, MOST_PARAMETERS = 10_000, 20_000_000_000
+LONGEST_SHOWN = 200  # characters of arguments in a message
 
 
 class Classifier(nn.Module):
@@ -69,9 +77,30 @@ def create_arguments(settings: ModelSettings, *, classes: int, channels: int, im
 
 def create(name: str, **arguments: Any) -> nn.Module:
     """A model with random weights: a timm model, or what the function package.module:function returns."""
-    if not is_function(name):
-        return timm.create_model(name, pretrained=False, **arguments)
-    return _function(name)(**arguments)
+    if is_function(name):
+        return _function(name)(**arguments)
+    for argument in sorted(arguments.keys() & set(NOT_OF_THE_MODEL)):
+        raise ValueError(f"{argument} is no argument of a model; to begin with trained weights set pretrained")
+    return timm.create_model(name, pretrained=False, **arguments)
+
+
+@contextlib.contextmanager
+def _within_reason() -> Iterator[None]:
+    """Raise ValueError as soon as a model that is being built is larger than any."""
+    tensors = parameters = 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        nonlocal tensors, parameters
+        tensors, parameters = tensors + 1, parameters + (0 if parameter is None else parameter.numel())
+        if tensors > MOST_TENSORS or parameters > MOST_PARAMETERS:
+            raise ValueError(f"the model would have more than {MOST_TENSORS:,} weight tensors or {MOST_PARAMETERS:,} "
+                             "parameters")
+
+    hook = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def _function(name: str) -> Callable[..., nn.Module]:
@@ -84,7 +113,7 @@ def _function(name: str) -> Callable[..., nn.Module]:
         sys.path.append(os.getcwd())
     try:
         function = getattr(importlib.import_module(module_name), function_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"model = {name!r} cannot be imported: {one_line(error)}") from None
     if not callable(function):
         raise ValueError(f"model = {name!r} is not a function")
@@ -93,7 +122,10 @@ def _function(name: str) -> Callable[..., nn.Module]:
 
 def source_file(name: str) -> Path:
     """The file that defines package.module:function. Raises ValueError where it cannot be imported."""
-    return Path(inspect.getsourcefile(sys.modules[_function(name).__module__]))
+    try:
+        return Path(inspect.getsourcefile(sys.modules[_function(name).__module__]))
+    except (TypeError, KeyError, AttributeError):
+        raise ValueError(f"model = {name!r} has no Python file that defines it") from None
 
 
 def build(settings: ModelSettings, *, classes: int, channels: int, image_size: int, seed: int = 0,
@@ -163,7 +195,7 @@ def _without_head(net: nn.Module) -> dict[str, np.ndarray]:
 
 def _read_state(path: str) -> dict[str, torch.Tensor]:
     """A state_dict from safetensors, or from a .pth that holds nothing but tensors: nothing else is unpickled."""
-    file = Path(path).expanduser()
+    file = Path(os.path.expanduser(path))
     if not file.is_file():
         raise ValueError(f"{path} {'is a folder' if file.is_dir() else 'does not exist'}")
     return load_state_dict(str(file), weights_only=True)
@@ -218,14 +250,20 @@ def read_trained(folder: Path, function: str | None = None) -> Trained:
             raise ValueError(f"its model is the function {settings.model}, which is called only where the study says "
                              f"so: set teacher.function = {settings.model!r}")
         weights = {name: tensor.numpy() for name, tensor in _read_state(str(files[0])).items()}
-        return Trained(settings, weights, tuple(own["mean"]), tuple(own["std"]),
-                       config.get("num_classes") or own["num_classes"], tuple(map(str, names)) if names else None)
+        classes = config.get("num_classes") or own["num_classes"]
+        mean, std = tuple(map(float, own["mean"])), tuple(map(float, own["std"]))
+        if not (all(map(math.isfinite, mean + std)) and min(std) > 0 and isinstance(classes, int)):
+            raise ValueError("mean, std and num_classes of its config.json are not those of a model")
+        return Trained(settings, weights, mean, std, classes, tuple(map(str, names)) if names else None)
     except Exception as error:
         raise ValueError(f"it is not a model that can be read: {one_line(error)}") from None
 
 
 def check_trained(trained: Trained, *, classes: int, channels: int, image_size: int) -> None:
     """See whether a given model is what its weights are of, and takes the images. Raises ValueError."""
+    if {len(trained.mean), len(trained.std)} != {channels}:
+        raise ValueError(f"its config.json has mean and std of {len(trained.mean)} and {len(trained.std)} channels, "
+                         f"but the images have {channels}")
     check(trained.model, classes=classes, channels=channels, image_size=image_size)
     with torch.device("meta"):
         own = build(trained.model, classes=classes, channels=channels, image_size=image_size).net.state_dict()
@@ -275,10 +313,10 @@ def check(settings: ModelSettings, *, classes: int, channels: int, image_size: i
     size = settings.image_size or image_size
     arguments = create_arguments(settings, classes=classes, channels=channels, image_size=image_size)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _within_reason():
             net = create(settings.model, **arguments)
     except Exception as error:
-        raise ValueError(f"args = {settings.args} do not suit {settings.model}: {one_line(error)}") from None
+        raise ValueError(f"args{_shown(settings.args)} do not suit {settings.model}: {one_line(error)}") from None
     if not isinstance(net, nn.Module):
         raise ValueError(f"model = {settings.model!r} returns a {type(net).__name__}, not a torch.nn.Module")
     patch = _patch_size(net)
@@ -291,12 +329,17 @@ def check(settings: ModelSettings, *, classes: int, channels: int, image_size: i
             answer = net.eval()(torch.zeros(2, arguments["in_chans"], size, size, device="meta"))
             shape = tuple(getattr(answer, "shape", ()))
     except Exception as error:
-        given = f" with args = {settings.args}" if settings.args else ""
+        given = f" with args{_shown(settings.args)}" if settings.args else ""
         raise ValueError(f"image_size = {size} does not suit {settings.model}{given}: {one_line(error)}") from None
     if shape != (2, classes):
         what = f"answers of the shape {shape}" if shape else f"a {type(answer).__name__}"
         raise ValueError(f"model = {settings.model!r} gives {what} for 2 images of {classes} classes, not "
                          f"(2, {classes}); a model must give one logit per class")
+
+
+def _shown(arguments: dict[str, Any]) -> str:
+    text = repr(arguments)
+    return f" = {text}" if len(text) <= LONGEST_SHOWN else ""
 
 
 def _check_name(name: str) -> None:
@@ -328,8 +371,11 @@ def save_weights(model: Classifier, path: Path) -> None:
 
 
 def load_weights(model: Classifier, path: Path) -> None:
-    """Read weights that `save_weights` wrote into a model built with the same settings."""
-    model.net.load_state_dict(load_file(path))
+    """Read weights that `save_weights` wrote into a model built with the same settings. Raises ValueError."""
+    try:
+        model.net.load_state_dict(load_file(path))
+    except Exception as error:  # of many kinds
+        raise ValueError(f"{path} does not hold this model's weights: {one_line(error)}") from None
 
 
 def wants_channels_last(model: nn.Module) -> bool:

@@ -57,7 +57,7 @@ def read(settings: DataSettings) -> Raw:
 def cache_folder() -> Path:
     """Where downloads and decoded images are kept: $KDSTUDY_CACHE, else kdstudy in the user's cache folder."""
     if own := os.environ.get("KDSTUDY_CACHE"):
-        return Path(own).expanduser()
+        return Path(os.path.expanduser(own))
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kdstudy"
 
 
@@ -82,10 +82,12 @@ class Place:
             except (pa.ArrowException, ValueError, OSError) as error:
                 raise ValueError(f"data.source = {source!r} cannot be opened: {one_line(error)}") from None
         else:
-            self.files_system, self.path = pafs.LocalFileSystem(), str(Path(source).expanduser().absolute())
+            self.files_system, self.path = pafs.LocalFileSystem(), str(Path(os.path.expanduser(source)).absolute())
+        if self.path in ("/", "/proc", "/sys", str(Path.home())):  # a slip, whose listing would take an hour
+            raise ValueError(f"data.source = {source!r} is not a folder of images; name the one that holds them")
         try:
             self.kind = self.files_system.get_file_info(self.path).type
-        except OSError as error:
+        except (pa.ArrowException, ValueError, OSError) as error:
             raise ValueError(f"data.source = {source!r} cannot be opened: {one_line(error)}") from None
         if self.kind == pafs.FileType.NotFound:
             import difflib
@@ -96,28 +98,53 @@ class Place:
             raise ValueError(f"data.source = {source!r} is neither a known name nor a file or folder that exists"
                              f"{looked}; {hint}; or say where the images lie with --set data.source=PATH")
 
-    @cached_property
-    def _entries(self) -> list[pafs.FileInfo]:
-        return self.files_system.get_file_info(pafs.FileSelector(self.path, recursive=True))
-
-    def _relative(self, info: pafs.FileInfo) -> str:
-        return info.path[len(self.path.rstrip("/")) + 1:]
-
-    @cached_property
+    @property
     def files(self) -> list[File]:
         """All files below, by name; hidden ones are left out."""
-        found = [File(self._relative(info), info.size, info.mtime_ns or 0) for info in self._entries if info.is_file]
-        return sorted((file for file in found if not _hidden(file.name)), key=lambda file: file.name)
+        return self._found[0]
+
+    @property
+    def folders(self) -> list[str]:
+        """All folders below, likewise."""
+        return self._found[1]
 
     @cached_property
-    def folders(self) -> list[str]:
-        names = [self._relative(info) for info in self._entries if info.type == pafs.FileType.Directory]
-        return sorted(name for name in names if not _hidden(name))
+    def _found(self) -> tuple[list[File], list[str]]:
+        local = isinstance(self.files_system, pafs.LocalFileSystem)
+        try:
+            files, folders = _walk(self.path) if local else self._list()
+        except (pa.ArrowException, ValueError, OSError) as error:
+            raise ValueError(f"data.source = {self.source!r} cannot be read: {one_line(error)}") from None
+        return sorted(files, key=lambda file: file.name), sorted(folders)
+
+    def _list(self) -> tuple[list[File], list[str]]:
+        entries = self.files_system.get_file_info(pafs.FileSelector(self.path, recursive=True))
+        named = [(info.path[len(self.path.rstrip("/")) + 1:], info) for info in entries]
+        named = [(name, info) for name, info in named if not _hidden(name)]
+        return ([File(name, info.size, info.mtime_ns or 0) for name, info in named if info.is_file],
+                [name for name, info in named if info.type == pafs.FileType.Directory])
 
     def read(self, name: str = "") -> bytes:
         path = f"{self.path.rstrip('/')}/{name}" if name else self.path
         with self.files_system.open_input_file(path) as file:
             return file.read()
+
+
+def _walk(place: str) -> tuple[list[File], list[str]]:
+    """Files and folders below a local folder. A link that leads back to a folder it lies in is not followed."""
+    files, folders, pending = [], [], [("", (os.path.realpath(place),))]
+    while pending:
+        folder, above = pending.pop()
+        for entry in os.scandir(os.path.join(place, folder)):
+            name = f"{folder}/{entry.name}" if folder else entry.name
+            if _hidden(entry.name):
+                continue
+            if entry.is_file():
+                files.append(File(name, entry.stat().st_size, entry.stat().st_mtime_ns))
+            elif entry.is_dir() and (real := os.path.realpath(entry.path)) not in above:
+                folders.append(name)
+                pending.append((name, (*above, real)))
+    return files, folders
 
 
 def _with_time_limit(source: str) -> str:
@@ -215,7 +242,10 @@ def _torchvision_images(part: object) -> ImageSet:
 def _arrays(place: Place) -> Raw:
     """A .npz file: images and labels, or train_images, train_labels, val_images, …; class_names may be there."""
     where = f"data.source = {place.source!r}"
-    content = place.read()
+    try:
+        content = place.read()
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{where} cannot be read: {one_line(error)}") from None
     if not content.startswith(b"PK"):
         raise ValueError(f"{where} is not a .npz file; numpy.savez writes one")
     try:
@@ -234,8 +264,10 @@ def _arrays(place: Place) -> Raw:
                          f"{', '.join(arrays) or 'none'}")
     count = max(int(images.labels.max(initial=-1)) for images in found.values()) + 1
     _check_count(count, where)
-    names = tuple(map(str, arrays["class_names"])) if "class_names" in arrays else tuple(map(str, range(count)))
-    return Raw(names, found["train"], found.get("validation"), found.get("test"))
+    names = arrays.get("class_names", np.arange(count))
+    if names.ndim != 1:
+        raise ValueError(f"{where}: class_names have the shape {names.shape}; they must be a list")
+    return Raw(tuple(map(str, names)), found["train"], found.get("validation"), found.get("test"))
 
 
 def _check_count(largest: int, where: str) -> None:
@@ -250,7 +282,7 @@ def _checked_arrays(images: np.ndarray, labels: np.ndarray, where: str) -> Image
         images = images[:, None]
     elif images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3):
         images = images.transpose(0, 3, 1, 2)
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape[2:]:
         raise ValueError(f"{where}images have the shape {images.shape}; they must be (N, H, W), (N, H, W, C) or "
                          "(N, C, H, W) with 1 or 3 channels")
     if labels.ndim == 2 and labels.shape[1] == 1:
@@ -269,6 +301,8 @@ def _at_stored_size(raw: Raw, settings: DataSettings) -> Raw:
     size = _stored_size(sizes, settings)
     if size is None:
         return raw
+    _check_memory(sum(len(images) for images in parts) * raw.train.images.shape[1] * size**2,
+                  f"data.source = {settings.source!r}")
 
     def shrink(images: ImageSet | None) -> ImageSet | None:
         if images is None:
@@ -503,12 +537,16 @@ def _split_of(name: str) -> str | None:
 
 
 def _image_column(schema: pa.Schema, where: str) -> str:
-    columns = [field.name for field in schema
-               if pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0]
+    columns = [field.name for field in schema if pa.types.is_struct(field.type) and _holds_bytes(field.type)]
     if len(columns) != 1:
         raise ValueError(f"{where}: needs one image column, a struct with bytes; it has "
                          f"{', '.join(columns) or 'none'} among {', '.join(schema.names)}")
     return columns[0]
+
+
+def _holds_bytes(kind: pa.StructType) -> bool:
+    index = kind.get_field_index("bytes")
+    return index >= 0 and (pa.types.is_binary(kind[index].type) or pa.types.is_large_binary(kind[index].type))
 
 
 def _label_column(schema: pa.Schema, settings: DataSettings, where: str) -> str:
@@ -543,14 +581,8 @@ def _class_names(tables: dict[str, list[tuple[str, pa.Table]]], column: str, whe
                 raise ValueError(f"{where}: the classes of train and {split} differ: "
                                  f"{_some(sorted(found ^ words['train']))}")
         return tuple(sorted(words["train"]))
-    metadata = json.loads((every[0].schema.metadata or {}).get(b"huggingface", b"{}"))
-    features = metadata.get("info", {}).get("features", {})
-    described = features.get(column) if isinstance(features, dict) else None
-    names = described.get("names") if isinstance(described, dict) else None
-    if isinstance(names, dict):
-        names = list(names.values())
-    if names:
-        return tuple(map(str, names))
+    if names := _described_names(every[0].schema, column):
+        return names
     values = sorted(set().union(*(table[column].unique().to_pylist() for table in every)) - {None})
     _check_count(max(values, default=0), where)
     for name_column in (f"{column}_name", *NAME_COLUMNS):
@@ -561,6 +593,18 @@ def _class_names(tables: dict[str, list[tuple[str, pa.Table]]], column: str, whe
                 by_label = dict(pairs)
                 return tuple(str(by_label.get(label, label)) for label in range(max(values) + 1))
     return tuple(map(str, range(max(values, default=-1) + 1)))
+
+
+def _described_names(schema: pa.Schema, column: str) -> tuple[str, ...]:
+    """What Hugging Face's metadata say that the labels stand for; empty where they say nothing."""
+    try:
+        metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        names = metadata["info"]["features"][column]["names"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ()
+    if isinstance(names, dict):
+        names = list(names.values())
+    return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
 def _labels(name: str, column: pa.ChunkedArray, names: tuple[str, ...], where: str) -> np.ndarray:
