@@ -156,7 +156,10 @@ def report(studies: tuple[str, ...], place: str | None, readme: Path | None, ima
         _print_results(console, home)
         if images:
             _write_images(console, folder, images)
-        home.publish(folder / "results")
+        try:
+            home.publish(folder / "results")
+        except StudyFailedError as error:  # the page is here all the same
+            console.print(f"note: {error}", soft_wrap=True, markup=False)
     if len(outcomes) > 1:
         console.print(f"\n{tables.takeaways(outcomes)}", soft_wrap=True, markup=False)
         compare = compare or Path("comparison.html")
@@ -343,12 +346,16 @@ def _resolve(study: str, overrides: tuple[str, ...], place: str | None,
     from study import schema
 
     config, home = _locate(study, overrides, place, smoke)
+    if place is not None:
+        home.refresh()
     schema.check(home.folder)
     return config, home
 
 
 def _locate(study: str, overrides: tuple[str, ...], place: str | None,
             smoke: bool = False) -> tuple[StudyConfig, Home]:
+    if "" in (study, place):
+        raise UserError(f"{'--dir' if study else 'STUDY'} is empty; name a study folder, or leave it out")
     own = Home.of(study)
     if own.uri is not None:
         own.refresh()
@@ -424,14 +431,25 @@ def _stoppable(place: str) -> Iterator[None]:
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
-    earlier = signal.signal(signal.SIGTERM, interrupt)
+    def again(lost: Any) -> None:
+        """What is raised while an object is deleted goes no further than that: a moment later it may."""
+        if lost.exc_type is KeyboardInterrupt:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+        else:
+            sys.__unraisablehook__(lost)
+
+    earlier = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGALRM)}
+    sys.unraisablehook = again
     try:
         yield
     except (InterruptedStudyError, KeyboardInterrupt):
         raise InterruptedStudyError(f"stopped; what is finished is kept in {place}. Run the same command again to go on"
                                     ) from None
     finally:
-        signal.signal(signal.SIGTERM, earlier)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = sys.__unraisablehook__
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
 
 
 def main() -> None:

@@ -466,7 +466,8 @@ def _value_of(text: str) -> Any:
 
 def _explain(error: ValidationError) -> str:
     """The first problem as one line: the key, what is wrong, and the nearest valid name or the valid values."""
-    problem = max(error.errors(), key=lambda problem: len(problem["loc"]))
+    # The innermost; of a misspelt name and the one that is then missing, the misspelt.
+    problem = max(error.errors(), key=lambda problem: (len(problem["loc"]), problem["type"] == "extra_forbidden"))
     location = location_of(problem)
     key = ".".join(location)
     if problem["type"] == "extra_forbidden":

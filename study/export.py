@@ -80,8 +80,11 @@ def _export(config: StudyConfig, settings: ModelSettings, weights: Path, target:
     _check_images(config, splits, answers)
     correct = (answers["label"] == answers["prediction"]).to_numpy()
     image_size = config.data.image_size or splits.image_size
-    model = models.build(settings, classes=len(splits.class_names), channels=splits.channels, image_size=image_size,
-                         normalised=tuple(map(tuple, normalised)) if normalised else None)
+    shape = {"classes": len(splits.class_names), "channels": splits.channels, "image_size": image_size}
+    models.check(settings, **shape)
+    if normalised:
+        models.check_normalisation(*normalised, splits.channels)
+    model = models.build(settings, **shape, normalised=tuple(map(tuple, normalised)) if normalised else None)
     models.load_weights(model, weights)
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)

@@ -32,6 +32,7 @@ RECORD, PARTS = "record.jsonl", "record.parts"
 BASE = ".record.base"  # the copy's names for what its record is put together from
 LOCAL_PARTS = ".record.parts"
 KNOWN = ".remote.json"
+FETCHING = ".fetching"  # held by whoever brings the copy up to date
 TUNE = ".tune"
 COMPACT_AFTER = 500  # events, so that a reader does not have to fetch thousands of objects
 NEEDED_TO_READ = (".toml", ".json", ".jsonl", ".parquet", ".csv", ".md")
@@ -51,17 +52,21 @@ class Home:
 
     @classmethod
     def of(cls, place: "str | Path | Home") -> "Home":
-        """The home at a path or a URI. `file://` is a path."""
+        """The home at a path or a URI. `file://` is a path; the path of a copy stands for what it is a copy of."""
         if isinstance(place, Home):
             return place
         text = str(place)
         if "://" not in text:
-            return cls(Path(text))
+            known = storage.read_json(Path(text) / KNOWN)
+            return cls(Path(text), known["uri"] if isinstance(known, dict) and "uri" in known else None)
         if text.startswith("file://"):
-            return cls(Path(unquote(urlsplit(text).path)))
+            try:
+                return cls(Path(unquote(urlsplit(text).path)))
+            except ValueError as error:
+                raise UserError(f"{text} is no URI: {error}") from None
         uri = text.rstrip("/")
-        parent, name = uri.rsplit("/", 1)
-        if not name or parent.endswith((":/", ":")):
+        parent, _, name = uri.rpartition("/")
+        if not parent or parent.endswith((":/", ":")) or name in (".", ".."):
             raise UserError(f"{text} names no folder in it; choose one, as in {uri}/studies/mine")
         return cls(_copies_of(parent) / name, uri)
 
@@ -78,6 +83,8 @@ class Home:
             if self.uri is not None:
                 with self._reached(UserError):
                     self._lease = held.enter_context(Lease(self._files, f"{self._root}/.lease", str(self)))
+                with storage.waited_for(self.folder / FETCHING):
+                    self._fetch(everything=True)
             yield
 
     def is_driven(self) -> bool:
@@ -119,6 +126,9 @@ class Home:
         except (UserError, StorageError):
             raise
         except Exception as error:
+            if storage.is_full(error) or str(getattr(error, "filename", None) or "").startswith(str(self.folder)):
+                with storage.writing(self.folder):  # this machine's copy is what cannot be written
+                    raise
             reason = " ".join(str(error).split())[:200] or type(error).__name__
             raise kind(f"cannot reach {self.uri}: {reason}; see that it exists and that this machine may write there, "
                        "then run the same command again") from error
@@ -129,10 +139,11 @@ class Home:
     @cached_property
     def _known(self) -> dict[str, list[Any]]:
         """Per file that is the same here and there: the object's tag, and the local size and time of change."""
-        return storage.read_json(self.folder / KNOWN) or {}
+        known = storage.read_json(self.folder / KNOWN)
+        return known["objects"] if isinstance(known, dict) and known.get("uri") == self.uri else {}
 
     def _keep_known(self) -> None:
-        storage.write_json(self.folder / KNOWN, self._known)
+        storage.write_json(self.folder / KNOWN, {"uri": self.uri, "objects": self._known})
 
     def _note(self, name: str, info: dict[str, Any], local: Path) -> None:
         status = local.stat()
@@ -149,36 +160,49 @@ class Home:
     # -- from there to here -------------------------------------------------------------------------------------------
 
     def refresh(self, everything: bool = False) -> None:
-        """Bring the copy up to date for a reader. A driver on this machine keeps it so by itself."""
-        if self.uri is None:
-            return
-        with storage.try_lock(self.folder) as free:
-            if free:
-                self.fetch(everything)
+        """Bring the copy up to date for a reader. A driver on this machine keeps it so by itself.
 
-    def fetch(self, everything: bool = True) -> None:
-        """Bring the copy up to date; everything: also what only training and export need.
-
-        Raises UserError where the URI cannot be read.
+        everything: also what only training and export need. Raises UserError where the URI cannot be read.
         """
         if self.uri is None:
             return
+        with storage.waited_for(self.folder / FETCHING):
+            if not storage.is_locked(self.folder):
+                self._fetch(everything)
+
+    def _fetch(self, everything: bool) -> None:
         with self._reached(UserError):
-            found = self._list(self._root)
-            wanted = {name: info for name, info in found.items() if everything or name.endswith(NEEDED_TO_READ)}
-            self._download({name: info for name, info in wanted.items()
-                            if not self._is_noted(name, self._local(name), info)})
+            try:
+                found = self._download_wanted(everything)
+            except FileNotFoundError:  # a driver elsewhere has made one file of a record's events meanwhile
+                found = self._download_wanted(everything)
         self._forget_what_is_gone(set(found))
         for stage in {path.parent for pattern in (BASE, LOCAL_PARTS) for path in self.folder.glob(f"*/{pattern}")}:
             _assemble_record(stage)
+
+    def _download_wanted(self, everything: bool) -> dict[str, dict[str, Any]]:
+        found = self._list_all()
+        self._download({name: info for name, info in found.items() if everything or name.endswith(NEEDED_TO_READ)})
+        return found
+
+    def _list_all(self) -> dict[str, dict[str, Any]]:
+        """All objects of the study but the hidden ones; those of Tune are many, so they are not even listed."""
+        try:
+            top = self._files.ls(self._root, detail=True)
+        except FileNotFoundError:
+            return {}
+        found = {}
+        for info in top:
+            name = info["name"].rstrip("/").rsplit("/", 1)[-1]
+            if not storage.is_hidden(Path(name)):
+                found |= self._list(info["name"]) if info["type"] == "directory" else {name: info}
+        return found
 
     def _list(self, remote: str) -> dict[str, dict[str, Any]]:
         """The objects below a remote path by their names relative to the root, without what is hidden."""
         try:
             found = self._files.find(remote, detail=True)
         except FileNotFoundError:
-            if remote == self._root:
-                raise
             return {}
         names = {name.removeprefix(self._root).lstrip("/"): info for name, info in found.items()}
         return {name: info for name, info in names.items() if name and not storage.is_hidden(Path(name))}
@@ -191,6 +215,8 @@ class Home:
         return path.parent.with_name(LOCAL_PARTS) / path.name if path.parent.name == PARTS else path
 
     def _download(self, objects: dict[str, dict[str, Any]]) -> None:
+        """Fetch those of the objects that are not here as they are there."""
+        objects = {name: info for name, info in objects.items() if not self._is_noted(name, self._local(name), info)}
         if not objects:
             return
         targets = {name: self._local(name) for name in objects}
@@ -204,13 +230,17 @@ class Home:
         self._keep_known()
 
     def _forget_what_is_gone(self, found: set[str]) -> None:
+        """Remove what is not there. What never was may be somebody's work in progress: only the driver knows better,
+        but for what `kdstudy train` makes beside it."""
         kept = {self._local(name) for name in found} | {self._local(name).with_name(RECORD) for name in found
                                                         if name.endswith(f"/{RECORD}")}
         kept |= {self.folder / Path(name).parent.parent / RECORD for name in found if f"/{PARTS}/" in name}
         for path in self.folder.rglob("*"):
             inside = path.relative_to(self.folder)
             ours = not storage.is_hidden(inside) or path.name == BASE or path.parent.name == LOCAL_PARTS
-            if path.is_file() and ours and path not in kept:
+            result = path.name != RECORD and not storage.is_hidden(inside)
+            progress = inside.parts[0] == "train" if self._lease else result
+            if path.is_file() and ours and path not in kept and (not progress or inside.as_posix() in self._known):
                 path.unlink()
         gone = set(self._known) - found
         for name in gone:
@@ -220,23 +250,30 @@ class Home:
 
     def neighbours(self, stage: str) -> list[Path]:
         """The folders of a stage in the studies beside this one that have done it; copies are brought up to date."""
-        if self.uri is not None:
-            parent = self._root.rsplit("/", 1)[0]
-            with self._reached():
-                marks = self._files.glob(f"{parent}/*/{stage}/done.json")
-            for mark in marks:
-                name = mark.split("/")[-3]
-                if name != self.folder.name:
-                    Home(self.folder.parent / name, f"{self.uri.rsplit('/', 1)[0]}/{name}")._refresh_stage(stage)
+        for name in self._siblings:
+            Home(self.folder.parent / name, f"{self.uri.rsplit('/', 1)[0]}/{name}")._refresh_stage(stage)
         return [path for path in sorted(self.folder.parent.glob(f"*/{stage}")) if path.parent != self.folder]
 
+    @cached_property
+    def _siblings(self) -> list[str]:
+        """What lies beside this study at its URI, as far as this machine may look there."""
+        if self.uri is None:
+            return []
+        try:
+            beside = self._files.ls(self._root.rsplit("/", 1)[0], detail=True)
+        except Exception:
+            return []
+        names = [info["name"].rstrip("/").rsplit("/", 1)[-1] for info in beside if info["type"] == "directory"]
+        return [name for name in names if name != self.folder.name]
+
     def _refresh_stage(self, stage: str) -> None:
-        with storage.try_lock(self.folder) as free, self._reached():
-            if free:
-                found = self._list(f"{self._root}/{stage}")
-                self._download({name: info for name, info in found.items()
-                                if not self._is_noted(name, self._local(name), info)})
-                _assemble_record(self.folder / stage)
+        """Bring a stage that is done there to the copy, as far as this machine may read it."""
+        with contextlib.suppress(StorageError), self._reached():
+            if self._files.exists(f"{self._root}/{stage}/done.json"):
+                with storage.waited_for(self.folder / FETCHING):
+                    if not storage.is_locked(self.folder):
+                        self._download(self._list(f"{self._root}/{stage}"))
+                        _assemble_record(self.folder / stage)
 
     # -- from here to there -------------------------------------------------------------------------------------------
 
@@ -297,7 +334,8 @@ class Home:
 
     def _check_lease(self) -> None:
         if self._lease is not None:
-            self._lease.check()
+            with self._reached():
+                self._lease.check()
 
     # -- Ray Tune's checkpoints ---------------------------------------------------------------------------------------
 
@@ -322,6 +360,7 @@ class Home:
         if self.uri is None:
             shutil.rmtree(self.folder / path, ignore_errors=True)
         elif self._has(path):
+            self._check_lease()
             with self._reached():
                 self._files.rm(f"{self._root}/{path}", recursive=True)
 

@@ -18,6 +18,7 @@ RENEWED_EVERY = 10.0  # seconds
 STALE_AFTER = 60.0  # seconds without a renewal
 LOOKED_EVERY = 1.0  # seconds, while somebody else's lease may be stale
 SETTLED_AFTER = 2.0  # seconds, so that of two who take over a stale lease the slower one wins
+NOBODY = {"host": "?", "pid": 0, "processes": "", "run": "", "time": 0.0}
 
 
 class Lease:
@@ -32,6 +33,7 @@ class Lease:
         self._run = uuid.uuid4().hex
         self._ended = threading.Event()
         self._lost_to: str | None = None
+        self._seen = 0.0  # when the lease was last known to be ours, by the clock that goes on in suspend
 
     @staticmethod
     def is_held(files: AbstractFileSystem, path: str) -> bool:
@@ -40,12 +42,8 @@ class Lease:
         return holder is not None and time.time() - holder["time"] < STALE_AFTER and not _is_dead_here(holder)
 
     def __enter__(self) -> "Lease":
-        while not self._create():
-            holder = _read(self._files, self._path)
-            if holder is not None:
-                self._wait_until_stale(holder)
-                if self._take_over():
-                    break
+        while not self._acquire():
+            pass
         self._thread = threading.Thread(target=self._renew, name="study lease", daemon=True)
         self._thread.start()
         return self
@@ -58,7 +56,9 @@ class Lease:
                 self._files.rm_file(self._path)
 
     def check(self) -> None:
-        """Raise StorageError where another driver has taken over."""
+        """Raise StorageError where another driver has taken over. Looks again where this one has been suspended."""
+        if not self._lost_to and time.time() - self._seen > STALE_AFTER / 2:
+            self._look()
         if self._lost_to:
             raise StorageError(f"{self._study} was taken over by {self._lost_to} while this driver could not be heard; "
                                "what is finished is kept, and goes on there")
@@ -67,53 +67,69 @@ class Lease:
         return json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "processes": _processes(),
                            "run": self._run, "time": time.time()}).encode()
 
-    def _create(self) -> bool:
-        try:
-            self._files.pipe_file(self._path, self._content(), mode="create")
-        except FileExistsError:
+    def _acquire(self) -> bool:
+        """Create the lease, or take over a stale one. Not every store keeps its word, so whose it is is read again."""
+        holder = _read(self._files, self._path)
+        if holder is None:
+            try:
+                self._files.pipe_file(self._path, self._content(), mode="create")
+            except Exception:
+                if _read(self._files, self._path) is None:
+                    raise
+        elif self._is_stale(holder):
+            self._files.pipe_file(self._path, self._content())
+        else:
             return False
-        return True
+        time.sleep(SETTLED_AFTER)
+        self._seen = time.time()
+        return self._is_ours(_read(self._files, self._path))
 
-    def _wait_until_stale(self, holder: dict[str, Any]) -> None:
-        """Watch another's lease. Raises UserError as soon as it is renewed."""
+    def _is_stale(self, holder: dict[str, Any]) -> bool:
+        """Watch another's lease; False where it vanishes. Raises UserError as soon as it is renewed."""
         started = time.monotonic()
         while not _is_dead_here(holder):
             watched = time.monotonic() - started
             looks_old = time.time() - holder["time"] > STALE_AFTER
             if watched > STALE_AFTER or (looks_old and watched > 2 * RENEWED_EVERY):
-                return
+                return True
             time.sleep(LOOKED_EVERY)
             now = _read(self._files, self._path)
             if now is None:
-                return
+                return False
             if now != holder:
                 raise UserError(f"{self._study} is in use by {_name(now)}; wait for it, stop it, or choose another "
                                 "place with --dir")
-
-    def _take_over(self) -> bool:
-        self._files.pipe_file(self._path, self._content())
-        time.sleep(SETTLED_AFTER)
-        return self._is_ours(_read(self._files, self._path))
+        return True
 
     def _renew(self) -> None:
-        while not self._ended.wait(RENEWED_EVERY):
+        while not self._ended.wait(RENEWED_EVERY) and not self._lost_to:
             # Where the store cannot be reached now, the next renewal may; what is written to it fails by itself.
             with contextlib.suppress(Exception):
-                holder = _read(self._files, self._path)
-                if holder is not None and not self._is_ours(holder):
-                    self._lost_to = _name(holder)
-                    return
-                self._files.pipe_file(self._path, self._content())
+                self._look()
+                if not self._lost_to:
+                    self._files.pipe_file(self._path, self._content())
+
+    def _look(self) -> None:
+        """See whether the lease is still ours. One that is gone was another's, who has ended since."""
+        holder = _read(self._files, self._path)
+        if self._is_ours(holder):
+            self._seen = time.time()
+        else:
+            self._lost_to = _name(holder) if holder else "another driver"
 
     def _is_ours(self, holder: dict[str, Any] | None) -> bool:
         return holder is not None and holder["run"] == self._run
 
 
 def _read(files: AbstractFileSystem, path: str) -> dict[str, Any] | None:
+    """What a lease says; None where there is none. One that cannot be read is nobody's."""
     try:
-        return json.loads(files.cat_file(path))
+        holder = json.loads(files.cat_file(path))
+        return {name: holder[name] for name in NOBODY}
     except FileNotFoundError:
         return None
+    except (ValueError, KeyError, TypeError):
+        return NOBODY
 
 
 def _name(holder: dict[str, Any]) -> str:

@@ -193,7 +193,7 @@ def show_plan(config: StudyConfig, home: Home, console: Console, measure: bool, 
               tflops: float = ASSUMED_TFLOPS, address: str | None = None) -> None:
     """Print the plan, for this machine, for the cluster at `address` or in RAY_ADDRESS, or, as an estimate, for `gpus`
     GPUs that each do `tflops` 10^12 operations a second. Raises UserError where the study cannot work there."""
-    home.refresh()
+    home.refresh(everything=True)  # done-marks vouch for all files
     study = Study(config, home, Display(console, stages_of(config)), address)
     study.check(machine=not gpus)
     machine, described = _machine(study, gpus)

@@ -4,8 +4,10 @@
 classes below it hand its decisions to Ray Tune.
 """
 
+import contextlib
 import math
 import os
+import sqlite3
 import warnings
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass, replace
@@ -21,6 +23,7 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
 from scipy.stats import qmc
+from sqlalchemy.pool import StaticPool
 
 from study.config import Range, StudyConfig
 from study.record import Record, TrialState
@@ -225,13 +228,18 @@ class _Told(optuna.storages.InMemoryStorage):
 
 
 def write_optuna_file(space: dict[str, Range], record: Record, path: Path, study_name: str) -> None:
-    """Write the search as a SQLite file that optuna-dashboard opens."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.unlink(missing_ok=True)
-    storage = optuna.storages.RDBStorage(f"sqlite:///{draft}")
+    """Write the search as a SQLite file that optuna-dashboard opens.
+
+    It is made in memory first: in a file Optuna would wait for the disk after every trial.
+    """
+    storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs={"poolclass": StaticPool})
     study = optuna.create_study(storage=storage, study_name=study_name, direction="maximize")
     study.set_metric_names([METRIC])
     study.add_trials(frozen_trials(space, record.trials.values()))
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.unlink(missing_ok=True)
+    with contextlib.closing(sqlite3.connect(draft)) as file, storage.engine.connect() as memory:
+        memory.connection.driver_connection.backup(file)
     storage.remove_session()
     storage.engine.dispose()
     draft.replace(path)

@@ -339,7 +339,6 @@ class Study:
         """Do every stage up to `until` that is not done. Raises UserError, StudyFailedError, InterruptedStudyError."""
         with self.home.driven(), self._ray, storage.full_disk_noticed(self.folder):
             storage.remove_drafts(self.folder)
-            self.home.fetch()
             self._write_description()
             self._wanted = [name for name in STAGES[: STAGES.index(until) + 1] if name in stages_of(self.config)]
             for group in GROUPS:
@@ -415,6 +414,8 @@ class Study:
         """Copy the stage from a study beside this one that has done the same."""
         if stage.path.exists() and any(stage.path.iterdir()):
             return
+        if stage.name in SEARCHES and self.config.search.warm_start:
+            return  # the study that it starts from may have grown since
         for path in self.home.neighbours(stage.path.name):
             done = Stage(stage.name, path, self.home).done
             # A search with another budget would make the arms unequal.
@@ -444,9 +445,11 @@ class Study:
             yield given
 
     def _write_description(self) -> None:
-        storage.write_text(self.folder / STUDY_FILE, self.config.to_toml())
-        self.home.publish(self.folder / STUDY_FILE)
-        splits = self.splits
+        splits, settings = self.splits, self.config.to_toml()
+        if not storage.has_text(self.folder / STUDY_FILE, settings):
+            self.check()  # settings that cannot work do not take the place of those that do
+            storage.write_text(self.folder / STUDY_FILE, settings)
+            self.home.publish(self.folder / STUDY_FILE)
         counts = {name: len(getattr(splits, name)) for name in ("train", "student_train", "validation", "test")}
         counts["unlabelled"] = len(splits.unlabelled) if splits.unlabelled else 0
         earlier = storage.read_json(self.folder / "stages.json")
@@ -860,14 +863,24 @@ class Study:
 
     def _members(self, folder: Path, described: list[dict[str, Any]]) -> tuple[Member, ...]:
         """A teacher's models, as its done-mark describes them."""
+        return tuple(self._member(folder, member) for member in described)
+
+    def _member(self, folder: Path, described: dict[str, Any]) -> Member:
+        from trainables import models
         from trainables.task import Member
 
-        for member in described:
-            check_function(member["model"]["model"], self.config)
-        return tuple(Member(ModelSettings.model_validate(member["model"]), self.config.teacher.train_settings,
-                            storage.read_weights(folder / member["weights"]),
-                            tuple(map(tuple, member["normalised"])) if member["normalised"] else None)
-                     for member in described)
+        check_function(described["model"]["model"], self.config)
+        settings, path = ModelSettings.model_validate(described["model"]), folder / described["weights"]
+        weights = storage.read_weights(path)
+        try:
+            models.check(settings, **self._shape)
+            models.check_weights(settings, weights, **self._shape)
+            if described["normalised"]:
+                models.check_normalisation(*described["normalised"], self.splits.channels)
+        except ValueError as error:
+            raise StudyFailedError(f"{path}: {error}; restore it from a copy") from None
+        return Member(settings, self.config.teacher.train_settings, weights,
+                      tuple(map(tuple, described["normalised"])) if described["normalised"] else None)
 
     def _winner_or_fail(self, stage: Stage, record: Record) -> TrialState:
         best = winner(record)
@@ -875,7 +888,7 @@ class Study:
             failed = [trial for trial in record.trials.values() if trial.state == "failed"]
             reason = f": {len(failed)} failed, the first with {failed[0].reason}" if failed else ""
             again = "run the same command again to try again" if stage.name == "teacher" else (
-                f"change the settings, or remove {stage.path} to search again")
+                f"change the settings, or remove {self.home}/{stage.path.name} to search again")
             raise StudyFailedError(f"{stage.name}: no trial reached its last epoch{reason}; {again}")
         return best
 

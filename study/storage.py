@@ -8,11 +8,13 @@ import os
 import re
 import shutil
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from study.errors import StorageError, StudyFailedError, UserError
@@ -39,9 +41,10 @@ def writing(path: Path) -> Iterator[None]:
     """Turn what the system raises into a StorageError of one line."""
     try:
         yield
-    except OSError as error:
-        raise StorageError(f"cannot write {path}: {error.strerror or error}; what is finished is kept: make room for "
-                           "it or mend that, then run the same command again") from error
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise StorageError(f"cannot write {path}: {reason}; what is finished is kept: make room for it or mend that, "
+                           "then run the same command again") from error
 
 
 def is_full(error: BaseException) -> bool:
@@ -152,6 +155,14 @@ def is_hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
+def has_text(path: Path, text: str) -> bool:
+    """Whether a file is there and holds this."""
+    try:
+        return path.read_bytes() == text.encode()
+    except OSError:
+        return False
+
+
 def append_line(path: Path, line: str) -> None:
     """Append one line and return only once it is on the disk. Where that fails the file stays as it was.
 
@@ -212,16 +223,14 @@ def is_locked(folder: Path) -> bool:
 
 
 @contextlib.contextmanager
-def try_lock(folder: Path) -> Iterator[bool]:
-    """Keep drivers away for a moment; gives False where one is at work."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "a", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+def waited_for(lock: Path) -> Iterator[None]:
+    """Hold a lock that everybody gives back soon."""
+    with writing(lock):
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        file = open(lock, "a", encoding="utf-8")
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 class StudyLock:
@@ -238,7 +247,7 @@ class StudyLock:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self._path, "a+", encoding="utf-8")
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lock()
         except BlockingIOError:
             self._file.seek(0)
             owner = self._file.read().strip() or "another process"
@@ -254,6 +263,13 @@ class StudyLock:
             self._file.write(f"process {os.getpid()} on {socket.gethostname()}")
             self._file.flush()
         return self
+
+    def _lock(self) -> None:
+        for _ in range(5):  # somebody may just look whether it is free
+            with contextlib.suppress(BlockingIOError):
+                return fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            time.sleep(0.1)
+        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def __exit__(self, *_: object) -> None:
         with contextlib.suppress(OSError):

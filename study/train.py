@@ -34,8 +34,8 @@ def train(config: StudyConfig, home: Home, loop: str, parameters: dict[str, floa
     Raises UserError for settings that cannot work, StudyFailedError where the loss is not finite.
     """
     study = Study(config, home, Display(console, stages_of(config)))
-    study.check()
     home.refresh(everything=True)
+    study.check()
     own = home.folder / "train" / loop
     with storage.StudyLock(out or own):
         trained = _train(study, loop, parameters, console, seed, out or own)
@@ -61,8 +61,9 @@ def _train(study: Study, loop: str, parameters: dict[str, float], console: Conso
     console.print(f"[bold]{loop}[/bold]  {escape(task.model.model)}, {shown}, {task.training.epochs} epochs",
                   highlight=False)
     history = _run(training, task, console)
-    out.mkdir(parents=True, exist_ok=True)
-    save(training, task, out)
+    with storage.writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+        save(training, task, out)
     test = pd.read_parquet(out / "test.parquet", columns=["label", "prediction"])
     result = {"loop": loop, "parameters": parameters, **seeds, "history": history,
               "test_accuracy": float((test["label"] == test["prediction"]).mean()), "test_images": len(test)}
@@ -133,12 +134,13 @@ def _find_teacher(study: Study, console: Console, own_seed: bool) -> Teacher:
         return Teacher(tuple(Member(member.model, config.teacher.train_settings, member.weights,
                                     (member.mean, member.std)) for member in study.given_members))
     own = study.folder / "train" / "teacher"
-    key = storage.read_json(own / KEY_FILE) or {}
-    if key.get("teacher") != study.stage("teacher").path.name:
+    key = storage.read_json(own / KEY_FILE)
+    if not (isinstance(key, dict) and key.get("teacher") == study.stage("teacher").path.name):
         console.print("the study has no trained teacher yet: training it first", highlight=False)
         with storage.StudyLock(own):
             _train(study, "teacher", {"lr": config.teacher.learning_rates[0]}, console, None, own)
+        study.home.publish(own)
         key = storage.read_json(own / KEY_FILE)
-    console.print(f"teacher: {own}, lr {key['lr']:g}", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"teacher: {own}, lr {key['lr']}", highlight=False, soft_wrap=True, markup=False)
     return Teacher((Member(config.teacher.model_settings, config.teacher.train_settings,
                            storage.read_weights(own / "model.safetensors")),))

@@ -111,7 +111,7 @@ class _JobCallback(_DriverOnly, tune.Callback):
 
     def __init__(self, jobs: list[Job], home: Home):
         self._books, self._home = {job.stage: job.book for job in jobs}, home
-        self._problem: StudyFailedError | None = None
+        self._problem: Exception | None = None
         self._given_up = 0  # trials, since the last report of any
         self.at_work: set[Name] = set()  # stage and number of the trials whose workers are up
 
@@ -124,7 +124,7 @@ class _JobCallback(_DriverOnly, tune.Callback):
     def on_checkpoint(self, iteration: int, trials: list, trial: Any, checkpoint: tune.Checkpoint, **info: Any) -> None:
         try:
             self._enter(*_name(trial), trial.last_result["epoch"], self._home.relative(checkpoint.path))
-        except StudyFailedError as error:  # Tune would log it and go on
+        except Exception as error:  # Tune would log it and go on
             self._problem = error
 
     def on_trial_save(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
@@ -217,9 +217,11 @@ def run_trials(jobs: list[Job], home: Home, share: Share, worker_retries: int,
 
 def _fail_culprit(jobs: list[Job], stuck: Counter[Name], problem: str | None) -> bool:
     """Mark the trial failed that has been running alone whenever Ray failed; whether there is one."""
-    culprits = [trial for trial, times in stuck.items() if times >= TRIES]
+    books = {job.stage: job.book for job in jobs}
+    culprits = [(stage, number) for (stage, number), times in stuck.items()
+                if times >= TRIES and books[stage].record.trials[number].state == "running"]
     for stage, number in culprits:
-        book = next(job.book for job in jobs if job.stage == stage)
+        book = books[stage]
         book.fail(number, f"Ray failed {TRIES} times in a row while it ran: {problem}")
     return bool(culprits)
 

@@ -5,6 +5,7 @@ the other study. TPE is told of them, but they are not trials of this study: the
 cannot win.
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,7 @@ def read_prior(config: StudyConfig, arm: str, own: Path) -> list[dict[str, Any]]
 
 def _other_study(place: str, own: Path) -> Path:
     """The folder of another study, brought up to date."""
-    home = Home.of(place if "://" in place else Path(place).expanduser())
+    home = Home.of(place if "://" in place else os.path.expanduser(place))
     if home.folder.resolve() == own.resolve():
         raise UserError(f"search.warm_start = {place!r} is this study itself; a larger search.trials goes on with it")
     home.refresh()

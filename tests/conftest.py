@@ -1,4 +1,5 @@
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -39,3 +40,23 @@ def finished(tmp_path_factory):
     home = tmp_path_factory.mktemp("finished")
     printed = kdstudy("run", *ONE_AT_A_TIME, cwd=home).stdout
     return home / "studies" / "digits-smoke", printed
+
+
+@pytest.fixture(scope="session")
+def finished_by_hand(tmp_path_factory):
+    """A study whose every stage is done, of models that were never trained."""
+    from by_hand import write_finished
+
+    return write_finished(tmp_path_factory.mktemp("by-hand") / "digits-smoke")
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory):
+    """An empty folder, with a cache of its own, in which the commands of a module's tests are given."""
+    home, earlier = tmp_path_factory.mktemp("apart"), Path.cwd()
+    (home / "work").mkdir()
+    os.chdir(home / "work")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KDSTUDY_CACHE", str(home / "cache"))
+        yield home / "work"
+    os.chdir(earlier)

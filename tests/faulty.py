@@ -14,7 +14,7 @@ import torch
 
 ORDERS = Path(__file__).parent / "orders"
 MOST_MEMORY = 8 * 2**30  # bytes; where nobody ends the trial before, it goes on as if nothing had happened
-SLOW = 0.02  # seconds a step
+SLOW = 0.01  # seconds a step
 
 
 def build(**arguments) -> torch.nn.Module:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 from faults import (
@@ -65,6 +67,31 @@ def assert_unharmed(ground: Ground, study: RunningStudy) -> None:
     tally = Tally()
     ground.close(tally, study)
     assert tally.clean, tally
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_is_not_lost_where_exceptions_are(number):
+    """Python drops what is raised while an object is deleted, and Ray deletes many."""
+    script = f"""
+import os, time
+from study import cli, errors
+
+class Deleted:
+    def __del__(self):
+        os.kill(os.getpid(), {int(number)})
+        time.sleep(0.01)
+
+try:
+    with cli._stoppable("here"):
+        Deleted()
+        time.sleep(20)
+        print("went on")
+except errors.InterruptedStudyError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "stopped; what is finished is kept in here. Run the same command again to go on\n"
+    assert done.stderr == ""
 
 
 @pytest.fixture

@@ -160,7 +160,7 @@ def test_an_event_that_is_both_in_the_record_and_an_object_of_its_own_counts_onc
         fsspec.filesystem("s3").pipe_file(f"bucket/records/two/baseline-1/{name}", content)
     machine("two")
     two = Home.of("s3://bucket/records/two")
-    two.fetch()
+    two.refresh(everything=True)
     again = Record(two.folder / "baseline-1" / "record.jsonl", home=two)
     assert (two.folder / "baseline-1" / "record.jsonl").read_bytes() == record.path.read_bytes()
     again.add_trial(trial(3))
@@ -190,6 +190,7 @@ def test_a_copy_follows_what_is_changed_and_removed(machine):
 def test_a_second_driver_on_another_machine_is_refused_by_name(machine, monkeypatch):
     monkeypatch.setattr(leases, "RENEWED_EVERY", 0.2)
     monkeypatch.setattr(leases, "LOOKED_EVERY", 0.1)
+    monkeypatch.setattr(leases, "SETTLED_AFTER", 0.2)
     with Home.of("s3://bucket/leases/one").driven():
         machine("two")
         other = Home.of("s3://bucket/leases/one")

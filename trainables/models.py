@@ -10,7 +10,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -252,8 +252,8 @@ def read_trained(folder: Path, function: str | None = None) -> Trained:
         weights = {name: tensor.numpy() for name, tensor in _read_state(str(files[0])).items()}
         classes = config.get("num_classes") or own["num_classes"]
         mean, std = tuple(map(float, own["mean"])), tuple(map(float, own["std"]))
-        if not (all(map(math.isfinite, mean + std)) and min(std) > 0 and isinstance(classes, int)):
-            raise ValueError("mean, std and num_classes of its config.json are not those of a model")
+        if not isinstance(classes, int):
+            raise ValueError("num_classes of its config.json is no number")
         return Trained(settings, weights, mean, std, classes, tuple(map(str, names)) if names else None)
     except Exception as error:
         raise ValueError(f"it is not a model that can be read: {one_line(error)}") from None
@@ -261,17 +261,29 @@ def read_trained(folder: Path, function: str | None = None) -> Trained:
 
 def check_trained(trained: Trained, *, classes: int, channels: int, image_size: int) -> None:
     """See whether a given model is what its weights are of, and takes the images. Raises ValueError."""
-    if {len(trained.mean), len(trained.std)} != {channels}:
-        raise ValueError(f"its config.json has mean and std of {len(trained.mean)} and {len(trained.std)} channels, "
-                         f"but the images have {channels}")
     check(trained.model, classes=classes, channels=channels, image_size=image_size)
+    check_weights(trained.model, trained.weights, classes=classes, channels=channels, image_size=image_size)
+    check_normalisation(trained.mean, trained.std, channels)
+
+
+def check_normalisation(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
+    """See whether images can be normalised with these. Raises ValueError."""
+    if {len(mean), len(std)} != {channels}:
+        raise ValueError(f"its mean and std are of {len(mean)} and {len(std)} channels, but the images have {channels}")
+    if not (all(map(math.isfinite, [*mean, *std])) and min(std) > 0):
+        raise ValueError("its mean and std are not those of any images")
+
+
+def check_weights(settings: ModelSettings, weights: dict[str, np.ndarray], *, classes: int, channels: int,
+                  image_size: int) -> None:
+    """See whether weights are those of a model, all of them and no others. Raises ValueError."""
     with torch.device("meta"):
-        own = build(trained.model, classes=classes, channels=channels, image_size=image_size).net.state_dict()
+        own = build(settings, classes=classes, channels=channels, image_size=image_size).net.state_dict()
     shapes = {name: tuple(tensor.shape) for name, tensor in own.items()}
-    given = {name: array.shape for name, array in trained.weights.items()}
+    given = {name: array.shape for name, array in weights.items()}
     wrong = [name for name in {**shapes, **given} if shapes.get(name) != given.get(name)]
     if wrong:
-        raise ValueError(f"its weights are not those of a {trained.model.model} for images of {channels} channels: "
+        raise ValueError(f"its weights are not those of a {settings.model} for images of {channels} channels: "
                          f"{wrong[0]} is {given.get(wrong[0], 'missing')}, not {shapes.get(wrong[0], 'known')}")
 
 
