@@ -225,10 +225,10 @@ def is_locked(folder: Path) -> bool:
 @contextlib.contextmanager
 def waited_for(lock: Path) -> Iterator[None]:
     """Hold a lock that everybody gives back soon."""
-    with writing(lock):
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        file = open(lock, "a", encoding="utf-8")
-    with file:
+    with contextlib.ExitStack() as held:
+        with writing(lock):
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            file = held.enter_context(open(lock, "a", encoding="utf-8"))
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
