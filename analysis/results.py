@@ -222,7 +222,7 @@ class StudyFiles:
 def read_json(path: Path) -> Any | None:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError, RecursionError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
 
 
@@ -233,7 +233,7 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     for line in path.read_bytes().splitlines():
         try:
             events.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             break
     return events
 

@@ -1,8 +1,10 @@
 """The winner as a folder that plain timm loads: safetensors, config.json and a model card."""
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,26 +88,36 @@ def _export(config: StudyConfig, settings: ModelSettings, weights: Path, target:
         models.check_normalisation(*normalised, splits.channels)
     model = models.build(settings, **shape, normalised=tuple(map(tuple, normalised)) if normalised else None)
     models.load_weights(model, weights)
+    with _draft_of(target) as draft:
+        if models.is_function(settings.model):
+            _write_plain_folder(model, settings, splits, draft)
+        else:
+            _write_timm_folder(model, splits, draft, bool(settings.pretrained))
+        measured = [f"Test accuracy of these very weights: {100 * correct.mean():.2f} % on {len(correct)} images.", ""]
+        (draft / "README.md").write_text("\n".join([*card, *measured, *_usage(target, settings)]), encoding="utf-8")
+        again = _predict_from(draft, splits, settings) == splits.test.labels
+        # On the device that trained it every answer is the same; elsewhere rounding may turn a tie.
+        if (again != correct).sum() > max(1, 0.002 * len(correct)):
+            raise StudyFailedError("the exported model does not repeat its recorded test answers: "
+                                   f"{100 * again.mean():.2f} % right against {100 * correct.mean():.2f} %; are the "
+                                   f"images of data.source = {config.data.source!r} the same?")
+        storage.write_json(draft / EXPORT_KEY_FILE, key)
+        for file in draft.iterdir():
+            file.chmod(0o644)  # safetensors writes for the owner alone; an export is there to be shared
+    return float(again.mean())
+
+
+@contextlib.contextmanager
+def _draft_of(target: Path) -> Iterator[Path]:
+    """A folder to write to, which takes the target's place if all goes well."""
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     shutil.rmtree(draft, ignore_errors=True)
-    if models.is_function(settings.model):
-        _write_plain_folder(model, settings, splits, draft)
-    else:
-        _write_timm_folder(model, splits, draft, bool(settings.pretrained))
-    measured = [f"Test accuracy of these very weights: {100 * correct.mean():.2f} % on {len(correct)} images.", ""]
-    (draft / "README.md").write_text("\n".join([*card, *measured, *_usage(target, settings)]), encoding="utf-8")
-    again = _predict_from(draft, splits, settings) == splits.test.labels
-    # On the device that trained it every answer is the same; elsewhere rounding may turn a tie.
-    if (again != correct).sum() > max(1, 0.002 * len(correct)):
-        raise StudyFailedError("the exported model does not repeat its recorded test answers: "
-                               f"{100 * again.mean():.2f} % right against {100 * correct.mean():.2f} %; are the images "
-                               f"of data.source = {config.data.source!r} the same?")
-    storage.write_json(draft / EXPORT_KEY_FILE, key)
-    for file in draft.iterdir():
-        file.chmod(0o644)  # safetensors writes for the owner alone; an export is there to be shared
-    shutil.rmtree(target, ignore_errors=True)
-    draft.rename(target)
-    return float(again.mean())
+    try:
+        yield draft
+        shutil.rmtree(target, ignore_errors=True)
+        draft.rename(target)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _write_timm_folder(model: Classifier, splits: data.Splits, folder: Path, pretrained: bool) -> None:

@@ -58,7 +58,10 @@ class Home:
         text = str(place)
         if "://" not in text:
             known = storage.read_json(Path(text) / KNOWN)
-            return cls(Path(text), known["uri"] if isinstance(known, dict) and "uri" in known else None)
+            uri = known.get("uri") if isinstance(known, dict) else None
+            copy = cls.of(uri) if isinstance(uri, str) and "://" in uri else None
+            # Only this machine's own copies are believed: a folder that was handed over may name any place.
+            return copy if copy and copy.folder.resolve() == Path(text).resolve() else cls(Path(text))
         if text.startswith("file://"):
             try:
                 return cls(Path(unquote(urlsplit(text).path)))

@@ -18,7 +18,6 @@ and labels, see `study.stages.hash_images`), which says that these are the very 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -164,11 +163,9 @@ def write(study: Study, out: Path) -> int:
     metadata = {"format": FORMAT, "teacher": (files.done("teacher") or {}).get("model", ""),
                 "classes": json.dumps(list(study.splits.class_names)), "views": json.dumps(view_settings(study)),
                 "images": json.dumps(study.image_hashes)}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    draft = out.with_name(f".{out.name}.{os.getpid()}")
-    save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, draft, metadata)
-    draft.chmod(0o644)
-    os.replace(draft, out)
+    with storage.written(out) as draft:
+        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, draft, metadata)
+        draft.chmod(0o644)
     return out.stat().st_size
 
 

@@ -3,12 +3,11 @@
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 
 from analysis import report
-from analysis.results import CONFIRM_STAGES, StudyFiles
+from analysis.results import CONFIRM_STAGES, StudyFiles, read_events
 from study import storage
 from study.config import STUDY_FILE
 from study.errors import UserError
@@ -81,8 +80,6 @@ def _copy_answers(source: Path, target: Path, *, logits: bool) -> None:
 
 def _strip_record(path: Path) -> None:
     """Leave out which machines and processes wrote it."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        event: dict[str, Any] = json.loads(line)
-        lines.append(json.dumps({key: value for key, value in event.items() if key not in ("host", "pid")}))
+    lines = [json.dumps({key: value for key, value in event.items() if key not in ("host", "pid")})
+             for event in read_events(path)]
     storage.write_text(path, "\n".join(lines) + "\n")

@@ -76,7 +76,7 @@ class Record:
         for number, line in enumerate(filter(None, lines), 1):
             try:
                 self._replay(json.loads(line))
-            except (ValueError, KeyError, TypeError, AttributeError):
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 if write:  # what comes after it is not to be lost by going on
                     raise StudyFailedError(f"{self.path} is damaged at line {number}; restore it from a copy, or "
                                            "remove that line and those after it, to run again what they tell") from None
@@ -177,7 +177,7 @@ def _drop_torn_line(path: Path) -> None:
 def _is_json(line: bytes) -> bool:
     try:
         json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 

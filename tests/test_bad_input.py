@@ -122,7 +122,11 @@ def value_of(text: str):
 def study_files(draw) -> bytes:
     """A preset with a few settings changed, dropped or added; cut, spliced or spoiled now and then."""
     values = tomllib.loads((PRESETS / f"{draw(st.sampled_from(['digits', 'digits-full']))}.toml").read_text())
-    for _ in range(draw(st.integers(0, 3))):
+    for word in draw(st.lists(st.deferred(lambda: st.sampled_from(valid())), max_size=3)):
+        name, _, text = word.partition("=")
+        section, _, key = name.rpartition(".")
+        (values.setdefault(section, {}) if section else values)[key] = value_of(text)
+    for _ in range(draw(st.sampled_from([0, 0, 1, 2]))):
         section = draw(st.sampled_from([*values, "name", "seed", "published", "resources", "new"]))
         change = value_of(draw(st.one_of(SCALARS, LISTS, TABLES)))
         if draw(st.booleans()) or not isinstance(values.get(section), dict):
@@ -130,7 +134,7 @@ def study_files(draw) -> bytes:
         else:
             key = draw(st.one_of(st.sampled_from([*values[section], "new"]), st.text(max_size=8)))
             values[section] = {**values[section], key: change}
-    if draw(st.booleans()):
+    if draw(st.integers(0, 4)) == 0:
         values.pop(draw(st.sampled_from([*values])))
     try:
         content = tomli_w.dumps(values).encode(errors="surrogateescape")

@@ -229,6 +229,14 @@ def test_a_checkpoint_that_is_a_pickle_is_not_loaded_and_the_trial_begins_anew(t
     assert trainable.step()["epoch"] == 1
 
 
+def test_a_folder_that_was_handed_over_does_not_say_where_the_study_lives(finished_by_hand, tmp_path):
+    folder = shutil.copytree(finished_by_hand, tmp_path / "study")
+    for uri in ("memory://elsewhere/study", "file:///elsewhere", "nofs://x/y", 3, str(folder)):
+        write_json(folder / ".remote.json", {"uri": uri, "objects": {}})
+        code, out, err = here("status", str(folder))
+        assert code == 0 and not err and str(folder) in out, (uri, err)
+
+
 def evil_module(folder: Path, mark: Path) -> str:
     """A module with a function for a model, which leaves a mark as soon as it is imported."""
     name = f"evil_{mark.parent.name}"
