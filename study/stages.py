@@ -233,11 +233,14 @@ class Study:
         """Find what cannot work before anything starts; `machine`: on this machine too. Raises UserError."""
         if machine and cluster_address(self.address) is None:
             local_share(self.config.resources)
-        check_models(self.config, **self._shape)
-        _ = self._logits_file if self.config.teacher.logits else self.given_members
+        self._check_models()
         for arm in self.warm_started:
             if arm in self._wanted:
                 self.prior_trials(arm)
+
+    def _check_models(self) -> None:
+        check_models(self.config, **self._shape)
+        _ = self._logits_file if self.config.teacher.logits else self.given_members
 
     @property
     def warm_started(self) -> list[str]:
@@ -339,8 +342,8 @@ class Study:
         """Do every stage up to `until` that is not done. Raises UserError, StudyFailedError, InterruptedStudyError."""
         with self.home.driven(), self._ray, storage.full_disk_noticed(self.folder):
             storage.remove_drafts(self.folder)
-            self._write_description()
             self._wanted = [name for name in STAGES[: STAGES.index(until) + 1] if name in stages_of(self.config)]
+            self._write_description()
             for group in GROUPS:
                 self._run_group([name for name in group if name in self._wanted])
             self.home.forget_tune()
@@ -414,17 +417,25 @@ class Study:
         """Copy the stage from a study beside this one that has done the same."""
         if stage.path.exists() and any(stage.path.iterdir()):
             return
-        if stage.name in SEARCHES and self.config.search.warm_start:
-            return  # the study that it starts from may have grown since
         for path in self.home.neighbours(stage.path.name):
             done = Stage(stage.name, path, self.home).done
             # A search with another budget would make the arms unequal.
             if done is None or (stage.name in SEARCHES and done["trials"] != self.config.trials(stage.name)):
                 continue
+            if stage.name in self.warm_started and not self._starts_alike(stage.name, path):
+                continue
             storage.copy_stage(path, stage.path)
             stage.finish(done | {"taken_from": path.parent.name})
             self.did_work = True
             return
+
+    def _starts_alike(self, arm: str, neighbour: Path) -> bool:
+        """Whether a neighbour's search began with what this one would; one that is gone since cannot be asked."""
+        prior = Record(neighbour / "record.jsonl", write=False).prior
+        with contextlib.suppress(UserError):
+            now = warm_start.read_prior(self.config, arm, self.folder)
+            return [trial.parameters for trial in prior] == [known["parameters"] for known in now]
+        return True
 
     def _connect(self) -> Share:
         """Ray, started when the first stage needs it."""
@@ -447,7 +458,7 @@ class Study:
     def _write_description(self) -> None:
         splits, settings = self.splits, self.config.to_toml()
         if not storage.has_text(self.folder / STUDY_FILE, settings):
-            self.check()  # settings that cannot work do not take the place of those that do
+            self._check_models()  # settings that cannot work do not take the place of those that do
             storage.write_text(self.folder / STUDY_FILE, settings)
             self.home.publish(self.folder / STUDY_FILE)
         counts = {name: len(getattr(splits, name)) for name in ("train", "student_train", "validation", "test")}

@@ -27,7 +27,7 @@ pytest.importorskip("s3fs")
 def server():
     """An S3 server on a free port, with a bucket; this process and those that it starts find it by their environment.
     """
-    import fsspec
+    import s3fs
 
     logging.getLogger("werkzeug").setLevel("ERROR")
     server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0)
@@ -37,9 +37,13 @@ def server():
         for name, value in {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
                             "AWS_DEFAULT_REGION": "us-east-1", "AWS_ENDPOINT_URL": f"http://{host}:{port}"}.items():
             environment.setenv(name, value)
-        fsspec.filesystem("s3").mkdir("bucket")
+        s3fs.S3FileSystem.clear_instance_cache()  # which may know another server
+        files = s3fs.S3FileSystem()
+        if not files.exists("bucket"):  # moto's servers in one process share what they hold
+            files.mkdir("bucket")
         yield
     server.stop()
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 @pytest.fixture

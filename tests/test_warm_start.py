@@ -193,6 +193,7 @@ def test_a_study_starts_from_another_and_then_needs_it_no_more(other):
     assert command("run", "beside", 8, "--until", "baseline").count("taken from mine") == 2
 
 
+@pytest.mark.slow
 def test_a_finished_study_is_extended_and_confirmed_again(finished, tmp_path):
     folder = tmp_path / "studies" / "digits-smoke"
     shutil.copytree(finished[0], folder)
