@@ -31,6 +31,7 @@ def ground(tmp_path_factory):
     return Ground(tmp_path_factory.mktemp("faults"))
 
 
+@pytest.mark.slow
 def test_disturbed_again_and_again_a_study_ends_with_the_same_result(ground):
     """Killed, its last line torn and its checkpoint cut short; stopped; robbed of its workers: nothing is lost."""
     study = ground.study("resources.worker_retries=1")

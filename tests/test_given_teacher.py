@@ -95,8 +95,8 @@ def test_several_teachers_answer_with_their_mean(finished, teacher_folder, tmp_p
 
 
 @pytest.mark.parametrize(("teacher", "said"), [
-    ({"trained": "nowhere"}, "teacher.trained: nowhere does not exist"),
-    ({"logits": "nowhere"}, "teacher.logits: nowhere does not exist"),
+    ({"trained": "nowhere"}, "teacher.trained: nowhere: there is no such folder"),
+    ({"logits": "nowhere"}, "teacher.logits = 'nowhere': there is no such file"),
     ({"logits": "given.toml"}, "teacher.logits = 'given.toml': it is no safetensors file"),
     ({"trained": "."}, "holds no config.json"),
     ({"model": "resnet18", "trained": "."}, "--set teacher.model= takes a study's own model away"),
