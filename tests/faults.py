@@ -97,7 +97,7 @@ class RunningStudy:
         """SIGKILL; returns the seconds until all who compute have ended too. Ray's helpers take longer, idly."""
         below, started = descendants(driver.pid), time.monotonic()
         os.kill(driver.pid, signal.SIGKILL)
-        helpers = {pid for pid, line in below.items() if "Agent" in line}
+        helpers = {pid for pid, line in below.items() if "agent" in line.lower()}  # "Agent" once they are up
         self._helpers |= helpers
         wait_for_end(below.keys() - helpers, 30)
         driver.wait()
