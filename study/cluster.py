@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from study.config import ResourceSettings
 from study.errors import StudyFailedError, UserError
@@ -26,6 +26,7 @@ QUIET = {
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_RESULT_BUFFER_LENGTH": "1",
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # our searcher says how many trials there are at a time
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
 
@@ -225,6 +226,12 @@ def remote_work(stage: str) -> Iterator[None]:
 def cluster_share(resources: ResourceSettings) -> Share:
     """The share on the connected cluster. Raises UserError where not even one trial fits on a node."""
     return share(resources, [(node.cpus, node.gpus) for node in cluster_nodes()])
+
+
+def recounted(given: Share, resources: ResourceSettings) -> Share:
+    """The share with as many at a time as fit on the nodes that are there now; at least one, which then waits."""
+    fits = sum(trials_on((node.cpus, node.gpus), given.cpus, given.gpus) for node in cluster_nodes())
+    return replace(given, concurrent=max(1, min(fits, resources.concurrent or fits)))
 
 
 def waiting_note(given: Share) -> str | None:

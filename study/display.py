@@ -25,15 +25,21 @@ class Display:
         self._live: Live | None = None
 
     def begin(self, *stages: str, text: str = "") -> None:
-        """Stages begin, one or several at once."""
+        """Stages begin, one or several at once; `stop` is to follow."""
         self._current, self._started, self._last_plain = stages, time.monotonic(), time.monotonic()
-        self._done_before: float | None = None
+        self._books: dict[int, tuple[TrialBook, float]] = {}  # and how far each was when it was first seen
         self._moving = False
         self._text: Callable[[], str] = lambda: text
         if self.console.is_terminal:
             # Asked for the line at every refresh, so that the clock goes on between reports.
             self._live = Live(console=self.console, refresh_per_second=4, transient=True, get_renderable=self._now)
             self._live.start()
+
+    def now(self, *stages: str) -> None:
+        """These are the stages that run now, since others have begun or ended."""
+        if not set(stages) & set(self._current):
+            self._started = time.monotonic()
+        self._current = stages
 
     def update(self, text: str) -> None:
         """Show where the current stage is."""
@@ -53,7 +59,6 @@ class Display:
 
     def end(self, stage: str, outcome: str, seconds: float, reused: bool = False) -> None:
         """Leave a stage's line behind."""
-        self.stop()
         line = self._line((stage,), "=" if reused else "✓", outcome, "" if reused else clock(seconds))
         self.console.print(line, soft_wrap=not self.console.is_terminal)
 
@@ -64,6 +69,7 @@ class Display:
 
     def _line(self, stages: tuple[str, ...], mark: str, text: str, right: str) -> Table | Text:
         style = {"✓": "green", "=": "dim", "…": "cyan"}[mark]
+        stages = sorted(stages, key=self.stages.index)
         numbers = "+".join(str(self.stages.index(stage) + 1) for stage in stages)
         position, name = f"{numbers}/{len(self.stages)}", " + ".join(stages).replace("_", " ")
         if not self.console.is_terminal:  # a log has no width: one line, however long, so that it can be searched
@@ -86,8 +92,8 @@ class Display:
         total, running = sum(book.total for book in books), sum(len(book.running) for book in books)
         ended = len(trials) - running - sum(book.waiting for book in books)
         counts = {state: sum(trial.state == state for trial in trials) for state in ("stopped", "failed")}
-        last = _trials(books[-1:])  # of a teacher and its student, the student
-        values = [value for trial in last if (value := trial.metric(METRIC)) is not None]
+        # Of a teacher and its student, the student's.
+        values = next(filter(None, map(_accuracies, reversed(books))), [])
         filled = round(ended / total * BAR_WIDTH)
         parts = [f"{'━' * filled}{'╌' * (BAR_WIDTH - filled)} {ended}/{total} trials", f"{running} running"]
         parts += [f"{count} {state}" for state, count in counts.items() if count]
@@ -104,12 +110,22 @@ class Display:
         return sum(_runs_left(book) for book in books) * elapsed / fresh
 
     def _fresh(self, books: list[TrialBook]) -> float:
-        """Full runs' worth of epochs since the stages began."""
-        done = sum(trial.epoch / book.epochs for book in books for trial in _trials([book]))
-        if self._done_before is None or done == self._done_before:
-            # Nothing has been reported yet: the clock starts with the first report, once the workers are up.
-            self._done_before, self._first_report = done, time.monotonic()
-        return done - self._done_before
+        """Full runs' worth of epochs since the first stage began, of these and of earlier books."""
+        for book in books:
+            self._books.setdefault(id(book), (book, _full_runs(book)))
+        fresh = sum(_full_runs(book) - before for book, before in tuple(self._books.values()))
+        if fresh == 0:  # the clock starts with the first report, once the workers are up
+            self._first_report = time.monotonic()
+        return fresh
+
+
+def _full_runs(book: TrialBook) -> float:
+    """Of all epochs that a book's trials have run."""
+    return sum(trial.epoch for trial in _trials([book])) / book.epochs
+
+
+def _accuracies(book: TrialBook) -> list[float]:
+    return [value for trial in _trials([book]) if (value := trial.metric(METRIC)) is not None]
 
 
 def _trials(books: list[TrialBook]) -> list[TrialState]:

@@ -80,6 +80,6 @@ def _copy_answers(source: Path, target: Path, *, logits: bool) -> None:
 
 def _strip_record(path: Path) -> None:
     """Leave out which machines and processes wrote it."""
-    lines = [json.dumps({key: value for key, value in event.items() if key not in ("host", "pid")})
+    lines = [json.dumps({key: value for key, value in event.items() if key not in ("host", "pid", "where")})
              for event in read_events(path)]
     storage.write_text(path, "\n".join(lines) + "\n")

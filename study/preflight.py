@@ -315,15 +315,15 @@ class Room:
 def room_needed(study: Study, given: Share) -> Room:
     """An estimate from the sizes of the models and the numbers of runs; what is there already does not count."""
     from study.plan import make_plan, parameter_count, teacher_models
-    from study.stages import CONFIRMATIONS, GROUPS
+    from study.stages import CONFIRMATIONS, PHASES
 
     runs = {plan.name: plan.runs for plan in make_plan(study) if not plan.done}
     student = BYTES_PER_WEIGHT * parameter_count(study.config.student, study)
     teacher = BYTES_PER_WEIGHT * sum(parameter_count(settings, study) for settings in teacher_models(study))
     checkpoints = {name: COPIES_IN_CHECKPOINT * (teacher if name == "teacher" else student)
                    for name, count in runs.items() if count and name != "teacher_logits"}
-    at_a_time = max(_in_flight([name for name in group if name in checkpoints], runs, checkpoints, given.concurrent)
-                    for group in GROUPS)
+    at_a_time = max(_in_flight([name for name in phase if name in checkpoints], runs, checkpoints, given.concurrent)
+                    for phase in PHASES)
     predictions = len(study.splits.test) * (2 * len(study.splits.class_names) + 16)
     kept = {"teacher": (runs.get("teacher", 0) + 1) * teacher,
             "teacher_logits": study.logits_bytes if study.config.teacher.logits or study.logits_fit else 0,
@@ -337,7 +337,7 @@ def room_needed(study: Study, given: Share) -> Room:
 
 
 def _in_flight(names: list[str], runs: dict[str, int], checkpoints: dict[str, int], concurrent: int) -> int:
-    """Bytes of the checkpoints of a group's trials that run at a time, of each the last and the next."""
+    """Bytes of the checkpoints of a phase's trials that run at a time, of each the last and the next."""
     total = 0
     for name in names:
         running = min(concurrent, runs[name])

@@ -5,7 +5,7 @@ One JSON line per event, on the disk before the trial moves on. Everything is ke
     session     a driver began to work on this stage
     prior       the finished trials of another study that a search starts from: parameters, accuracies by epoch, state
     trial       a trial was handed out: number, parameters, seeds, origin, protected, label
-    report      a trial's metrics at an epoch and what was decided: continue, stop, complete or failed
+    report      a trial's metrics at an epoch and what was decided: continue, stop, complete or failed; where it runs
     checkpoint  where a trial can be continued from
     end         a trial failed without a report: why
     retry       a failed trial is to be run again
@@ -42,6 +42,7 @@ class TrialState:
     checkpoint: dict[str, Any] | None = None  # epoch, path
     state: str = "running"  # running, complete, stopped, failed
     reason: str | None = None
+    where: str | None = None  # the node and GPUs that it was last on
 
     @property
     def epoch(self) -> int:
@@ -99,9 +100,10 @@ class Record:
                       "label": trial.label})
 
     def report(self, number: int, epoch: int, decision: str, metrics: dict[str, Any],
-               reason: str | None = None) -> None:
+               reason: str | None = None, where: str | None = None) -> None:
+        moved = {"where": where} if where and where != self.trials[number].where else {}
         self._append({"event": "report", "trial": number, "epoch": epoch, "decision": decision, "reason": reason,
-                      "metrics": {name: _finite(value) for name, value in metrics.items()}})
+                      **moved, "metrics": {name: _finite(value) for name, value in metrics.items()}})
 
     def mismatch(self, number: int, epoch: int, metric: str, recorded: float, seen: float) -> None:
         self._append({"event": "mismatch", "trial": number, "epoch": epoch, "metric": metric,
@@ -138,7 +140,7 @@ class Record:
             trial = self.trials[number]
             trial.reports.append({key: event[key] for key in ("sequence", "epoch", "decision", "metrics")})
             trial.state = ENDINGS.get(event["decision"], "running")
-            trial.reason = event["reason"]
+            trial.reason, trial.where = event["reason"], event.get("where", trial.where)
         elif kind == "checkpoint":
             self.trials[number].checkpoint = {"epoch": event["epoch"], "path": event["path"]}
         elif kind == "end":

@@ -34,6 +34,8 @@ class Parameters(Part):
     warmup: Share | None = None
     batch_size: Annotated[Whole, Field(ge=1)] | None = None
     optimizer: Line | None = None
+    first_view: Whole | None = None  # of a piece of the teacher's answers
+    view_count: Whole | None = None
 
 
 class Images(Part):
@@ -178,6 +180,7 @@ class Report(OfTrial):
     epoch: Whole
     decision: Literal["continue", "stop", "complete", "failed"]
     reason: str | None
+    where: str = ""
     metrics: Metrics
 
 

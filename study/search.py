@@ -282,15 +282,15 @@ class TrialBook:
     """Hands out trials, decides after each report, and records both before anything else happens.
 
     has_results: says whether a finished trial's files are there. Where it is given, a trial counts as finished only
-    once its last epoch's checkpoint is on record and its files are there.
+    once its last epoch's checkpoint is on record and its files are there. scored: whether reports need an accuracy.
     """
 
     def __init__(self, record: Record, proposer: Proposer, *, epochs: int, rungs: Iterable[int] = (),
                  reduction_factor: int = 3, has_results: Callable[[TrialState], bool] | None = None,
-                 on_change: Callable[[], None] | None = None):
+                 scored: bool = True, on_change: Callable[[], None] | None = None):
         self.proposer, self.epochs, self.has_results = proposer, epochs, has_results
         self.rungs, self._reduction_factor = list(rungs), reduction_factor
-        self._on_change = on_change or (lambda: None)
+        self._on_change, self._scored = on_change or (lambda: None), scored
         self._begin(record)
 
     def _begin(self, record: Record) -> None:
@@ -328,23 +328,23 @@ class TrialBook:
     def report(self, number: int, metrics: dict[str, Any]) -> str:
         """Record a report and decide: continue, stop, complete or failed."""
         metrics = dict(metrics)
-        epoch, failure = metrics.pop("epoch"), metrics.pop("failure", None)
-        if not failure and not math.isfinite(metrics.get(METRIC, math.nan)):
+        epoch, failure, where = metrics.pop("epoch"), metrics.pop("failure", None), metrics.pop("where", None)
+        if self._scored and not failure and not math.isfinite(metrics.get(METRIC, math.nan)):
             failure = f"{METRIC} is {metrics.get(METRIC, 'missing')} at epoch {epoch}"
         trial = self.record.trials[number]
         earlier = trial.recorded(epoch)
         if earlier is not None and not failure:
             decision = self._repeated(trial, epoch, earlier, metrics)
         else:
-            decision = "failed" if failure else self._decide(trial, epoch, metrics[METRIC])
-            self.record.report(number, epoch, decision, metrics, failure)
+            decision = "failed" if failure else self._decide(trial, epoch, metrics.get(METRIC))
+            self.record.report(number, epoch, decision, metrics, failure, where)
         if decision != "continue":
             self.running.discard(number)
         self._on_change()
         return decision
 
-    def _decide(self, trial: TrialState, epoch: int, accuracy: float) -> str:
-        passes = self._rungs.passes(trial.number, epoch, accuracy)
+    def _decide(self, trial: TrialState, epoch: int, accuracy: float | None) -> str:
+        passes = accuracy is None or self._rungs.passes(trial.number, epoch, accuracy)
         if epoch >= self.epochs:
             return "complete"
         return "continue" if passes or trial.protected else "stop"

@@ -16,7 +16,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ from safetensors.numpy import save_file
 
 from analysis.results import StudyFiles
 from study import finalists, logits_file, preflight, schema, storage, warm_start
-from study.cluster import Share, cluster_address, cluster_share, connected, local_share, remote_work, waiting_note
+from study.cluster import Share, cluster_address, cluster_share, connected, local_share, recounted, waiting_note
 from study.config import STUDY_FILE, StudyConfig, check_models, trained_models
 from study.display import Display, show_bytes
 from study.errors import MissingTeacherError, StudyFailedError, UserError
@@ -46,6 +46,7 @@ from study.search import (
 )
 from trainables import data
 from trainables.data import ImageSet, Splits
+from trainables.files import TEST_ANSWERS, UNLABELLED, VALIDATION, VIEWS
 from trainables.seeds import small_seed
 from trainables.settings import ModelSettings, Settings
 
@@ -53,14 +54,16 @@ if TYPE_CHECKING:  # they import torch, which a finished study can do without
     from trainables.models import Trained
     from trainables.task import Member, Task, Teacher
 
-# Stages of one group need nothing of each other and run at the same time.
+# Stages of one phase may run at the same time; what they need of each other is in `pipeline`.
 # The baseline's finalists and confirmation are stages of their own, so that studies with another teacher share them.
-GROUPS = (("teacher", "baseline"), ("teacher_logits",), ("distill",), tuple(finalists.STAGES),
+PHASES = (("teacher", "baseline", "teacher_logits", "distill"), tuple(finalists.STAGES),
           ("confirm_baseline", "confirm"))
 OUTPUTS = ("report", "export")
 SEARCHES = ("baseline", "distill")
 CONFIRMATIONS = {"confirm_baseline": "baseline", "confirm": "distill"}  # and the search whose winner they retrain
-STAGES = (*(name for group in GROUPS for name in group), *OUTPUTS)
+STAGES = (*(name for phase in PHASES for name in phase), *OUTPUTS)
+PIECES = 5  # into which a view seed's views are cut, so that they are spread over workers
+COUNT_EVERY = 5.0  # seconds between two looks at a cluster's nodes
 ONLY = "only {} tuned"  # the configuration that leaves temperature and alpha at their defaults
 # Raised when the meaning of a stage's files changes, so that older folders are not taken for current ones.
 FORMAT = 2
@@ -108,6 +111,7 @@ class Stage:
     name: str
     path: Path
     home: Home
+    facts: dict[str, Any] = field(default_factory=dict)  # for its done-mark, besides the outcome
 
     @property
     def done(self) -> dict[str, Any] | None:
@@ -125,7 +129,7 @@ class Stage:
         return Record(self.record_path, home=self.home)
 
     def finish(self, outcome: dict[str, Any]) -> None:
-        storage.write_done(self.path, outcome)
+        storage.write_done(self.path, outcome | self.facts)
         self.home.publish(self.path)
 
 
@@ -147,6 +151,7 @@ class Study:
         self.folder = home.folder
         self._ray = contextlib.ExitStack()
         self._share: Share | None = None
+        self._clustered, self._counted = False, 0.0
         self.did_work = False
         self._checked = False
         self._wanted = stages_of(config)
@@ -344,48 +349,62 @@ class Study:
             storage.remove_drafts(self.folder)
             self._wanted = [name for name in STAGES[: STAGES.index(until) + 1] if name in stages_of(self.config)]
             self._write_description()
-            for group in GROUPS:
-                self._run_group([name for name in group if name in self._wanted])
+            self._run_trials([name for name in self._wanted if name not in OUTPUTS])
             self.home.forget_tune()
             for name in OUTPUTS:
                 if name in self._wanted:
                     getattr(self, f"_run_{name}")()
 
-    def _run_group(self, names: list[str]) -> None:
-        """Do the stages of a group that are not done, at the same time."""
-        missing = []
-        if set(names) & {*finalists.STAGES, *CONFIRMATIONS}:
-            self._keep_findings()
-        for stage in map(self.stage, names):
-            self._take_over(stage)
-            self._enlist(stage)
-            if self.is_current(stage):
-                self._show(stage, reused=True)
-            else:
-                missing.append(stage)
-        if not missing:
-            return
-        self.did_work = True
-        self.display.begin(*[stage.name for stage in missing], text="starting")
+    def _run_trials(self, names: list[str]) -> None:
+        """Do the stages that are not done, each as soon as it can begin."""
+        from study.pipeline import Pipeline
+
+        self._began, pipeline = False, Pipeline(self, names)
         try:
-            self._check_once()
-            for stage in missing:
-                stage.path.mkdir(parents=True, exist_ok=True)
-            if missing[0].name == "teacher_logits":
-                with remote_work("teacher_logits"):
-                    self._run_teacher_logits(missing[0])
-            else:
-                self._run_trials([stage for stage in missing if not self._is_given(stage)])
-                for stage in filter(self._is_given, missing):
-                    with remote_work(stage.name):
-                        self._evaluate_teacher(stage)
+            pipeline.advance()
+            if not pipeline.is_ended():
+                from study.tuner import run_trials
+
+                run_trials(pipeline, self.home, self._connect(), self.config.resources.worker_retries,
+                           slots=self._slots)
         finally:
             self.display.stop()
-        for stage in missing:
-            self._show(stage)
+        if pipeline.failures:
+            raise pipeline.failures[0]
 
-    def _is_given(self, stage: Stage) -> bool:
-        return stage.name == "teacher" and self.config.teacher.is_given
+    def prepared(self, name: str) -> Stage:
+        """A stage whose needs are done, taken over from a neighbour where there is one that did the same."""
+        if name in finalists.STAGES or name in CONFIRMATIONS:
+            self._keep_findings()
+        stage = self.stage(name)
+        self._take_over(stage)
+        self._enlist(stage)
+        return stage
+
+    def make_ready(self, stage: Stage) -> None:
+        """What comes before a stage's own work."""
+        self.did_work = True
+        if not self._began:
+            self._began = True
+            self.display.begin(stage.name, text="starting")
+        self._check_once()
+        stage.path.mkdir(parents=True, exist_ok=True)
+
+    def is_given(self, stage: Stage) -> bool:
+        """Whether there is nothing to run for it: others have, elsewhere."""
+        teacher = self.config.teacher
+        return {"teacher": teacher.is_given, "teacher_logits": bool(teacher.logits)}.get(stage.name, False)
+
+    def take_given(self, stage: Stage) -> None:
+        """Do a stage from what is given. Raises Ray's errors."""
+        if stage.name == "teacher":
+            self._evaluate_teacher(stage)
+        else:
+            self._unpack_logits(stage)
+
+    def close(self, stage: Stage) -> None:
+        """Put together what a stage's trials have found. Raises StudyFailedError where that does not do."""
+        getattr(self, f"_close_{stage.name}")(stage, stage.record())
 
     def is_current(self, stage: Stage) -> bool:
         """Done, and with as many trials, seeds and views as are wanted now."""
@@ -442,6 +461,7 @@ class Study:
         if self._share is None:
             self.display.update("connecting to Ray")
             self._share = self._ray.enter_context(self.connected())
+            self._clustered = cluster_address(self.address) is not None
             self._description["machine"] = describe_machine()
             self._save_description()
         return self._share
@@ -498,43 +518,33 @@ class Study:
             self._description["stages"][stage.name] = stage.path.name
             self._save_description()
 
-    def _show(self, stage: Stage, reused: bool = False) -> None:
+    def show(self, stage: Stage, reused: bool = False) -> None:
+        """Leave a line about a stage that is done."""
         done = stage.done
         outcome = done["outcome"] + (f" (taken from {done['taken_from']})" if reused and "taken_from" in done else "")
         if mismatches := Record(stage.record_path, write=False).mismatches:
             outcome += f" · {mismatches} repeated reports came out differently"
+        if not reused and "utilisation" in done:
+            outcome += f" · {100 * done['utilisation']:.0f} % of {done['slots']:.3g} slots in use"
         self.display.end(stage.name, outcome, done["seconds"], reused)
 
     # -- stages -------------------------------------------------------------------------------------------------------
 
-    def _run_trials(self, stages: list[Stage]) -> None:
-        """Run the trials of these stages together, then close each of them."""
-        from study.tuner import Job, run_trials
+    def begin_session(self, book: TrialBook) -> None:
+        book.record.begin_session(epochs=book.epochs, rungs=book.rungs, share=str(self._connect()))
 
-        if not stages:
-            return
-        share = self._connect()
-        books: list[TrialBook] = []
-        for stage in stages:
-            books.append(self._book(stage, share, lambda: self.display.trials(books)))
-        jobs = [Job(stage.name, book, self.task(stage.name)) for stage, book in zip(stages, books, strict=True)]
-        for book in books:
-            if not book.complete:
-                book.record.begin_session(epochs=book.epochs, rungs=book.rungs, share=str(share))
-        run_trials(jobs, self.home, share, self.config.resources.worker_retries)
-        failures = []
-        for stage in stages:  # what has succeeded is closed, whatever became of the others
-            try:
-                getattr(self, f"_close_{stage.name}")(stage, stage.record())
-            except StudyFailedError as error:
-                failures.append(error)
-        if failures:
-            raise failures[0]
-        self.home.forget_tune()
+    def _slots(self) -> int:
+        """How many trials can run at a time now: nodes join a cluster and leave it."""
+        now = time.monotonic()
+        if self._clustered and now - self._counted > COUNT_EVERY:
+            self._counted = now
+            self._share = recounted(self._share, self.config.resources)
+        return self._share.concurrent
 
-    def _book(self, stage: Stage, share: Share, on_change: Callable[[], None]) -> TrialBook:
+    def book(self, stage: Stage, on_change: Callable[[], None]) -> TrialBook:
+        """What decides on a stage's trials, from where its record says that they are."""
         config, name = self.config, stage.name
-        record = stage.record()
+        record, share = stage.record(), self._connect()
         if name in self.warm_started and not record.prior:
             record.add_prior(config.search.warm_start, warm_start.read_prior(config, name, self.folder))
         runs = None if name in SEARCHES else self._listed_runs(name)
@@ -548,9 +558,10 @@ class Study:
                     record.retry(trial.number)
         return TrialBook(
             record, proposer, on_change=on_change,
-            epochs=config.teacher.epochs if name == "teacher" else config.train.epochs,
+            epochs={"teacher": config.teacher.epochs, "teacher_logits": 1}.get(name, config.train.epochs),
             rungs=config.rungs if runs is None else [], reduction_factor=config.search.reduction_factor,
-            has_results=self._result_check(stage) if name == "teacher" or name in CONFIRMATIONS else None,
+            has_results=self._result_check(stage) if name in ("teacher", "teacher_logits", *CONFIRMATIONS) else None,
+            scored=name != "teacher_logits",
         )
 
     def _result_check(self, stage: Stage) -> Callable[[TrialState], bool]:
@@ -561,6 +572,8 @@ class Study:
         exported = run_key(self._exported_run()) if stage.name == "confirm" else None
 
         def has_results(trial: TrialState) -> bool:
+            if stage.name == "teacher_logits":
+                return self._has_answers(stage, trial)
             if stage.name == "teacher" and (stage.path / "model.safetensors").exists():
                 return True  # already chosen; the others have been removed
             needed = ["test.parquet"] if stage.name in CONFIRMATIONS else []
@@ -570,10 +583,19 @@ class Study:
 
         return has_results
 
+    def _has_answers(self, stage: Stage, piece: TrialState) -> bool:
+        """Whether a piece of the teacher's answers is there, or what has been put together of it."""
+        if piece.parameters["view_count"]:
+            whole, part = stage.path / f"views-{piece.view_seed}.npy", VIEWS
+            return _is_whole(whole) or _is_whole(self.folder / piece.checkpoint["path"] / part)
+        return any((folder / TEST_ANSWERS).exists() for folder in (stage.path, self.folder / piece.checkpoint["path"]))
+
     def _listed_runs(self, stage: str) -> tuple[TrialState, ...]:
         """What a stage runs that is not a search."""
         if stage == "teacher":
             return self._teacher_runs()
+        if stage == "teacher_logits":
+            return self._logits_runs()
         if stage in CONFIRMATIONS:
             return self._confirm_runs(stage)
         runs = self._finalist_runs(stage).values()
@@ -718,50 +740,58 @@ class Study:
             else earlier["model_parameters"],
         })
 
-    def _run_teacher_logits(self, stage: Stage) -> None:
-        started = time.monotonic()
-        # What a packed study left out is computed again, and its time counts again.
-        earlier = (stage.done or {}).get("seconds", 0.0) if any(stage.path.glob("views-*.npy")) else 0.0
-        if self.config.teacher.logits:
-            fits = True
-            self._unpack_logits(stage)
-        else:
-            fits = self.logits_fit
-            self._compute_logits(stage, fits)
+    def _logits_runs(self) -> tuple[TrialState, ...]:
+        """The pieces of the teacher's answers that are not there yet: once the held-out images, then the views, those
+        of the search first."""
+        folder, runs = self.stage("teacher_logits").path, []
+        if not (folder / "test.parquet").exists():
+            runs.append(TrialState(0, {"first_view": 0, "view_count": 0}, 0, 0, "teacher_logits", True,
+                                   "held-out images"))
+        for view_seed in self.view_seeds if self.logits_fit else ():
+            if not _is_whole(folder / f"views-{view_seed}.npy"):
+                runs += self._pieces(view_seed)
+        return tuple(runs)
+
+    def _pieces(self, view_seed: int) -> list[TrialState]:
+        """The runs that answer for one view seed's views, in their order."""
+        parts = [views for views in np.array_split(range(self.config.view_count), PIECES) if len(views)]
+        return [TrialState(0, {"first_view": int(views[0]), "view_count": len(views)}, 0, view_seed, "teacher_logits",
+                           True, f"views {views[0]} to {views[-1]} of view seed {view_seed}") for views in parts]
+
+    def _close_teacher_logits(self, stage: Stage, record: Record) -> None:
+        """Put the pieces together."""
+        runs = record.trials.values()
+        if failed := [run for run in runs if run.state == "failed"]:
+            raise StudyFailedError(f"teacher_logits: {failed[0].label} failed: {failed[0].reason}; run the same "
+                                   "command again to try again")
+        folders = {run_key(run): self.folder / run.checkpoint["path"] for run in runs}
+        for run in runs:
+            if not run.parameters["view_count"] and folders[run_key(run)].exists():
+                for name in (VALIDATION, TEST_ANSWERS):
+                    storage.copy_file(folders[run_key(run)] / name, stage.path / name)
+        for view_seed in self.view_seeds if self.logits_fit else ():
+            if not _is_whole(stage.path / f"views-{view_seed}.npy"):
+                pieces = [folders[run_key(piece)] for piece in self._pieces(view_seed)]
+                self._save_views(stage, view_seed, *self._joined(pieces))
+        shutil.rmtree(stage.path / "runs", ignore_errors=True)
+        self._finish_logits(stage, self.logits_fit, record.seconds)
+
+    def _joined(self, folders: list[Path]) -> tuple[np.ndarray, np.ndarray | None]:
+        """The answers for all views from those of each piece; also for the images without labels."""
+        names = (VIEWS, UNLABELLED) if self.splits.unlabelled else (VIEWS,)
+        labelled, *unlabelled = (np.concatenate([storage.read_array(folder / name) for folder in folders])
+                                 for name in names)
+        return labelled, unlabelled[0] if unlabelled else None
+
+    def _finish_logits(self, stage: Stage, fits: bool, seconds: float) -> None:
         count, images = self.config.view_count, self.splits.seen_by_student
         size = show_bytes(self.logits_bytes)
         budget = f"{self.config.views.cache_gib:g} GiB of views.cache_gib"
         stage.finish({
             "outcome": f"{count} views × {images} images × {len(self.view_seeds)} view seeds, {size} in fp16" if fits
                        else f"would need {size}, more than the {budget}: the teacher runs in the loop instead",
-            "seconds": earlier + time.monotonic() - started, "cached": fits,
-            "view_seeds": self.view_seeds if fits else [],
+            "seconds": seconds, "cached": fits, "view_seeds": self.view_seeds if fits else [],
         })
-
-    def _compute_logits(self, stage: Stage, fits: bool) -> None:
-        """The teacher's answers for the views that are not there yet, and once for the images that are held out."""
-        import ray
-
-        share = self._connect()
-        task = ray.put(self.task("teacher_logits"))
-        options = {"num_cpus": share.cpus, "num_gpus": share.gpus}
-        pending: dict[Any, int | None] = {}
-        if not (stage.path / "test.parquet").exists():
-            pending[ray.remote(**options)(_answer_held_out).remote(task, self.splits.test)] = None
-        for view_seed in self.view_seeds if fits else ():
-            if not _is_whole(stage.path / f"views-{view_seed}.npy"):
-                pending[ray.remote(**options)(_answer_views).remote(task, view_seed)] = view_seed
-        total = len(pending)
-        while pending:
-            self.display.update(f"{total - len(pending)}/{total} sets of views answered")
-            (ready,), _ = ray.wait(list(pending), timeout=None)
-            view_seed, answer = pending.pop(ready), ray.get(ready)
-            if view_seed is None:
-                _save_array(stage.path / "validation.npy", answer[0])
-                storage.write_bytes(stage.path / "test.parquet", answer[1])
-                self.home.publish(stage.path / "validation.npy", stage.path / "test.parquet")
-            else:
-                self._save_views(stage, view_seed, *answer)
 
     def _save_views(self, stage: Stage, view_seed: int, logits: np.ndarray, unlabelled: np.ndarray | None) -> None:
         files = {f"unlabelled-{view_seed}.npy": unlabelled, f"views-{view_seed}.npy": logits}
@@ -778,7 +808,7 @@ class Study:
 
         from trainables.task import write_answers
 
-        given = self._logits_file
+        started, given = time.monotonic(), self._logits_file
         for view_seed in self.view_seeds:
             self._save_views(stage, view_seed, *given.views(view_seed))
         _save_array(stage.path / "validation.npy", given.validation.astype(np.int64))
@@ -786,6 +816,7 @@ class Study:
             path = Path(folder) / "test.parquet"
             write_answers(torch.from_numpy(given.test.astype(np.float32)), self.splits.test.labels, path)
             storage.write_bytes(stage.path / "test.parquet", path.read_bytes())
+        self._finish_logits(stage, True, time.monotonic() - started)
 
     def _run_report(self) -> None:
         from analysis import report
@@ -843,7 +874,7 @@ class Study:
                            views=views, report_every=every, checkpoint_every=5 * every, keep_weights=True,
                            unlabelled=None, weights=self.initial_weights("teacher"))
         if stage == "teacher_logits":
-            return replace(task, teacher=self.teacher())
+            return replace(task, teacher=self.teacher(), test=splits.test, keep_weights=True)
         task = replace(task, weights=self.initial_weights("student"))
         if stage in CONFIRMATIONS:
             # Nobody stops a confirmation run, so it reports only when it is saved.
@@ -1085,24 +1116,6 @@ def show_parameters(parameters: dict[str, Any]) -> str:
     return ", ".join(shown)
 
 
-def _answer_views(task: Task, view_seed: int) -> tuple[np.ndarray, np.ndarray | None]:
-    """A Ray task: the teacher's logits for all views of one view seed; also of the images without labels."""
-    from functools import partial
-
-    import torch
-
-    from trainables.loop import default_device
-    from trainables.teacher_logits import compute
-
-    torch.set_num_threads(task.threads)
-    device = default_device()
-    teacher = task.load_teacher(device)
-    labelled = compute(teacher, partial(task.make_views, view_seed=view_seed, device=device))
-    if task.unlabelled is None:
-        return labelled, None
-    return labelled, compute(teacher, partial(task.make_unlabelled_views, view_seed=view_seed, device=device))
-
-
 def _measure_teacher(task: Task) -> float:
     """A Ray task: the teacher's accuracy on the validation images, 0 to 1."""
     import torch
@@ -1115,26 +1128,6 @@ def _measure_teacher(task: Task) -> float:
     images, labels = to_device(task.validation, device)
     logits = held_out(task.load_teacher(device), images, labels)
     return (logits.argmax(1) == labels).double().mean().item()
-
-
-def _answer_held_out(task: Task, test: ImageSet) -> tuple[np.ndarray, bytes]:
-    """A Ray task: the teacher's predictions for the validation images, and its answers for the test images, once."""
-    import tempfile
-
-    import torch
-
-    from trainables.loop import default_device, to_device
-    from trainables.task import plain_logits, write_answers
-    from trainables.teacher_logits import held_out
-
-    torch.set_num_threads(task.threads)
-    device = default_device()
-    teacher = task.load_teacher(device)
-    logits = held_out(teacher, *to_device(task.validation, device))
-    answers = torch.stack([plain_logits(member.model, test) for member in teacher]).mean(0)
-    with tempfile.TemporaryDirectory() as folder:
-        write_answers(answers, test.labels, Path(folder) / "test.parquet")
-        return logits.argmax(1).cpu().numpy(), (Path(folder) / "test.parquet").read_bytes()
 
 
 def _save_array(path: Path, array: np.ndarray) -> None:

@@ -4,10 +4,10 @@ import contextlib
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
@@ -18,17 +18,15 @@ from study.cluster import Share
 from study.errors import InterruptedStudyError, StorageError, StudyFailedError
 from study.home import TUNE, Home
 from study.search import TrialBook
+from trainables.files import CHECKPOINT_MARK, RESULT_FILES
 from trainables.stages import StageTrainable
-from trainables.task import Task
 from trainables.trainable import NotSavedError
 
 TRIES = 3  # in a row, without getting any further
 UNFINISHED = "trials were left unfinished"
 KEPT = "what is finished is kept: mend that, then run the same command again"
-CHECKPOINT_MARK = "training.json"
-RESULT_FILES = ("model.safetensors", "test.parquet")
 REPORTED = ("epoch", "train_loss", "hard_loss", "soft_loss", "validation_accuracy", "validation_loss", "agreement",
-            "lr", "images_per_second", "seconds", "failure")
+            "lr", "images_per_second", "seconds", "failure", "where")
 Name = tuple[str, int]  # a trial's stage and its number there
 NOWHERE = (0, "running")
 
@@ -45,33 +43,62 @@ class _DriverOnly:
 
 @dataclass
 class Job:
-    """A stage's trials: the book that decides on them and the task they share."""
+    """A stage's trials: the book that decides on them and the task they share, as a reference into the object store.
+
+    results: what is kept of a last checkpoint that counts as a result. open: until what they found is put together.
+    """
 
     stage: str
     book: TrialBook
-    task: Task
+    task: Any
+    results: tuple[str, ...] = RESULT_FILES
+    open: bool = True
+
+
+class Work(Protocol):
+    """What there is to run. It grows while it runs: what one stage finds is what another begins with."""
+
+    jobs: list[Job]  # all that have been opened, those first whose trials come first
+
+    def advance(self) -> None:
+        """Close the jobs whose books are complete, and open those that can begin now."""
+
+    def is_ended(self) -> bool:
+        """Whether no job is open and none will be."""
+
+    def occupied(self, trials: int, slots: int) -> None:
+        """So many trials run from now on, of so many that could."""
 
 
 class _JobSearcher(_DriverOnly, Searcher):
-    """Asks the books for trials, the first one first. Nothing is saved: the records hold all there is.
+    """Asks the books for trials, the first job first, as long as there is room. Nothing is saved: the records hold all
+    there is.
 
     interrupted: not empty once nothing more is to begin. only_cut_off: hand out no new trials.
     """
 
-    def __init__(self, jobs: list[Job], home: Home, interrupted: list[int], only_cut_off: bool):
+    def __init__(self, work: Work, home: Home, slots: Callable[[], int], interrupted: list[int], only_cut_off: bool):
         super().__init__(metric="validation_accuracy", mode="max")
-        self._jobs, self._home, self._interrupted, self._only_cut_off = jobs, home, interrupted, only_cut_off
+        self._work, self._home, self._slots = work, home, slots
+        self._interrupted, self._only_cut_off = interrupted, only_cut_off
+        self._handed_out: set[str] = set()
+        self._changed = False
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        for job in self._jobs:
-            if self._interrupted or (self._only_cut_off and not job.book.waiting):
-                continue
-            trial = job.book.next()
-            if trial is not None:
-                return {"stage": job.stage, "number": trial.number, "parameters": trial.parameters,
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self._interrupted:
+            return Searcher.FINISHED
+        if self._changed:
+            self._changed = False
+            self._work.advance()
+        if len(self._handed_out) >= self._slots():
+            return None
+        for job in self._work.jobs:
+            if job.open and (job.book.waiting or not self._only_cut_off) and (trial := job.book.next()):
+                self._handed_out.add(trial_id)
+                return {"stage": job.stage, "task": job.task, "number": trial.number, "parameters": trial.parameters,
                         "seed": trial.seed, "view_seed": trial.view_seed,
                         "checkpoint": self._usable_checkpoint(trial.checkpoint)}
-        return Searcher.FINISHED
+        return None if self._handed_out else Searcher.FINISHED
 
     def _usable_checkpoint(self, checkpoint: dict[str, Any] | None) -> str | None:
         """The folder or URI to continue from. A checkpoint that was cut off lacks its mark: then the trial starts anew.
@@ -79,7 +106,8 @@ class _JobSearcher(_DriverOnly, Searcher):
         return self._home.checkpoint(checkpoint["path"], CHECKPOINT_MARK) if checkpoint else None
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
-        pass
+        self._handed_out.discard(trial_id)
+        self._changed = True
 
     def save(self, checkpoint_path: str) -> None:
         pass
@@ -92,12 +120,12 @@ class _JobScheduler(_DriverOnly, FIFOScheduler):
     """Stops what the books stop. Trials never end by themselves, so every report, the last one too, comes by here
     before Tune does anything else."""
 
-    def __init__(self, jobs: list[Job]):
+    def __init__(self, work: Work):
         super().__init__()
-        self._books = {job.stage: job.book for job in jobs}
+        self._work = work
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
-        book = self._books[trial.config["stage"]]
+        book = _job(self._work, trial.config["stage"]).book
         report = {name: result[name] for name in REPORTED if name in result}
         decision = book.report(trial.config["number"], report)
         return TrialScheduler.CONTINUE if decision == "continue" else TrialScheduler.STOP
@@ -109,14 +137,18 @@ class _JobCallback(_DriverOnly, tune.Callback):
     A last checkpoint that counts as a result is first copied out of Tune's folder to the stage's own.
     """
 
-    def __init__(self, jobs: list[Job], home: Home):
-        self._books, self._home = {job.stage: job.book for job in jobs}, home
+    def __init__(self, work: Work, home: Home, slots: Callable[[], int]):
+        self._work, self._home, self._slots = work, home, slots
         self._problem: Exception | None = None
         self._given_up = 0  # trials, since the last report of any
         self.at_work: set[Name] = set()  # stage and number of the trials whose workers are up
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self.at_work.add(_name(trial))
+        self._count()
+
+    def _count(self) -> None:
+        self._work.occupied(len(self.at_work), self._slots())
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
         self._given_up = 0
@@ -132,10 +164,11 @@ class _JobCallback(_DriverOnly, tune.Callback):
             raise self._problem
 
     def _enter(self, stage: str, number: int, epoch: int, path: str) -> None:
-        book = self._books[stage]
+        job = _job(self._work, stage)
+        book = job.book
         earlier, kept = book.record.trials[number].checkpoint, path
         if book.has_results and epoch == book.epochs:
-            kept = self._home.keep(RESULT_FILES, path, book.record.path.parent / "runs" / f"{number:03d}")
+            kept = self._home.keep(job.results, path, book.record.path.parent / "runs" / f"{number:03d}")
         book.checkpoint(number, epoch, kept)
         if earlier and _run_of(earlier["path"]) and earlier["path"] != path:
             # Of an earlier run the trial's whole folder; of this one the checkpoint that is out of date.
@@ -146,8 +179,9 @@ class _JobCallback(_DriverOnly, tune.Callback):
         """A trial has ended in order: nothing of what Tune keeps of it is needed any more."""
         stage, number = _name(trial)
         self.at_work.discard((stage, number))
+        self._count()
         self._forget(trial.storage.experiment_dir_name, trial.storage.trial_dir_name)
-        checkpoint = self._books[stage].record.trials[number].checkpoint
+        checkpoint = _job(self._work, stage).book.record.trials[number].checkpoint
         if checkpoint and _run_of(checkpoint["path"]):
             self._forget(*Path(checkpoint["path"]).parts[1:3])
 
@@ -160,17 +194,23 @@ class _JobCallback(_DriverOnly, tune.Callback):
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """Tune gives a trial up: its workers died, or could not save, more often than they may."""
         (stage, number), reason = _name(trial), _why(trial)
+        book = _job(self._work, stage).book
         self.at_work.discard((stage, number))
+        self._count()
         _, not_saved, why = reason.partition(f"{NotSavedError.__name__}: ")
         if not_saved:
             raise StorageError(f"cannot save {stage} trial {number}: {why}; {KEPT}")
-        if self._books[stage].take_back(number):
+        if book.take_back(number):
             return
         self._given_up += 1
         if self._given_up == TRIES:
             raise StudyFailedError(f"the workers of {TRIES} trials in a row died before any trial reported, last with: "
                                    f"{reason}; {KEPT}")
-        self._books[stage].fail(number, reason)
+        book.fail(number, reason)
+
+
+def _job(work: Work, stage: str) -> Job:
+    return next(job for job in work.jobs if job.stage == stage)
 
 
 def _name(trial: Any) -> Name:
@@ -183,41 +223,49 @@ def _run_of(checkpoint: str) -> str | None:
     return run if first == TUNE else None
 
 
-def run_trials(jobs: list[Job], home: Home, share: Share, worker_retries: int,
-               trainable: type[tune.Trainable] = StageTrainable) -> None:
-    """Run until all books are complete. `home` is the study's; `trainable` takes the tasks of all jobs, by stage.
+def run_trials(work: Work, home: Home, share: Share, worker_retries: int,
+               trainable: type[tune.Trainable] = StageTrainable, slots: Callable[[], int] | None = None) -> None:
+    """Run until there is nothing left to do. `home` is the study's; `slots` says how many trials run at a time where
+    that changes.
 
     An exception out of Tune becomes a resume from the records, as often as that gets any further. Where it does not,
     the trials that were running go on one at a time, and one that still takes Ray down with it is marked failed.
     Raises InterruptedStudyError where somebody stops it, StorageError where it cannot write, StudyFailedError where
     Ray fails again and again and no trial is to blame.
     """
+    slots = slots or (lambda: share.concurrent)
     stuck: Counter[Name] = Counter()  # how often in a row Ray failed while a trial ran that got no further
     in_vain = 0
-    while not all(job.book.complete for job in jobs):
-        before, one_by_one = _reached(jobs), max(stuck.values(), default=0) >= TRIES - 1
-        problem, at_work = _try(jobs, home, share, worker_retries, trainable, one_by_one)
-        for job in jobs:
+    work.advance()
+    while not work.is_ended():
+        before, one_by_one = _reached(work), max(stuck.values(), default=0) >= TRIES - 1
+        problem, at_work = _try(work, home, share, worker_retries, trainable, (lambda: 1) if one_by_one else slots,
+                                only_cut_off=one_by_one)
+        for job in _open(work):
             job.book.reopen()
-        if all(job.book.complete for job in jobs):
+        work.advance()
+        if work.is_ended():
             return
-        after = _reached(jobs)
+        after = _reached(work)
         in_vain = in_vain + 1 if after == before else 0
         stuck = Counter({trial: stuck[trial] + 1 for trial in at_work if after[trial] == before.get(trial, NOWHERE)}
                         if problem else {})
-        if (one_by_one or share.concurrent == 1) and _fail_culprit(jobs, stuck, problem):
+        if (one_by_one or share.concurrent == 1) and _fail_culprit(work, stuck, problem):
             in_vain = 0
         if in_vain == TRIES:
             raise StudyFailedError(f"Ray Tune failed {TRIES} times and got no further, last with: "
                                    f"{problem or UNFINISHED}; {KEPT}")
-        for job in jobs:
-            if not job.book.complete:
-                job.book.record.begin_session(after=problem or UNFINISHED)
+        for job in _open(work):
+            job.book.record.begin_session(after=problem or UNFINISHED)
 
 
-def _fail_culprit(jobs: list[Job], stuck: Counter[Name], problem: str | None) -> bool:
+def _open(work: Work) -> list[Job]:
+    return [job for job in work.jobs if job.open]
+
+
+def _fail_culprit(work: Work, stuck: Counter[Name], problem: str | None) -> bool:
     """Mark the trial failed that has been running alone whenever Ray failed; whether there is one."""
-    books = {job.stage: job.book for job in jobs}
+    books = {job.stage: job.book for job in work.jobs}
     culprits = [(stage, number) for (stage, number), times in stuck.items()
                 if times >= TRIES and books[stage].record.trials[number].state == "running"]
     for stage, number in culprits:
@@ -226,24 +274,21 @@ def _fail_culprit(jobs: list[Job], stuck: Counter[Name], problem: str | None) ->
     return bool(culprits)
 
 
-def _reached(jobs: list[Job]) -> dict[Name, tuple[int, str]]:
+def _reached(work: Work) -> dict[Name, tuple[int, str]]:
     """How far each trial is: its last epoch and its state."""
     return {(job.stage, trial.number): (trial.epoch, trial.state)
-            for job in jobs for trial in job.book.record.trials.values()}
+            for job in work.jobs for trial in job.book.record.trials.values()}
 
 
-def _try(jobs: list[Job], home: Home, share: Share, worker_retries: int, trainable: type[tune.Trainable],
-         one_by_one: bool) -> tuple[str | None, set[Name]]:
-    """Let Tune run the books until it ends or fails. Returns why it failed, and which trials were at work then.
-
-    one_by_one: only trials that were cut off, one at a time.
-    """
-    callback, problem = _JobCallback(jobs, home), None
+def _try(work: Work, home: Home, share: Share, worker_retries: int, trainable: type[tune.Trainable],
+         slots: Callable[[], int], only_cut_off: bool) -> tuple[str | None, set[Name]]:
+    """Let Tune run the books until it ends or fails. Returns why it failed, and which trials were at work then."""
+    callback, problem = _JobCallback(work, home, slots), None
+    work.occupied(0, slots())
     with _interrupts() as interrupted:
-        searcher = _JobSearcher(jobs, home, interrupted, only_cut_off=one_by_one)
-        concurrent = 1 if one_by_one else share.concurrent
+        searcher = _JobSearcher(work, home, slots, interrupted, only_cut_off)
         try:
-            _fit(jobs, home, replace(share, concurrent=concurrent), worker_retries, trainable, searcher, callback)
+            _fit(work, home, share, worker_retries, trainable, searcher, callback)
         except Exception as error:
             problem = _reason(error)
     if interrupted:
@@ -262,17 +307,15 @@ def _reason(error: BaseException) -> str:
         error = behind
 
 
-def _fit(jobs: list[Job], home: Home, share: Share, worker_retries: int, trainable: type[tune.Trainable],
+def _fit(work: Work, home: Home, share: Share, worker_retries: int, trainable: type[tune.Trainable],
          searcher: _JobSearcher, callback: _JobCallback) -> None:
-    with_tasks = tune.with_parameters(trainable, task={job.stage: job.task for job in jobs})
     storage_path, filesystem = home.tune_storage()
     tuner = tune.Tuner(
-        tune.with_resources(with_tasks, {"cpu": share.cpus, "gpu": share.gpus}),
+        tune.with_resources(trainable, {"cpu": share.cpus, "gpu": share.gpus}),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=_JobScheduler(jobs),
+            scheduler=_JobScheduler(work),
             num_samples=-1,
-            max_concurrent_trials=share.concurrent,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: f"{trial.config['stage']}-{trial.config['number']:04d}",
         ),

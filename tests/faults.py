@@ -359,9 +359,12 @@ def _signalled(ground: Ground, times: int, number: signal.Signals) -> Tally:
             if ended_within(driver, ground.random.uniform(0, 0.7 * whole)):
                 assert driver.returncode == 0, driver.communicate()
                 break
-            hit[study.current_stage()] += 1
-            slowest = max(slowest, study.kill(driver) if number == signal.SIGKILL else interrupt(driver, number))
-            tally.times += 1
+            stage = study.current_stage()
+            seconds = study.kill(driver) if number == signal.SIGKILL else interrupt(driver, number)
+            if seconds is None:
+                break
+            hit[stage] += 1
+            slowest, tally.times = max(slowest, seconds), tally.times + 1
             study.look()
             _check_status(study, tally)
         study.run()
@@ -371,11 +374,13 @@ def _signalled(ground: Ground, times: int, number: signal.Signals) -> Tally:
     return tally
 
 
-def interrupt(driver: subprocess.Popen, number: signal.Signals) -> float:
-    """End the driver in order; returns how long that took, in seconds."""
+def interrupt(driver: subprocess.Popen, number: signal.Signals) -> float | None:
+    """End the driver in order; returns how long that took, in seconds; None where it was just ending by itself."""
     started = time.monotonic()
     driver.send_signal(number)
     _, errors = driver.communicate(timeout=120)
+    if driver.returncode == 0 and time.monotonic() - started < 2:
+        return None
     assert driver.returncode == 130, f"exit code {driver.returncode}: {errors}"
     assert "Run the same command again" in one_line(errors)
     return time.monotonic() - started

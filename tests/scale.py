@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ AROUND = 20  # proposals whose mean is the time of one
 class Surface(tune.Trainable):
     """Reports the metrics that a distillation does, so that the record has its size; saved at every fifth report."""
 
-    def setup(self, config: dict, task: dict) -> None:
+    def setup(self, config: dict) -> None:
         self.reset_config(config)
 
     def reset_config(self, new_config: dict) -> bool:
@@ -104,9 +105,26 @@ def drive(folder: Path) -> None:
         display.begin(STAGE)
         book.record.begin_session()
         measure.begin()
-        run_trials([Job(STAGE, book, None)], Home(folder), share, worker_retries=0, trainable=Surface)
+        run_trials(OneStage([Job(STAGE, book, None)]), Home(folder), share, worker_retries=0, trainable=Surface)
         measure.end(len(book.record.trials))
         display.stop()
+
+
+@dataclass
+class OneStage:
+    """What there is to run: no stage follows."""
+
+    jobs: list[Job]
+
+    def advance(self) -> None:
+        for job in self.jobs:
+            job.open = not job.book.complete
+
+    def is_ended(self) -> bool:
+        return not any(job.open for job in self.jobs)
+
+    def occupied(self, trials: int, slots: int) -> None:
+        pass
 
 
 class Measure:

@@ -17,6 +17,7 @@ from torch import nn
 
 from trainables import models
 from trainables.data import ImageSet
+from trainables.files import CHECKPOINT_MARK, WEIGHTS
 from trainables.losses import distillation_loss
 from trainables.messages import one_line
 from trainables.models import Classifier
@@ -152,17 +153,16 @@ class Training:
 
     def save(self, folder: Path) -> None:
         """Write model, optimizer and position: safetensors and JSON, nothing that runs code when it is loaded."""
-        models.save_weights(self.model, folder / "model.safetensors")
+        models.save_weights(self.model, folder / WEIGHTS)
         tensors, scalars = _flatten_optimizer(self.optimizer)
         save_file(tensors, folder / "optimizer.safetensors")
         state = {"epoch": self.epoch, "seconds": self._seconds, "optimizer": scalars}
-        # Written last: a folder without it is a checkpoint that was cut off.
-        (folder / "training.json").write_text(json.dumps(state))
+        (folder / CHECKPOINT_MARK).write_text(json.dumps(state))
 
     def load(self, folder: Path) -> None:
         """Continue from a folder that `save` wrote."""
-        state = json.loads((folder / "training.json").read_text())
-        models.load_weights(self.model, folder / "model.safetensors")
+        state = json.loads((folder / CHECKPOINT_MARK).read_text())
+        models.load_weights(self.model, folder / WEIGHTS)
         _unflatten_optimizer(self.optimizer, load_file(folder / "optimizer.safetensors"), state["optimizer"])
         self.epoch, self._seconds = state["epoch"], state["seconds"]
 

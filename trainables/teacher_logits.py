@@ -45,14 +45,16 @@ class LiveLogits:
         return torch.stack([answer.float() for answer in answers]).mean(0).half()
 
 
-def compute(teacher: list[TeacherModel], make_views: MakeViews, chunk: int | None = None) -> np.ndarray:
-    """The teacher's logits for all views, fp16, (V, N, C), in chunks of `chunk` images in their stored order."""
+def compute(teacher: list[TeacherModel], make_views: MakeViews, chunk: int | None = None,
+            only: range | None = None) -> np.ndarray:
+    """The teacher's logits for all views or `only` some, fp16, (V, N, C), in chunks of `chunk` images in their stored
+    order."""
     live = LiveLogits(teacher, make_views)
     views = next(iter(live.views.values()))
     device = views.images.device
     chunks = torch.arange(len(views), device=device).split(chunk or evaluation_batch(device))
     return np.stack([
-        torch.cat([live(view, indices) for indices in chunks]).cpu().numpy() for view in range(views.count)
+        torch.cat([live(view, indices) for indices in chunks]).cpu().numpy() for view in only or range(views.count)
     ])
 
 

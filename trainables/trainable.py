@@ -85,7 +85,10 @@ class StudyTrainable(tune.Trainable):
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         if self.training is not None:
-            save(self.training, self.task, Path(checkpoint_dir))
+            self.write(Path(checkpoint_dir))
+
+    def write(self, folder: Path) -> None:
+        save(self.training, self.task, folder)
 
     def save(self, checkpoint_dir: str | None = None) -> Any:
         """What Tune calls: save, and bring that to where the study lives. Raises NotSavedError."""
