@@ -378,12 +378,13 @@ def interrupt(driver: subprocess.Popen, number: signal.Signals) -> float | None:
     """End the driver in order; returns how long that took, in seconds; None where it was just ending by itself."""
     started = time.monotonic()
     driver.send_signal(number)
-    _, errors = driver.communicate(timeout=120)
-    if driver.returncode == 0 and time.monotonic() - started < 2:
+    printed, errors = driver.communicate(timeout=120)
+    seconds = time.monotonic() - started
+    if driver.returncode == 0 and seconds < 2:
         return None
-    assert driver.returncode == 130, f"exit code {driver.returncode}: {errors}"
+    assert driver.returncode == 130, f"exit code {driver.returncode} after {seconds:.1f} s: {printed}{errors}"
     assert "Run the same command again" in one_line(errors)
-    return time.monotonic() - started
+    return seconds
 
 
 def _check_status(study: RunningStudy, tally: Tally) -> None:
