@@ -173,6 +173,15 @@ class Home:
             if not storage.is_locked(self.folder):
                 self._fetch(everything)
 
+    def bring(self, *names: str) -> None:
+        """Bring all that lies in some of the study's folders to the copy. Raises UserError likewise."""
+        if self.uri is None:
+            return
+        with storage.waited_for(self.folder / FETCHING), self._reached(UserError):
+            if not storage.is_locked(self.folder):
+                for name in names:
+                    self._download(self._list(f"{self._root}/{name}"))
+
     def _fetch(self, everything: bool) -> None:
         with self._reached(UserError):
             try:

@@ -27,6 +27,7 @@ from study.home import Home
 from trainables.messages import one_line
 
 if TYPE_CHECKING:
+    from study.config import StudyConfig
     from study.stages import Study
 
 OURS = ("study", "trainables")  # what workers run of this package
@@ -62,7 +63,8 @@ def check_cluster(study: Study) -> Share:
     """
     given = cluster_share(study.config.resources)
     trials = {node: trials_on((node.cpus, node.gpus), given.cpus, given.gpus) for node in cluster_nodes()}
-    nodes, functions, place = [node for node in trials if trials[node]], _functions(study), _place(study.home)
+    nodes, place = [node for node in trials if trials[node]], _place(study.home)
+    functions = own_functions(study.config)
     with _marked(place) as mark:
         answers = _ask(nodes, place, mark, functions)
     here = environment(functions)
@@ -147,9 +149,8 @@ def _free(folder: str) -> int:
 # -- packages ---------------------------------------------------------------------------------------------------------
 
 
-def _functions(study: Study) -> dict[str, str]:
+def own_functions(config: StudyConfig) -> dict[str, str]:
     """The settings that name a function of the user's own, package.module:function."""
-    config = study.config
     named = {"teacher.model": config.teacher.model, "teacher.function": config.teacher.function,
              "student.model": config.student.model}
     return {setting: name for setting, name in named.items() if name and ":" in name}

@@ -78,6 +78,8 @@ class RunningStudy:
         (self.home / "orders" / f"{what}-{whom}").unlink(missing_ok=True)
 
     def start(self, *more: str, **environment: str) -> subprocess.Popen:
+        # What a shell starts in the background ignores Ctrl-C, and so does what that starts.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         return subprocess.Popen([*KDSTUDY, "run", *self.arguments, *more], cwd=self.home, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ | environment)
 

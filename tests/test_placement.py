@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 from collections import defaultdict
@@ -12,8 +13,8 @@ import pytest
 from nodes import Nodes
 from running import KDSTUDY, wait_until, with_set
 
-# What a trial waits for is its worker, so a few more trials than there is room for.
-SETTINGS = ["resources.gpus_per_trial=0.5", "search.baseline_trials=14", "search.trials=8", "search.report_every=1"]
+SETTINGS = ["resources.gpus_per_trial=0.5", "search.baseline_trials=14", "search.trials=8", "search.report_every=1",
+            "train.batch_size=4", "student.model=faulty:build", "student.args={}"]
 ROOM = {"pair": 2, "late": 1}  # trials on each node: the first has more GPUs than CPUs for them
 
 
@@ -29,8 +30,17 @@ class Run:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """A study on a head without GPUs and a node with two, which another with one joins in the middle."""
+    """A study on a head without GPUs and a node with two, which another with one joins in the middle. Until that has
+    work, trials take longer than a worker needs to start."""
     home = tmp_path_factory.mktemp("placement")
+    shutil.copy(Path(__file__).with_name("faulty.py"), home)
+    (home / "orders").mkdir()
+    (home / "orders" / "slow-always").touch()
+
+    def places():
+        events = (json.loads(line) for path in home.glob("mine/*/record.jsonl") for line in path.open())
+        return {event["where"] for event in events if "where" in event}
+
     nodes = Nodes(Path(tempfile.mkdtemp(prefix="kd")))
     try:
         nodes.start("head", 1)
@@ -38,8 +48,10 @@ def study(tmp_path_factory):
         command = [*KDSTUDY, "run", "digits", "--smoke", "--dir", "mine", *with_set(SETTINGS)]
         driver = subprocess.Popen(command, cwd=home, env={**os.environ, "RAY_ADDRESS": nodes.address}, text=True,
                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        wait_until(driver, lambda: any('"report"' in path.read_text() for path in home.glob("mine/*/record.jsonl")))
+        wait_until(driver, places)
         nodes.start("late", 1, 1)
+        wait_until(driver, lambda: len({place.split()[1] for place in places()}) == 2)
+        (home / "orders" / "slow-always").unlink()
         output, errors = driver.communicate(timeout=300)
         assert driver.returncode == 0, output + errors
         names = nodes.names()
