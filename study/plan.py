@@ -1,8 +1,10 @@
 """What a study will do and what it will cost, before it does it."""
 
-import math
+import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import torch
 from rich.console import Console
@@ -18,7 +20,8 @@ from study.display import Display, clock
 from study.errors import MissingTeacherError
 from study.home import Home
 from study.record import Record
-from study.stages import Stage, Study, describe_machine, stages_of
+from study.schedule import Forecast, Work, forecast
+from study.stages import OUTPUTS, PIECES, Stage, Study, describe_machine, stages_of
 from trainables import models
 from trainables.settings import ModelSettings
 
@@ -27,87 +30,89 @@ MEASURED_STEPS = 3
 MEASURED_BATCH = 32
 # What a data-centre GPU sustains on models of this size is a small part of its peak; --tflops says otherwise.
 ASSUMED_TFLOPS = 40.0
+START_SECONDS = 12.0  # until workers are up, and for report and export: measured with digits on 2 CPU cores
+END_SECONDS = 4.0
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage's work. `epochs` is what is expected once early stopping has had its say."""
+    """One stage's work.
+
+    epochs: of a run; a piece of the teacher's answers has views for epochs. seconds: of one, with its share of the
+    reports, or None. took: what it did take, in seconds, where it is done.
+    """
 
     name: str
     runs: int
     protected: int
-    epochs_each: int
-    rungs: tuple[int, ...]
     epochs: float
+    rungs: tuple[int, ...]
     images_per_epoch: int
     flop_per_image: float
-    seconds_per_epoch: float | None
+    seconds: float | None
+    overhead: float
     done: bool
-    recorded_seconds: float | None = None
+    took: float | None = None
 
-    @property
-    def flop(self) -> float:
-        return self.epochs * self.images_per_epoch * self.flop_per_image
+    def work(self) -> Work:
+        """For the schedule; where the cost of an epoch is not known, its number of operations stands for it."""
+        seconds = self.images_per_epoch * self.flop_per_image if self.seconds is None else self.seconds
+        if self.rungs:
+            return Work(self.name, self.runs, self.protected, self.epochs, self.rungs, seconds, self.overhead)
+        return Work(self.name, self.runs, self.runs, 1, (), seconds * self.epochs, self.overhead)
 
-    def seconds(self, concurrent: int) -> float | None:
-        """Wall time: the work divided among as many as run at a time, but no less than one run takes."""
-        if self.seconds_per_epoch is None:
-            return None
-        if not self.runs:
-            return 0.0
-        return self.seconds_per_epoch * max(self.epochs / concurrent, self.epochs_each)
+    def flop(self, epochs: float) -> float:
+        return epochs * self.images_per_epoch * self.flop_per_image
 
 
-def expected_epochs(epochs: int, rungs: list[int], reduction_factor: int) -> float:
-    """Epochs a trial that may be stopped runs on average, if each rung keeps one trial in `reduction_factor`."""
-    expected, survivors, earlier = 0.0, 1.0, 0
-    for rung in rungs:
-        expected += survivors * (rung - earlier)
-        survivors, earlier = survivors / reduction_factor, rung
-    return expected + survivors * (epochs - earlier)
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of an epoch, and of a trial besides its epochs."""
+
+    epoch: float
+    overhead: float = 0.0
 
 
-def make_plan(study: Study, measure: bool = False, flop_rate: float | None = None) -> list[StagePlan]:
-    """The stages that train or evaluate models. Costs per epoch come from the study's own record where there is one,
+def make_plan(study: Study, measure: bool = False, flop_rate: float | None = None,
+              only_gpu: bool = False) -> list[StagePlan]:
+    """The stages that train or evaluate models. Costs per epoch come from the study's own records where there are any,
     from a few timed steps where `measure` asks for them, from an assumed `flop_rate` (operations a second), or else
-    they are None."""
+    they are None. only_gpu: records count only where the trials ran on GPUs."""
     config, splits = study.config, study.splits
     student = BACKWARD * forward_flop(config.student, study)
-    trained = not config.teacher.is_given
     teacher = [forward_flop(settings, study) for settings in teacher_models(study)]
-    cost = {"teacher": _seconds_per_epoch(study, "teacher") if trained else None,
-            "student": _seconds_per_epoch(study, "baseline")}
-    if measure:
-        cost = {"teacher": cost["teacher"] or (_measure(study, "teacher") if trained else None),
-                "student": cost["student"] or _measure(study, "baseline")}
-    runs = len(config.teacher.learning_rates) if trained else 0
-    plans = [StagePlan("teacher", runs, 0, config.teacher.epochs, (), runs * config.teacher.epochs, len(splits.train),
-                       BACKWARD * sum(teacher), cost["teacher"] if trained else 0.0, _is_done(study, "teacher"))]
-    plans.append(_search_plan(study, "baseline", student, cost["student"]))
-    views, seeds = config.view_count, len(study.view_seeds) if teacher else 0
-    answered = splits.seen_by_student
-    forward = cost["teacher"] and cost["teacher"] / BACKWARD * answered / len(splits.train)
-    plans.append(StagePlan("teacher_logits", seeds, 0, views, (), seeds * views, answered, sum(teacher),
-                           forward if teacher else 0.0, _is_done(study, "teacher_logits")))
+    paces = _paces(study, measure, flop_rate, only_gpu)
+    known = paces.get("baseline") or paces.get("distill")
+    overhead = known.overhead if known else 0.0
+
+    def stage(name: str, runs: int, protected: int, epochs: float, images: int, flop: float,
+              rungs: tuple[int, ...] = (), free: bool = False) -> StagePlan:
+        pace = Pace(0.0) if free else paces.get(name)
+        seconds = images * flop / flop_rate if flop_rate and not pace else pace and pace.epoch
+        done = _is_done(study, name)
+        return StagePlan(name, runs, protected, epochs, rungs, images, flop, seconds, overhead, done,
+                         study.stage(name).done["seconds"] if done else None)
+
+    given, epochs, labelled = config.teacher.is_given, config.train.epochs, len(splits.student_train)
+    runs = 0 if given else len(config.teacher.learning_rates)
+    plans = [stage("teacher", runs, 0, config.teacher.epochs, len(splits.train), BACKWARD * sum(teacher), free=given),
+             _search_plan(study, "baseline", student, stage)]
+    views = len(study.view_seeds) * config.view_count if teacher and study.logits_fit else 0
+    pieces = min(PIECES, config.view_count) * len(study.view_seeds) if views else 0
+    plans.append(stage("teacher_logits", pieces, 0, views / pieces if pieces else 0, splits.seen_by_student,
+                       sum(teacher), free=not pieces))
     # Images without labels come on top of every labelled batch wherever there is a soft loss.
-    more = 1 + config.data.unlabelled
-    soft_cost = cost["student"] and cost["student"] * more
-    plans.append(_search_plan(study, "distill", student * more, soft_cost))
+    soft = student * (1 + config.data.unlabelled)
+    plans.append(_search_plan(study, "distill", soft, stage))
     confirmed = 2 * config.confirm.seeds
-    for name, runs, factor, seconds in (
-            ("finalists_baseline", _finalist_runs(config, "baseline"), 1, cost["student"]),
-            ("finalists", _finalist_runs(config, "distill"), more, soft_cost),
-            ("confirm_baseline", confirmed, 1, cost["student"]),
-            ("confirm", confirmed + bool(config.shared_parameters) * config.confirm.seeds, more, soft_cost)):
-        if name not in stages_of(config):
-            continue
-        plans.append(StagePlan(name, runs, 0, config.train.epochs, (), runs * config.train.epochs,
-                               len(splits.student_train), student * factor, seconds, _is_done(study, name)))
-    if flop_rate:
-        plans = [replace(plan, seconds_per_epoch=plan.images_per_epoch * plan.flop_per_image / flop_rate)
-                 for plan in plans]
-    return [replace(plan, recorded_seconds=study.stage(plan.name).done["seconds"]) if plan.done else plan
-            for plan in plans]
+    for name, runs, flop in (
+            ("finalists_baseline", _finalist_runs(config, "baseline"), student),
+            ("finalists", _finalist_runs(config, "distill"), soft),
+            ("confirm_baseline", confirmed, student),
+            ("confirm", confirmed + bool(config.shared_parameters) * config.confirm.seeds, soft)):
+        if name in stages_of(config):
+            plans.append(stage(name, runs, 0, epochs, labelled, flop))
+    return plans
 
 
 def _finalist_runs(config: StudyConfig, arm: str) -> int:
@@ -122,14 +127,10 @@ def teacher_models(study: Study) -> list[ModelSettings]:
     return [study.config.teacher.model_settings]
 
 
-def _search_plan(study: Study, arm: str, flop: float, seconds: float | None) -> StagePlan:
-    config = study.config
-    epochs, trials = config.train.epochs, config.trials(arm)
-    protected = min(trials, config.protected(arm) + 1)
-    free = expected_epochs(epochs, config.rungs, config.search.reduction_factor)
-    expected = protected * epochs + (trials - protected) * free
-    return StagePlan(arm, trials, protected, epochs, tuple(config.rungs), expected,
-                     len(study.splits.student_train), flop, seconds, _is_done(study, arm))
+def _search_plan(study: Study, arm: str, flop: float, stage: Callable[..., StagePlan]) -> StagePlan:
+    config, trials = study.config, study.config.trials(arm)
+    return stage(arm, trials, min(trials, config.protected(arm) + 1), config.train.epochs,
+                 len(study.splits.student_train), flop, tuple(config.rungs))
 
 
 def forward_flop(settings: ModelSettings, study: Study) -> float:
@@ -165,28 +166,63 @@ def _is_done(study: Study, name: str) -> bool:
     return stage is not None and study.is_current(stage)
 
 
-def _seconds_per_epoch(study: Study, name: str) -> float | None:
-    """The median over what is on record."""
+def _paces(study: Study, measure: bool, flop_rate: float | None, only_gpu: bool) -> dict[str, Pace]:
+    """What is known of how long an epoch takes, by stage: from its record, else from that of a stage that trains the
+    same model, else from timed steps where `measure` asks for them."""
+    recorded = {name: pace for name in stages_of(study.config)
+                if name not in OUTPUTS and (pace := _recorded_pace(study, name, only_gpu))}
+    paces, more = dict(recorded), 1 + study.config.data.unlabelled
+    if measure:
+        for name in ("teacher", "baseline"):
+            if name not in paces and not (name == "teacher" and study.config.teacher.is_given):
+                paces[name] = Pace(_measure(study, name))
+    if student := paces.get("baseline"):
+        for name in ("finalists_baseline", "confirm_baseline"):
+            paces.setdefault(name, student)
+        for name in ("distill", "finalists", "confirm"):
+            paces.setdefault(name, recorded.get("distill") or Pace(student.epoch * more, student.overhead))
+    if (teacher := paces.get("teacher")) and not flop_rate:
+        share = study.splits.seen_by_student / len(study.splits.train)
+        paces.setdefault("teacher_logits", Pace(teacher.epoch / BACKWARD * share))
+    return paces
+
+
+def _recorded_pace(study: Study, name: str, only_gpu: bool) -> Pace | None:
+    """Medians over what is on record: of the time between reports, and of what a trial takes besides."""
     stage = _stage(study, name)
     if stage is None or not stage.record_path.exists():
         return None
-    trials = Record(stage.record_path, write=False).trials.values()
-    costs = sorted(trial.metric("seconds") / trial.epoch for trial in trials if trial.epoch and trial.metric("seconds"))
-    return costs[len(costs) // 2] if costs else None
+    trials = [trial for trial in Record(stage.record_path, write=False).trials.values() if trial.reports
+              and not (only_gpu and " gpu " not in (trial.where or ""))]
+    if name == "teacher_logits":
+        views = [(trial.reports[0]["time"] - trial.begun) / trial.parameters["view_count"] for trial in trials
+                 if trial.parameters["view_count"]]
+        return Pace(statistics.median(views)) if views else None
+    paces = [(after["time"] - before["time"]) / (after["epoch"] - before["epoch"]) for trial in trials
+             for before, after in pairwise(trial.reports) if after["epoch"] > before["epoch"]]
+    if not paces:
+        return None
+    pace = statistics.median(paces)
+    besides = [trial.reports[0]["time"] - trial.begun - pace * trial.reports[0]["epoch"] for trial in trials]
+    return Pace(pace, max(0.0, statistics.median(besides)))
 
 
 def _measure(study: Study, name: str) -> float:
-    """Seconds per epoch, from a few steps on a few images here."""
+    """Seconds per epoch, with its share of the reports, from a few steps on a few images here."""
     from trainables.task import start
 
     task = study.task(name)
     few = task.train.take(torch.arange(min(MEASURED_BATCH, len(task.train), task.training.batch_size)).numpy())
-    training = start(replace(task, train=few), {"lr": 1e-4}, seed=0, view_seed=0)
-    training.train_epoch()
+    seen = task.validation.take(torch.arange(min(MEASURED_BATCH, len(task.validation))).numpy())
+    training = start(replace(task, train=few, validation=seen), {"lr": 1e-4}, seed=0, view_seed=0)
+    training.run(1)
     started = time.perf_counter()
     for _ in range(MEASURED_STEPS):
         training.train_epoch()
-    return (time.perf_counter() - started) / MEASURED_STEPS / len(few) * len(task.train)
+    trained = time.perf_counter()
+    training.validation.report(training.model, training.autocast)
+    reported = (time.perf_counter() - trained) / len(seen) * len(task.validation)
+    return (trained - started) / MEASURED_STEPS / len(few) * len(task.train) + reported / task.report_every
 
 
 def show_plan(config: StudyConfig, home: Home, console: Console, measure: bool, gpus: int | None = None,
@@ -197,7 +233,7 @@ def show_plan(config: StudyConfig, home: Home, console: Console, measure: bool, 
     study = Study(config, home, Display(console, stages_of(config)), address)
     study.check(machine=not gpus)
     machine, described = _machine(study, gpus)
-    plans = make_plan(study, measure and not gpus, tflops * 1e12 if gpus else None)
+    plans = make_plan(study, measure and not gpus, tflops * 1e12 if gpus else None, only_gpu=bool(gpus))
     student = parameter_count(config.student, study)
     teacher = sum(parameter_count(settings, study) for settings in teacher_models(study))
     console.print(f"[bold]{config.name}[/bold]  {escape(config.about)}\n")
@@ -218,12 +254,14 @@ def show_plan(config: StudyConfig, home: Home, console: Console, measure: bool, 
     for name, text in facts.items():
         console.print(f"{name:9} {text}", soft_wrap=True, markup=False)
     console.print()
-    console.print(_plan_table(plans, machine))
-    if gpus:
-        hours = sum(plan.epochs * plan.seconds_per_epoch for plan in plans if not plan.done) / 3600
-        console.print(f"\nAn estimate, not measured: {hours:.1f} GPU-hours, if a GPU sustains {tflops:g} TFLOP/s on "
-                      "these models (--tflops) and nothing waits for the images.", soft_wrap=True)
-    elif any(plan.seconds_per_epoch is None for plan in plans) and not measure:
+    _show_times(console, config, plans, machine)
+    if gpus and any(plan.seconds is not None and plan.runs for plan in plans):
+        measured = all(plan.seconds != plan.images_per_epoch * plan.flop_per_image / (tflops * 1e12) for plan in plans
+                       if plan.runs)
+        console.print("Times of an epoch are those on record." if measured else
+                      f"An estimate, not measured: if a GPU sustains {tflops:g} TFLOP/s on these models (--tflops) and "
+                      "nothing waits for the images.", soft_wrap=True)
+    elif any(plan.seconds is None for plan in plans) and not measure:
         console.print("\nTimes appear once epochs are on record, or with --measure, which times a few steps here.")
 
 
@@ -271,18 +309,49 @@ def _show_range(dimension) -> str:
     return f"{dimension.bounds[0]:g}..{dimension.bounds[1]:g}" + (" (log)" if dimension.log else "")
 
 
-def _plan_table(plans: list[StagePlan], share: Share) -> Table:
+def _show_times(console: Console, config: StudyConfig, plans: list[StagePlan], machine: Share) -> None:
+    """The table, and what the whole comes to."""
+    timed = all(plan.seconds is not None for plan in plans)
+    works = [plan.work() for plan in plans]
+    whole = forecast(works, machine.concurrent, config.search.reduction_factor, START_SECONDS)
+    console.print(_plan_table(plans, whole, timed))
+    left = [plan for plan in plans if not plan.done]
+    flop = sum(plan.flop(_expected(plan, whole)) for plan in left)
+    console.print(f"\nleft to do: {flop / 1e12:,.3g} TFLOP" if left else "\nleft to do: nothing")
+    if not timed:
+        return
+    console.print(f"from beginning to end: {_show_forecast(whole, machine)}", soft_wrap=True)
+    if left and len(left) < len(plans):
+        rest = forecast([plan.work() for plan in left], machine.concurrent, config.search.reduction_factor,
+                        START_SECONDS)
+        console.print(f"from now on: {_show_forecast(rest, machine)}", soft_wrap=True)
+
+
+def _show_forecast(expected: Forecast, machine: Share) -> str:
+    wall = expected.wall + END_SECONDS
+    share = expected.used / (machine.concurrent * wall)
+    shown = f"about {clock(wall)}, {100 * share:.0f} % of {machine.concurrent} slots in use"
+    if not machine.gpus:
+        return shown
+    gpus = machine.concurrent * machine.gpus
+    return f"{shown}; {gpus * wall / 3600:.2g} GPU-hours on {gpus:g} GPUs, {machine.gpus * expected.used / 3600:.2g} " \
+           "of them in use"
+
+
+def _expected(plan: StagePlan, whole: Forecast) -> float:
+    """Epochs of all its runs."""
+    return whole.epochs[plan.name] if plan.rungs else plan.runs * plan.epochs
+
+
+def _plan_table(plans: list[StagePlan], whole: Forecast, timed: bool) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for title in ("stage", "runs", "never stopped", "epochs each", "epochs expected", "TFLOP", "time", ""):
+    for title in ("stage", "runs", "never stopped", "epochs each", "epochs expected", "TFLOP", "begins", "takes", ""):
         table.add_column(title, justify="left" if title in ("stage", "") else "right")
-    total_flop, total_seconds = 0.0, 0.0
     for plan in plans:
-        seconds = plan.recorded_seconds if plan.done else plan.seconds(share.concurrent)
-        total_flop += 0 if plan.done else plan.flop
-        total_seconds += 0 if plan.done else (math.nan if seconds is None else seconds)
-        table.add_row(plan.name.replace("_", " "), str(plan.runs), str(plan.protected or "all"), str(plan.epochs_each),
-                      f"{plan.epochs:,.0f}", f"{plan.flop / 1e12:,.3g}", "" if seconds is None else clock(seconds),
-                      "done" if plan.done else "")
-    shown = "" if math.isnan(total_seconds) else clock(total_seconds)
-    table.add_row("left to do", "", "", "", "", f"{total_flop / 1e12:,.3g}", shown, "", style="bold")
+        begins, ends = whole.times[plan.name]
+        times = (clock(begins), clock(ends - begins)) if timed else ("", "")
+        expected = _expected(plan, whole)
+        table.add_row(plan.name.replace("_", " "), str(plan.runs), str(plan.protected or "all"), f"{plan.epochs:.3g}",
+                      f"{expected:,.0f}", f"{plan.flop(expected) / 1e12:,.3g}", *times,
+                      f"done, took {clock(plan.took)}" if plan.done else "")
     return table

@@ -38,11 +38,12 @@ class TrialState:
     origin: str
     protected: bool = False
     label: str = ""
-    reports: list[dict[str, Any]] = field(default_factory=list)  # sequence, epoch, decision, metrics
+    reports: list[dict[str, Any]] = field(default_factory=list)  # sequence, time, epoch, decision, metrics
     checkpoint: dict[str, Any] | None = None  # epoch, path
     state: str = "running"  # running, complete, stopped, failed
     reason: str | None = None
     where: str | None = None  # the node and GPUs that it was last on
+    begun: float = 0.0  # when it was handed out for the first time
 
     @property
     def epoch(self) -> int:
@@ -135,10 +136,10 @@ class Record:
         kind, number = event["event"], event.get("trial")
         if kind == "trial":
             self.trials[number] = TrialState(number, event["parameters"], event["seed"], event["view_seed"],
-                                             event["origin"], event["protected"], event["label"])
+                                             event["origin"], event["protected"], event["label"], begun=event["time"])
         elif kind == "report":
             trial = self.trials[number]
-            trial.reports.append({key: event[key] for key in ("sequence", "epoch", "decision", "metrics")})
+            trial.reports.append({key: event[key] for key in ("sequence", "time", "epoch", "decision", "metrics")})
             trial.state = ENDINGS.get(event["decision"], "running")
             trial.reason, trial.where = event["reason"], event.get("where", trial.where)
         elif kind == "checkpoint":
