@@ -82,6 +82,9 @@ def share(resources: ResourceSettings, nodes: list[tuple[float, float]]) -> Shar
         there = ", ".join(f"{cpus:g} CPU + {gpus:g} GPU" for cpus, gpus in sorted(set(nodes))[:4])
         raise UserError(f"resources.cpus_per_trial = {resources.cpus_per_trial} and resources.gpus_per_trial = "
                         f"{per_trial:g} are on no machine together: there are {there}; make one of the two smaller")
+    if resources.teacher_workers > fits:
+        raise UserError(f"resources.teacher_workers = {resources.teacher_workers} is more than the {fits} that there "
+                        f"is room for, each with {resources.cpus_per_trial} CPU and {per_trial:g} GPU; make it smaller")
     return Share(resources.cpus_per_trial, per_trial, min(fits, resources.concurrent or fits))
 
 

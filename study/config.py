@@ -185,6 +185,9 @@ class ResourceSettings(Settings):
         None, description="may be a fraction; 1 if there are"
     )
     concurrent: PositiveInt | None = Field(None, description="trials at a time; as many as fit unless given")
+    teacher_workers: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        1, description="that train the teacher together, each with a trial's resources: DDP"
+    )
     worker_retries: Natural = Field(3, description="how often a trial survives the death of its worker")
 
 

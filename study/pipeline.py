@@ -89,10 +89,12 @@ class Pipeline:
                   ANSWER_FILES if stage.name == "teacher_logits" else RESULT_FILES)
         self.jobs.append(job)
         self.jobs.sort(key=lambda job: ORDER.index(job.stage))
+        if not book.complete:
+            study.begin_session(book)
+            if study.is_parallel(stage):
+                study.run_parallel(job)
         if book.complete:
             self._close(job)
-        else:
-            study.begin_session(book)
 
     def _close(self, job: Job) -> None:
         job.open = False

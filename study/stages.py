@@ -51,6 +51,7 @@ from trainables.seeds import small_seed
 from trainables.settings import ModelSettings, Settings
 
 if TYPE_CHECKING:  # they import torch, which a finished study can do without
+    from study.tuner import Job
     from trainables.models import Trained
     from trainables.task import Member, Task, Teacher
 
@@ -401,6 +402,16 @@ class Study:
             self._evaluate_teacher(stage)
         else:
             self._unpack_logits(stage)
+
+    def is_parallel(self, stage: Stage) -> bool:
+        """Whether its trials are run by several workers each, so that they are no business of Tune's."""
+        return stage.name == "teacher" and self.config.resources.teacher_workers > 1
+
+    def run_parallel(self, job: Job) -> None:
+        from study.parallel import run_parallel
+
+        resources = self.config.resources
+        run_parallel(job, self.home, self._connect(), resources.teacher_workers, resources.worker_retries)
 
     def close(self, stage: Stage) -> None:
         """Put together what a stage's trials have found. Raises StudyFailedError where that does not do."""

@@ -155,7 +155,9 @@ class _JobCallback(_DriverOnly, tune.Callback):
 
     def on_checkpoint(self, iteration: int, trials: list, trial: Any, checkpoint: tune.Checkpoint, **info: Any) -> None:
         try:
-            self._enter(*_name(trial), trial.last_result["epoch"], self._home.relative(checkpoint.path))
+            stage, number = _name(trial)
+            enter_checkpoint(_job(self._work, stage), self._home, number, trial.last_result["epoch"],
+                             self._home.relative(checkpoint.path))
         except Exception as error:  # Tune would log it and go on
             self._problem = error
 
@@ -163,33 +165,15 @@ class _JobCallback(_DriverOnly, tune.Callback):
         if self._problem is not None:
             raise self._problem
 
-    def _enter(self, stage: str, number: int, epoch: int, path: str) -> None:
-        job = _job(self._work, stage)
-        book = job.book
-        earlier, kept = book.record.trials[number].checkpoint, path
-        if book.has_results and epoch == book.epochs:
-            kept = self._home.keep(job.results, path, book.record.path.parent / "runs" / f"{number:03d}")
-        book.checkpoint(number, epoch, kept)
-        if earlier and _run_of(earlier["path"]) and earlier["path"] != path:
-            # Of an earlier run the trial's whole folder; of this one the checkpoint that is out of date.
-            below = Path(earlier["path"]).parts[1:]
-            self._forget(*below if _run_of(earlier["path"]) == _run_of(path) else below[:2])
-
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """A trial has ended in order: nothing of what Tune keeps of it is needed any more."""
         stage, number = _name(trial)
         self.at_work.discard((stage, number))
         self._count()
-        self._forget(trial.storage.experiment_dir_name, trial.storage.trial_dir_name)
+        _forget(self._home, trial.storage.experiment_dir_name, trial.storage.trial_dir_name)
         checkpoint = _job(self._work, stage).book.record.trials[number].checkpoint
         if checkpoint and _run_of(checkpoint["path"]):
-            self._forget(*Path(checkpoint["path"]).parts[1:3])
-
-    def _forget(self, *below: str) -> None:
-        """The one place that removes checkpoints while a stage runs: of 100 trials of a large model they fill a disk.
-        """
-        with contextlib.suppress(StudyFailedError):  # what stays behind goes when the stage is done
-            self._home.forget_tune(*below)
+            _forget(self._home, *Path(checkpoint["path"]).parts[1:3])
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """Tune gives a trial up: its workers died, or could not save, more often than they may."""
@@ -207,6 +191,29 @@ class _JobCallback(_DriverOnly, tune.Callback):
             raise StudyFailedError(f"the workers of {TRIES} trials in a row died before any trial reported, last with: "
                                    f"{reason}; {KEPT}")
         book.fail(number, reason)
+
+
+def enter_checkpoint(job: Job, home: Home, number: int, epoch: int, path: str, tidied: bool = False) -> None:
+    """Enter a trial's checkpoint by its path relative to the study, and remove the one before. The last one, if it
+    counts as a result, is first copied to the stage's own folder. tidied: of its own run Ray removes what is old."""
+    book = job.book
+    earlier, kept = book.record.trials[number].checkpoint, path
+    if book.has_results and epoch == book.epochs:
+        kept = home.keep(job.results, path, book.record.path.parent / "runs" / f"{number:03d}")
+    book.checkpoint(number, epoch, kept)
+    if earlier and _run_of(earlier["path"]) and earlier["path"] != path:
+        # Of an earlier run the trial's whole folder; of this one the checkpoint that is out of date.
+        below = Path(earlier["path"]).parts[1:]
+        if _run_of(earlier["path"]) != _run_of(path):
+            _forget(home, *below[:2])
+        elif not tidied:
+            _forget(home, *below)
+
+
+def _forget(home: Home, *below: str) -> None:
+    """The one place that removes checkpoints while a stage runs: of 100 trials of a large model they fill a disk."""
+    with contextlib.suppress(StudyFailedError):  # what stays behind goes when the stage is done
+        home.forget_tune(*below)
 
 
 def _job(work: Work, stage: str) -> Job:
@@ -290,13 +297,13 @@ def _try(work: Work, home: Home, share: Share, worker_retries: int, trainable: t
         try:
             _fit(work, home, share, worker_retries, trainable, searcher, callback)
         except Exception as error:
-            problem = _reason(error)
+            problem = reason_of(error)
     if interrupted:
         raise InterruptedStudyError
     return problem, callback.at_work
 
 
-def _reason(error: BaseException) -> str:
+def reason_of(error: BaseException) -> str:
     """What lies behind an exception of Tune's, in one line. Raises it where it is ours, or where a disk is full."""
     while True:
         if isinstance(error, StudyFailedError) or storage.is_full(error):

@@ -18,7 +18,7 @@ from torch import nn
 from trainables import models
 from trainables.data import ImageSet
 from trainables.files import CHECKPOINT_MARK, WEIGHTS
-from trainables.losses import distillation_loss
+from trainables.losses import Loss, distillation_loss
 from trainables.messages import one_line
 from trainables.models import Classifier
 from trainables.seeds import derive_seed
@@ -113,7 +113,12 @@ class Training:
         drawn = torch.from_numpy(order[: sum(sizes)]).to(self.device).split(sizes)
         return [part if len(part) else None for part in drawn]
 
-    def _step(self, indices: torch.Tensor, unlabelled: torch.Tensor | None):
+    def _step(self, indices: torch.Tensor, unlabelled: torch.Tensor | None) -> Loss:
+        loss = self._loss(indices, unlabelled)
+        self._update(loss.total)
+        return loss
+
+    def _loss(self, indices: torch.Tensor, unlabelled: torch.Tensor | None) -> Loss:
         objective = self.objective
         batch = self.train.batch(self.epoch, indices)
         images = batch.images
@@ -123,15 +128,16 @@ class Training:
             teacher_logits = torch.cat([teacher_logits, objective.unlabelled_targets(self.epoch, unlabelled)])
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             logits = self.forward(images)
-        loss = distillation_loss(
+        return distillation_loss(
             logits[: len(indices)], batch.labels, teacher_logits, temperature=objective.temperature,
             alpha=objective.alpha, partner_labels=batch.partner_labels, partner_weight=batch.partner_weight,
             unlabelled_logits=None if unlabelled is None else logits[len(indices):],
         )
+
+    def _update(self, total: torch.Tensor) -> None:
         self.optimizer.zero_grad(set_to_none=True)
-        loss.total.backward()
+        total.backward()
         self.optimizer.step()
-        return loss
 
     def run(self, epochs: int) -> dict[str, float]:
         """Train for up to `epochs` more epochs, evaluate once, and report.

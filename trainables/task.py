@@ -116,7 +116,8 @@ class Task:
         return loaded
 
 
-def start(task: Task, parameters: dict, *, seed: int, view_seed: int, objective: Objective | None = None) -> Training:
+def start(task: Task, parameters: dict, *, seed: int, view_seed: int, objective: Objective | None = None,
+          kind: type[Training] = Training) -> Training:
     """Begin a run. `parameters` hold lr and any of the training settings that the search varies."""
     device = default_device()
     torch.set_num_threads(task.threads)
@@ -129,7 +130,7 @@ def start(task: Task, parameters: dict, *, seed: int, view_seed: int, objective:
         None if predictions is None else read_only_tensor(predictions).to(device),
     )
     train = task.make_views(model.size, view_seed, device)
-    return Training(model, train, validation, settings, lr=parameters["lr"], seed=seed, objective=objective)
+    return kind(model, train, validation, settings, lr=parameters["lr"], seed=seed, objective=objective)
 
 
 def save(training: Training, task: Task, folder: Path) -> None:

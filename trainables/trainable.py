@@ -41,7 +41,7 @@ class StudyTrainable(tune.Trainable):
         release_memory()
         try:
             self.training = self.start(config)
-            if checkpoint and not self._continue_from(checkpoint):
+            if checkpoint and not continue_from(self.training, checkpoint):
                 self.training = self.start(config)
         except Exception as error:
             self._note(error)
@@ -52,19 +52,6 @@ class StudyTrainable(tune.Trainable):
             raise error
         self.failure = describe(error)
 
-    def _continue_from(self, checkpoint: str) -> bool:
-        """Load a checkpoint; False where it is damaged: then the trial begins anew, which costs time, not results."""
-        try:
-            with tempfile.TemporaryDirectory() as copy:
-                files, path = fsspec.core.url_to_fs(checkpoint)
-                if not isinstance(files, LocalFileSystem):
-                    files.get(f"{path}/", f"{copy}/", recursive=True)
-                    path = copy
-                self.training.load(Path(path))
-        except Exception:
-            return False
-        return True
-
     def start(self, config: dict) -> Training:
         raise NotImplementedError
 
@@ -72,16 +59,11 @@ class StudyTrainable(tune.Trainable):
         if self.failure is None:
             try:
                 report = self.training.run(self.task.report_every)
-                return report | {"failure": not_finite(report), SHOULD_CHECKPOINT: self._checkpoint_due()}
+                due = is_checkpoint_due(self.training, self.task)
+                return report | {"failure": not_finite(report), SHOULD_CHECKPOINT: due}
             except Exception as error:
                 self._note(error)
         return {"epoch": self.training.epoch if self.training else 0, "failure": self.failure}
-
-    def _checkpoint_due(self) -> bool:
-        every = self.task.checkpoint_every
-        if self.training.finished:
-            return self.task.keep_weights
-        return bool(every) and self.training.epoch % every < self.task.report_every
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         if self.training is not None:
@@ -105,6 +87,28 @@ class StudyTrainable(tune.Trainable):
     def cleanup(self) -> None:
         self.training = None
         release_memory()
+
+
+def continue_from(training: Training, checkpoint: str) -> bool:
+    """Load a checkpoint, a folder or a URI; False where it is damaged: then the trial begins anew, which costs time,
+    not results."""
+    try:
+        with tempfile.TemporaryDirectory() as copy:
+            files, path = fsspec.core.url_to_fs(checkpoint)
+            if not isinstance(files, LocalFileSystem):
+                files.get(f"{path}/", f"{copy}/", recursive=True)
+                path = copy
+            training.load(Path(path))
+    except Exception:
+        return False
+    return True
+
+
+def is_checkpoint_due(training: Training, task: Task) -> bool:
+    """Whether the state after the epoch that has just been reported is to be saved."""
+    if training.finished:
+        return task.keep_weights
+    return bool(task.checkpoint_every) and training.epoch % task.checkpoint_every < task.report_every
 
 
 def not_finite(report: dict) -> str | None:

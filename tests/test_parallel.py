@@ -1,0 +1,120 @@
+"""A teacher that several workers train together: two processes on this machine's CPUs, joined by gloo."""
+
+import json
+import os
+import signal
+import subprocess
+from collections import Counter
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from running import KDSTUDY, kdstudy, wait_until, with_set
+from safetensors.numpy import load_file
+
+from study.cluster import share
+from study.config import ResourceSettings, load_study
+from study.errors import UserError
+from trainables.data import ImageSet
+from trainables.parallel import ParallelTraining
+from trainables.settings import ModelSettings, TrainSettings, ViewSettings
+from trainables.task import Task, start
+
+TOGETHER = with_set(["resources.teacher_workers=2", "teacher.epochs=16"])
+PARAMETERS, SEEDS = {"lr": 1e-3}, {"seed": 5, "view_seed": 7}
+
+
+def task(images=21):
+    """Batches of 8, 8 and 5: the last cannot be halved."""
+    draw = np.random.default_rng(0)
+
+    def some(count):
+        return ImageSet(draw.integers(0, 255, (count, 1, 8, 8), dtype=np.uint8), draw.integers(0, 3, count))
+
+    model = ModelSettings(model="vit_tiny_patch16_224",
+                          args={"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2})
+    return Task(train=some(images), validation=some(10), classes=3, image_size=8, model=model,
+                training=TrainSettings(epochs=3, batch_size=8), views=ViewSettings(shift=1, mixup=0.3), report_every=1)
+
+
+def take_part(rank, size, images, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
+    training = start(task(images), PARAMETERS, **SEEDS, kind=ParallelTraining)
+    training.share_out()
+    report = training.run(3)
+    if rank == 0:
+        training.save(folder)
+        (folder / "report.json").write_text(json.dumps(report))
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("images", [21, 25])
+def test_two_processes_take_the_steps_that_one_takes(tmp_path, images):
+    """Also where a last batch of one is left for two: 25 images in batches of 8, the last of which then has 9."""
+    alone = start(task(images), PARAMETERS, **SEEDS)
+    expected = alone.run(3)
+    mp.spawn(take_part, (2, images, tmp_path), nprocs=2)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-4)
+    together = load_file(tmp_path / "model.safetensors")
+    for name, weight in alone.model.net.state_dict().items():
+        assert torch.allclose(torch.from_numpy(together[name]), weight, atol=2e-4), name
+
+
+def test_more_workers_than_there_is_room_for_are_refused():
+    with pytest.raises(UserError, match=r"^resources\.teacher_workers = 5 is more than the 4 that there is room for, "
+                                        "each with 2 CPU and 1 GPU; make it smaller$"):
+        share(ResourceSettings(cpus_per_trial=2, teacher_workers=5), [(4, 4), (4, 2)])
+
+
+def teacher_events(folder):
+    (record,) = folder.glob("teacher-*/record.jsonl")
+    return [json.loads(line) for line in record.read_text().splitlines()]
+
+
+def test_a_teacher_trained_by_two_goes_on_from_its_checkpoint_after_a_kill(tmp_path):
+    command = [*KDSTUDY, "run", "digits", "--smoke", "--dir", "mine", "--until", "teacher", *TOGETHER]
+    folder = tmp_path / "mine"
+    driver = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    wait_until(driver, lambda: any(folder.glob("teacher-*/record.jsonl"))
+               and any(event["event"] == "checkpoint" for event in teacher_events(folder)))
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    before = teacher_events(folder)
+    assert before[-1].get("decision") != "complete"
+    kdstudy(*command[3:], cwd=tmp_path)
+    events = teacher_events(folder)
+    assert events[: len(before)] == before
+    reports = Counter(event["epoch"] for event in events if event["event"] == "report")
+    assert set(reports) == set(range(1, 17)) and max(reports.values()) == 1
+    assert not any(event["event"] == "mismatch" for event in events)
+    saved = max(event["epoch"] for event in before if event["event"] == "checkpoint")
+    again = [event for event in events[len(before):] if event["event"] == "report"]
+    assert saved > 1 and min(event["epoch"] for event in again) > saved
+
+
+@pytest.mark.slow
+def test_a_teacher_trained_by_two_is_as_good_and_serves_every_later_stage(tmp_path):
+    accuracies = {}
+    for name, settings in (("two", TOGETHER), ("one", with_set(["teacher.epochs=16"]))):
+        (tmp_path / name).mkdir()
+        kdstudy("run", "digits", "--smoke", "--dir", "mine", *settings, cwd=tmp_path / name)
+        (answers,) = (tmp_path / name).glob("mine/teacher_logits-*/test.parquet")
+        answers = pd.read_parquet(answers)
+        accuracies[name] = (answers["label"] == answers["prediction"]).mean()
+    noise = np.sqrt(0.05 * 0.95 / 360 * 2)  # of a difference of two models that are right in 95 % of 360 images
+    assert abs(accuracies["two"] - accuracies["one"]) < 3 * noise
+    assert min(accuracies.values()) > 0.9
+    done = tmp_path / "two" / "mine"
+    assert {path.parent.name.rsplit("-", 1)[0] for path in done.glob("*/done.json")} == {
+        "teacher", "baseline", "teacher_logits", "distill", "confirm_baseline", "confirm"}
+    shown = kdstudy("export", "mine", "out", "--model", "teacher", cwd=tmp_path / "two").stdout
+    assert f"{100 * accuracies['two']:.2f} % test accuracy" in shown
+
+
+def test_the_number_of_workers_changes_no_stage_of_a_study():
+    """It is a resource: what is done stays done."""
+    assert load_study("digits", ["resources.teacher_workers=4"]).teacher == load_study("digits").teacher
