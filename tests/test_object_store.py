@@ -285,3 +285,21 @@ def test_a_place_that_cannot_be_is_one_line_and_exit_code_2(place, message, serv
 def test_a_file_uri_is_a_path(tmp_path):
     home = Home.of(f"file://{tmp_path}/my%20study")
     assert home.folder == tmp_path / "my study" and home.uri is None
+
+
+def test_a_study_is_brought_home_whole_or_its_results_alone(finished_by_hand, machine, tmp_path):
+    import fsspec
+
+    uri = "s3://bucket/by-hand/digits-smoke"
+    files, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+    files.put(f"{finished_by_hand}/", path, recursive=True)
+    for name, more in (("all", []), ("results", ["--results"])):
+        machine(name)
+        kdstudy("fetch", uri, tmp_path / f"home-{name}", *more, cwd=tmp_path)
+    there = {str(file.relative_to(finished_by_hand)) for file in finished_by_hand.rglob("*") if file.is_file()}
+    brought = {name: {str(file.relative_to(tmp_path / name)) for file in (tmp_path / name).rglob("*") if file.is_file()}
+               for name in ("home-all", "home-results")}
+    assert brought["home-all"] == there
+    missing = there - brought["home-results"]
+    assert missing and all(name.endswith((".safetensors", ".npy", ".db")) for name in missing)
+    assert not any(name.startswith(("results/", "export/")) for name in missing)
