@@ -120,9 +120,18 @@ class _JobScheduler(_DriverOnly, FIFOScheduler):
     """Stops what the books stop. Trials never end by themselves, so every report, the last one too, comes by here
     before Tune does anything else."""
 
-    def __init__(self, work: Work):
+    def __init__(self, work: Work, slots: Callable[[], int]):
         super().__init__()
-        self._work = work
+        self._work, self._slots, self._kept = work, slots, 0
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """See that Tune keeps as many idle workers as there are slots. By itself it ends all but one of them between
+        two stages, and then a worker that starts anew is ended as soon as any other is free: with trials shorter than a
+        worker's start, one worker did the work of all."""
+        controller = getattr(tune_controller, "_tune_controller", tune_controller)
+        if hasattr(controller, "_actor_cache") and (more := self._slots() - self._kept) > 0:
+            self._kept += more
+            controller._actor_cache.increase_max(trial.placement_group_factory, by=more)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
         book = _job(self._work, trial.config["stage"]).book
@@ -295,7 +304,7 @@ def _try(work: Work, home: Home, share: Share, worker_retries: int, trainable: t
     with _interrupts() as interrupted:
         searcher = _JobSearcher(work, home, slots, interrupted, only_cut_off)
         try:
-            _fit(work, home, share, worker_retries, trainable, searcher, callback)
+            _fit(work, home, share, worker_retries, trainable, slots, searcher, callback)
         except Exception as error:
             problem = reason_of(error)
     if interrupted:
@@ -315,13 +324,13 @@ def reason_of(error: BaseException) -> str:
 
 
 def _fit(work: Work, home: Home, share: Share, worker_retries: int, trainable: type[tune.Trainable],
-         searcher: _JobSearcher, callback: _JobCallback) -> None:
+         slots: Callable[[], int], searcher: _JobSearcher, callback: _JobCallback) -> None:
     storage_path, filesystem = home.tune_storage()
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": share.cpus, "gpu": share.gpus}),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=_JobScheduler(work),
+            scheduler=_JobScheduler(work, slots),
             num_samples=-1,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: f"{trial.config['stage']}-{trial.config['number']:04d}",

@@ -75,6 +75,7 @@ def teacher_events(folder):
     return [json.loads(line) for line in record.read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_a_teacher_trained_by_two_goes_on_from_its_checkpoint_after_a_kill(tmp_path):
     command = [*KDSTUDY, "run", "digits", "--smoke", "--dir", "mine", "--until", "teacher", *TOGETHER]
     folder = tmp_path / "mine"

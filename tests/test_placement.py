@@ -15,6 +15,7 @@ from running import KDSTUDY, wait_until, with_set
 
 SETTINGS = ["resources.gpus_per_trial=0.5", "search.baseline_trials=14", "search.trials=8", "search.report_every=1",
             "train.batch_size=4", "student.model=faulty:build", "student.args={}"]
+pytestmark = pytest.mark.slow
 ROOM = {"pair": 2, "late": 1}  # trials on each node: the first has more GPUs than CPUs for them
 
 
