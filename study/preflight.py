@@ -323,11 +323,15 @@ def room_needed(study: Study, given: Share) -> Room:
     teacher = BYTES_PER_WEIGHT * sum(parameter_count(settings, study) for settings in teacher_models(study))
     checkpoints = {name: COPIES_IN_CHECKPOINT * (teacher if name == "teacher" else student)
                    for name, count in runs.items() if count and name != "teacher_logits"}
+    logits = study.logits_bytes if study.config.teacher.logits or study.logits_fit else 0
+    if pieces := runs.get("teacher_logits"):
+        checkpoints["teacher_logits"] = logits // pieces
     at_a_time = max(_in_flight([name for name in phase if name in checkpoints], runs, checkpoints, given.concurrent)
                     for phase in PHASES)
     predictions = len(study.splits.test) * (2 * len(study.splits.class_names) + 16)
     kept = {"teacher": (runs.get("teacher", 0) + 1) * teacher,
-            "teacher_logits": study.logits_bytes if study.config.teacher.logits or study.logits_fit else 0,
+            # In pieces first, which go as they are put together, a view seed at a time.
+            "teacher_logits": logits + logits // len(study.view_seeds),
             **{name: runs.get(name, 0) * (student + predictions) for name in CONFIRMATIONS}}
     kept = {name: max(0, count - _written(study, name)) for name, count in kept.items() if name in runs}
     return Room({"the checkpoints of trials that run (fewer with resources.concurrent)": at_a_time,

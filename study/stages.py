@@ -784,6 +784,8 @@ class Study:
             if not _is_whole(stage.path / f"views-{view_seed}.npy"):
                 pieces = [folders[run_key(piece)] for piece in self._pieces(view_seed)]
                 self._save_views(stage, view_seed, *self._joined(pieces))
+                for folder in pieces:  # at once: together they are as large as the whole
+                    shutil.rmtree(folder, ignore_errors=True)
         shutil.rmtree(stage.path / "runs", ignore_errors=True)
         self._finish_logits(stage, self.logits_fit, record.seconds)
 

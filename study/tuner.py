@@ -15,7 +15,7 @@ from ray.tune.search import Searcher
 
 from study import storage
 from study.cluster import Share
-from study.errors import InterruptedStudyError, StorageError, StudyFailedError
+from study.errors import InterruptedStudyError, StorageError, StudyFailedError, UserError
 from study.home import TUNE, Home
 from study.search import TrialBook
 from trainables.files import CHECKPOINT_MARK, RESULT_FILES
@@ -315,7 +315,7 @@ def _try(work: Work, home: Home, share: Share, worker_retries: int, trainable: t
 def reason_of(error: BaseException) -> str:
     """What lies behind an exception of Tune's, in one line. Raises it where it is ours, or where a disk is full."""
     while True:
-        if isinstance(error, StudyFailedError) or storage.is_full(error):
+        if isinstance(error, (UserError, StudyFailedError)) or storage.is_full(error):
             raise error
         behind = error.__cause__ or error.__context__
         if behind is None:

@@ -60,8 +60,8 @@ def put(task: Task, known: dict[int, Any]) -> ray.ObjectRef:
     for name in IMAGES:
         if (images := getattr(task, name)) is not None:
             if id(images) not in known:
-                known[id(images)] = ray.put(images)
-            shared[name] = known[id(images)]
+                known[id(images)] = images, ray.put(images)  # held, so that no other gets its id
+            shared[name] = known[id(images)][1]
     return ray.put(replace(task, **shared))
 
 
