@@ -226,7 +226,7 @@ def test_plan_starts_nothing_and_says_what_there_is_to_do(tmp_path):
 def test_plan_and_report_of_a_finished_study_whose_search_is_to_change(finished):
     folder, _ = finished
     planned = kdstudy("plan", folder, "--set", "search.lr={log=[1e-4, 2e-2]}", cwd=folder.parent).stdout
-    lines = {line.split("  ")[0]: line.rstrip().endswith("done") for line in planned.splitlines()}
+    lines = {line.split("  ")[0]: "done, took" in line for line in planned.splitlines()}
     assert lines["teacher"] and lines["teacher logits"] and not lines["baseline"] and not lines["confirm"]
 
 
