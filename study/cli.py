@@ -14,12 +14,10 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from study.config import STUDY_FILE, StudyConfig, check_parameter, load_study, preset_names
+from study.config import STAGE_NAMES, STUDY_FILE, StudyConfig, check_parameter, load_study, preset_names
 from study.errors import InterruptedStudyError, StudyFailedError, UserError
 from study.home import Home
 
-STAGE_NAMES = ("teacher", "baseline", "teacher_logits", "distill", "finalists_baseline", "finalists",
-               "confirm_baseline", "confirm", "report", "export")
 LOG_WIDTH = 140
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -114,12 +112,25 @@ def plan(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool,
 @cli.command()
 @click.argument("study", metavar="STUDY")
 @click.option("--dir", "place", metavar="PLACE", help="Where the study lives.")
-def status(study: str, place: str | None) -> None:
-    """Show how far a study is, also while it runs."""
-    _, home = _resolve_started(study, place)
-    from study.status import show_status
+@click.option("--follow", is_flag=True, help="Go on until no driver works on it.")
+@click.option("--every", type=click.FloatRange(0.5, 86400), metavar="SECONDS",
+              help="How often --follow looks.  [default: 5; 30 at a URI]")
+def status(study: str, place: str | None, follow: bool, every: float | None) -> None:
+    """Show how far a study is, also while it runs, from any machine that reads where it lives.
 
-    show_status(home, _console())
+    Per stage: trials, the best of them, how fast they go on and how long they will take; then what failed. --follow
+    draws it anew in place; in a log it prints a line when something changes. It ends with exit code 0 once the study is
+    done, with 1 where its driver has gone before.
+    """
+    if every is not None and (math.isnan(every) or not follow):
+        raise UserError(f"--every {every:g} is not a number" if follow else "--every means nothing without --follow")
+    home = _resolve_begun(study, place)
+    from study.status import follow_status, show_status
+
+    if follow:
+        follow_status(home, _console(), every)
+    else:
+        show_status(home, _console())
 
 
 @cli.command()
@@ -526,6 +537,18 @@ def _resolve_started(study: str, place: str | None, overrides: tuple[str, ...] =
         raise UserError(f"{home}/stages.json is missing or damaged; `kdstudy run {home}` writes it anew")
     schema.check(folder)
     return load_study(str(folder), overrides), home
+
+
+def _resolve_begun(study: str, place: str | None) -> Home:
+    """The home of a study that was started, if only a moment ago: its driver may not have written its settings yet."""
+    try:
+        return _resolve_started(study, place)[1]
+    except UserError:
+        with contextlib.suppress(UserError):
+            home = Home.of(place or (study if study not in preset_names() else Path("studies") / study))
+            if not (home.folder / "stages.json").exists() and home.is_driven():
+                return home
+        raise
 
 
 def _console() -> Console:

@@ -28,6 +28,8 @@ from trainables.settings import (
 
 PRESETS = Path(__file__).parent / "presets"
 STUDY_FILE = "study.toml"
+STAGE_NAMES = ("teacher", "baseline", "teacher_logits", "distill", "finalists_baseline", "finalists",
+               "confirm_baseline", "confirm", "report", "export")
 Natural = Annotated[int, Field(ge=0, le=1_000_000)]
 Trials = Annotated[int, Field(ge=1, le=10_000)]
 Seeds = Annotated[int, Field(ge=1, le=1000)]
@@ -191,6 +193,14 @@ class ResourceSettings(Settings):
     worker_retries: Natural = Field(3, description="how often a trial survives the death of its worker")
 
 
+class WatchSettings(Settings):
+    """Where a study's curves can be watched, besides `kdstudy status`. What it finds does not depend on it."""
+
+    tensorboard: bool = Field(False, description="event files in the study's folder: tensorboard/STAGE/trial-NNN")
+    mlflow: Line = Field("", description="MLflow's tracking URI, or a folder; needs kdstudy[mlflow]")
+    wandb: Line = Field("", description="a project of Weights & Biases; needs kdstudy[wandb]")
+
+
 class PublishedSettings(Settings):
     """What others have published for this pair, in percent; shown beside the study's own, never used."""
 
@@ -217,6 +227,7 @@ class StudyConfig(Settings):
     finalists: FinalistSettings = FinalistSettings()
     confirm: ConfirmSettings = ConfirmSettings()
     resources: ResourceSettings = ResourceSettings()
+    watch: WatchSettings = WatchSettings()
     published: PublishedSettings | None = None
 
     @model_validator(mode="after")

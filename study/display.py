@@ -1,19 +1,24 @@
 """The progress that a person watches: one line per finished stage, one live line for the current one."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from study.record import TrialState
-from study.search import METRIC, TrialBook
+from study import progress
+from study.record import METRIC, TrialState
+
+if TYPE_CHECKING:  # it imports Ray and Optuna, which a reader can do without
+    from study.search import TrialBook
 
 PLAIN_INTERVAL = 15.0  # seconds between lines where the output is not a terminal
 STAGE_WIDTH = 16
-LEAST_SECONDS = 8.0  # of reports before a guess at the time left
 BAR_WIDTH = 20
 
 
@@ -105,9 +110,7 @@ class Display:
         """From the share of the work that is done; None before anything is known. A stage's epochs count by how many
         of them a full run has, so that a teacher's 20 weigh as much as a student's 300."""
         fresh, elapsed = self._fresh(books), time.monotonic() - self._first_report
-        if fresh <= 0 or elapsed < LEAST_SECONDS:
-            return None
-        return sum(_runs_left(book) for book in books) * elapsed / fresh
+        return progress.seconds_left(sum(map(_runs_left, books)), fresh, elapsed)
 
     def _fresh(self, books: list[TrialBook]) -> float:
         """Full runs' worth of epochs since the first stage began, of these and of earlier books."""
@@ -121,7 +124,7 @@ class Display:
 
 def _full_runs(book: TrialBook) -> float:
     """Of all epochs that a book's trials have run."""
-    return sum(trial.epoch for trial in _trials([book])) / book.epochs
+    return progress.full_runs(_trials([book]), book.epochs)
 
 
 def _accuracies(book: TrialBook) -> list[float]:
@@ -135,17 +138,7 @@ def _trials(books: list[TrialBook]) -> list[TrialState]:
 
 def _runs_left(book: TrialBook) -> float:
     """Full runs' worth of epochs that a book still expects."""
-    trials = dict(book.record.trials)
-    ended = [trial.epoch for trial in trials.values() if trial.state != "running" and not trial.protected]
-    typical = sum(ended) / len(ended) if ended else book.epochs * (0.5 if book.may_stop else 1.0)
-    left = 0.0
-    for number in range(book.total):
-        trial = trials.get(number)
-        if trial is not None and trial.state != "running":
-            continue
-        protected = trial.protected if trial else number <= book.protected
-        left += max((book.epochs if protected else typical) - (trial.epoch if trial else 0), 0)
-    return left / book.epochs
+    return progress.runs_left(dict(book.record.trials), book.total, book.epochs, book.protected, book.may_stop)
 
 
 def clock(seconds: float) -> str:

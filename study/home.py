@@ -36,6 +36,7 @@ FETCHING = ".fetching"  # held by whoever brings the copy up to date
 TUNE = ".tune"
 COMPACT_AFTER = 500  # events, so that a reader does not have to fetch thousands of objects
 NEEDED_TO_READ = (".toml", ".json", ".jsonl", ".parquet", ".csv", ".md")
+WRITTEN_HERE = ("train", "tensorboard", "wandb")  # beside the study's own files, and published late or never
 PACKAGES = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}  # scheme: the extra that brings its package
 
 
@@ -92,12 +93,16 @@ class Home:
 
     def is_driven(self) -> bool:
         """Whether a driver works on the study at this moment."""
+        return self.driver() is not None
+
+    def driver(self) -> str | None:
+        """Who works on the study at this moment, as "process 7 on host"; None where nobody does."""
         if storage.is_locked(self.folder):
-            return True
+            return storage.lock_owner(self.folder)
         if self.uri is None:
-            return False
+            return None
         with self._reached(UserError):
-            return Lease.is_held(self._files, f"{self._root}/.lease")
+            return Lease.holder(self._files, f"{self._root}/.lease")
 
     # -- the object store ---------------------------------------------------------------------------------------------
 
@@ -243,7 +248,7 @@ class Home:
 
     def _forget_what_is_gone(self, found: set[str]) -> None:
         """Remove what is not there. What never was may be somebody's work in progress: only the driver knows better,
-        but for what `kdstudy train` makes beside it."""
+        but for what is made beside it."""
         kept = {self._local(name) for name in found} | {self._local(name).with_name(RECORD) for name in found
                                                         if name.endswith(f"/{RECORD}")}
         kept |= {self.folder / Path(name).parent.parent / RECORD for name in found if f"/{PARTS}/" in name}
@@ -251,7 +256,7 @@ class Home:
             inside = path.relative_to(self.folder)
             ours = not storage.is_hidden(inside) or path.name == BASE or path.parent.name == LOCAL_PARTS
             result = path.name != RECORD and not storage.is_hidden(inside)
-            progress = inside.parts[0] == "train" if self._lease else result
+            progress = inside.parts[0] in WRITTEN_HERE if self._lease else result
             if path.is_file() and ours and path not in kept and (not progress or inside.as_posix() in self._known):
                 path.unlink()
         gone = set(self._known) - found

@@ -36,6 +36,7 @@ def check_paths(config: StudyConfig) -> None:
 
     named = {"search.warm_start": config.search.warm_start, "teacher.logits": config.teacher.logits,
              "teacher.pretrained": config.teacher.pretrained, "student.pretrained": config.student.pretrained,
+             "watch.mlflow": config.watch.mlflow,
              "data.source": None if config.data.source in NAMES else config.data.source}
     named |= {f"teacher.trained.{number}": folder for number, folder in enumerate(config.teacher.trained or ())}
     for setting, path in named.items():

@@ -36,10 +36,11 @@ class Lease:
         self._seen = 0.0  # when the lease was last known to be ours, by the clock that goes on in suspend
 
     @staticmethod
-    def is_held(files: AbstractFileSystem, path: str) -> bool:
-        """Whether a lease is there that looks alive, by this machine's clock."""
+    def holder(files: AbstractFileSystem, path: str) -> str | None:
+        """Who holds a lease that looks alive, by this machine's clock: "process 7 on host"; None where nobody does."""
         holder = _read(files, path)
-        return holder is not None and time.time() - holder["time"] < STALE_AFTER and not _is_dead_here(holder)
+        alive = holder is not None and time.time() - holder["time"] < STALE_AFTER and not _is_dead_here(holder)
+        return _name(holder) if alive else None
 
     def __enter__(self) -> "Lease":
         while not self._acquire():

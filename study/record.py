@@ -2,7 +2,7 @@
 
 One JSON line per event, on the disk before the trial moves on. Everything is keyed by our own trial number.
 
-    session     a driver began to work on this stage
+    session     a driver began to work on this stage: who, and what it is to run
     prior       the finished trials of another study that a search starts from: parameters, accuracies by epoch, state
     trial       a trial was handed out: number, parameters, seeds, origin, protected, label
     report      a trial's metrics at an epoch and what was decided: continue, stop, complete or failed; where it runs
@@ -23,6 +23,7 @@ from typing import Any
 from study.errors import StudyFailedError
 from study.home import Home
 
+METRIC = "validation_accuracy"
 BEFORE_WORK = ("session", "prior", "retry")  # the time before these was nobody's
 ENDINGS = {"stop": "stopped", "complete": "complete", "failed": "failed"}
 
@@ -64,15 +65,31 @@ class Record:
         self.trials: dict[int, TrialState] = {}
         self.prior: list[TrialState] = []  # of another study, numbered on their own
         self.prior_study: str | None = None
+        self.session: dict[str, Any] = {}  # what the last driver said when it began: time, host, pid, epochs, wanted, …
         self.mismatches = 0
+        self.begun = 0.0
         self.seconds = 0.0  # of work, summed over the drivers that worked on it
         self._sequence = 0
-        self._session_started: float | None = None
         self.last_time = 0.0
-        if path.exists():
-            if write:
-                _drop_torn_line(path)
-            self._read(path.read_bytes().split(b"\n"), write)
+        self._read_to = 0  # bytes
+        if write and path.exists():
+            _drop_torn_line(path)
+        self._read_on(write)
+
+    def catch_up(self) -> None:
+        """Read what its driver has appended meanwhile. Only for a reader."""
+        self._read_on(write=False)
+
+    def _read_on(self, write: bool) -> None:
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self._read_to)
+                content = file.read()
+        except FileNotFoundError:
+            return
+        whole = content[: content.rfind(b"\n") + 1]
+        self._read(whole.split(b"\n"), write)
+        self._read_to += len(whole)
 
     def _read(self, lines: list[bytes], write: bool) -> None:
         for number, line in enumerate(filter(None, lines), 1):
@@ -134,7 +151,9 @@ class Record:
         self._sequence = event["sequence"] + 1
         self._count_time(event)
         kind, number = event["event"], event.get("trial")
-        if kind == "trial":
+        if kind == "session":
+            self.session |= event
+        elif kind == "trial":
             self.trials[number] = TrialState(number, event["parameters"], event["seed"], event["view_seed"],
                                              event["origin"], event["protected"], event["label"], begun=event["time"])
         elif kind == "report":
@@ -159,6 +178,7 @@ class Record:
     def _count_time(self, event: dict[str, Any]) -> None:
         if event["event"] not in BEFORE_WORK:
             self.seconds += event["time"] - self.last_time
+        self.begun = self.begun or event["time"]
         self.last_time = event["time"]
 
 

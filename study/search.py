@@ -26,10 +26,9 @@ from scipy.stats import qmc
 from sqlalchemy.pool import StaticPool
 
 from study.config import Range, StudyConfig
-from study.record import Record, TrialState
+from study.record import METRIC, Record, TrialState
 from trainables.seeds import small_seed
 
-METRIC = "validation_accuracy"
 ASKED_AGAIN = 4  # times, where TPE proposes a point that is known
 OPTUNA_STATES = {
     "complete": OptunaState.COMPLETE,

@@ -25,13 +25,14 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from analysis.results import StudyFiles
-from study import finalists, logits_file, preflight, schema, storage, warm_start
+from study import finalists, logits_file, preflight, schema, storage, warm_start, watch
 from study.cluster import Share, cluster_address, cluster_share, connected, local_share, recounted, waiting_note
 from study.config import STUDY_FILE, StudyConfig, check_models, trained_models
 from study.display import Display, show_bytes
 from study.errors import MissingTeacherError, StudyFailedError, UserError
 from study.home import Home
 from study.logits_file import LogitsFile
+from study.progress import show_parameters
 from study.record import Record, TrialState
 from study.search import (
     METRIC,
@@ -239,6 +240,7 @@ class Study:
         """Find what cannot work before anything starts; `machine`: on this machine too. Raises UserError."""
         if machine and cluster_address(self.address) is None:
             local_share(self.config.resources)
+        watch.check(self.config)
         self._check_models()
         for arm in self.warm_started:
             if arm in self._wanted:
@@ -346,7 +348,8 @@ class Study:
 
     def run(self, until: str = STAGES[-1]) -> None:
         """Do every stage up to `until` that is not done. Raises UserError, StudyFailedError, InterruptedStudyError."""
-        with self.home.driven(), self._ray, storage.full_disk_noticed(self.folder):
+        with (self.home.driven(), self._ray, storage.full_disk_noticed(self.folder),
+              watch.watched(self.config, self.home, self._note)):
             storage.remove_drafts(self.folder)
             self._wanted = [name for name in STAGES[: STAGES.index(until) + 1] if name in stages_of(self.config)]
             self._write_description()
@@ -355,6 +358,9 @@ class Study:
             for name in OUTPUTS:
                 if name in self._wanted:
                     getattr(self, f"_run_{name}")()
+
+    def _note(self, text: str) -> None:
+        self.display.console.print(f"note: {text}", soft_wrap=True, markup=False)
 
     def _run_trials(self, names: list[str]) -> None:
         """Do the stages that are not done, each as soon as it can begin."""
@@ -542,7 +548,8 @@ class Study:
     # -- stages -------------------------------------------------------------------------------------------------------
 
     def begin_session(self, book: TrialBook) -> None:
-        book.record.begin_session(epochs=book.epochs, rungs=book.rungs, share=str(self._connect()))
+        book.record.begin_session(epochs=book.epochs, rungs=book.rungs, wanted=book.total, protected=book.protected,
+                                  share=str(self._connect()))
 
     def _slots(self) -> int:
         """How many trials can run at a time now: nodes join a cluster and leave it."""
@@ -1120,13 +1127,6 @@ def describe_machine() -> str:
     if count := resources.get("GPU", 0):
         parts.append(f"{count:g} GPUs" + (f" ({', '.join(sorted(gpus))})" if gpus else ""))
     return " and ".join(parts) + (f" on {nodes} nodes" if nodes > 1 else "")
-
-
-def show_parameters(parameters: dict[str, Any]) -> str:
-    names = {"temperature": "T", "alpha": "alpha", "lr": "lr"}
-    shown = [f"{names.get(name, name)}={value:.3g}" if isinstance(value, float) else f"{names.get(name, name)}={value}"
-             for name, value in parameters.items()]
-    return ", ".join(shown)
 
 
 def _measure_teacher(task: Task) -> float:

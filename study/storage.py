@@ -222,6 +222,14 @@ def is_locked(folder: Path) -> bool:
     return False
 
 
+def lock_owner(folder: Path) -> str:
+    """What a driver on this file system says that it is: "process 7 on host"."""
+    try:
+        return (folder / ".lock").read_text(encoding="utf-8").strip() or "another process"
+    except (OSError, ValueError):
+        return "another process"
+
+
 @contextlib.contextmanager
 def waited_for(lock: Path) -> Iterator[None]:
     """Hold a lock that everybody gives back soon."""

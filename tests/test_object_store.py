@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from running import KDSTUDY, ONE_AT_A_TIME, kdstudy, results_of, wait_until
+from test_watch import a_study, add_report, expected_of, watching, written
 
 from study import home as homes
 from study import lease as leases
@@ -78,6 +79,7 @@ def happened(record):
                       for report in trial.reports]) for number, trial in record.trials.items()}
 
 
+@pytest.mark.slow
 def test_killed_on_one_machine_and_gone_on_with_on_another_it_equals_a_local_study(finished, server, tmp_path):
     """The first machine's copy is out of reach: all that counts has to be in the object store."""
     uri, local = "s3://bucket/studies/digits-smoke", finished[0]
@@ -303,3 +305,24 @@ def test_a_study_is_brought_home_whole_or_its_results_alone(finished_by_hand, ma
     missing = there - brought["home-results"]
     assert missing and all(name.endswith((".safetensors", ".npy", ".db")) for name in missing)
     assert not any(name.startswith(("results/", "export/")) for name in missing)
+
+
+def test_event_files_are_published_when_the_command_ends_and_gone_on_with_elsewhere(machine):
+    uri = "s3://bucket/watched/one"
+    first = Home.of(uri)
+    with first.driven():
+        _, record = a_study(first.folder)
+        with watching(first, "watch.tensorboard=true")[0]:
+            pass
+        first.publish(first.folder)
+    begun = {name: content for name, content in objects(uri).items() if name.startswith("tensorboard/")}
+    assert set(begun) == {str(path.relative_to(first.folder)) for path in first.folder.glob("tensorboard/*/*/*")}
+    machine("two")
+    second = Home.of(uri)
+    with second.driven():
+        record = Record(second.folder / record.path.relative_to(first.folder), home=second)
+        with watching(second, "watch.tensorboard=true")[0]:
+            add_report(record, 1, 4)
+    assert written(second.folder) == expected_of(record) and second.folder != first.folder
+    ended = objects(uri)
+    assert all(ended[name].startswith(content) for name, content in begun.items())
