@@ -22,6 +22,16 @@ LOG_WIDTH = 140
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
+class LocalPath(click.Path):
+    """Something to be written on this machine."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if "://" in str(value):
+            raise UserError(f"{value} is a URI, but this command writes to this machine: name a file or folder here, "
+                            "and copy it there with the store's own client")
+        return super().convert(value, param, ctx)
+
+
 def study_options(command: Callable) -> Callable:
     """STUDY and the options that every command takes that works on one."""
     for decorate in (
@@ -116,9 +126,9 @@ def plan(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool,
 @click.option("--every", type=click.FloatRange(0.5, 86400), metavar="SECONDS",
               help="How often --follow looks.  [default: 5; 30 at a URI]")
 def status(study: str, place: str | None, follow: bool, every: float | None) -> None:
-    """Show how far a study is, also while it runs, from any machine that reads where it lives.
+    """Show how far a study is, also while it runs.
 
-    Per stage: trials, the best of them, how fast they go on and how long they will take; then what failed. --follow
+    From any machine that reads where it lives. Per stage: trials, the best of them, how fast they go on and how long they will take; then what failed. --follow
     draws it anew in place; in a log it prints a line when something changes. It ends with exit code 0 once the study is
     done, with 1 where its driver has gone before.
     """
@@ -141,7 +151,7 @@ def status(study: str, place: str | None, follow: bool, every: float | None) -> 
                    "NAME --> in a Markdown file.")
 @click.option("--images", type=click.Choice(["svg", "png"]),
               help="Also write each figure as a file, to results/images; needs kdstudy[images] and Chromium or Chrome.")
-@click.option("--compare", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE",
+@click.option("--compare", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE",
               help="Where the page that compares several studies goes.  [default: comparison.html]")
 def report(studies: tuple[str, ...], place: str | None, readme: Path | None, images: str | None,
            compare: Path | None) -> None:
@@ -223,7 +233,7 @@ def _rewrite(readme: Path, outcomes: list[dict[str, Any]]) -> None:
 
 @cli.command()
 @click.argument("study", metavar="STUDY")
-@click.argument("out", type=click.Path(path_type=Path, dir_okay=False), metavar="OUT")
+@click.argument("out", type=LocalPath(path_type=Path, dir_okay=False), metavar="OUT")
 @click.option("--dir", "place", metavar="PLACE", help="Where the study lives.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
               help="Change a setting: --set data.source=PATH where the images have moved.")
@@ -244,7 +254,7 @@ def logits(study: str, out: Path, place: str | None, overrides: tuple[str, ...])
 
 @cli.command()
 @click.argument("study", metavar="STUDY")
-@click.argument("out", type=click.Path(path_type=Path), metavar="OUT")
+@click.argument("out", type=LocalPath(path_type=Path), metavar="OUT")
 @click.option("--dir", "place", metavar="PLACE", help="Where the study lives.")
 @click.option("--no-teacher", is_flag=True, help="Leave out the teacher's weights too.")
 def pack(study: str, out: Path, place: str | None, no_teacher: bool) -> None:
@@ -264,7 +274,7 @@ def pack(study: str, out: Path, place: str | None, no_teacher: bool) -> None:
 
 @cli.command()
 @click.argument("study", metavar="STUDY")
-@click.argument("out", type=click.Path(path_type=Path), metavar="OUT")
+@click.argument("out", type=LocalPath(path_type=Path), metavar="OUT")
 @click.option("--dir", "place", metavar="PLACE", help="Where the study lives.")
 @click.option("--model", type=click.Choice(["student", "teacher"]), default="student", show_default=True,
               help="What to export: the best distilled student, or the teacher.")
@@ -292,7 +302,7 @@ def export(study: str, out: Path, place: str | None, model: str, overrides: tupl
 @click.option("--alpha", type=float, help="Weight of the soft loss, 0 to 1.  [default: the study's]")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), metavar="N",
               help="Of weights, order and views.  [default: that of the search's first trial]")
-@click.option("--out", type=click.Path(path_type=Path), metavar="FOLDER",
+@click.option("--out", type=LocalPath(path_type=Path), metavar="FOLDER",
               help="Where weights and history go.  [default: FOLDER/train/LOOP]")
 def train(loop: str, study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, lr: float | None,
           temperature: float | None, alpha: float | None, seed: int | None, out: Path | None) -> None:
@@ -439,7 +449,7 @@ def _variables(given: tuple[str, ...]) -> dict[str, str]:
 
 @cli.command()
 @click.argument("study", metavar="STUDY")
-@click.argument("out", type=click.Path(path_type=Path), metavar="OUT")
+@click.argument("out", type=LocalPath(path_type=Path), metavar="OUT")
 @click.option("--dir", "place", metavar="PLACE", help="Where the study lives.")
 @click.option("--results", "results_only", is_flag=True,
               help="Without weights and logits: records, tables, the report and the exported student.")
@@ -631,10 +641,17 @@ def main() -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
-    except OSError as error:
-        if error.filename is None:
+    except Exception as error:
+        from study.storage import is_full
+
+        path = getattr(error, "filename", None)
+        if is_full(error):
+            said = getattr(error, "strerror", None) or "no space left on the disk"
+            _fail(f"{f'{path}: ' if path else ''}{said}; make room, or choose another place, then run the same command "
+                  "again", 2)
+        if not isinstance(error, OSError) or path is None:
             raise
-        _fail(f"{error.filename}: {error.strerror}; choose another place, or make room for it", 2)
+        _fail(f"{path}: {error.strerror}; choose another place", 2)
 
 
 def _fail(message: str, code: int) -> None:

@@ -34,7 +34,8 @@ QUIET = {
 CONNECT_SECONDS = 30.0  # Ray by itself waits for a quarter of an hour
 ADDRESS = re.compile(r"auto|[^\s/]+:\d+")
 TRY_TO_CONNECT = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level='CRITICAL')"
-SET_TOKEN = "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the token that it was started with"
+SET_TOKEN = ("set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the token that it was started "
+             "with, unless that is the one in ~/.ray/auth_token")
 NO_ANSWER = ("no Ray cluster answers at {}; check --address or RAY_ADDRESS (HOST:PORT, as `ray start --head` prints "
              "it), and that its head is up")
 

@@ -57,6 +57,9 @@ class Home:
         if isinstance(place, Home):
             return place
         text = str(place)
+        if "://" not in text and text.split(":")[0] in PACKAGES and ":" in text:
+            scheme, _, rest = text.partition(":")
+            raise UserError(f"{text} is neither a folder nor a URI; did you mean {scheme}://{rest.lstrip('/')}?")
         if "://" not in text:
             known = storage.read_json(Path(text) / KNOWN)
             uri = known.get("uri") if isinstance(known, dict) else None

@@ -1,6 +1,7 @@
 """A study made small: what was found, without what can be computed again."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -29,13 +30,22 @@ def pack(folder: Path, out: Path, teacher: bool = True) -> int:
         raise UserError(f"{folder} is not finished; run `kdstudy run {folder}` first")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty; choose another folder")
+    draft = out.absolute().with_name(f".{out.name}.{os.getpid()}")
+    try:
+        _pack_into(study, folder, draft, teacher)
+        os.replace(draft, out)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)  # half a copy would be in the way of the next
+    return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+
+
+def _pack_into(study: StudyFiles, folder: Path, out: Path, teacher: bool) -> None:
     kept = study.description["stages"]
     storage.write_text(out / STUDY_FILE, (folder / STUDY_FILE).read_text(encoding="utf-8"))
     storage.write_json(out / "stages.json", study.description)
     for name, stage in kept.items():
         _pack_stage(study, name, folder / stage, out / stage, teacher)
     report.build(out)
-    return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
 
 
 def _pack_stage(study: StudyFiles, name: str, source: Path, target: Path, teacher: bool) -> None:

@@ -15,6 +15,7 @@ import os
 import platform
 import shutil
 import time
+import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
@@ -496,6 +497,7 @@ class Study:
         splits, settings = self.splits, self.config.to_toml()
         if not storage.has_text(self.folder / STUDY_FILE, settings):
             self._check_models()  # settings that cannot work do not take the place of those that do
+            self._note_changes(settings)
             storage.write_text(self.folder / STUDY_FILE, settings)
             self.home.publish(self.folder / STUDY_FILE)
         counts = {name: len(getattr(splits, name)) for name in ("train", "student_train", "validation", "test")}
@@ -511,6 +513,20 @@ class Study:
             "machine": earlier.get("machine") if isinstance(earlier, dict) else None,
         }
         self._save_description()
+
+    def _note_changes(self, settings: str) -> None:
+        """Say which settings are not what the study was begun with: somebody may have forgotten a --set."""
+        try:
+            earlier = flat(tomllib.loads((self.folder / STUDY_FILE).read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return
+        now = flat(tomllib.loads(settings))
+        changes = [f"{name} = {now.get(name, 'its default')} instead of {earlier.get(name, 'its default')}"
+                   for name in dict.fromkeys([*now, *earlier]) if now.get(name) != earlier.get(name)]
+        if changes:
+            more = f" and {len(changes) - 5} more" if len(changes) > 5 else ""
+            self._note(f"{self.home} was run with other settings before; now {', '.join(changes[:5])}{more}. "
+                       f"`kdstudy run {self.home}` alone goes on with what a study has")
 
     def _save_description(self) -> None:
         storage.write_json(self.folder / "stages.json", self._description)
@@ -1077,6 +1093,14 @@ def _taken(stage: Stage, record: Record) -> dict[str, str]:
     if "taken_from" in earlier and earlier["runs"] == len(record.trials):
         return {"taken_from": earlier["taken_from"]}
     return {}
+
+
+def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A study file's settings by their full names."""
+    found = {}
+    for name, value in settings.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return found
 
 
 def changed(settings: Settings, exclude: tuple[str, ...] = ()) -> dict[str, Any]:

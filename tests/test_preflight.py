@@ -120,7 +120,7 @@ def test_a_cluster_that_wants_a_token_says_which_variables_to_set(short_folder, 
         started = time.monotonic()
         monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
         remedy = (r"; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN \(or RAY_AUTH_TOKEN_PATH\) to the token that it was "
-                  "started with$")
+                  r"started with, unless that is the one in ~/\.ray/auth_token$")
         with pytest.raises(UserError, match=f"^the Ray cluster at {nodes.address} asks for a token{remedy}"):
             cluster.check_connection(nodes.address)
         monkeypatch.setenv("RAY_AUTH_MODE", "token")

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -228,6 +229,28 @@ def test_plan_and_report_of_a_finished_study_whose_search_is_to_change(finished)
     planned = kdstudy("plan", folder, "--set", "search.lr={log=[1e-4, 2e-2]}", cwd=folder.parent).stdout
     lines = {line.split("  ")[0]: "done, took" in line for line in planned.splitlines()}
     assert lines["teacher"] and lines["teacher logits"] and not lines["baseline"] and not lines["confirm"]
+
+
+@pytest.mark.parametrize("command", [["export", "mine"], ["pack", "mine"], ["logits", "mine"], ["fetch", "mine"]])
+def test_what_is_written_here_is_not_written_to_a_folder_named_like_a_uri(command, tmp_path):
+    done = kdstudy(*command, "s3://bucket/out", cwd=tmp_path, check=False)
+    assert done.returncode == 2 and list(tmp_path.iterdir()) == []
+    assert done.stderr.startswith("kdstudy: s3://bucket/out is a URI, but this command writes to this machine: ")
+
+
+def test_a_uri_with_a_slash_too_few_is_no_folder(tmp_path):
+    done = kdstudy("plan", "digits", "--dir", "s3:/bucket/mine", cwd=tmp_path, check=False)
+    assert (done.returncode, done.stderr) == (2, "kdstudy: s3:/bucket/mine is neither a folder nor a URI; did you mean "
+                                                 "s3://bucket/mine?\n")
+
+
+def test_settings_that_are_not_those_of_before_are_named(finished, tmp_path):
+    """Somebody who forgets a --set should notice before hours have gone by."""
+    folder = shutil.copytree(finished[0], tmp_path / "mine")
+    printed = kdstudy("run", "digits", "--smoke", "--dir", folder, "--set", "confirm.seeds=1", "--until", "distill",
+                      cwd=tmp_path).stdout
+    assert f"note: {folder} was run with other settings before; now confirm.seeds = 1 instead of 2" in printed
+    assert "other settings" not in kdstudy("run", folder, "--until", "distill", cwd=tmp_path).stdout
 
 
 def test_an_estimate_for_gpus_says_that_it_is_one(tmp_path):

@@ -218,7 +218,7 @@ def refused(monkeypatch, address, *more, **variables):
 def test_a_missing_or_wrong_token_says_which_variables_to_set(guarded, monkeypatch):
     address = guarded["RAY_API_SERVER_ADDRESS"]
     remedy = ("; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the token that it was started "
-              "with")
+              "with, unless that is the one in ~/.ray/auth_token")
     assert refused(monkeypatch, address) == f"the Ray cluster at {address} asks for a token{remedy}"
     wrong = subprocess.run([*KDSTUDY, "submit", "digits", "--dir", "/shared/mine"], text=True, capture_output=True,
                            env=guarded | {"RAY_AUTH_TOKEN": "the-token-of-another-one"}, timeout=60)
