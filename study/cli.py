@@ -128,9 +128,9 @@ def plan(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool,
 def status(study: str, place: str | None, follow: bool, every: float | None) -> None:
     """Show how far a study is, also while it runs.
 
-    From any machine that reads where it lives. Per stage: trials, the best of them, how fast they go on and how long they will take; then what failed. --follow
-    draws it anew in place; in a log it prints a line when something changes. It ends with exit code 0 once the study is
-    done, with 1 where its driver has gone before.
+    From any machine that reads where it lives. Per stage: trials, the best of them, how fast they go on and how long
+    they will take; then what failed. --follow draws it anew in place; in a log it prints a line when something changes.
+    It ends with exit code 0 once the study is done, with 1 where its driver has gone before.
     """
     if every is not None and (math.isnan(every) or not follow):
         raise UserError(f"--every {every:g} is not a number" if follow else "--every means nothing without --follow")
