@@ -173,6 +173,7 @@ def driver_of(study):
     raise AssertionError("there is no driver")
 
 
+@pytest.mark.slow
 def test_who_stops_watching_stops_no_job_and_its_own_functions_go_along(trusting, submit, tmp_path):
     """On a cluster without a token, with a teacher from a file here that imports another one."""
     study = tmp_path / "studies" / "mine"
