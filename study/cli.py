@@ -85,8 +85,8 @@ def run(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, 
     with _stoppable(str(home)):
         with console.status("reading settings and data") if console.is_terminal else contextlib.nullcontext():
             from study.display import Display
-            from study.stages import Study, stages_of
-        work = Study(config, home, Display(console, stages_of(config)), address)
+            from study.stages import Study
+        work = Study(config, home, Display(console, config.stages), address)
         work.run(until)
     if not work.did_work:
         console.print(f"Nothing to do: {home} is complete{'' if until == STAGE_NAMES[-1] else f' up to {until}'}.",
@@ -245,10 +245,10 @@ def logits(study: str, out: Path, place: str | None, overrides: tuple[str, ...])
     config, home = _resolve_started(study, place, overrides, everything=True)
     from study import logits_file
     from study.display import Display, show_bytes
-    from study.stages import Study, stages_of
+    from study.stages import Study
 
     with _fitting_together(home):
-        size = logits_file.write(Study(config, home, Display(_console(), stages_of(config))), out)
+        size = logits_file.write(Study(config, home, Display(_console(), config.stages)), out)
     click.echo(f"{out}: {show_bytes(size)}")
 
 

@@ -28,8 +28,8 @@ from trainables.settings import (
 
 PRESETS = Path(__file__).parent / "presets"
 STUDY_FILE = "study.toml"
-STAGE_NAMES = ("teacher", "baseline", "teacher_logits", "distill", "finalists_baseline", "finalists",
-               "confirm_baseline", "confirm", "report", "export")
+FINALISTS, OUTPUTS = ("finalists_baseline", "finalists"), ("report", "export")
+STAGE_NAMES = ("teacher", "baseline", "teacher_logits", "distill", *FINALISTS, "confirm_baseline", "confirm", *OUTPUTS)
 Natural = Annotated[int, Field(ge=0, le=1_000_000)]
 Trials = Annotated[int, Field(ge=1, le=10_000)]
 Seeds = Annotated[int, Field(ge=1, le=1000)]
@@ -251,6 +251,11 @@ class StudyConfig(Settings):
         if self.data.unlabelled and self.data.student_images is None:
             raise ValueError("data.unlabelled needs data.student_images: the others are what is used without labels")
         return self
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that it has: finalists only where they are asked for."""
+        return tuple(name for name in STAGE_NAMES if self.finalists.configurations or name not in FINALISTS)
 
     def space(self, arm: str) -> dict[str, Range]:
         """What is searched in an arm, `baseline` or `distill`."""

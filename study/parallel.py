@@ -11,8 +11,7 @@ from ray.util.queue import Empty, Queue
 
 from study.cluster import Share
 from study.home import Home
-from study.tuner import REPORTED, Job, enter_checkpoint, reason_of
-from trainables.files import CHECKPOINT_MARK
+from study.tuner import Job, enter_checkpoint, reason_of, reported, trial_config
 from trainables.parallel import train
 
 POLL_SECONDS = 0.5
@@ -32,16 +31,11 @@ def run_parallel(job: Job, home: Home, share: Share, workers: int, retries: int)
     """Run a stage's trials one after the other, each by so many workers at a time. What goes wrong for good is entered
     as the trial's failure."""
     while trial := job.book.next():
-        checkpoint = home.checkpoint(trial.checkpoint["path"], CHECKPOINT_MARK) if trial.checkpoint else None
-        config = {"task": job.task, "parameters": trial.parameters, "seed": trial.seed, "view_seed": trial.view_seed,
-                  "checkpoint": checkpoint}
         try:
-            for metrics, path in _reports(home, config, share, workers, retries):
-                report = {name: metrics[name] for name in REPORTED if name in metrics}
-                job.book.report(trial.number, report)
+            for report, path in _reports(home, trial_config(job, trial, home), share, workers, retries):
+                job.book.report(trial.number, reported(report))
                 if path:
-                    enter_checkpoint(job, home, trial.number, report["epoch"], home.relative(path),
-                                     tidied=True)
+                    enter_checkpoint(job, home, trial.number, report["epoch"], home.relative(path), tidied=True)
         except ray.train.TrainingFailedError as error:
             job.book.fail(trial.number, reason_of(error))
 

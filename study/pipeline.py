@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 from study.cluster import remote_work
+from study.config import FINALISTS
 from study.errors import StorageError, StudyFailedError
 from study.tuner import Job
 from trainables import stages
@@ -15,14 +16,13 @@ from trainables.files import ANSWER_FILES, RESULT_FILES
 if TYPE_CHECKING:
     from study.stages import Stage, Study
 
-SEARCHED, CHOSEN = ("baseline", "distill"), ("finalists_baseline", "finalists")
+SEARCHED = ("baseline", "distill")
 NEEDS = {"teacher_logits": ("teacher",), "distill": ("teacher_logits",),
          # What is chosen among the baseline's trials rests on those of the distillation too.
-         "finalists_baseline": SEARCHED, "finalists": SEARCHED,
-         "confirm_baseline": (*SEARCHED, *CHOSEN), "confirm": (*SEARCHED, *CHOSEN)}
+         **dict.fromkeys(FINALISTS, SEARCHED),
+         "confirm_baseline": (*SEARCHED, *FINALISTS), "confirm": (*SEARCHED, *FINALISTS)}
 # Whose trials come first: what others wait for, then what nobody does.
-ORDER = ("teacher", "teacher_logits", "baseline", "distill", "finalists_baseline", "finalists", "confirm_baseline",
-         "confirm")
+ORDER = ("teacher", "teacher_logits", *SEARCHED, *FINALISTS, "confirm_baseline", "confirm")
 
 
 class Pipeline:

@@ -21,7 +21,7 @@ from study.errors import MissingTeacherError
 from study.home import Home
 from study.record import Record
 from study.schedule import Forecast, Work, forecast
-from study.stages import OUTPUTS, PIECES, Stage, Study, describe_machine, stages_of
+from study.stages import OUTPUTS, PIECES, Stage, Study, describe_machine
 from trainables import models
 from trainables.settings import ModelSettings
 
@@ -39,7 +39,7 @@ class StagePlan:
     """One stage's work.
 
     epochs: of a run; a piece of the teacher's answers has views for epochs. seconds: of one, with its share of the
-    reports, or None. took: what it did take, in seconds, where it is done.
+    reports, or None; estimated: from the number of its operations. took: seconds, where it is done.
     """
 
     name: str
@@ -51,6 +51,7 @@ class StagePlan:
     flop_per_image: float
     seconds: float | None
     overhead: float
+    estimated: bool
     done: bool
     took: float | None = None
 
@@ -88,9 +89,9 @@ def make_plan(study: Study, measure: bool = False, flop_rate: float | None = Non
     def stage(name: str, runs: int, protected: int, epochs: float, images: int, flop: float,
               rungs: tuple[int, ...] = (), free: bool = False) -> StagePlan:
         pace = Pace(0.0) if free else paces.get(name)
-        seconds = images * flop / flop_rate if flop_rate and not pace else pace and pace.epoch
-        done = _is_done(study, name)
-        return StagePlan(name, runs, protected, epochs, rungs, images, flop, seconds, overhead, done,
+        estimated, done = bool(flop_rate) and not pace, _is_done(study, name)
+        seconds = images * flop / flop_rate if estimated else pace and pace.epoch
+        return StagePlan(name, runs, protected, epochs, rungs, images, flop, seconds, overhead, estimated, done,
                          study.stage(name).done["seconds"] if done else None)
 
     given, epochs, labelled = config.teacher.is_given, config.train.epochs, len(splits.student_train)
@@ -110,7 +111,7 @@ def make_plan(study: Study, measure: bool = False, flop_rate: float | None = Non
             ("finalists", _finalist_runs(config, "distill"), soft),
             ("confirm_baseline", confirmed, student),
             ("confirm", confirmed + bool(config.shared_parameters) * config.confirm.seeds, soft)):
-        if name in stages_of(config):
+        if name in config.stages:
             plans.append(stage(name, runs, 0, epochs, labelled, flop))
     return plans
 
@@ -169,7 +170,7 @@ def _is_done(study: Study, name: str) -> bool:
 def _paces(study: Study, measure: bool, flop_rate: float | None, only_gpu: bool) -> dict[str, Pace]:
     """What is known of how long an epoch takes, by stage: from its record, else from that of a stage that trains the
     same model, else from timed steps where `measure` asks for them."""
-    recorded = {name: pace for name in stages_of(study.config)
+    recorded = {name: pace for name in study.config.stages
                 if name not in OUTPUTS and (pace := _recorded_pace(study, name, only_gpu))}
     paces, more = dict(recorded), 1 + study.config.data.unlabelled
     if measure:
@@ -230,7 +231,7 @@ def show_plan(config: StudyConfig, home: Home, console: Console, measure: bool, 
     """Print the plan, for this machine, for the cluster at `address` or in RAY_ADDRESS, or, as an estimate, for `gpus`
     GPUs that each do `tflops` 10^12 operations a second. Raises UserError where the study cannot work there."""
     home.refresh(everything=True)  # done-marks vouch for all files
-    study = Study(config, home, Display(console, stages_of(config)), address)
+    study = Study(config, home, Display(console, config.stages), address)
     study.check(machine=not gpus)
     machine, described = _machine(study, gpus)
     plans = make_plan(study, measure and not gpus, tflops * 1e12 if gpus else None, only_gpu=bool(gpus))
@@ -255,12 +256,10 @@ def show_plan(config: StudyConfig, home: Home, console: Console, measure: bool, 
         console.print(f"{name:9} {text}", soft_wrap=True, markup=False)
     console.print()
     _show_times(console, config, plans, machine)
-    if gpus and any(plan.seconds is not None and plan.runs for plan in plans):
-        measured = all(plan.seconds != plan.images_per_epoch * plan.flop_per_image / (tflops * 1e12) for plan in plans
-                       if plan.runs)
-        console.print("Times of an epoch are those on record." if measured else
-                      f"An estimate, not measured: if a GPU sustains {tflops:g} TFLOP/s on these models (--tflops) and "
-                      "nothing waits for the images.", soft_wrap=True)
+    if gpus:
+        console.print(f"An estimate, not measured: if a GPU sustains {tflops:g} TFLOP/s on these models (--tflops) and "
+                      "nothing waits for the images." if any(plan.estimated for plan in plans) else
+                      "Times of an epoch are those on record.", soft_wrap=True)
     elif any(plan.seconds is None for plan in plans) and not measure:
         console.print("\nTimes appear once epochs are on record, or with --measure, which times a few steps here.")
 

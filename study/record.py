@@ -53,6 +53,11 @@ class TrialState:
     def metric(self, name: str) -> float | None:
         return self.reports[-1]["metrics"].get(name) if self.reports else None
 
+    @property
+    def heard(self) -> float:
+        """When it was handed out for the first time or, if later, last reported."""
+        return max([self.begun, *(report["time"] for report in self.reports[-1:])])
+
     def recorded(self, epoch: int) -> dict[str, Any] | None:
         return next((report for report in self.reports if report["epoch"] == epoch), None)
 

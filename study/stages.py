@@ -28,7 +28,7 @@ from safetensors.numpy import save_file
 from analysis.results import StudyFiles
 from study import finalists, logits_file, preflight, schema, storage, warm_start, watch
 from study.cluster import Share, cluster_address, cluster_share, connected, local_share, recounted, waiting_note
-from study.config import STUDY_FILE, StudyConfig, check_models, trained_models
+from study.config import OUTPUTS, STAGE_NAMES, STUDY_FILE, StudyConfig, check_models, trained_models
 from study.display import Display, show_bytes
 from study.errors import MissingTeacherError, StudyFailedError, UserError
 from study.home import Home
@@ -61,20 +61,13 @@ if TYPE_CHECKING:  # they import torch, which a finished study can do without
 # The baseline's finalists and confirmation are stages of their own, so that studies with another teacher share them.
 PHASES = (("teacher", "baseline", "teacher_logits", "distill"), tuple(finalists.STAGES),
           ("confirm_baseline", "confirm"))
-OUTPUTS = ("report", "export")
 SEARCHES = ("baseline", "distill")
 CONFIRMATIONS = {"confirm_baseline": "baseline", "confirm": "distill"}  # and the search whose winner they retrain
-STAGES = (*(name for phase in PHASES for name in phase), *OUTPUTS)
 PIECES = 5  # into which a view seed's views are cut, so that they are spread over workers
 COUNT_EVERY = 5.0  # seconds between two looks at a cluster's nodes
 ONLY = "only {} tuned"  # the configuration that leaves temperature and alpha at their defaults
 # Raised when the meaning of a stage's files changes, so that older folders are not taken for current ones.
 FORMAT = 2
-
-
-def stages_of(config: StudyConfig) -> tuple[str, ...]:
-    """The stages that a study has: finalists only where they are asked for."""
-    return tuple(name for name in STAGES if config.finalists.configurations or name not in finalists.STAGES)
 
 
 def fingerprint(*parts: Any) -> str:
@@ -157,7 +150,7 @@ class Study:
         self._clustered, self._counted = False, 0.0
         self.did_work = False
         self._checked = False
-        self._wanted = stages_of(config)
+        self._wanted = config.stages
         self._weights: dict[str, dict[str, np.ndarray] | None] = {}
         self._found: dict[str, dict[str, Any]] = {}
 
@@ -347,12 +340,12 @@ class Study:
 
     # -- running ------------------------------------------------------------------------------------------------------
 
-    def run(self, until: str = STAGES[-1]) -> None:
+    def run(self, until: str = STAGE_NAMES[-1]) -> None:
         """Do every stage up to `until` that is not done. Raises UserError, StudyFailedError, InterruptedStudyError."""
         with (self.home.driven(), self._ray, storage.full_disk_noticed(self.folder),
               watch.watched(self.config, self.home, self._note)):
             storage.remove_drafts(self.folder)
-            self._wanted = [name for name in STAGES[: STAGES.index(until) + 1] if name in stages_of(self.config)]
+            self._wanted = [name for name in STAGE_NAMES[: STAGE_NAMES.index(until) + 1] if name in self.config.stages]
             self._write_description()
             self._run_trials([name for name in self._wanted if name not in OUTPUTS])
             self.home.forget_tune()
@@ -448,7 +441,7 @@ class Study:
 
     def _distillation_done(self) -> bool:
         return all(self.is_current(self.stage(name)) for name in ("distill", "finalists", "confirm")
-                   if name in stages_of(self.config))
+                   if name in self.config.stages)
 
     def _take_over(self, stage: Stage) -> None:
         """Copy the stage from a study beside this one that has done the same."""
@@ -534,7 +527,7 @@ class Study:
 
     def _existing_stages(self) -> dict[str, str]:
         """The stages that have begun with the settings as they are now; older ones do not belong to this study."""
-        names = [name for name in stages_of(self.config) if name not in OUTPUTS]
+        names = [name for name in self.config.stages if name not in OUTPUTS]
         stages = {}
         for name in names:
             try:

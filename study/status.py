@@ -13,14 +13,13 @@ from rich.table import Table
 from rich.text import Text
 
 from study import progress
-from study.config import STAGE_NAMES, STUDY_FILE, StudyConfig, load_study
+from study.config import OUTPUTS, STUDY_FILE, StudyConfig, load_study
 from study.display import clock
 from study.errors import StudyFailedError, UserError
 from study.home import Home
 from study.record import METRIC, Record, TrialState
 from study.storage import read_json
 
-OUTPUTS = ("report", "export")
 MOST_FAILURES = 10  # that are told one by one
 MOST_NODES = 4
 EVERY, EVERY_REMOTE = 5.0, 30.0  # seconds between two looks at a folder, at an object store
@@ -55,8 +54,7 @@ class Sight:
     def _names(self) -> list[str]:
         if self.config is None or not self.description:
             return []
-        return [name for name in STAGE_NAMES if name not in OUTPUTS
-                and (self.config.finalists.configurations or "finalists" not in name)]
+        return [name for name in self.config.stages if name not in OUTPUTS]
 
     def _folder_of(self, stage: str) -> Path | None:
         name = self.description["stages"].get(stage)
@@ -104,8 +102,7 @@ class StageSight:
     def running(self) -> list[TrialState]:
         """The trials that the last driver has handed out or heard of: others, cut off before, are still to go on."""
         since = self.record.session.get("time", 0.0) if self.record else 0.0
-        return [trial for trial in self._of("running")
-                if max([trial.begun, *(report["time"] for report in trial.reports[-1:])]) >= since]
+        return [trial for trial in self._of("running") if trial.heard >= since]
 
     @property
     def wanted(self) -> int | None:

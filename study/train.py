@@ -15,7 +15,7 @@ from study.display import Display
 from study.errors import MissingTeacherError, StudyFailedError, UserError
 from study.home import Home
 from study.search import search_view_seed
-from study.stages import Study, stages_of
+from study.stages import Study
 from trainables.distill import start_distillation
 from trainables.loop import Training, default_device, to_device
 from trainables.seeds import small_seed
@@ -33,7 +33,7 @@ def train(config: StudyConfig, home: Home, loop: str, parameters: dict[str, floa
     seed: of the model's weights, order and views; by default those of the search's default point.
     Raises UserError for settings that cannot work, StudyFailedError where the loss is not finite.
     """
-    study = Study(config, home, Display(console, stages_of(config)))
+    study = Study(config, home, Display(console, config.stages))
     home.refresh(everything=True)
     study.check()
     own = home.folder / "train" / loop

@@ -17,6 +17,7 @@ from study import storage
 from study.cluster import Share
 from study.errors import InterruptedStudyError, StorageError, StudyFailedError, UserError
 from study.home import TUNE, Home
+from study.record import TrialState
 from study.search import TrialBook
 from trainables.files import CHECKPOINT_MARK, RESULT_FILES
 from trainables.stages import StageTrainable
@@ -95,15 +96,8 @@ class _JobSearcher(_DriverOnly, Searcher):
         for job in self._work.jobs:
             if job.open and (job.book.waiting or not self._only_cut_off) and (trial := job.book.next()):
                 self._handed_out.add(trial_id)
-                return {"stage": job.stage, "task": job.task, "number": trial.number, "parameters": trial.parameters,
-                        "seed": trial.seed, "view_seed": trial.view_seed,
-                        "checkpoint": self._usable_checkpoint(trial.checkpoint)}
+                return trial_config(job, trial, self._home)
         return None if self._handed_out else Searcher.FINISHED
-
-    def _usable_checkpoint(self, checkpoint: dict[str, Any] | None) -> str | None:
-        """The folder or URI to continue from. A checkpoint that was cut off lacks its mark: then the trial starts anew.
-        """
-        return self._home.checkpoint(checkpoint["path"], CHECKPOINT_MARK) if checkpoint else None
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
         self._handed_out.discard(trial_id)
@@ -135,8 +129,7 @@ class _JobScheduler(_DriverOnly, FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
         book = _job(self._work, trial.config["stage"]).book
-        report = {name: result[name] for name in REPORTED if name in result}
-        decision = book.report(trial.config["number"], report)
+        decision = book.report(trial.config["number"], reported(result))
         return TrialScheduler.CONTINUE if decision == "continue" else TrialScheduler.STOP
 
 
@@ -200,6 +193,18 @@ class _JobCallback(_DriverOnly, tune.Callback):
             raise StudyFailedError(f"the workers of {TRIES} trials in a row died before any trial reported, last with: "
                                    f"{reason}; {KEPT}")
         book.fail(number, reason)
+
+
+def trial_config(job: Job, trial: TrialState, home: Home) -> dict[str, Any]:
+    """What a worker is told of a trial. A checkpoint that was cut off lacks its mark: then the trial starts anew."""
+    checkpoint = home.checkpoint(trial.checkpoint["path"], CHECKPOINT_MARK) if trial.checkpoint else None
+    return {"stage": job.stage, "task": job.task, "number": trial.number, "parameters": trial.parameters,
+            "seed": trial.seed, "view_seed": trial.view_seed, "checkpoint": checkpoint}
+
+
+def reported(result: dict[str, Any]) -> dict[str, Any]:
+    """What counts of a report, without what Ray adds to it."""
+    return {name: result[name] for name in REPORTED if name in result}
 
 
 def enter_checkpoint(job: Job, home: Home, number: int, epoch: int, path: str, tidied: bool = False) -> None:

@@ -415,8 +415,7 @@ class WeightsAndBiases:
         return ray.is_initialized()
 
     def begin(self, run: Run, trial: TrialState) -> float:
-        heard = max([trial.begun, *(report["time"] for report in trial.reports[-1:])])
-        if trial.state != "running" and heard < self._since:
+        if trial.state != "running" and trial.heard < self._since:
             return math.inf
         self._running.add(run)
         self._callback.log_trial_start(run)

@@ -17,7 +17,7 @@ from study.display import Display
 from study.home import Home
 from study.record import TrialState
 from study.search import search_view_seed
-from study.stages import Study, hash_file, stages_of
+from study.stages import Study, hash_file
 from study.storage import write_json
 from trainables import models
 from trainables.task import write_predictions
@@ -81,7 +81,7 @@ SHORT = ("search.trials=3", "search.baseline_trials=3", "search.protected=1", "s
 def write_finished(folder: Path, *settings: str) -> Path:
     """A study with every stage done in no time: models that were never trained, and records that were made up."""
     config = load_study("digits", (*SHORT, *settings), smoke=True)
-    study = Study(config, Home(folder), Display(Console(file=io.StringIO()), stages_of(config)))
+    study = Study(config, Home(folder), Display(Console(file=io.StringIO()), config.stages))
     folder.mkdir(parents=True)
     (folder / "study.toml").write_text(config.to_toml())
     made = [_write_teacher(study), *(_write_search(study, arm) for arm in ("baseline", "distill")),

@@ -256,14 +256,14 @@ def unlike_solo(study: RunningStudy, stage: str, numbers: list[int]) -> list[str
     from study.config import load_study
     from study.display import Display
     from study.home import Home
-    from study.stages import Study, stages_of
+    from study.stages import Study
     from trainables.distill import start_distillation
     from trainables.task import start
 
     found = []
     with inside(study.home):
         config = load_study(str(study.folder))
-        whole = Study(config, Home.of(study.folder), Display(Console(quiet=True), stages_of(config)))
+        whole = Study(config, Home.of(study.folder), Display(Console(quiet=True), config.stages))
         task, record = whole.task(stage), Record(whole.stage(stage).record_path, write=False)
         for number in numbers:
             trial = record.trials[number]

@@ -26,12 +26,12 @@ from study.config import load_study
 from study.display import Display
 from study.errors import UserError
 from study.home import Home
-from study.stages import Study, stages_of
+from study.stages import Study
 
 
 def study_in(folder, *settings, study="digits"):
     config = load_study(study, settings, smoke=True)
-    return Study(config, Home.of(folder), Display(Console(), stages_of(config)))
+    return Study(config, Home.of(folder), Display(Console(), config.stages))
 
 
 def on(cpus, gpus):

@@ -25,7 +25,7 @@ from study.display import Display
 from study.errors import StudyFailedError
 from study.home import Home
 from study.record import Record, TrialState
-from study.stages import Study, stages_of
+from study.stages import Study
 from study.storage import StudyLock, write_json, write_text
 
 HAS_MLFLOW, HAS_WANDB = (importlib.util.find_spec(name) is not None for name in ("mlflow", "wandb"))
@@ -259,7 +259,7 @@ def test_what_is_watched_changes_no_stage(finished_by_hand, tmp_path):
     found = []
     for settings in ((), ("watch.tensorboard=true", "watch.mlflow=x", "watch.wandb=y")):
         config = load_study(str(folder), settings)
-        study = Study(config, Home(folder), Display(Console(file=io.StringIO()), stages_of(config)))
+        study = Study(config, Home(folder), Display(Console(file=io.StringIO()), config.stages))
         found.append({name: (study.stage(name).path.name, study.is_current(study.stage(name))) for name in described})
     assert found[0] == found[1] and {name: folder for name, (folder, _) in found[1].items()} == described
     assert found[1]["teacher"][1] and found[1]["distill"][1]

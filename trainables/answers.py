@@ -1,7 +1,6 @@
 """The teacher's answers in pieces, each a trial of its own: so they are spread over all workers, and survive what
 trials survive."""
 
-import io
 import time
 from collections.abc import Callable
 from functools import partial
@@ -26,14 +25,19 @@ class Answering:
 
     def __init__(self, task: Task, first_view: int, view_count: int, view_seed: int):
         self.task, self.views, self.view_seed = task, range(first_view, first_view + view_count), view_seed
-        self.epoch, self.finished = 0, False
-        self._files: dict[str, Callable[[Path], None]] = {}
+        self.epoch = 0
+        self._arrays: dict[str, np.ndarray] = {}
+        self._test: torch.Tensor | None = None  # logits (N, C)
+
+    @property
+    def finished(self) -> bool:
+        return self.epoch > 0
 
     def run(self, epochs: int) -> dict[str, float]:
         started = time.perf_counter()
         torch.set_num_threads(self.task.threads)
         answered = self._answer_views() if self.views else self._answer_held_out()
-        self.epoch, self.finished = 1, True
+        self.epoch = 1
         seconds = time.perf_counter() - started
         return {"epoch": 1, "seconds": seconds, "images_per_second": answered / seconds}
 
@@ -44,34 +48,27 @@ class Answering:
         def answers(make_views: Callable[..., MakeViews]) -> np.ndarray:
             return compute(teacher, partial(make_views, view_seed=self.view_seed, device=device), only=self.views)
 
-        arrays = {VIEWS: answers(self.task.make_views)}
+        self._arrays[VIEWS] = answers(self.task.make_views)
         if self.task.unlabelled is not None:
-            arrays[UNLABELLED] = answers(self.task.make_unlabelled_views)
-        self._files = {name: partial(_save_array, array) for name, array in arrays.items()}
-        return sum(array.shape[0] * array.shape[1] for array in arrays.values())
+            self._arrays[UNLABELLED] = answers(self.task.make_unlabelled_views)
+        return sum(array.shape[0] * array.shape[1] for array in self._arrays.values())
 
     def _answer_held_out(self) -> int:
         task, device = self.task, default_device()
         teacher = task.load_teacher(device)
-        predictions = held_out(teacher, *to_device(task.validation, device)).argmax(1).cpu().numpy()
-        answers = torch.stack([plain_logits(member.model, task.test) for member in teacher]).mean(0)
-        self._files = {VALIDATION: partial(_save_array, predictions),
-                       TEST_ANSWERS: lambda path: write_answers(answers, task.test.labels, path)}
+        self._arrays[VALIDATION] = held_out(teacher, *to_device(task.validation, device)).argmax(1).cpu().numpy()
+        self._test = torch.stack([plain_logits(member.model, task.test) for member in teacher]).mean(0)
         return len(task.validation) + len(task.test)
 
     def save(self, folder: Path) -> None:
-        for name, write in self._files.items():
-            write(folder / name)
+        for name, array in self._arrays.items():
+            np.save(folder / name, array, allow_pickle=False)
+        if self._test is not None:
+            write_answers(self._test, self.task.test.labels, folder / TEST_ANSWERS)
         (folder / CHECKPOINT_MARK).touch()
 
     def load(self, folder: Path) -> None:
         raise ValueError("a piece of a teacher's answers begins anew")
-
-
-def _save_array(array: np.ndarray, path: Path) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    path.write_bytes(buffer.getbuffer())
 
 
 class TeacherLogitsTrainable(StudyTrainable):
