@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from study.config import ResourceSettings
 from study.errors import StudyFailedError, UserError
@@ -230,12 +230,6 @@ def remote_work(stage: str) -> Iterator[None]:
 def cluster_share(resources: ResourceSettings) -> Share:
     """The share on the connected cluster. Raises UserError where not even one trial fits on a node."""
     return share(resources, [(node.cpus, node.gpus) for node in cluster_nodes()])
-
-
-def recounted(given: Share, resources: ResourceSettings) -> Share:
-    """The share with as many at a time as fit on the nodes that are there now; at least one, which then waits."""
-    fits = sum(trials_on((node.cpus, node.gpus), given.cpus, given.gpus) for node in cluster_nodes())
-    return replace(given, concurrent=max(1, min(fits, resources.concurrent or fits)))
 
 
 def waiting_note(given: Share) -> str | None:

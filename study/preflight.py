@@ -62,30 +62,40 @@ def check_cluster(study: Study) -> Share:
     Returns what a trial gets. Raises UserError.
     """
     given = cluster_share(study.config.resources)
-    trials = {node: trials_on((node.cpus, node.gpus), given.cpus, given.gpus) for node in cluster_nodes()}
-    nodes, place = [node for node in trials if trials[node]], _place(study.home)
-    functions = own_functions(study.config)
-    with _marked(place) as mark:
-        answers = _ask(nodes, place, mark, functions)
-    here = environment(functions)
-    for node in nodes:
-        check_environment(node, answers[node]["environment"], here, functions)
-    for node in nodes:
-        _check_storage(node, answers[node], study.home)
-    room = room_needed(study, given)
-    _check_place_room(study, room)
-    for node in nodes:
-        _check_temporary_room(f"node {node.name}", min(given.concurrent, trials[node]), *answers[node]["temporary"],
-                              room)
+    for problem in problems_of(study, given, cluster_nodes()).values():
+        raise UserError(problem)
+    _check_place_room(study, room_needed(study, given))
     return given
+
+
+def problems_of(study: Study, given: Share, nodes: list[Node]) -> dict[Node, str]:
+    """What keeps trials from running on those of these nodes that have room for them, where there is something.
+
+    Raises UserError where the study's place cannot be written.
+    """
+    trials = {node: count for node in nodes if (count := trials_on((node.cpus, node.gpus), given.cpus, given.gpus))}
+    place, functions, room = _place(study.home), own_functions(study.config), room_needed(study, given)
+    with _marked(place) as mark:
+        answers = _ask(list(trials), place, mark, functions)
+    here, problems = environment(functions), {}
+    for node, answer in answers.items():
+        try:
+            if "silent" in answer:
+                raise UserError(answer["silent"])
+            check_environment(node, answer["environment"], here, functions)
+            _check_storage(node, answer, study.home)
+            _check_temporary_room(f"node {node.name}", min(given.concurrent, trials[node]), *answer["temporary"], room)
+        except UserError as error:
+            problems[node] = str(error)
+    return problems
 
 
 # -- asking every node ------------------------------------------------------------------------------------------------
 
 
 def _ask(nodes: list[Node], place: str, mark: str, functions: dict[str, str]) -> dict[Node, dict[str, Any]]:
-    """What `_answer` says on each node, and whether what it has written was `seen` here; all are asked at the same
-    time. Raises UserError where one is silent."""
+    """What `_answer` says on each node, and whether what it has written was `seen` here, or why it is `silent`; all are
+    asked at the same time."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -97,11 +107,9 @@ def _ask(nodes: list[Node], place: str, mark: str, functions: dict[str, str]) ->
             asked[node] = task.remote(place, mark, _own(mark, node), functions)
     _, silent = ray.wait(list(asked.values()), num_returns=len(asked), timeout=NODE_SECONDS)
     seen = {node: _taken_away(place, _own(mark, node)) for node in nodes}
-    for node, task in asked.items():
-        if task in silent:
-            raise UserError(f"node {node.name} did not answer within {NODE_SECONDS:g} s; see what keeps it busy, or "
-                            "take it out of the cluster")
-    return {node: _answer_of(task, node) | {"seen": seen[node]} for node, task in asked.items()}
+    return {node: {"silent": f"node {node.name} did not answer within {NODE_SECONDS:g} s; see what keeps it busy, or "
+                             "take it out of the cluster"} if task in silent
+            else _answer_of(task, node) | {"seen": seen[node]} for node, task in asked.items()}
 
 
 def _answer_of(task: Any, node: Node) -> dict[str, Any]:
@@ -110,8 +118,8 @@ def _answer_of(task: Any, node: Node) -> dict[str, Any]:
     try:
         return ray.get(task)
     except ray.exceptions.RayError as error:
-        raise UserError(f"node {node.name} cannot run a task: {one_line(error)}; mend it, or take it out of the "
-                        "cluster") from None
+        return {"silent": f"node {node.name} cannot run a task: {one_line(error)}; mend it, or take it out of the "
+                          "cluster"}
 
 
 @contextlib.contextmanager

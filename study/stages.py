@@ -18,7 +18,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from safetensors.numpy import save_file
 
 from analysis.results import StudyFiles
 from study import finalists, logits_file, preflight, schema, storage, warm_start, watch
-from study.cluster import Share, cluster_address, cluster_share, connected, local_share, recounted, waiting_note
+from study.cluster import Share, cluster_address, cluster_share, connected, local_share, waiting_note
 from study.config import OUTPUTS, STAGE_NAMES, STUDY_FILE, StudyConfig, check_models, trained_models
 from study.display import Display, show_bytes
 from study.errors import MissingTeacherError, StudyFailedError, UserError
@@ -46,6 +46,7 @@ from study.search import (
     winner,
     write_optuna_file,
 )
+from study.slots import ClusterSlots, Slots
 from trainables import data
 from trainables.data import ImageSet, Splits
 from trainables.files import TEST_ANSWERS, UNLABELLED, VALIDATION, VIEWS
@@ -64,7 +65,6 @@ PHASES = (("teacher", "baseline", "teacher_logits", "distill"), tuple(finalists.
 SEARCHES = ("baseline", "distill")
 CONFIRMATIONS = {"confirm_baseline": "baseline", "confirm": "distill"}  # and the search whose winner they retrain
 PIECES = 5  # into which a view seed's views are cut, so that they are spread over workers
-COUNT_EVERY = 5.0  # seconds between two looks at a cluster's nodes
 ONLY = "only {} tuned"  # the configuration that leaves temperature and alpha at their defaults
 # Raised when the meaning of a stage's files changes, so that older folders are not taken for current ones.
 FORMAT = 2
@@ -147,7 +147,7 @@ class Study:
         self.folder = home.folder
         self._ray = contextlib.ExitStack()
         self._share: Share | None = None
-        self._clustered, self._counted = False, 0.0
+        self._slots: Slots | None = None
         self.did_work = False
         self._checked = False
         self._wanted = config.stages
@@ -472,7 +472,8 @@ class Study:
         if self._share is None:
             self.display.update("connecting to Ray")
             self._share = self._ray.enter_context(self.connected())
-            self._clustered = cluster_address(self.address) is not None
+            self._slots = Slots(self._share.concurrent) if cluster_address(self.address) is None else ClusterSlots(
+                self._share, self.config.resources, partial(preflight.problems_of, self, self._share), self._note)
             self._description["machine"] = describe_machine()
             self._save_description()
         return self._share
@@ -558,24 +559,17 @@ class Study:
 
     def begin_session(self, book: TrialBook) -> None:
         book.record.begin_session(epochs=book.epochs, rungs=book.rungs, wanted=book.total, protected=book.protected,
-                                  share=str(self._connect()))
-
-    def _slots(self) -> int:
-        """How many trials can run at a time now: nodes join a cluster and leave it."""
-        now = time.monotonic()
-        if self._clustered and now - self._counted > COUNT_EVERY:
-            self._counted = now
-            self._share = recounted(self._share, self.config.resources)
-        return self._share.concurrent
+                                  share=str(replace(self._connect(), concurrent=self._slots.count())))
 
     def book(self, stage: Stage, on_change: Callable[[], None]) -> TrialBook:
         """What decides on a stage's trials, from where its record says that they are."""
         config, name = self.config, stage.name
-        record, share = stage.record(), self._connect()
+        record = stage.record()
+        self._connect()
         if name in self.warm_started and not record.prior:
             record.add_prior(config.search.warm_start, warm_start.read_prior(config, name, self.folder))
         runs = None if name in SEARCHES else self._listed_runs(name)
-        proposer: Proposer = (OptunaProposer.of(config, name, share.concurrent) if runs is None
+        proposer: Proposer = (OptunaProposer.of(config, name, self._slots.count()) if runs is None
                               else ListProposer(runs))
         if runs is not None:
             # A search can do without a failed trial; these runs are all needed, so a new start tries them again.

@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from study.errors import InterruptedStudyError, StorageError, StudyFailedError, 
 from study.home import TUNE, Home
 from study.record import TrialState
 from study.search import TrialBook
+from study.slots import OneSlot, Slots, selector
 from trainables.files import CHECKPOINT_MARK, RESULT_FILES
 from trainables.stages import StageTrainable
 from trainables.trainable import NotSavedError
@@ -78,7 +79,7 @@ class _JobSearcher(_DriverOnly, Searcher):
     interrupted: not empty once nothing more is to begin. only_cut_off: hand out no new trials.
     """
 
-    def __init__(self, work: Work, home: Home, slots: Callable[[], int], interrupted: list[int], only_cut_off: bool):
+    def __init__(self, work: Work, home: Home, slots: Slots, interrupted: list[int], only_cut_off: bool):
         super().__init__(metric="validation_accuracy", mode="max")
         self._work, self._home, self._slots = work, home, slots
         self._interrupted, self._only_cut_off = interrupted, only_cut_off
@@ -91,7 +92,7 @@ class _JobSearcher(_DriverOnly, Searcher):
         if self._changed:
             self._changed = False
             self._work.advance()
-        if len(self._handed_out) >= self._slots():
+        if len(self._handed_out) >= self._slots.count():
             return None
         for job in self._work.jobs:
             if job.open and (job.book.waiting or not self._only_cut_off) and (trial := job.book.next()):
@@ -114,18 +115,31 @@ class _JobScheduler(_DriverOnly, FIFOScheduler):
     """Stops what the books stop. Trials never end by themselves, so every report, the last one too, comes by here
     before Tune does anything else."""
 
-    def __init__(self, work: Work, slots: Callable[[], int]):
+    def __init__(self, work: Work, slots: Slots):
         super().__init__()
-        self._work, self._slots, self._kept = work, slots, 0
+        self._work, self._slots = work, slots
+        self._kept: Counter[tune.PlacementGroupFactory] = Counter()  # idle workers, by what they were started for
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """See that the trial goes to no node that was refused."""
+        if refused := self._slots.refused:
+            bundles = trial.placement_group_factory.bundles
+            trial.update_resources(tune.PlacementGroupFactory(
+                bundles, bundle_label_selector=[selector(refused)] * len(bundles)))
+        controller = getattr(tune_controller, "_tune_controller", tune_controller)
+        if hasattr(controller, "_actor_cache"):
+            self._keep_idle(controller._actor_cache, trial.placement_group_factory)
+
+    def _keep_idle(self, cache: Any, resources: tune.PlacementGroupFactory) -> None:
         """See that Tune keeps as many idle workers as there are slots. By itself it ends all but one of them between
         two stages, and then a worker that starts anew is ended as soon as any other is free: with trials shorter than a
-        worker's start, one worker did the work of all."""
-        controller = getattr(tune_controller, "_tune_controller", tune_controller)
-        if hasattr(controller, "_actor_cache") and (more := self._slots() - self._kept) > 0:
-            self._kept += more
-            controller._actor_cache.increase_max(trial.placement_group_factory, by=more)
+        worker's start, one worker did the work of all. Those of earlier `resources` would keep new ones from starting.
+        """
+        for earlier in self._kept.keys() - {resources}:
+            cache.decrease_max(earlier, by=self._kept.pop(earlier))
+        if (more := self._slots.count() - self._kept[resources]) > 0:
+            self._kept[resources] += more
+            cache.increase_max(resources, by=more)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
         book = _job(self._work, trial.config["stage"]).book
@@ -139,7 +153,7 @@ class _JobCallback(_DriverOnly, tune.Callback):
     A last checkpoint that counts as a result is first copied out of Tune's folder to the stage's own.
     """
 
-    def __init__(self, work: Work, home: Home, slots: Callable[[], int]):
+    def __init__(self, work: Work, home: Home, slots: Slots):
         self._work, self._home, self._slots = work, home, slots
         self._problem: Exception | None = None
         self._given_up = 0  # trials, since the last report of any
@@ -150,7 +164,7 @@ class _JobCallback(_DriverOnly, tune.Callback):
         self._count()
 
     def _count(self) -> None:
-        self._work.occupied(len(self.at_work), self._slots())
+        self._work.occupied(len(self.at_work), self._slots.count())
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
         self._given_up = 0
@@ -245,22 +259,22 @@ def _run_of(checkpoint: str) -> str | None:
 
 
 def run_trials(work: Work, home: Home, share: Share, worker_retries: int,
-               trainable: type[tune.Trainable] = StageTrainable, slots: Callable[[], int] | None = None) -> None:
-    """Run until there is nothing left to do. `home` is the study's; `slots` says how many trials run at a time where
-    that changes.
+               trainable: type[tune.Trainable] = StageTrainable, slots: Slots | None = None) -> None:
+    """Run until there is nothing left to do. `home` is the study's; `slots` says how many trials run at a time, and on
+    which nodes none, where that changes.
 
     An exception out of Tune becomes a resume from the records, as often as that gets any further. Where it does not,
     the trials that were running go on one at a time, and one that still takes Ray down with it is marked failed.
     Raises InterruptedStudyError where somebody stops it, StorageError where it cannot write, StudyFailedError where
     Ray fails again and again and no trial is to blame.
     """
-    slots = slots or (lambda: share.concurrent)
+    slots = slots or Slots(share.concurrent)
     stuck: Counter[Name] = Counter()  # how often in a row Ray failed while a trial ran that got no further
     in_vain = 0
     work.advance()
     while not work.is_ended():
         before, one_by_one = _reached(work), max(stuck.values(), default=0) >= TRIES - 1
-        problem, at_work = _try(work, home, share, worker_retries, trainable, (lambda: 1) if one_by_one else slots,
+        problem, at_work = _try(work, home, share, worker_retries, trainable, OneSlot(slots) if one_by_one else slots,
                                 only_cut_off=one_by_one)
         for job in _open(work):
             job.book.reopen()
@@ -302,10 +316,10 @@ def _reached(work: Work) -> dict[Name, tuple[int, str]]:
 
 
 def _try(work: Work, home: Home, share: Share, worker_retries: int, trainable: type[tune.Trainable],
-         slots: Callable[[], int], only_cut_off: bool) -> tuple[str | None, set[Name]]:
+         slots: Slots, only_cut_off: bool) -> tuple[str | None, set[Name]]:
     """Let Tune run the books until it ends or fails. Returns why it failed, and which trials were at work then."""
     callback, problem = _JobCallback(work, home, slots), None
-    work.occupied(0, slots())
+    work.occupied(0, slots.count())
     with _interrupts() as interrupted:
         searcher = _JobSearcher(work, home, slots, interrupted, only_cut_off)
         try:
@@ -329,7 +343,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def _fit(work: Work, home: Home, share: Share, worker_retries: int, trainable: type[tune.Trainable],
-         slots: Callable[[], int], searcher: _JobSearcher, callback: _JobCallback) -> None:
+         slots: Slots, searcher: _JobSearcher, callback: _JobCallback) -> None:
     storage_path, filesystem = home.tune_storage()
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": share.cpus, "gpu": share.gpus}),

@@ -33,3 +33,10 @@ def wait_until(process, condition, timeout=120):
         assert process.poll() is None, "the study ended before it could be killed"
         assert time.monotonic() < deadline, "the stage did not get that far"
         time.sleep(0.05)
+
+
+def wait_for(condition, timeout=10):
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)

@@ -13,7 +13,9 @@ import pytest
 from nodes import Nodes
 from running import KDSTUDY, wait_until, with_set
 
-SETTINGS = ["resources.gpus_per_trial=0.5", "search.baseline_trials=14", "search.trials=8", "search.report_every=1",
+import trainables
+
+SETTINGS = ["resources.gpus_per_trial=0.5", "search.baseline_trials=24", "search.trials=8", "search.report_every=1",
             "train.batch_size=4", "student.model=faulty:build", "student.args={}"]
 pytestmark = pytest.mark.slow
 ROOM = {"pair": 2, "late": 1}  # trials on each node: the first has more GPUs than CPUs for them
@@ -31,16 +33,27 @@ class Run:
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    """A study on a head without GPUs and a node with two, which another with one joins in the middle. Until that has
-    work, trials take longer than a worker needs to start."""
+    """A study on a head without GPUs and a node with two. In the middle a node with another kdstudy joins, and one with
+    a GPU; until all have work, trials take longer than a worker needs to start."""
     home = tmp_path_factory.mktemp("placement")
     shutil.copy(Path(__file__).with_name("faulty.py"), home)
     (home / "orders").mkdir()
     (home / "orders" / "slow-always").touch()
+    older = shutil.copytree(Path(trainables.__file__).parent, home / "older" / "trainables")
+    (older / "loop.py").write_text("raise SystemExit('not the same')")
 
-    def places():
-        events = (json.loads(line) for path in home.glob("mine/*/record.jsonl") for line in path.open())
-        return {event["where"] for event in events if "where" in event}
+    def events():
+        return [json.loads(line) | {"stage": path.parent.name} for path in home.glob("mine/*/record.jsonl")
+                for line in path.read_text().split("\n")[:-1]]  # the last may be half written
+
+    def at_work():
+        """Where the trials run that have reported and not ended."""
+        last = {}
+        for event in events():
+            if event["event"] == "report":
+                trial = event["stage"], event["trial"]
+                last[trial] = last.get(trial, {}) | event  # a place that is the same as before is not said again
+        return [event["where"].split()[1] for event in last.values() if event["decision"] == "continue"]
 
     nodes = Nodes(Path(tempfile.mkdtemp(prefix="kd")))
     try:
@@ -49,9 +62,10 @@ def study(tmp_path_factory):
         command = [*KDSTUDY, "run", "digits", "--smoke", "--dir", "mine", *with_set(SETTINGS)]
         driver = subprocess.Popen(command, cwd=home, env={**os.environ, "RAY_ADDRESS": nodes.address}, text=True,
                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        wait_until(driver, places)
+        wait_until(driver, at_work)
+        nodes.start("older", 2, 2, PYTHONPATH=str(older.parent))
         nodes.start("late", 1, 1)
-        wait_until(driver, lambda: len({place.split()[1] for place in places()}) == 2)
+        wait_until(driver, lambda: len(at_work()) == 3 and len(set(at_work())) == 2)
         (home / "orders" / "slow-always").unlink()
         output, errors = driver.communicate(timeout=300)
         assert driver.returncode == 0, output + errors
@@ -103,10 +117,20 @@ def test_no_gpu_and_no_node_takes_more_than_it_has_room_for(study, runs):
     assert most_at_a_time(nodes["pair"]) == 2
 
 
-def test_a_node_that_joins_gets_work(study, runs):
+def test_a_node_that_joins_gets_work_beside_the_others(study, runs):
     late = [run for run in runs if study[2][run.wheres[0].split()[1]] == "late"]
     assert len({run.stage for run in late}) >= 2
     assert most_at_a_time(runs) == 3
+    last = [run for run in runs if run.stage.startswith("confirm")]
+    assert {study[2][run.wheres[0].split()[1]] for run in last} == set(ROOM)
+
+
+def test_a_node_with_another_kdstudy_is_named_and_gets_none(study, runs):
+    assert "note: node older has another kdstudy than this machine; " in study[1]
+    places = {study[2][where.split()[1]] for run in runs for where in run.wheres}
+    assert places == set(ROOM)
+    failed = [event for run in runs for event in run.events if event["event"] == "end"]
+    assert failed == []
 
 
 def test_the_distillation_does_not_wait_for_the_last_trials_of_the_baseline(runs):
