@@ -74,7 +74,7 @@ def problems_of(study: Study, given: Share, nodes: list[Node]) -> dict[Node, str
     Raises UserError where the study's place cannot be written.
     """
     trials = {node: count for node in nodes if (count := trials_on((node.cpus, node.gpus), given.cpus, given.gpus))}
-    place, functions, room = _place(study.home), own_functions(study.config), room_needed(study, given)
+    place, functions = _place(study.home), own_functions(study.config)
     with _marked(place) as mark:
         answers = _ask(list(trials), place, mark, functions)
     here, problems = environment(functions), {}
@@ -84,7 +84,14 @@ def problems_of(study: Study, given: Share, nodes: list[Node]) -> dict[Node, str
                 raise UserError(answer["silent"])
             check_environment(node, answer["environment"], here, functions)
             _check_storage(node, answer, study.home)
-            _check_temporary_room(f"node {node.name}", min(given.concurrent, trials[node]), *answer["temporary"], room)
+        except UserError as error:
+            problems[node] = str(error)
+    sound = [node for node in trials if node not in problems]
+    room = room_needed(study, given) if sound else None  # it builds the models, which may be what is missing
+    for node in sound:
+        try:
+            _check_temporary_room(f"node {node.name}", min(given.concurrent, trials[node]),
+                                  *answers[node]["temporary"], room)
         except UserError as error:
             problems[node] = str(error)
     return problems
