@@ -39,7 +39,8 @@ class StagePlan:
     """One stage's work.
 
     epochs: of a run; a piece of the teacher's answers has views for epochs. seconds: of one, with its share of the
-    reports, or None; estimated: from the number of its operations. took: seconds, where it is done.
+    reports, or None; estimated: from the number of its operations. took: seconds, where it is done. workers: that train
+    one model together.
     """
 
     name: str
@@ -54,13 +55,14 @@ class StagePlan:
     estimated: bool
     done: bool
     took: float | None = None
+    workers: int = 1
 
     def work(self) -> Work:
         """For the schedule; where the cost of an epoch is not known, its number of operations stands for it."""
         seconds = self.images_per_epoch * self.flop_per_image if self.seconds is None else self.seconds
         if self.rungs:
             return Work(self.name, self.runs, self.protected, self.epochs, self.rungs, seconds, self.overhead)
-        return Work(self.name, self.runs, self.runs, 1, (), seconds * self.epochs, self.overhead)
+        return Work(self.name, self.runs, self.runs, 1, (), seconds * self.epochs, self.overhead, self.workers)
 
     def flop(self, epochs: float) -> float:
         return epochs * self.images_per_epoch * self.flop_per_image
@@ -90,9 +92,10 @@ def make_plan(study: Study, measure: bool = False, flop_rate: float | None = Non
               rungs: tuple[int, ...] = (), free: bool = False) -> StagePlan:
         pace = Pace(0.0) if free else paces.get(name)
         estimated, done = bool(flop_rate) and not pace, _is_done(study, name)
-        seconds = images * flop / flop_rate if estimated else pace and pace.epoch
+        workers = config.resources.teacher_workers if name == "teacher" else 1
+        seconds = images * flop / flop_rate / workers if estimated else pace and pace.epoch
         return StagePlan(name, runs, protected, epochs, rungs, images, flop, seconds, overhead, estimated, done,
-                         study.stage(name).done["seconds"] if done else None)
+                         study.stage(name).done["seconds"] if done else None, workers)
 
     given, epochs, labelled = config.teacher.is_given, config.train.epochs, len(splits.student_train)
     runs = 0 if given else len(config.teacher.learning_rates)
@@ -173,10 +176,11 @@ def _paces(study: Study, measure: bool, flop_rate: float | None, only_gpu: bool)
     recorded = {name: pace for name in study.config.stages
                 if name not in OUTPUTS and (pace := _recorded_pace(study, name, only_gpu))}
     paces, more = dict(recorded), 1 + study.config.data.unlabelled
+    workers = {"teacher": study.config.resources.teacher_workers}
     if measure:
         for name in ("teacher", "baseline"):
             if name not in paces and not (name == "teacher" and study.config.teacher.is_given):
-                paces[name] = Pace(_measure(study, name))
+                paces[name] = Pace(_measure(study, name) / workers.get(name, 1))
     if student := paces.get("baseline"):
         for name in ("finalists_baseline", "confirm_baseline"):
             paces.setdefault(name, student)
@@ -184,7 +188,7 @@ def _paces(study: Study, measure: bool, flop_rate: float | None, only_gpu: bool)
             paces.setdefault(name, recorded.get("distill") or Pace(student.epoch * more, student.overhead))
     if (teacher := paces.get("teacher")) and not flop_rate:
         share = study.splits.seen_by_student / len(study.splits.train)
-        paces.setdefault("teacher_logits", Pace(teacher.epoch / BACKWARD * share))
+        paces.setdefault("teacher_logits", Pace(workers["teacher"] * teacher.epoch / BACKWARD * share))
     return paces
 
 

@@ -21,7 +21,8 @@ class Work:
     """A stage's trials, as far as their times go.
 
     protected: how many of the first are never stopped. seconds: of an epoch, with its share of reports. overhead:
-    seconds of a trial besides its epochs.
+    seconds of a trial besides its epochs. workers: more than one train a model together, by themselves, one trial after
+    the other.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Work:
     rungs: tuple[int, ...]
     seconds: float
     overhead: float = 0.0
+    workers: int = 1
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,8 @@ class _Run:
 
     def __init__(self, works: list[Work], slots: int, reduction_factor: int, seed: int):
         self._works = {work.name: work for work in sorted(works, key=lambda work: ORDER.index(work.name))}
-        self._free, self._random = slots, np.random.default_rng(seed)
+        self._slots = self._free = slots
+        self._random = np.random.default_rng(seed)
         self._rungs = {name: Rungs(list(work.rungs), reduction_factor) for name, work in self._works.items()}
         self._begun = dict.fromkeys(self._works, 0)
         self._ended = dict.fromkeys(self._works, 0)
@@ -84,13 +87,17 @@ class _Run:
         for name, work in self._ready():
             if self._free or not work.runs:
                 self._times.setdefault(name, (now, now))
-            while self._free and self._begun[name] < work.runs:
+            while self._free >= self._taken(work) and self._begun[name] < work.runs:
                 trial = self._begun[name]
                 self._begun[name] += 1
-                self._free -= 1
+                self._free -= self._taken(work)
                 self._goodness[name, trial] = self._random.standard_normal()
                 self._go_on(now + work.overhead, work, trial, 0)
-                self._used += work.overhead
+                self._used += work.workers * work.overhead
+
+    def _taken(self, work: Work) -> int:
+        """Slots that nobody else can use while one of its trials runs."""
+        return self._slots if work.workers > 1 else 1
 
     def _ready(self) -> Iterator[tuple[str, Work]]:
         for name, work in self._works.items():
@@ -101,7 +108,7 @@ class _Run:
     def _go_on(self, now: float, work: Work, trial: int, epoch: int) -> None:
         upto = next((rung for rung in work.rungs if rung > epoch), work.epochs)
         seconds = (upto - epoch) * work.seconds
-        self._used += seconds
+        self._used += work.workers * seconds
         heapq.heappush(self._events, (now + seconds, len(self._goodness), work.name, trial, upto))
 
     def _reach(self, now: float, stage: str, trial: int, epoch: int) -> None:
@@ -111,7 +118,7 @@ class _Run:
             if self._rungs[stage].passes(trial, epoch, seen) or trial < work.protected:
                 self._go_on(now, work, trial, epoch)
                 return
-        self._free += 1
+        self._free += self._taken(work)
         self._ended[stage] += 1
         self._epochs[stage] += epoch
         self._times[stage] = (self._times[stage][0], now)

@@ -43,6 +43,12 @@ def test_a_stage_with_nothing_to_run_holds_nobody_up():
     assert expected.times["distill"] == (0, 4) and expected.wall == 4
 
 
+def test_workers_that_train_a_teacher_together_have_everything_to_themselves():
+    expected = forecast([Work("teacher", 2, 2, 1, (), 10.0, workers=2), listed("baseline", 3, 4, 1.0)], 3, 3)
+    assert expected.times == {"teacher": (0, 20), "baseline": (20, 24)}
+    assert expected.used == pytest.approx(2 * 20 + 3 * 4)
+
+
 def test_a_rung_keeps_one_in_so_many_and_the_protected_go_on():
     """Of very many trials a third passes each rung; at first more do, since nobody is there to compare with."""
     protected, free = 9, 1500
