@@ -32,8 +32,6 @@ class Display:
     def begin(self, *stages: str, text: str = "") -> None:
         """Stages begin, one or several at once; `stop` is to follow."""
         self._current, self._started, self._last_plain = stages, time.monotonic(), time.monotonic()
-        self._books: dict[int, tuple[TrialBook, float]] = {}  # and how far each was when it was first seen
-        self._moving = False
         self._text: Callable[[], str] = lambda: text
         if self.console.is_terminal:
             # Asked for the line at every refresh, so that the clock goes on between reports.
@@ -50,10 +48,8 @@ class Display:
         """Show where the current stage is."""
         self._show(lambda: text)
 
-    def trials(self, books: list[TrialBook]) -> None:
-        """Show the progress of all trials that run now. Put into words only when it is shown: trials may be many."""
-        if not self._moving:
-            self._moving = self._fresh(books) > 0
+    def trials(self, books: dict[str, TrialBook]) -> None:
+        """Show the progress of the stages that run now. Put into words only when it is shown: trials may be many."""
         self._show(lambda: self._describe(books))
 
     def _show(self, text: Callable[[], str]) -> None:
@@ -92,48 +88,41 @@ class Display:
     def _now(self) -> Table | Text:
         return self._line(self._current, "…", self._text(), clock(time.monotonic() - self._started))
 
-    def _describe(self, books: list[TrialBook]) -> str:
-        trials = _trials(books)
-        total, running = sum(book.total for book in books), sum(len(book.running) for book in books)
-        ended = len(trials) - running - sum(book.waiting for book in books)
+    def _describe(self, books: dict[str, TrialBook]) -> str:
+        trials = [trial for book in books.values() for trial in _trials(book)]
+        total = sum(book.total for book in books.values())
+        running = sum(len(book.running) for book in books.values())
+        ended = len(trials) - running - sum(book.waiting for book in books.values())
         counts = {state: sum(trial.state == state for trial in trials) for state in ("stopped", "failed")}
-        # Of a teacher and its student, the student's.
-        values = next(filter(None, map(_accuracies, reversed(books))), [])
+        # Of a teacher and its student, or of both arms, the later's.
+        best = next((f"{100 * max(values):.1f} %{f' ({stage})' if len(books) > 1 else ''}"
+                     for stage, book in reversed(books.items()) if (values := _accuracies(book))), None)
         filled = round(ended / total * BAR_WIDTH)
         parts = [f"{'━' * filled}{'╌' * (BAR_WIDTH - filled)} {ended}/{total} trials", f"{running} running"]
         parts += [f"{count} {state}" for state, count in counts.items() if count]
-        parts += [f"best {100 * max(values):.1f} %"] if values else []
-        left = self._seconds_left(books)
+        parts += [f"best {best}"] if best else []
+        left = _seconds_left(books)
         return " · ".join(parts + ([f"about {clock(left)} left"] if left is not None else []))
 
-    def _seconds_left(self, books: list[TrialBook]) -> float | None:
-        """From the share of the work that is done; None before anything is known. A stage's epochs count by how many
-        of them a full run has, so that a teacher's 20 weigh as much as a student's 300."""
-        fresh, elapsed = self._fresh(books), time.monotonic() - self._first_report
-        return progress.seconds_left(sum(map(_runs_left, books)), fresh, elapsed)
 
-    def _fresh(self, books: list[TrialBook]) -> float:
-        """Full runs' worth of epochs since the first stage began, of these and of earlier books."""
-        for book in books:
-            self._books.setdefault(id(book), (book, _full_runs(book)))
-        fresh = sum(_full_runs(book) - before for book, before in tuple(self._books.values()))
-        if fresh == 0:  # the clock starts with the first report, once the workers are up
-            self._first_report = time.monotonic()
-        return fresh
-
-
-def _full_runs(book: TrialBook) -> float:
-    """Of all epochs that a book's trials have run."""
-    return progress.full_runs(_trials([book]), book.epochs)
+def _seconds_left(books: dict[str, TrialBook]) -> float | None:
+    """If as many trials run at a time as now; None before anything is known. A stage of which nothing is known yet
+    counts like the slowest of the others."""
+    known = {stage: seconds for stage, book in books.items()
+             if (seconds := progress.seconds_per_run(_trials(book), book.epochs))}
+    if not known:
+        return None
+    work = sum(_runs_left(book) * known.get(stage, max(known.values())) for stage, book in books.items())
+    return work / max(1, sum(len(book.running) for book in books.values()))
 
 
 def _accuracies(book: TrialBook) -> list[float]:
-    return [value for trial in _trials([book]) if (value := trial.metric(METRIC)) is not None]
+    return [value for trial in _trials(book) if (value := trial.metric(METRIC)) is not None]
 
 
-def _trials(books: list[TrialBook]) -> list[TrialState]:
+def _trials(book: TrialBook) -> tuple[TrialState, ...]:
     """As they are now: the terminal is drawn by a thread of its own, while trials are added."""
-    return [trial for book in books for trial in tuple(book.record.trials.values())]
+    return tuple(book.record.trials.values())
 
 
 def _runs_left(book: TrialBook) -> float:

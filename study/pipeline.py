@@ -84,7 +84,7 @@ class Pipeline:
 
     def _add_job(self, stage: Stage) -> None:
         study = self._study
-        book = study.book(stage, lambda: study.display.trials([job.book for job in self.jobs if job.open]))
+        book = study.book(stage, lambda: study.display.trials({job.stage: job.book for job in self.jobs if job.open}))
         job = Job(stage.name, book, stages.put(study.task(stage.name), self._images),
                   ANSWER_FILES if stage.name == "teacher_logits" else RESULT_FILES)
         self.jobs.append(job)

@@ -1,5 +1,6 @@
 """How far trials are, how fast they go on and how long they will take, from their records alone."""
 
+import statistics
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,11 +11,7 @@ from study.record import METRIC, Record, TrialState
 LEAST_SECONDS = 8.0  # of reports before a guess at the time left
 WINDOW = 600.0  # seconds that a pace is taken over
 LEAST_REPORTS = 8  # or as many reports, where they are rare
-
-
-def full_runs(trials: Iterable[TrialState], epochs: int) -> float:
-    """How many runs of so many epochs all that the trials have run comes to."""
-    return sum(trial.epoch for trial in trials) / epochs
+LATEST = 50  # trials whose pace is looked at
 
 
 def runs_left(trials: Mapping[int, TrialState], wanted: int, epochs: int, protected: int, may_stop: bool) -> float:
@@ -32,6 +29,16 @@ def runs_left(trials: Mapping[int, TrialState], wanted: int, epochs: int, protec
         whole = trial.protected if trial else number <= protected
         left += max((epochs if whole else typical) - (trial.epoch if trial else 0), 0)
     return left / epochs
+
+
+def seconds_per_run(trials: Iterable[TrialState], epochs: int) -> float | None:
+    """What so many epochs take a trial: the median of the latest, by the time between their reports, or, where each
+    reports once, since they were handed out. None before there is any."""
+    latest = [trial for trial in trials if trial.reports][-LATEST:]
+    spans = [(trial.reports[-1]["time"] - trial.reports[0]["time"], trial.epoch - trial.reports[0]["epoch"])
+             for trial in latest if trial.epoch > trial.reports[0]["epoch"]]
+    spans = spans or [(trial.reports[0]["time"] - trial.begun, trial.epoch) for trial in latest if trial.epoch]
+    return statistics.median(epochs * seconds / count for seconds, count in spans) if spans else None
 
 
 def seconds_left(left: float, done: float, seconds: float) -> float | None:

@@ -100,7 +100,7 @@ def drive(folder: Path) -> None:
         share = cluster_share(config.resources)
         display = Display(Console(file=nowhere, force_terminal=True, width=140), (STAGE,))
         book = book_of(folder, config, share.concurrent,
-                       on_change=measure.timed("display", lambda: display.trials([book])))
+                       on_change=measure.timed("display", lambda: display.trials({STAGE: book})))
         measure.watch(book)
         display.begin(STAGE)
         book.record.begin_session()

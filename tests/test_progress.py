@@ -1,0 +1,54 @@
+"""The time left, against cases whose answer is known."""
+
+import pytest
+from rich.console import Console
+
+from study.display import Display
+from study.progress import seconds_per_run
+from study.record import Record, TrialState
+from study.search import ListProposer, TrialBook
+
+METRICS = {"validation_accuracy": 0.5}
+
+
+def trial(begun, *reports):
+    return TrialState(0, {}, 0, 0, "listed", begun=begun,
+                      reports=[{"time": time, "epoch": epoch, "decision": "continue"} for time, epoch in reports])
+
+
+def test_the_pace_is_that_between_reports_since_the_first_waits_for_its_worker():
+    assert seconds_per_run([trial(0.0, (20, 10), (24, 20), (28, 30)), trial(28.0)], epochs=100) == 40
+
+
+def test_where_each_reports_once_it_is_the_median_since_they_were_handed_out():
+    assert seconds_per_run([trial(0.0, (15, 1)), trial(15.0, (18, 1)), trial(18.0, (20, 1))], epochs=1) == 3
+
+
+def test_nothing_is_known_before_the_first_report():
+    assert seconds_per_run([], epochs=5) is None and seconds_per_run([trial(0.0)], epochs=5) is None
+
+
+@pytest.fixture
+def books(tmp_path, monkeypatch):
+    """Two stages of four trials of ten epochs each, one of each running; the clock is set by hand."""
+    clock = {"now": 0.0}
+    monkeypatch.setattr("study.record.time.time", lambda: clock["now"])
+    found = {}
+    for stage, seconds in (("baseline", 1.0), ("distill", 3.0)):
+        runs = [TrialState(0, {"lr": lr}, 0, 0, "listed", True, "") for lr in (0.1, 0.2, 0.3, 0.4)]
+        book = TrialBook(Record(tmp_path / stage / "record.jsonl"), ListProposer(runs), epochs=10)
+        clock["now"] = 0.0
+        book.next()
+        for epoch in (2, 4):
+            clock["now"] = 50 + epoch * seconds
+            book.report(0, {"epoch": epoch, **METRICS})
+        found[stage] = book
+    return found
+
+
+def test_every_stage_counts_by_its_own_pace_and_as_many_run_on_as_now(books):
+    """Baseline: 36 epochs of 1 s; distillation: 36 of 3 s; two trials at a time."""
+    shown = Display(Console(), tuple(books))._describe(books)
+    assert shown.endswith("0/8 trials · 2 running · best 50.0 % (distill) · about 1:12 left")
+    alone = Display(Console(), ("distill",))._describe({"distill": books["distill"]})
+    assert alone.endswith("0/4 trials · 1 running · best 50.0 % · about 1:48 left")
