@@ -2,6 +2,7 @@
 
 import html
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -23,7 +24,7 @@ def build(folders: list[Path], out: Path) -> None:
     """Write the page. The studies' own results must have been built: `report.build`."""
     outcomes = [read_json(folder / "results" / "results.json") for folder in folders]
     known = [read_json(folder / "results" / "sensitivity.json") for folder in folders]
-    names = [_name(outcome, folder, outcomes) for outcome, folder in zip(outcomes, folders, strict=True)]
+    names = distinct_names(outcomes, folders)
     exhibits = [
         Exhibit("gains", "What distillation gained",
                 "Test accuracy over each study’s own tuned baseline, with 95 % intervals. Filled: temperature, α and "
@@ -49,10 +50,11 @@ def build(folders: list[Path], out: Path) -> None:
     out.write_text(report.document("Does distillation help? Several studies", body, exhibits), encoding="utf-8")
 
 
-def _name(outcome: dict[str, Any], folder: Path, outcomes: list[dict[str, Any]]) -> str:
-    """A study's name; with its folder where several have the same."""
-    same = sum(other["study"] == outcome["study"] for other in outcomes) > 1
-    return f"{outcome['study']} ({folder})" if same else outcome["study"]
+def distinct_names(outcomes: list[dict[str, Any]], folders: list[Path]) -> list[str]:
+    """The studies' names; with their folders where several have the same."""
+    counts = Counter(outcome["study"] for outcome in outcomes)
+    return [f"{outcome['study']} ({folder})" if counts[outcome["study"]] > 1 else outcome["study"]
+            for outcome, folder in zip(outcomes, folders, strict=True)]
 
 
 def _relative(folder: Path, out: Path) -> str:

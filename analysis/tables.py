@@ -243,9 +243,9 @@ def wall_time(outcome: dict[str, Any]) -> str:
     stages = ", ".join(f"{name.replace('_', ' ')} {_clock(seconds)}" for name, seconds in outcome["seconds"].items()
                        if name not in taken)
     machine = f" on {outcome['machine']}" if outcome.get("machine") else ""
-    others = "".join(f"; {name.replace('_', ' ')} {'were' if name.endswith('s') else 'was'} taken from {study}"
-                     for name, study in taken.items())
-    return f"Wall time{machine}: {stages}{others}."
+    others = [f"{name.replace('_', ' ')} {'were' if name.endswith('s') else 'was'} taken from {study}"
+              for name, study in taken.items()]
+    return f"Wall time{machine}: {'; '.join(filter(None, [stages, *others]))}."
 
 
 def _clock(seconds: float) -> str:
@@ -257,11 +257,13 @@ TAKEAWAYS = ("type of transfer", "teacher → student", "data", "seeds", "teache
 TAKEAWAYS_BLOCK = "takeaways"
 
 
-def takeaways(outcomes: list[dict[str, Any]]) -> str:
-    """Several studies side by side, as Markdown: what learned from what, and what distillation was worth."""
+def takeaways(outcomes: list[dict[str, Any]], names: list[str] | None = None) -> str:
+    """Several studies side by side, as Markdown: what learned from what, and what distillation was worth. names: to
+    call them by, instead of their own."""
+    names = names or [outcome["study"] for outcome in outcomes]
     lines = ["| " + " | ".join(TAKEAWAYS) + " |", "|" + "---|" * 3 + "---:|" * 6 + "---|"]
     lines += [_markdown_row(takeaway(outcome)) for outcome in outcomes]
-    verdicts = [f"- {plain(outcome['study'])}: {outcome['verdict']}" for outcome in outcomes]
+    verdicts = [f"- {plain(name)}: {outcome['verdict']}" for name, outcome in zip(names, outcomes, strict=True)]
     return "\n".join([*lines, "", *verdicts, ""])
 
 

@@ -182,7 +182,8 @@ def report(studies: tuple[str, ...], place: str | None, readme: Path | None, ima
         except StudyFailedError as error:  # the page is here all the same
             console.print(f"note: {error}", soft_wrap=True, markup=False)
     if len(outcomes) > 1:
-        console.print(f"\n{tables.takeaways(outcomes)}", soft_wrap=True, markup=False)
+        names = comparison.distinct_names(outcomes, list(homes))
+        console.print(f"\n{tables.takeaways(outcomes, names)}", soft_wrap=True, markup=False)
         compare = compare or Path("comparison.html")
         comparison.build(list(homes), compare)
         console.print(f"compared {compare}", soft_wrap=True, markup=False)
@@ -574,7 +575,7 @@ def _print_results(console: Console, home: Home) -> None:
 
     folder = home.folder
     results = read_json(folder / "results" / "results.json")
-    console.print()
+    console.print(f"\n{results['study']}", style="bold", soft_wrap=True, markup=False)
     console.print(console_table(results))
     console.print(results["verdict"], style="bold", soft_wrap=True, markup=False)
     console.print(results["scope"], style="dim", soft_wrap=True, markup=False)
@@ -605,8 +606,8 @@ def _stoppable(place: str) -> Iterator[None]:
     try:
         yield
     except (InterruptedStudyError, KeyboardInterrupt):
-        raise InterruptedStudyError(f"stopped; what is finished is kept in {place}. Run the same command again to go on"
-                                    ) from None
+        kept = f"what is finished is kept in {place}" if "://" in place or Path(place).exists() else "nothing had begun"
+        raise InterruptedStudyError(f"stopped; {kept}. Run the same command again to go on") from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         sys.unraisablehook = sys.__unraisablehook__

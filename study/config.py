@@ -493,7 +493,10 @@ def _explain(error: ValidationError) -> str:
         nearest = difflib.get_close_matches(location[-1], _keys_beside(location), n=1, cutoff=0.5)
         known = ", ".join(_keys_beside(location))
         section = ".".join(location[:-1])
-        remedy = f"did you mean {'.'.join([*location[:-1], nearest[0]])}?" if nearest else f"known: {known}"
+        elsewhere = [f"{name}.{setting[0]}" for name, settings in settings_table().items()
+                     for setting in settings if name and setting[0] == location[-1]]
+        meant = elsewhere or ['.'.join([*location[:-1], name]) for name in nearest]
+        remedy = f"did you mean {' or '.join(meant)}?" if meant else f"known: {known}"
         return f"{key} is not a setting{f' of [{section}]' if section else ''}; {remedy}"
     if problem["type"] == "missing" and location[-1].isdigit():
         return f"{'.'.join(location[:-1])} needs two values, [low, high]"

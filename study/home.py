@@ -38,6 +38,8 @@ COMPACT_AFTER = 500  # events, so that a reader does not have to fetch thousands
 NEEDED_TO_READ = (".toml", ".json", ".jsonl", ".parquet", ".csv", ".md")
 WRITTEN_HERE = ("train", "tensorboard", "wandb")  # beside the study's own files, and published late or never
 PACKAGES = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}  # scheme: the extra that brings its package
+ACCESS = {"s3": "credentials and endpoint come from AWS_PROFILE, AWS_ENDPOINT_URL and the like",
+          "gs": "credentials come from GOOGLE_APPLICATION_CREDENTIALS and the like"}
 
 
 class Home:
@@ -71,6 +73,9 @@ class Home:
                 return cls(Path(unquote(urlsplit(text).path)))
             except ValueError as error:
                 raise UserError(f"{text} is no URI: {error}") from None
+        if text.startswith("memory://"):
+            raise UserError(f"{text} is gone when the command ends; name a folder, or a URI such as "
+                            "s3://bucket/studies/mine")
         uri = text.rstrip("/")
         parent, _, name = uri.rpartition("/")
         if not parent or parent.endswith((":/", ":")) or name in (".", ".."):
@@ -141,8 +146,9 @@ class Home:
                 with storage.writing(self.folder):  # this machine's copy is what cannot be written
                     raise
             reason = " ".join(str(error).split())[:200] or type(error).__name__
-            raise kind(f"cannot reach {self.uri}: {reason}; see that it exists and that this machine may write there, "
-                       "then run the same command again") from error
+            access = ACCESS.get(self.uri.split("://")[0])
+            raise kind(f"cannot reach {self.uri}: {reason}; see that it exists and that this machine may write there"
+                       f"{f' ({access})' if access else ''}, then run the same command again") from error
 
     def _on_remote(self, path: Path) -> str:
         return f"{self._root}/{path.relative_to(self.folder).as_posix()}"

@@ -47,12 +47,17 @@ def check_here(study: Study) -> Share:
     Returns what a trial gets. Raises UserError.
     """
     given = local_share(study.config.resources)
-    with _marked(_place(study.home)):
-        pass
+    check_place(study.home)
     room = room_needed(study, given)
     _check_place_room(study, room)
     _check_temporary_room("this machine", given.concurrent, *_temporary(), room)
     return given
+
+
+def check_place(home: Home) -> None:
+    """Raises UserError where the study's place cannot be written."""
+    with _marked(_place(home)):
+        pass
 
 
 def check_cluster(study: Study) -> Share:

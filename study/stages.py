@@ -342,6 +342,8 @@ class Study:
 
     def run(self, until: str = STAGE_NAMES[-1]) -> None:
         """Do every stage up to `until` that is not done. Raises UserError, StudyFailedError, InterruptedStudyError."""
+        if self.home.uri is None:
+            preflight.check_place(self.home)
         with (self.home.driven(), self._ray, storage.full_disk_noticed(self.folder),
               watch.watched(self.config, self.home, self._note)):
             storage.remove_drafts(self.folder)
