@@ -19,7 +19,7 @@ from analysis.tables import plain, results, show_interval
 from study import storage
 from study.config import StudyConfig
 from study.errors import StudyFailedError, UserError
-from study.stages import check_function
+from study.work import check_function
 from trainables import data, models
 from trainables.loop import Evaluator, default_device, to_device
 from trainables.models import Classifier

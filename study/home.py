@@ -65,7 +65,9 @@ class Home:
         if "://" not in text:
             known = storage.read_json(Path(text) / KNOWN)
             uri = known.get("uri") if isinstance(known, dict) else None
-            copy = cls.of(uri) if isinstance(uri, str) and "://" in uri else None
+            copy = None
+            with contextlib.suppress(UserError):
+                copy = cls.of(uri) if isinstance(uri, str) and "://" in uri else None
             # Only this machine's own copies are believed: a folder that was handed over may name any place.
             return copy if copy and copy.folder.resolve() == Path(text).resolve() else cls(Path(text))
         if text.startswith("file://"):

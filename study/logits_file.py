@@ -12,7 +12,8 @@ A safetensors file. Its tensors:
 
 Its metadata, all of them text: `format` ("kdstudy logits 1"), `teacher` (a name to show), `classes` (JSON list of
 names, in the order of the logits), `views` (JSON of the augmentation), and `images` (JSON: per split a digest of pixels
-and labels, see `study.stages.hash_images`), which says that these are the very images of a study that reads the file.
+and labels, see `study.fingerprints.hash_images`), which says that these are the very images of a study that reads the
+file.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ from trainables import stages
 from trainables.files import ANSWER_FILES, RESULT_FILES
 
 if TYPE_CHECKING:
-    from study.stages import Stage, Study
+    from study.inputs import Stage
+    from study.stages import Study
 
 SEARCHED = ("baseline", "distill")
 NEEDS = {"teacher_logits": ("teacher",), "distill": ("teacher_logits",),

@@ -15,13 +15,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from analysis.results import ARMS
 from study import preflight
 from study.cluster import Share, cluster_address, share
-from study.config import ResourceSettings, StudyConfig
+from study.config import OUTPUTS, ResourceSettings, StudyConfig
 from study.display import Display, clock
 from study.errors import MissingTeacherError
 from study.home import Home
+from study.inputs import Stage
 from study.record import Record
 from study.schedule import Forecast, Work, forecast
-from study.stages import OUTPUTS, PIECES, Stage, Study, describe_machine
+from study.stages import Study, describe_machine
+from study.work import PIECES
 from trainables import models
 from trainables.settings import ModelSettings
 

@@ -336,7 +336,8 @@ class Room:
 def room_needed(study: Study, given: Share) -> Room:
     """An estimate from the sizes of the models and the numbers of runs; what is there already does not count."""
     from study.plan import make_plan, parameter_count, teacher_models
-    from study.stages import CONFIRMATIONS, PHASES
+    from study.stages import PHASES
+    from study.work import CONFIRMATIONS
 
     runs = {plan.name: plan.runs for plan in make_plan(study) if not plan.done}
     student = BYTES_PER_WEIGHT * parameter_count(study.config.student, study)

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import io
 import json
 import os
 import re
@@ -119,6 +120,20 @@ def read_array(path: Path) -> np.ndarray:
     if not isinstance(array, np.ndarray):
         raise _damaged(path, "it holds several arrays")
     return array
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    write_bytes(path, buffer.getbuffer())
+
+
+def is_whole_array(path: Path) -> bool:
+    """Whether an array's file is there and as long as its header says."""
+    try:
+        return isinstance(np.load(path, mmap_mode="r"), np.ndarray)
+    except Exception:
+        return False
 
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:

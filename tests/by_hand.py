@@ -14,10 +14,11 @@ from rich.console import Console
 from study.cli import main
 from study.config import load_study
 from study.display import Display
+from study.fingerprints import hash_file
 from study.home import Home
 from study.record import TrialState
 from study.search import search_view_seed
-from study.stages import Study, hash_file
+from study.stages import Study
 from study.storage import write_json
 from trainables import models
 from trainables.task import write_predictions
