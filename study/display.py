@@ -95,7 +95,7 @@ class Display:
         ended = len(trials) - running - sum(book.waiting for book in books.values())
         counts = {state: sum(trial.state == state for trial in trials) for state in ("stopped", "failed")}
         # Of a teacher and its student, or of both arms, the later's.
-        best = next((f"{100 * max(values):.1f} %{f' ({stage})' if len(books) > 1 else ''}"
+        best = next((f"{100 * max(values):.1f} %{f' ({_words(stage)})' if len(books) > 1 else ''}"
                      for stage, book in reversed(books.items()) if (values := _accuracies(book))), None)
         filled = round(ended / total * BAR_WIDTH)
         parts = [f"{'━' * filled}{'╌' * (BAR_WIDTH - filled)} {ended}/{total} trials", f"{running} running"]
@@ -109,7 +109,7 @@ def _seconds_left(books: dict[str, TrialBook]) -> float | None:
     """If as many trials run at a time as now; None before anything is known. A stage of which nothing is known yet
     counts like the slowest of the others."""
     known = {stage: seconds for stage, book in books.items()
-             if (seconds := progress.seconds_per_run(_trials(book), book.epochs))}
+             if (seconds := progress.seconds_per_run(_trials(book), book.epochs, book.record.session.get("time", 0)))}
     if not known:
         return None
     work = sum(_runs_left(book) * known.get(stage, max(known.values())) for stage, book in books.items())
@@ -118,6 +118,10 @@ def _seconds_left(books: dict[str, TrialBook]) -> float | None:
 
 def _accuracies(book: TrialBook) -> list[float]:
     return [value for trial in _trials(book) if (value := trial.metric(METRIC)) is not None]
+
+
+def _words(stage: str) -> str:
+    return stage.replace("_", " ")
 
 
 def _trials(book: TrialBook) -> tuple[TrialState, ...]:

@@ -7,6 +7,7 @@ they need, and travel as they are.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import importlib
 import importlib.metadata
@@ -95,8 +96,8 @@ def problems_of(study: Study, given: Share, nodes: list[Node]) -> dict[Node, str
     room = room_needed(study, given) if sound else None  # it builds the models, which may be what is missing
     for node in sound:
         try:
-            _check_temporary_room(f"node {node.name}", min(given.concurrent, trials[node]),
-                                  *answers[node]["temporary"], room)
+            most = min(study.config.resources.concurrent or trials[node], trials[node])
+            _check_temporary_room(f"node {node.name}", most, *answers[node]["temporary"], room)
         except UserError as error:
             problems[node] = str(error)
     return problems
@@ -262,8 +263,10 @@ def _marked(place: str) -> Iterator[str]:
         files, root = fsspec.core.url_to_fs(place, use_listings_cache=False)
         files.pipe_file(f"{root}/{mark}", mark.encode())
     except Exception as error:
-        raise UserError(f"cannot write to {place} ({_reason(error)}); make it writable, or choose another place with "
-                        "--dir") from None
+        remedy = "make room there" if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) else (
+            "make it writable")
+        raise UserError(f"cannot write to {place} ({_reason(error)}); {remedy}, or choose another place with --dir"
+                        ) from None
     try:
         yield mark
     finally:
@@ -377,7 +380,11 @@ def _written(study: Study, name: str) -> int:
         folder = study.stage(name).path
     except MissingTeacherError:
         return 0
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    size = 0
+    for file in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # where trials run, drafts come and go
+            size += file.stat().st_size if file.is_file() else 0
+    return size
 
 
 def _check_place_room(study: Study, room: Room) -> None:

@@ -31,13 +31,16 @@ def runs_left(trials: Mapping[int, TrialState], wanted: int, epochs: int, protec
     return left / epochs
 
 
-def seconds_per_run(trials: Iterable[TrialState], epochs: int) -> float | None:
+def seconds_per_run(trials: Iterable[TrialState], epochs: int, since: float = 0.0) -> float | None:
     """What so many epochs take a trial: the median of the latest, by the time between their reports, or, where each
-    reports once, since they were handed out. None before there is any."""
-    latest = [trial for trial in trials if trial.reports][-LATEST:]
-    spans = [(trial.reports[-1]["time"] - trial.reports[0]["time"], trial.epoch - trial.reports[0]["epoch"])
-             for trial in latest if trial.epoch > trial.reports[0]["epoch"]]
-    spans = spans or [(trial.reports[0]["time"] - trial.begun, trial.epoch) for trial in latest if trial.epoch]
+    reports once, since they were handed out. since: when the driver began; nobody worked before. None before there is
+    any report."""
+    latest = [trial for trial in trials if trial.reports and trial.reports[-1]["time"] >= since][-LATEST:]
+    reports = [[report for report in trial.reports if report["time"] >= since] for trial in latest]
+    spans = [(last["time"] - first["time"], last["epoch"] - first["epoch"]) for first, *_, last in
+             (own for own in reports if len(own) > 1) if last["epoch"] > first["epoch"]]
+    spans = spans or [(own[0]["time"] - trial.begun, trial.epoch) for trial, own in zip(latest, reports, strict=True)
+                      if trial.begun >= since and trial.epoch]
     return statistics.median(epochs * seconds / count for seconds, count in spans) if spans else None
 
 

@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 from analysis.results import StudyFiles
 from study import finalists, preflight, storage, warm_start, watch
-from study.cluster import Share, cluster_address, cluster_share, connected, local_share, waiting_note
+from study.cluster import Share, cluster_address, cluster_nodes, cluster_share, connected, local_share, waiting_note
 from study.config import OUTPUTS, STAGE_NAMES, STUDY_FILE, StudyConfig, check_models, trained_models
 from study.display import Display
 from study.errors import MissingTeacherError, UserError
@@ -204,7 +204,9 @@ class Study(StageWork):
             self.display.update("connecting to Ray")
             self._share = self._ray.enter_context(self.connected())
             self._slots = Slots(self._share.concurrent) if cluster_address(self.address) is None else ClusterSlots(
-                self._share, self.config.resources, partial(preflight.problems_of, self, self._share), self._note)
+                self._share, self.config.resources, partial(preflight.problems_of, self, self._share), self._note,
+                self._looked_at)
+            self._ray.callback(self._slots.close)
             self._description["machine"] = describe_machine()
             self._save_description()
         return self._share
@@ -213,6 +215,7 @@ class Study(StageWork):
     def connected(self) -> Iterator[Share]:
         """Ray, and what it has for trials. A cluster that others have started is looked at first: see `preflight`."""
         with connected(self.address) as ours:
+            self._looked_at = {node.id for node in cluster_nodes()}
             given = cluster_share(self.config.resources) if ours else preflight.check_cluster(self)
             if not ours and (note := waiting_note(given)):
                 self.display.console.print(note, soft_wrap=True, markup=False)

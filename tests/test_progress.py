@@ -24,6 +24,12 @@ def test_where_each_reports_once_it_is_the_median_since_they_were_handed_out():
     assert seconds_per_run([trial(0.0, (15, 1)), trial(15.0, (18, 1)), trial(18.0, (20, 1))], epochs=1) == 3
 
 
+def test_the_night_between_two_drivers_is_nobodys_pace():
+    cut_off = trial(0.0, (10, 1), (20, 2), (50_020, 3), (50_030, 4))
+    assert seconds_per_run([cut_off], epochs=10, since=50_000) == 100
+    assert seconds_per_run([trial(0.0, (50_010, 1)), trial(50_010.0, (50_013, 1))], epochs=1, since=50_000) == 3
+
+
 def test_nothing_is_known_before_the_first_report():
     assert seconds_per_run([], epochs=5) is None and seconds_per_run([trial(0.0)], epochs=5) is None
 

@@ -9,7 +9,7 @@ from study import slots
 from study.cluster import Node, Share
 from study.config import ResourceSettings
 from study.errors import UserError
-from study.slots import ClusterSlots
+from study.slots import ClusterSlots, OneSlot
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def cluster(monkeypatch):
 
 
 def counted(look=lambda nodes: {}, note=print, **resources):
-    return ClusterSlots(Share(2, 0, 2), ResourceSettings(cpus_per_trial=2, **resources), look, note)
+    return ClusterSlots(Share(2, 0, 2), ResourceSettings(cpus_per_trial=2, **resources), look, note, {"a"})
 
 
 def test_a_node_that_joins_counts_once_it_has_been_looked_at(cluster):
@@ -49,7 +49,41 @@ def test_a_node_on_which_trials_cannot_run_is_refused_and_named_once(cluster):
     cluster += [Node("b", "second", 8, 0), Node("c", "third", 2, 0)]
     wait_for(lambda: now.count() == 3)
     assert [now.count() for _ in range(3)] == [3, 3, 3]
-    assert now.refused == {"b"} and notes == ["node second has no timm. No trial is sent there meanwhile"]
+    assert now.refused == {"b"} and notes == ["node second has no timm. No new trial is sent there; once that is "
+                                              "mended, restart Ray on it"]
+    alone = OneSlot(now)
+    assert alone.count() == 1 and alone.refused == {"b"}
+
+
+def test_a_node_that_has_left_while_it_was_looked_at_is_not_spoken_of(cluster):
+    notes, looked = [], threading.Event()
+
+    def look(nodes):
+        del cluster[1:]
+        looked.set()
+        return {node: "cannot run a task" for node in nodes}
+
+    now = counted(look, notes.append)
+    cluster.append(Node("b", "second", 8, 0))
+    now.count()
+    assert looked.wait(10)
+    now.close()
+    assert not now.refused and not notes and now.count() == 2
+
+
+def test_nothing_is_said_once_the_study_has_ended(cluster):
+    notes, go_on = [], threading.Event()
+
+    def look(nodes):
+        go_on.wait(10)
+        raise ConnectionError("Ray has ended")
+
+    now = counted(look, notes.append)
+    cluster.append(Node("b", "second", 8, 0))
+    now.count()
+    threading.Timer(0.2, go_on.set).start()
+    now.close()
+    assert notes == []
 
 
 def test_nodes_that_leave_no_longer_count_and_one_trial_waits_for_the_next(cluster):
@@ -64,16 +98,18 @@ def test_no_more_run_than_are_wanted(cluster):
     wait_for(lambda: now.count() == 3)
 
 
-def test_where_the_place_cannot_be_written_at_the_moment_a_node_is_looked_at_again(cluster):
-    tries = []
+def test_where_nodes_cannot_be_looked_at_at_the_moment_that_is_said_once_and_tried_again(cluster, monkeypatch, capfd):
+    monkeypatch.setattr(slots, "LOOK_AGAIN", 0.05)
+    tries, notes = [], []
 
     def look(nodes):
         tries.append(nodes)
-        if len(tries) == 1:
-            raise UserError("cannot write")
+        if len(tries) < 3:
+            raise UserError("cannot write\nthere")
         return {}
 
-    now = counted(look)
+    now = counted(look, notes.append)
     cluster.append(Node("b", "second", 2, 0))
     wait_for(lambda: now.count() == 3)
-    assert len(tries) == 2 and not now.refused
+    assert len(tries) == 3 and not now.refused and capfd.readouterr().err == ""
+    assert notes == ["nodes that joined cannot be looked at (cannot write there); they get no slots until they can"]
