@@ -34,7 +34,8 @@ class Run:
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     """A study on a head without GPUs and a node with two. In the middle a node with another kdstudy joins, and one with
-    a GPU; until all have work, trials take longer than a worker needs to start."""
+    a GPU; until all have work and the first worker, which knew nothing of the refusal, has been replaced, trials take
+    longer than a worker needs to start: Tune ends one that starts whenever another is free."""
     home = tmp_path_factory.mktemp("placement")
     shutil.copy(Path(__file__).with_name("faulty.py"), home)
     (home / "orders").mkdir()
@@ -47,13 +48,17 @@ def study(tmp_path_factory):
                 for line in path.read_text().split("\n")[:-1]]  # the last may be half written
 
     def at_work():
-        """Where the trials run that have reported and not ended."""
+        """The trials that have reported and not ended, and on which node each runs."""
         last = {}
         for event in events():
             if event["event"] == "report":
                 trial = event["stage"], event["trial"]
                 last[trial] = last.get(trial, {}) | event  # a place that is the same as before is not said again
-        return [event["where"].split()[1] for event in last.values() if event["decision"] == "continue"]
+        return {trial: event["where"].split()[1] for trial, event in last.items() if event["decision"] == "continue"}
+
+    def all_at_work():
+        found = at_work()
+        return len(found) == 3 and len(set(found.values())) == 2 and not any(number == 0 for _, number in found)
 
     nodes = Nodes(Path(tempfile.mkdtemp(prefix="kd")))
     try:
@@ -65,7 +70,7 @@ def study(tmp_path_factory):
         wait_until(driver, at_work)
         nodes.start("older", 2, 2, PYTHONPATH=str(older.parent))
         nodes.start("late", 1, 1)
-        wait_until(driver, lambda: len(at_work()) == 3 and len(set(at_work())) == 2)
+        wait_until(driver, all_at_work)
         (home / "orders" / "slow-always").unlink()
         output, errors = driver.communicate(timeout=300)
         assert driver.returncode == 0, output + errors
