@@ -70,8 +70,10 @@ def assert_unharmed(ground: Ground, study: RunningStudy) -> None:
     assert tally.clean, tally
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stop_is_not_lost_where_exceptions_are(number):
+@pytest.mark.parametrize(("number", "place", "kept"), [
+    (signal.SIGINT, ".", "what is finished is kept in ."), (signal.SIGTERM, ".", "what is finished is kept in ."),
+    (signal.SIGTERM, "nowhere", "nothing had begun")])
+def test_a_stop_is_not_lost_where_exceptions_are(number, place, kept):
     """Python drops what is raised while an object is deleted, and Ray deletes many."""
     script = f"""
 import os, time
@@ -83,7 +85,7 @@ class Deleted:
         time.sleep(0.01)
 
 try:
-    with cli._stoppable("here"):
+    with cli._stoppable({place!r}):
         Deleted()
         time.sleep(20)
         print("went on")
@@ -91,7 +93,7 @@ except errors.InterruptedStudyError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.stdout == "stopped; what is finished is kept in here. Run the same command again to go on\n"
+    assert done.stdout == f"stopped; {kept}. Run the same command again to go on\n"
     assert done.stderr == ""
 
 
