@@ -14,11 +14,23 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from study.config import STAGE_NAMES, STUDY_FILE, StudyConfig, check_parameter, load_study, preset_names
+from study.config import (
+    STAGE_NAMES,
+    STUDY_FILE,
+    StudyConfig,
+    check_parameter,
+    functions_named,
+    is_own_file,
+    load_study,
+    own_functions,
+    preset_names,
+)
 from study.errors import InterruptedStudyError, StudyFailedError, UserError
 from study.home import Home
+from trainables import functions
 
 LOG_WIDTH = 140
+MODELS = ("teacher", "student")  # the sections that may name a function
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
@@ -47,13 +59,17 @@ def study_options(command: Callable) -> Callable:
     return command
 
 
+trust_option = click.option("--trust", is_flag=True,
+                            help="Call the functions that a study's folder names as its models, and send its curves "
+                                 "where it says: code and places that whoever made it has chosen.")
 address_option = click.option("--address", metavar="ADDRESS",
                               help="A running Ray cluster's address.  [default: RAY_ADDRESS, or local]")
 
 
 @click.group(context_settings=CONTEXT)
 @click.version_option(package_name="kdstudy", prog_name="kdstudy")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Does knowledge distillation help my student, with which temperature, alpha and learning rate, and am I sure?
 
     STUDY is a preset's name (see `kdstudy presets`), a TOML file, or the folder or URI of a study.
@@ -63,6 +79,7 @@ def cli() -> None:
     kdstudy plan STUDY            what a study will do, before it does it
     kdstudy status FOLDER         how far it is
     """
+    context.with_resource(functions.only_allowed())
 
 
 @cli.command()
@@ -70,8 +87,9 @@ def cli() -> None:
 @click.option("--until", type=click.Choice(STAGE_NAMES), default=STAGE_NAMES[-1], metavar="STAGE",
               help=f"Stop after a stage: {', '.join(STAGE_NAMES)}.")
 @address_option
+@trust_option
 def run(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, until: str,
-        address: str | None) -> None:
+        address: str | None, trust: bool) -> None:
     """Run a study, or go on with one.
 
     Teacher, tuned baseline, distillation search, finalists if asked for, confirmation on fresh seeds, report, exported
@@ -79,7 +97,7 @@ def run(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, 
 
     Run the same command again to go on where it was cut off. What is done is not done again.
     """
-    config, home = _resolve(study, overrides, place, smoke)
+    config, home = _resolve(study, overrides, place, smoke, trust, (*MODELS, "watch"))
     console = _console()
     console.print(f"[bold]{config.name}[/bold]  {escape(config.about)}", soft_wrap=True)
     with _stoppable(str(home)):
@@ -102,8 +120,9 @@ def run(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, 
 @click.option("--gpus", type=click.IntRange(1, 1_000_000), metavar="N", help="Estimate the time on N GPUs instead.")
 @click.option("--tflops", type=click.FloatRange(0.001, 1_000_000), default=40.0, show_default=True,
               help="What each of them sustains, in TFLOP/s.")
+@trust_option
 def plan(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, measure: bool,
-         address: str | None, gpus: int | None, tflops: float) -> None:
+         address: str | None, gpus: int | None, tflops: float, trust: bool) -> None:
     """Show what a study will do and cost; start nothing.
 
     Stages, trials, rungs, expected epochs, resources, floating-point operations and, where they are known, times. It
@@ -113,7 +132,7 @@ def plan(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool,
                         "one of them out")
     if math.isnan(tflops):
         raise UserError("--tflops nan is not a number")
-    config, home = _resolve(study, overrides, place, smoke)
+    config, home = _resolve(study, overrides, place, smoke, trust)
     from study.plan import show_plan
 
     show_plan(config, home, _console(), measure, gpus, tflops, address)
@@ -238,12 +257,14 @@ def _rewrite(readme: Path, outcomes: list[dict[str, Any]]) -> None:
 @click.option("--dir", "place", metavar="PLACE", help="Where the study lives.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
               help="Change a setting: --set data.source=PATH where the images have moved.")
-def logits(study: str, out: Path, place: str | None, overrides: tuple[str, ...]) -> None:
+@trust_option
+def logits(study: str, out: Path, place: str | None, overrides: tuple[str, ...], trust: bool) -> None:
     """Write the teacher's logits as one file.
 
     Another study of the same images takes them as its teacher: --set teacher.model= --set teacher.logits=OUT. The
     format is described in study/logits_file.py."""
     config, home = _resolve_started(study, place, overrides, everything=True)
+    _allow(config, study, overrides, trust, ("teacher",))
     from study import logits_file
     from study.display import Display, show_bytes
     from study.stages import Study
@@ -281,12 +302,14 @@ def pack(study: str, out: Path, place: str | None, no_teacher: bool) -> None:
               help="What to export: the best distilled student, or the teacher.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
               help="Change a setting: --set data.source=PATH where the images have moved.")
-def export(study: str, out: Path, place: str | None, model: str, overrides: tuple[str, ...]) -> None:
+@trust_option
+def export(study: str, out: Path, place: str | None, model: str, overrides: tuple[str, ...], trust: bool) -> None:
     """Write the best student as a folder for timm.
 
     The winner's configuration, first confirmation seed, last epoch, as safetensors with a config.json: OUT is loaded
     by timm.create_model("local-dir:OUT", pretrained=True)."""
     config, home = _resolve_started(study, place, overrides, everything=True)
+    _allow(config, study, overrides, trust, (model,))
     from study import export as exporting
 
     write = exporting.export_teacher if model == "teacher" else exporting.export_student
@@ -305,8 +328,9 @@ def export(study: str, out: Path, place: str | None, model: str, overrides: tupl
               help="Of weights, order and views.  [default: that of the search's first trial]")
 @click.option("--out", type=LocalPath(path_type=Path), metavar="FOLDER",
               help="Where weights and history go.  [default: FOLDER/train/LOOP]")
+@trust_option
 def train(loop: str, study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, lr: float | None,
-          temperature: float | None, alpha: float | None, seed: int | None, out: Path | None) -> None:
+          temperature: float | None, alpha: float | None, seed: int | None, out: Path | None, trust: bool) -> None:
     """Run one training loop, without a search.
 
     \b
@@ -314,7 +338,7 @@ def train(loop: str, study: str, overrides: tuple[str, ...], place: str | None, 
     kdstudy train baseline STUDY --lr 3e-4
     kdstudy train distill STUDY --temperature 4 --alpha 0.5 --lr 3e-4
     """
-    config, home = _resolve(study, overrides, place, smoke)
+    config, home = _resolve(study, overrides, place, smoke, trust)
     parameters = _loop_parameters(config, loop, lr=lr, temperature=temperature, alpha=alpha)
     from study import train as training
 
@@ -375,9 +399,10 @@ MEANT_FOR = {
 @click.option("--cpus-per-node", type=click.IntRange(1), metavar="N",
               help="slurm, kuberay: of each node or worker.  [default: slurm all, kuberay 8]")
 @click.option("--print", "show", is_flag=True, help="slurm, kuberay: print the script or the manifests instead.")
+@trust_option
 @click.pass_context
 def submit(context: click.Context, study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, target: str,
-           until: str | None, **options: Any) -> None:
+           until: str | None, trust: bool, **options: Any) -> None:
     """Run a study on a cluster.
 
     \b
@@ -395,6 +420,7 @@ def submit(context: click.Context, study: str, overrides: tuple[str, ...], place
     from study import launch
 
     config, home = _locate(study, overrides, place, smoke)
+    _allow(config, study, overrides, trust, (*MODELS, "watch"))
     place = place or (str(home) if (home.folder / STUDY_FILE).is_file() else "")
     launch.check_place(place)
     launch.check_paths(config)
@@ -491,12 +517,13 @@ def settings(section: str | None) -> None:
                 console.print(f"  {key:20} {escape(default):20} {escape(text)}", soft_wrap=True)
 
 
-def _resolve(study: str, overrides: tuple[str, ...], place: str | None,
-             smoke: bool = False) -> tuple[StudyConfig, Home]:
+def _resolve(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, trust: bool,
+             sections: tuple[str, ...] = MODELS) -> tuple[StudyConfig, Home]:
     """The settings and the home of a study. A started study's own settings hold unless overridden."""
     from study import schema
 
     config, home = _locate(study, overrides, place, smoke)
+    _allow(config, study, overrides, trust, sections)
     if place is not None:
         home.refresh()
     schema.check(home.folder)
@@ -518,6 +545,35 @@ def _locate(study: str, overrides: tuple[str, ...], place: str | None,
         return config, Home.of(place)
     started = (own.folder / STUDY_FILE).is_file() and not smoke
     return config, own if started else Home(Path("studies") / config.name)
+
+
+def _allow(config: StudyConfig, study: str, overrides: tuple[str, ...], trust: bool,
+           sections: tuple[str, ...]) -> None:
+    """Allow the functions that the user names: in a TOML file or --set on this command line, or by --trust.
+
+    sections: those of the settings that the command makes use of. Raises UserError where a study's folder or URI, which
+    may come from anybody, names another, or a place outside it to send its curves to.
+    """
+    own = functions_named(study, overrides)
+    named = {setting: name for setting, name in own_functions(config).items() if setting.split(".")[0] in sections}
+    functions.allow(named.values() if trust else own)
+    if trust:
+        return
+    for setting, name in named.items():
+        try:
+            functions.check_kind(name)
+        except ValueError as error:
+            raise UserError(str(error).replace("model = ", f"{setting} = ", 1)) from None
+        if name not in own:
+            raise UserError(f"{setting} = {name!r} is a function that {study} names, not you, and its code would run; "
+                            f"if you trust whoever made {study}, add --trust")
+    if is_own_file(study) or "watch" not in sections:
+        return
+    given = {override.partition("=")[0].strip() for override in overrides}
+    for setting, target in {"watch.mlflow": config.watch.mlflow, "watch.wandb": config.watch.wandb}.items():
+        if target and setting not in given:
+            raise UserError(f"{setting} = {target!r}: {study} would send its curves there; if that is what you want, "
+                            f"add --trust, else --set {setting}=")
 
 
 def _check_named(study: str) -> None:

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from study.errors import UserError
+from trainables.functions import is_function
 from trainables.messages import one_line
 from trainables.settings import (
     DataSettings,
@@ -403,6 +404,31 @@ def settings_table() -> dict[str, list[tuple[str, str, str]]]:
 def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     return "" if value is None or field.is_required() else f"= {tomli_w.dumps({'v': value})[4:].strip() or '{}'}"
+
+
+def own_functions(config: StudyConfig) -> dict[str, str]:
+    """The settings that name a function of the user's own, package.module:function."""
+    named = {"teacher.model": config.teacher.model, "teacher.function": config.teacher.function,
+             "student.model": config.student.model}
+    return {setting: name for setting, name in named.items() if name and is_function(name)}
+
+
+def is_own_file(study: str) -> bool:
+    """Whether a preset or a TOML file is named, and not the folder or URI of a study, nor the settings in one."""
+    if "://" in study:
+        return False
+    path = find_study(study)
+    return not Path(study).is_dir() and not (path.name == STUDY_FILE and (path.parent / "stages.json").exists())
+
+
+def functions_named(study: str, overrides: tuple[str, ...]) -> set[str]:
+    """The functions that a user names on the command line: in a file of their own, or in overrides."""
+    values = _read(find_study(study)) if is_own_file(study) else {}
+    for override in overrides:
+        _apply_override(values, override)
+    sections = [section for name in ("teacher", "student") if isinstance(section := values.get(name), dict)]
+    named = [section.get(key) for section in sections for key in ("model", "function")]
+    return {name for name in named if isinstance(name, str) and is_function(name)}
 
 
 def preset_names() -> list[str]:

@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from study.work import check_function
 from trainables import data, models
 from trainables.loop import Evaluator, default_device, to_device
 from trainables.models import Classifier
+from trainables.paths import remove
 from trainables.settings import ModelSettings
 
 
@@ -111,13 +111,13 @@ def _export(config: StudyConfig, settings: ModelSettings, weights: Path, target:
 def _draft_of(target: Path) -> Iterator[Path]:
     """A folder to write to, which takes the target's place if all goes well."""
     draft = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(draft, ignore_errors=True)
+    remove(draft, draft.parent)
     try:
         yield draft
-        shutil.rmtree(target, ignore_errors=True)
+        remove(target, target.parent)
         draft.rename(target)
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        remove(draft, draft.parent, if_possible=True)
 
 
 def _write_timm_folder(model: Classifier, splits: data.Splits, folder: Path, pretrained: bool) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from study import storage
 from study.errors import UserError
 from study.home import NEEDED_TO_READ, Home
+from trainables.paths import remove
 
 RESULTS = ("results", "export")
 
@@ -30,7 +31,7 @@ def fetch(home: Home, out: Path, results_only: bool = False) -> int:
             size = sum(_copy(file, home.folder, draft) for file in _wanted(home.folder, results_only))
             os.replace(draft, out)
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        remove(draft, draft.parent, if_possible=True)
     return size
 
 

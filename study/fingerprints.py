@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from study.errors import UserError
+from trainables import functions
 from trainables.data import ImageSet
 from trainables.settings import ModelSettings, Settings
 
@@ -60,10 +61,8 @@ def model_inputs(section: str, settings: ModelSettings) -> dict[str, Any]:
     if isinstance(settings.pretrained, str):
         inputs["pretrained"] = hash_input(existing(settings.pretrained, f"{section}.pretrained"))
     if ":" in settings.model:  # a function: its name says little, so its file counts
-        from trainables import models
-
         try:
-            inputs["source"] = hash_input(models.source_file(settings.model))
+            inputs["source"] = hash_input(functions.source_file(settings.model))
         except ValueError as error:
             raise UserError(f"{section}.{error}") from None
     return inputs

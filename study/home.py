@@ -14,7 +14,6 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +26,7 @@ from fsspec.spec import AbstractFileSystem
 from study import storage
 from study.errors import StorageError, UserError
 from study.lease import Lease
+from trainables.paths import MAGIC, inside, is_inside_by_name, remove, remove_objects
 
 RECORD, PARTS = "record.jsonl", "record.parts"
 BASE = ".record.base"  # the copy's names for what its record is put together from
@@ -82,6 +82,8 @@ class Home:
         parent, _, name = uri.rpartition("/")
         if not parent or parent.endswith((":/", ":")) or name in (".", ".."):
             raise UserError(f"{text} names no folder in it; choose one, as in {uri}/studies/mine")
+        if MAGIC & set(uri):
+            raise UserError(f"{text} is a pattern; name one folder, without any of * ? [ ] {{ }}")
         return cls(_copies_of(parent) / name, uri)
 
     def __str__(self) -> str:
@@ -222,7 +224,7 @@ class Home:
         found = {}
         for info in top:
             name = info["name"].rstrip("/").rsplit("/", 1)[-1]
-            if not storage.is_hidden(Path(name)):
+            if is_inside_by_name(name) and not storage.is_hidden(Path(name)):
                 found |= self._list(info["name"]) if info["type"] == "directory" else {name: info}
         return found
 
@@ -233,7 +235,9 @@ class Home:
         except FileNotFoundError:
             return {}
         names = {name.removeprefix(self._root).lstrip("/"): info for name, info in found.items()}
-        return {name: info for name, info in names.items() if name and not storage.is_hidden(Path(name))}
+        # A bucket may hold any name; one that would lie elsewhere here is no file of a study.
+        return {name: info for name, info in names.items()
+                if is_inside_by_name(name) and not storage.is_hidden(Path(name))}
 
     def _local(self, name: str) -> Path:
         """Where an object lies here. A record's base and its events are put together under its own name."""
@@ -269,7 +273,7 @@ class Home:
             result = path.name != RECORD and not storage.is_hidden(inside)
             progress = inside.parts[0] in WRITTEN_HERE if self._lease else result
             if path.is_file() and ours and path not in kept and (not progress or inside.as_posix() in self._known):
-                path.unlink()
+                remove(path, self.folder)
         gone = set(self._known) - found
         for name in gone:
             del self._known[name]
@@ -323,7 +327,7 @@ class Home:
             parts = self._list(f"{stage}/{PARTS}")
             self._files.put_file(str(record), f"{stage}/{RECORD}")
             if parts:
-                self._files.rm([f"{self._root}/{name}" for name in parts])
+                remove_objects(self._files, self._root, parts)
         self._parts[record] = 0
 
     def publish(self, *paths: Path) -> None:
@@ -356,7 +360,7 @@ class Home:
         with self._reached():
             others = [name for name in self._list(self._on_remote(folder)) if f"{self._root}/{name}" not in kept]
             if others:
-                self._files.rm([f"{self._root}/{name}" for name in others])
+                remove_objects(self._files, self._root, others)
         for name in others:
             self._known.pop(name, None)
 
@@ -383,14 +387,16 @@ class Home:
             return len(self._files.ls(f"{self._root}/{TUNE}", detail=False)) if self._has(TUNE) else 0
 
     def forget_tune(self, *below: str) -> None:
-        """Remove what Tune left, all of it or what lies below."""
+        """Remove what Tune left, all of it or what lies below. Raises ValueError where that is not below it."""
         path = "/".join((TUNE, *below))
+        if not is_inside_by_name(path):
+            raise ValueError(f"{path!r} is not removed: it does not lie inside {self}")
         if self.uri is None:
-            shutil.rmtree(self.folder / path, ignore_errors=True)
+            remove(self.folder / path, self.folder, if_possible=True)
         elif self._has(path):
             self._check_lease()
             with self._reached():
-                self._files.rm(f"{self._root}/{path}", recursive=True)
+                remove_objects(self._files, self._root, [path], recursive=True)
 
     def _has(self, path: str) -> bool:
         with self._reached():
@@ -405,7 +411,7 @@ class Home:
         """A checkpoint's folder or URI for a worker, by its path relative to the study; None where it lacks its mark.
         """
         if self.uri is None:
-            folder = self.folder.absolute() / path
+            folder = inside(self.folder.absolute(), path)
             return str(folder) if (folder / mark).exists() else None
         return f"{self.uri}/{path}" if self._has(f"{path}/{mark}") else None
 
@@ -416,8 +422,8 @@ class Home:
         """
         for name in names:
             if self.uri is None:
-                if (self.folder / checkpoint / name).exists():
-                    storage.copy_file(self.folder / checkpoint / name, target / name)
+                if (file := inside(self.folder, f"{checkpoint}/{name}")).exists():
+                    storage.copy_file(file, target / name)
             elif self._has(f"{checkpoint}/{name}"):
                 with self._reached(), storage.written(target / name) as draft:
                     self._files.get_file(f"{self._root}/{checkpoint}/{name}", str(draft))

@@ -10,10 +10,10 @@ import sys
 import sysconfig
 from pathlib import Path
 
-from study.config import STUDY_FILE, StudyConfig
+from study.config import STUDY_FILE, StudyConfig, own_functions
 from study.errors import UserError
 from study.home import PACKAGES, Home
-from study.preflight import own_functions
+from trainables import functions
 
 HERE = Path(__file__).resolve().parents[1]
 OURS = ("study", "trainables", "analysis")
@@ -64,10 +64,8 @@ def own_modules(config: StudyConfig) -> list[Path]:
     """
     found: set[Path] = set()
     for setting, function in own_functions(config).items():
-        from trainables.models import source_file
-
         try:
-            source_file(function)
+            functions.source_file(function)
         except ValueError as error:
             raise UserError(str(error).replace("model = ", f"{setting} = ", 1)) from None
         if (own := _top_level(function.split(":")[0])) is not None:

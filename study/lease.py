@@ -13,6 +13,7 @@ from typing import Any
 from fsspec.spec import AbstractFileSystem
 
 from study.errors import StorageError, UserError
+from trainables.paths import remove_objects
 
 RENEWED_EVERY = 10.0  # seconds
 STALE_AFTER = 60.0  # seconds without a renewal
@@ -54,7 +55,8 @@ class Lease:
         self._thread.join()
         with contextlib.suppress(Exception):  # the study is done; a lease left behind is stale in a minute
             if self._is_ours(_read(self._files, self._path)):
-                self._files.rm_file(self._path)
+                folder, _, name = self._path.rpartition("/")
+                remove_objects(self._files, folder, [name])
 
     def check(self) -> None:
         """Raise StorageError where another driver has taken over. Looks again where this one has been suspended."""

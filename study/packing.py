@@ -13,6 +13,7 @@ from study import storage
 from study.config import STUDY_FILE
 from study.errors import UserError
 from trainables.messages import one_line
+from trainables.paths import remove
 
 STAGE_FILES = ("record.jsonl", "done.json")
 ANSWERS = ("image", "label", "prediction", "confidence")
@@ -35,7 +36,7 @@ def pack(folder: Path, out: Path, teacher: bool = True) -> int:
         _pack_into(study, folder, draft, teacher)
         os.replace(draft, out)
     finally:
-        shutil.rmtree(draft, ignore_errors=True)  # half a copy would be in the way of the next
+        remove(draft, draft.parent, if_possible=True)  # half a copy would be in the way of the next
     return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
 
 

@@ -22,13 +22,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from study.cluster import Node, Share, cluster_nodes, cluster_share, local_share, trials_on
+from study.config import own_functions
 from study.display import show_bytes
 from study.errors import MissingTeacherError, UserError
 from study.home import Home
+from trainables.functions import check as check_function
 from trainables.messages import one_line
+from trainables.paths import remove_objects
 
 if TYPE_CHECKING:
-    from study.config import StudyConfig
     from study.stages import Study
 
 OURS = ("study", "trainables")  # what workers run of this package
@@ -81,6 +83,8 @@ def problems_of(study: Study, given: Share, nodes: list[Node]) -> dict[Node, str
     """
     trials = {node: count for node in nodes if (count := trials_on((node.cpus, node.gpus), given.cpus, given.gpus))}
     place, functions = _place(study.home), own_functions(study.config)
+    for name in functions.values():
+        check_function(name)
     with _marked(place) as mark:
         answers = _ask(list(trials), place, mark, functions)
     here, problems = environment(functions), {}
@@ -168,13 +172,6 @@ def _free(folder: str) -> int:
 
 
 # -- packages ---------------------------------------------------------------------------------------------------------
-
-
-def own_functions(config: StudyConfig) -> dict[str, str]:
-    """The settings that name a function of the user's own, package.module:function."""
-    named = {"teacher.model": config.teacher.model, "teacher.function": config.teacher.function,
-             "student.model": config.student.model}
-    return {setting: name for setting, name in named.items() if name and ":" in name}
 
 
 def environment(functions: dict[str, str]) -> dict[str, str]:
@@ -271,7 +268,7 @@ def _marked(place: str) -> Iterator[str]:
         yield mark
     finally:
         with contextlib.suppress(Exception):
-            files.rm_file(f"{root}/{mark}")
+            remove_objects(files, root, [mark])
 
 
 def _use_storage(place: str, mark: str, own: str) -> str | None:
@@ -317,7 +314,7 @@ def _taken_away(place: str, name: str) -> bool:
     except Exception:
         return False
     with contextlib.suppress(Exception):
-        files.rm_file(f"{root}/{name}")
+        remove_objects(files, root, [name])
     return seen
 
 

@@ -1,14 +1,16 @@
 """What the files of a study must look like. They may come from another machine, or from somebody else."""
 
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from study.config import location_of, wording
 from study.errors import UserError
-from study.storage import read_json
+from study.storage import digest_of, read_json
+from trainables.paths import is_inside_by_name, link_out
 from trainables.settings import Line, ModelSettings
 
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
@@ -16,6 +18,26 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0, le=1e12)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]  # right there, nowhere else
 Positive = Annotated[float, Field(gt=0)]
+Epoch = Annotated[int, Field(ge=0, le=1_000_000)]  # as many as a setting may ask for
+
+
+def _inside(path: str) -> str:
+    if not is_inside_by_name(path):
+        raise ValueError("must be a path inside the study: relative, without ..")
+    return path
+
+
+def _of_checkpoint(path: str) -> str:
+    """Where Ray Tune leaves one, .tune/RUN/TRIAL/CHECKPOINT, or where one is kept, STAGE/runs/NUMBER."""
+    parts = _inside(path).split("/")
+    if not (parts[0] == ".tune" and len(parts) >= 3) and parts[1:2] != ["runs"]:
+        raise ValueError("must be a checkpoint's path inside the study")
+    return path
+
+
+InnerPath = Annotated[str, AfterValidator(_inside)]
+CheckpointPath = Annotated[str, AfterValidator(_of_checkpoint)]
+
 
 class Part(BaseModel):
     """A part of a file: what is read of it. More may be there."""
@@ -61,13 +83,21 @@ class Description(Part):
     machine: str | None = None
 
 
+class RecordSeal(Part):
+    """What a stage's record was when the stage was done: its first lines. Later ones may have come since."""
+
+    lines: Whole
+    digest: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+
+
 class Done(Part):
     """done.json of any stage."""
 
     outcome: str
     seconds: Seconds
     taken_from: str = ""
-    files: dict[str, Whole] | list[str] = Field(default_factory=dict)
+    files: dict[InnerPath, Whole] | list[InnerPath] = Field(default_factory=dict)
+    record: RecordSeal | None = None  # earlier versions had none
 
 
 class Member(Part):
@@ -174,10 +204,11 @@ class Trial(OfTrial):
 class Metrics(Part):
     __pydantic_extra__: dict[str, float | None]
     validation_accuracy: Share | None = None
+    agreement: Share | None = None
 
 
 class Report(OfTrial):
-    epoch: Whole
+    epoch: Epoch
     decision: Literal["continue", "stop", "complete", "failed"]
     reason: str | None
     where: str = ""
@@ -185,16 +216,20 @@ class Report(OfTrial):
 
 
 class Checkpoint(OfTrial):
-    epoch: Whole
-    path: str
+    epoch: Epoch
+    path: CheckpointPath
 
 
 class End(OfTrial):
     reason: str
 
 
-EVENTS = {"prior": Prior, "trial": Trial, "report": Report, "checkpoint": Checkpoint, "end": End, "retry": OfTrial,
-          "mismatch": OfTrial}
+class Session(Event):
+    epochs: Epoch | None = None
+
+
+EVENTS = {"session": Session, "prior": Prior, "trial": Trial, "report": Report, "checkpoint": Checkpoint, "end": End,
+          "retry": OfTrial, "mismatch": OfTrial}
 
 
 def is_done(stage: str, content: Any) -> bool:
@@ -211,13 +246,51 @@ def check(folder: Path) -> None:
 
     Raises UserError with one line that names the first file that is damaged.
     """
+    if (link := link_out(folder)) is not None:
+        raise UserError(f"{link} is a link that leads out of the study; remove it, or put there what it stands for")
     description = _checked(folder / "stages.json", Description)
     for name, stage in description.stages.items() if description else ():
-        trials = _check_record(folder / stage / "record.jsonl")
-        done = _checked(folder / stage / "done.json", DONE[name]) if name in DONE else None
-        named = _trials_named(done) if done and name != "teacher_logits" else set()
-        if trials is not None and not named <= trials:
-            raise _damaged(folder / stage / "done.json", f"the record has no trial {min(named - trials)}")
+        if not stage.startswith(f"{name}-"):
+            raise _damaged(folder / "stages.json", f"stages.{name} is the folder of another stage")
+        check_stage(name, folder / stage)
+
+
+def check_stage(name: str, folder: Path) -> None:
+    """Likewise for one stage's folder, which may lie in another study. Raises UserError."""
+    if (link := link_out(folder)) is not None:
+        raise UserError(f"{link} is a link that leads out of the study; remove it, or put there what it stands for")
+    # The done-mark first: a driver that is at work may finish the stage between the two.
+    done = _checked(folder / "done.json", DONE[name]) if name in DONE else None
+    record = folder / "record.jsonl"
+    if not record.is_file():
+        if done and done.record:
+            raise _spoilt(record, "it is missing")
+        return
+    content = record.read_bytes()
+    if done and done.record and digest_of(content, done.record.lines) != done.record.digest:
+        lines = content.count(b"\n")
+        raise _spoilt(record, f"it has {lines} lines, but had {done.record.lines} when its stage was done"
+                      if lines < done.record.lines else "it is not what it was when its stage was done")
+    trials = _check_lines(name, record, content, bool(done))
+    if done:
+        _check_together(name, folder / "done.json", done, trials)
+
+
+def _check_together(stage: str, path: Path, done: Done, trials: dict[int, float | None]) -> None:
+    """See whether a done-mark says of its record's trials what the record does."""
+    if stage == "teacher_logits" or not trials:
+        return
+    if missing := _trials_named(done) - trials.keys():
+        raise _damaged(path, f"the record has no trial {min(missing)}")
+    if isinstance(done, Search | Confirmation | Finalists) and len(trials) < _run_count(done):
+        raise _damaged(path, f"it speaks of {_run_count(done)} trials, the record of {len(trials)}")
+    for trial, said in _accuracies_named(done).items():
+        if trials[trial] is None or not math.isclose(trials[trial], said, abs_tol=1e-9):
+            raise _damaged(path, f"it says that trial {trial} reached {said:g}, the record {trials[trial]}")
+
+
+def _run_count(done: Done) -> int:
+    return done.trials if isinstance(done, Search) else done.runs
 
 
 def _checked(path: Path, kind: type[Part]) -> Any | None:
@@ -236,29 +309,78 @@ def _damaged(path: Path, why: str) -> UserError:
                      "anew")
 
 
-def _check_record(path: Path) -> set[int] | None:
-    """The numbers of a record's trials; None where there is no record. A last line may be half written."""
-    if not path.is_file():
-        return None
-    lines, trials = [line for line in path.read_bytes().split(b"\n") if line], set()
+def _spoilt(record: Path, why: str) -> UserError:
+    """A record whose stage is done: only the whole stage can be done again."""
+    return UserError(f"{record} is damaged: {why}; restore it from a copy, or remove {record.parent} and let `kdstudy "
+                     "run` do that stage again")
+
+
+ORIGINS = {"teacher": {"teacher"}, "teacher_logits": {"teacher_logits"}, "finalists": {"finalist"},
+           "confirm": {"confirm"}, "baseline": {"default", "sobol", "tpe"}, "distill": {"default", "sobol", "tpe"}}
+
+
+def _check_lines(stage: str, path: Path, content: bytes, done: bool) -> dict[int, float | None]:
+    """Per trial of a record its last validation accuracy. A last line may be half written.
+
+    Raises UserError where a line is not what it must be, or does not belong where it stands.
+    """
+    trials: dict[int, float | None] = {}
+    seen: set[tuple[int, int]] = set()  # trial and epoch of the reports that count
+    most_epochs, lines = 0, [line for line in content.split(b"\n") if line]
     for number, line in enumerate(lines, 1):
         try:
             event = json.loads(line)
-            EVENTS.get(event["event"], Event).model_validate(event)
-        except (ValueError, KeyError, TypeError, RecursionError):
+            checked = EVENTS.get(event["event"], Event).model_validate(event)
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             if number == len(lines) and not _is_json(line):
                 break
-            raise _damaged_record(path, number) from None
-        if event["event"] == "trial":
-            trials.add(event["trial"])
-        elif event["event"] in EVENTS and "trial" in event and event["trial"] not in trials:
-            raise _damaged_record(path, number)
+            raise _damaged_record(path, number, done, _why(error)) from None
+        if event["sequence"] != number - 1:
+            raise _damaged_record(path, number, done, f"its sequence is {event['sequence']}, not {number - 1}")
+        trial = getattr(checked, "trial", None)
+        if isinstance(checked, Session):
+            most_epochs = max(most_epochs, checked.epochs or 0)
+        elif isinstance(checked, Trial):
+            if trial in trials:
+                raise _damaged_record(path, number, done, f"trial {trial} begins a second time")
+            if not _belongs(stage, checked):
+                raise _damaged_record(path, number, done, f"its trial is none of {stage}")
+            trials[trial] = None
+        elif trial is not None and trial not in trials:
+            raise _damaged_record(path, number, done, f"there is no trial {trial} before it")
+        elif isinstance(checked, Report):
+            if most_epochs and checked.epoch > most_epochs:
+                raise _damaged_record(path, number, done, f"epoch {checked.epoch} is beyond the last, {most_epochs}")
+            if (trial, checked.epoch) in seen:
+                raise _damaged_record(path, number, done, f"trial {trial} reports epoch {checked.epoch} again")
+            if checked.decision != "failed":
+                seen.add((trial, checked.epoch))
+            trials[trial] = checked.metrics.validation_accuracy
     return trials
 
 
-def _damaged_record(path: Path, line: int) -> UserError:
-    return UserError(f"{path} is damaged at line {line}; restore it from a copy, or remove that line and those after "
-                     "it, to run again what they tell")
+def _belongs(stage: str, trial: Trial) -> bool:
+    """Whether a stage has trials of that kind."""
+    distils = trial.parameters.temperature is not None
+    if stage in ("teacher", "baseline", "finalists_baseline", "confirm_baseline") and distils:
+        return False
+    if stage in ("distill", "finalists", "confirm") and not distils:
+        return False
+    origins = ORIGINS.get(stage.removesuffix("_baseline"))
+    return origins is None or trial.origin in origins
+
+
+def _why(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        problem = error.errors()[0]
+        return f"{'.'.join(location_of(problem))} {wording([problem])}".strip()
+    return "it is no event"
+
+
+def _damaged_record(path: Path, line: int, done: bool, why: str) -> UserError:
+    remedy = (f"remove {path.parent} and let `kdstudy run` do that stage again" if done else
+              "remove that line and those after it, to run again what they tell")
+    return UserError(f"{path} is damaged at line {line}: {why}; restore it from a copy, or {remedy}")
 
 
 def _is_json(line: bytes) -> bool:
@@ -275,3 +397,13 @@ def _trials_named(done: Done) -> set[int]:
         return {done.winner, *done.ranking}
     rows = getattr(done, "rows", ())
     return {run for row in rows for run in row.runs if run is not None}
+
+
+def _accuracies_named(done: Done) -> dict[int, float]:
+    """The last validation accuracies, 0 to 1, that a done-mark gives for trials of its own record."""
+    if isinstance(done, Search):
+        return {done.winner: done.best_validation}
+    if isinstance(done, Finalists):
+        return {run: accuracy for row in done.rows for run, accuracy in zip(row.runs, row.accuracies, strict=False)
+                if run is not None and accuracy is not None}
+    return {}

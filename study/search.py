@@ -27,6 +27,7 @@ from sqlalchemy.pool import StaticPool
 
 from study.config import Range, StudyConfig
 from study.record import METRIC, Record, TrialState
+from trainables.paths import remove
 from trainables.seeds import small_seed
 
 ASKED_AGAIN = 4  # times, where TPE proposes a point that is known
@@ -236,7 +237,7 @@ def write_optuna_file(space: dict[str, Range], record: Record, path: Path, study
     study.set_metric_names([METRIC])
     study.add_trials(frozen_trials(space, record.trials.values()))
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.unlink(missing_ok=True)
+    remove(draft, path.parent)
     with contextlib.closing(sqlite3.connect(draft)) as file, storage.engine.connect() as memory:
         memory.connection.driver_connection.backup(file)
     storage.remove_session()

@@ -22,7 +22,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from analysis.results import StudyFiles
-from study import finalists, preflight, storage, warm_start, watch
+from study import finalists, preflight, schema, storage, warm_start, watch
 from study.cluster import Share, cluster_address, cluster_nodes, cluster_share, connected, local_share, waiting_note
 from study.config import OUTPUTS, STAGE_NAMES, STUDY_FILE, StudyConfig, check_models, trained_models
 from study.display import Display
@@ -157,6 +157,10 @@ class Study(StageWork):
         if stage.path.exists() and any(stage.path.iterdir()):
             return
         for path in self.home.neighbours(stage.path.name):
+            try:  # it may be anybody's
+                schema.check_stage(stage.name, path)
+            except UserError:
+                continue
             done = Stage(stage.name, path, self.home).done
             # A search with another budget would make the arms unequal.
             if done is None or (stage.name in SEARCHES and done["trials"] != self.config.trials(stage.name)):

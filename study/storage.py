@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import hashlib
 import io
 import json
 import os
@@ -19,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from study.errors import StorageError, StudyFailedError, UserError
+from trainables.paths import remove
 
 
 @contextlib.contextmanager
@@ -34,7 +36,7 @@ def written(path: Path) -> Iterator[Path]:
                 os.fsync(file.fileno())
             os.replace(draft, path)
     finally:
-        draft.unlink(missing_ok=True)
+        remove(draft, path.parent)
 
 
 @contextlib.contextmanager
@@ -74,7 +76,7 @@ def remove_drafts(folder: Path) -> None:
     for path in list(folder.rglob(".*")):
         draft = re.fullmatch(r"\..+\.(\d+)(-journal)?", path.name)
         if draft and not _is_another(int(draft[1])):  # a report may be written meanwhile
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+            remove(path, folder)
 
 
 def _is_another(pid: int) -> bool:
@@ -155,7 +157,21 @@ def write_done(stage: Path, outcome: dict[str, Any]) -> None:
     """Write a stage's done-mark, which also lists the files that it vouches for, with their sizes in bytes."""
     files = {path.relative_to(stage).as_posix(): path.stat().st_size for path in sorted(stage.rglob("*"))
              if path.is_file() and path.name != "done.json" and not is_hidden(path.relative_to(stage))}
-    write_json(stage / "done.json", outcome | {"files": files})
+    record = stage / "record.jsonl"
+    seal = {"record": seal_of(record.read_bytes())} if record.is_file() else {}
+    write_json(stage / "done.json", outcome | seal | {"files": files})
+
+
+def seal_of(record: bytes) -> dict[str, Any]:
+    """What a done-mark says of a record, so that one that is edited or cut afterwards is noticed: how many lines it
+    has, and a digest of them. It is no signature: who edits both is not noticed."""
+    lines = record.count(b"\n")
+    return {"lines": lines, "digest": digest_of(record, lines)}
+
+
+def digest_of(record: bytes, lines: int) -> str:
+    """A digest of a record's first lines, 32 hexadecimal digits."""
+    return hashlib.blake2b(b"\n".join(record.split(b"\n")[:lines]), digest_size=16).hexdigest()
 
 
 def vouched_for(stage: Path, done: dict[str, Any]) -> bool:
@@ -218,10 +234,10 @@ def copy_stage(source: Path, target: Path) -> None:
         shutil.copy2(origin, copy)
 
     draft = target.with_name(f".{target.name}.{os.getpid()}")
-    shutil.rmtree(draft, ignore_errors=True)
     with writing(target):
+        remove(draft, target.parent)
         shutil.copytree(source, draft, copy_function=share)
-        shutil.rmtree(target, ignore_errors=True)
+        remove(target, target.parent)
         os.replace(draft, target)
 
 

@@ -28,6 +28,7 @@ from study.home import Home
 from study.record import METRIC, Record, TrialState
 from study.storage import read_json
 from trainables.messages import one_line
+from trainables.paths import remove
 
 EVERY = 5.0  # seconds between two looks at the records
 TRY_AGAIN = 60.0  # seconds after a failure
@@ -273,7 +274,7 @@ class TensorBoard:
         """What the stage ran with other settings is no part of this study."""
         for path in (self._folder / stage).glob("trial-*/events.*"):
             if path.suffix != suffix:
-                path.unlink()
+                remove(path, self._folder)
                 with contextlib.suppress(OSError):
                     path.parent.rmdir()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from study.progress import show_parameters
 from study.record import Record, TrialState
 from study.search import METRIC, ListProposer, run_key, search_view_seed, winner, write_optuna_file
 from trainables.files import TEST_ANSWERS, UNLABELLED, VALIDATION, VIEWS
+from trainables.paths import inside, remove
 from trainables.seeds import small_seed
 from trainables.settings import ModelSettings
 
@@ -171,8 +171,8 @@ class StageWork(StudyInputs):
         best = self._winner_or_fail(stage, record)
         weights = stage.path / "model.safetensors"
         if not weights.exists():
-            storage.copy_file(self.folder / best.checkpoint["path"] / weights.name, weights)
-        shutil.rmtree(stage.path / "runs", ignore_errors=True)
+            storage.copy_file(inside(self.folder, best.checkpoint["path"]) / weights.name, weights)
+        remove(stage.path / "runs", stage.path, if_possible=True)
         parameters, tried = count_parameters(storage.read_weights(weights)), len(self.config.teacher.learning_rates)
         member = {"model": self.config.teacher.model_settings.model_copy(update={"pretrained": False}).model_dump(),
                   "weights": weights.name, "normalised": None}
@@ -259,7 +259,7 @@ class StageWork(StudyInputs):
         if failed := [run for run in runs if run.state == "failed"]:
             raise StudyFailedError(f"teacher_logits: {failed[0].label} failed: {failed[0].reason}; run the same "
                                    "command again to try again")
-        folders = {run_key(run): self.folder / run.checkpoint["path"] for run in runs}
+        folders = {run_key(run): inside(self.folder, run.checkpoint["path"]) for run in runs}
         for run in runs:
             if not run.parameters["view_count"] and folders[run_key(run)].exists():
                 for name in (VALIDATION, TEST_ANSWERS):
@@ -269,8 +269,8 @@ class StageWork(StudyInputs):
                 pieces = [folders[run_key(piece)] for piece in self._pieces(view_seed)]
                 self._save_views(stage, view_seed, *self._joined(pieces))
                 for folder in pieces:  # at once: together they are as large as the whole
-                    shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(stage.path / "runs", ignore_errors=True)
+                    remove(folder, stage.path, if_possible=True)
+        remove(stage.path / "runs", stage.path, if_possible=True)
         self._finish_logits(stage, self.logits_fit, record.seconds)
 
     def _joined(self, folders: list[Path]) -> tuple[np.ndarray, np.ndarray | None]:

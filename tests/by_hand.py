@@ -102,10 +102,10 @@ def _model(study, section):
                         image_size=8)
 
 
-def _record(stage, runs, epochs) -> None:
+def _record(stage, runs, epochs, *origins) -> None:
     record = stage.record()
     for number, (parameters, label) in enumerate(runs):
-        origin = "sobol" if number else "default"
+        origin = origins[min(number, len(origins) - 1)]
         record.add_trial(TrialState(number, parameters, number, search_view_seed(0), origin, True, label))
         for epoch in range(2, epochs + 1, 2):
             accuracy = 0.2 + 0.1 * number + 0.05 * epoch
@@ -115,7 +115,7 @@ def _record(stage, runs, epochs) -> None:
 
 def _write_teacher(study) -> Path:
     stage = study.stage("teacher")
-    _record(stage, [({"lr": 3e-3}, "")], study.config.teacher.epochs)
+    _record(stage, [({"lr": 3e-3}, "")], study.config.teacher.epochs, "teacher")
     model = _model(study, "teacher")
     models.save_weights(model, stage.path / "model.safetensors")
     settings = study.config.teacher.model_settings.model_dump()
@@ -137,7 +137,7 @@ def _of_arm(arm: str, point: dict) -> dict:
 
 def _write_search(study, arm: str) -> Path:
     stage = study.stage(arm)
-    _record(stage, [(_of_arm(arm, point), "") for point in POINTS], study.config.train.epochs)
+    _record(stage, [(_of_arm(arm, point), "") for point in POINTS], study.config.train.epochs, "default", "sobol")
     stage.finish({"kind": "Transformer", "family": "VisionTransformer", "outcome": "made up", "seconds": 1.0,
                   "trials": 3, "complete": 3, "stopped": 0, "failed": 0, "winner": 2, "ranking": [2, 1, 0],
                   "parameters": _of_arm(arm, POINTS[2]), "best_validation": 0.6, "default_validation": 0.4,
@@ -164,7 +164,7 @@ def _write_confirmation(study, name: str) -> Path:
     rows = [{"arm": row_arm, "configuration": configuration, "parameters": _of_arm(arm, POINTS[trial]), "trial": trial,
              "runs": [index, index + 2]} for index, (configuration, trial) in enumerate([("default", 0), ("tuned", 2)])]
     _record(stage, [(rows[run % 2]["parameters"], rows[run % 2]["configuration"]) for run in range(4)],
-            study.config.train.epochs)
+            study.config.train.epochs, "confirm")
     for run in range(4):
         model, folder = _model(study, "student"), stage.path / "runs" / f"{run:03d}"
         folder.mkdir(parents=True)

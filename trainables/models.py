@@ -1,16 +1,13 @@
 """timm models that take images in 0..1 and normalise for themselves."""
 
 import contextlib
-import importlib
-import inspect
 import io
 import json
 import logging
 import math
 import os
 import re
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +21,8 @@ from timm.models import load_state_dict
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
+from trainables import functions
+from trainables.functions import is_function
 from trainables.messages import one_line
 from trainables.settings import ModelSettings
 
@@ -61,11 +60,6 @@ class Classifier(nn.Module):
         return sum(parameter.numel() for parameter in self.net.parameters())
 
 
-def is_function(name: str) -> bool:
-    """Whether a model is named as package.module:function and not by timm's name."""
-    return ":" in name
-
-
 def create_arguments(settings: ModelSettings, *, classes: int, channels: int, image_size: int) -> dict:
     """The keyword arguments for whatever creates the model: the study's own plus what the data decide."""
     arguments = {"num_classes": classes, "in_chans": channels}
@@ -78,7 +72,7 @@ def create_arguments(settings: ModelSettings, *, classes: int, channels: int, im
 def create(name: str, **arguments: Any) -> nn.Module:
     """A model with random weights: a timm model, or what the function package.module:function returns."""
     if is_function(name):
-        return _function(name)(**arguments)
+        return functions.load(name)(**arguments)
     for argument in sorted(arguments.keys() & set(NOT_OF_THE_MODEL)):
         raise ValueError(f"{argument} is no argument of a model; to begin with trained weights set pretrained")
     return timm.create_model(name, pretrained=False, **arguments)
@@ -101,31 +95,6 @@ def _within_reason() -> Iterator[None]:
         yield
     finally:
         hook.remove()
-
-
-def _function(name: str) -> Callable[..., nn.Module]:
-    """Import package.module:function, also from the folder one is in. Raises ValueError."""
-    if name.startswith(("local-dir:", "hf-hub:", "hf_hub:")):
-        raise ValueError(f"model = {name!r} is a place, not a model; for a trained teacher set teacher.trained to its "
-                         "folder, else name the model and set pretrained to true or to a weights file")
-    module_name, _, function_name = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except (Exception, SystemExit) as error:
-        raise ValueError(f"model = {name!r} cannot be imported: {one_line(error)}") from None
-    if not callable(function):
-        raise ValueError(f"model = {name!r} is not a function")
-    return function
-
-
-def source_file(name: str) -> Path:
-    """The file that defines package.module:function. Raises ValueError where it cannot be imported."""
-    try:
-        return Path(inspect.getsourcefile(sys.modules[_function(name).__module__]))
-    except (TypeError, KeyError, AttributeError):
-        raise ValueError(f"model = {name!r} has no Python file that defines it") from None
 
 
 def build(settings: ModelSettings, *, classes: int, channels: int, image_size: int, seed: int = 0,
@@ -358,7 +327,7 @@ def _check_name(name: str) -> None:
     import difflib
 
     if is_function(name):
-        _function(name)
+        functions.load(name)
         return
     if timm.is_model(name.split(".")[0]) and (("." not in name) or name in _tagged_names()):
         return

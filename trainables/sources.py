@@ -9,7 +9,6 @@ import io
 import json
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from PIL import Image
 
 from trainables.data import ImageSet, Raw
 from trainables.messages import one_line
+from trainables.paths import remove
 from trainables.settings import DataSettings
 
 SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
@@ -639,7 +639,7 @@ def _cached(place: Place, settings: DataSettings, read: Callable[[], Raw]) -> Ra
         try:
             return _load_raw(folder)
         except (OSError, ValueError, KeyError):
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder, folder.parent, if_possible=True)
     raw = read()
     with contextlib.suppress(OSError):  # it is only a cache: a full or read-only disk costs time, no more
         _save_raw(raw, folder)
