@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from study.config import (
 from study.errors import InterruptedStudyError, StudyFailedError, UserError
 from study.home import Home
 from trainables import functions
+from trainables.credentials import is_secret_name, redact
 
 LOG_WIDTH = 140
 MODELS = ("teacher", "student")  # the sections that may name a function
@@ -468,8 +470,11 @@ def _variables(given: tuple[str, ...]) -> dict[str, str]:
     for text in given:
         name, equals, value = text.partition("=")
         if not name.isidentifier() or (not equals and name not in os.environ):
-            raise UserError(f"--env {text}: {name} is not set here; set it, or give --env {name}=VALUE"
-                            if name.isidentifier() else f"--env {text} is not of the form NAME=VALUE or NAME")
+            raise UserError(f"--env {name}: {name} is not set here; set it, or give --env {name}=VALUE"
+                            if name.isidentifier() else f"--env {name}… is not of the form NAME=VALUE or NAME")
+        if is_secret_name(name):
+            raise UserError(f"--env {name} looks like a secret, and the job's description would show it; give it to "
+                            "the pods with --env-from SECRET, or set it where Ray is started on the nodes")
         variables[name] = value if equals else os.environ[name]
     return variables
 
@@ -618,10 +623,17 @@ def _resolve_begun(study: str, place: str | None) -> Home:
         raise
 
 
+class _Console(Console):
+    """Prints no secrets."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(redact(shown) if isinstance(shown, str) else shown for shown in objects), **options)
+
+
 def _console() -> Console:
     """The terminal, or a log: wide enough there that lines are not cut."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=LOG_WIDTH)
+    console = _Console(highlight=False)
+    return console if console.is_terminal else _Console(highlight=False, width=LOG_WIDTH)
 
 
 def _print_results(console: Console, home: Home) -> None:
@@ -707,12 +719,15 @@ def main() -> None:
             _fail(f"{f'{path}: ' if path else ''}{said}; make room, or choose another place, then run the same command "
                   "again", 2)
         if not isinstance(error, OSError) or path is None:
-            raise
+            click.echo(redact(traceback.format_exc()), err=True, nl=False)
+            sys.exit(1)
         _fail(f"{path}: {error.strerror}; choose another place", 2)
 
 
 def _fail(message: str, code: int) -> None:
-    """End with one line: what a name or a path holds can neither break it nor steer the terminal."""
+    """End with one line: what a name or a path holds can neither break it nor steer the terminal, and no secret shows.
+    """
+    message = redact(message)
     shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in message)
     click.echo(f"kdstudy: {shown}", err=True)
     sys.exit(code)

@@ -32,7 +32,7 @@ QUIET = {
 
 
 CONNECT_SECONDS = 30.0  # Ray by itself waits for a quarter of an hour
-ADDRESS = re.compile(r"auto|[^\s/]+:\d+")
+ADDRESS = re.compile(r"auto|[^\s/@]+:\d+")
 TRY_TO_CONNECT = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level='CRITICAL')"
 SET_TOKEN = ("set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the token that it was started "
              "with, unless that is the one in ~/.ray/auth_token")
@@ -173,7 +173,8 @@ def check_connection(address: str) -> None:
     Raises UserError where that fails.
     """
     if not ADDRESS.fullmatch(address):
-        raise UserError(f"the address {address!r} is not HOST:PORT, as `ray start --head` prints it (the port is 6379 "
+        shown = address.rpartition("@")[2]  # what is before it may be a secret
+        raise UserError(f"the address {shown!r} is not HOST:PORT, as `ray start --head` prints it (the port is 6379 "
                         "unless chosen); neither the dashboard's (http://) nor Ray Client's (ray://) will do")
     hasty = {"RAY_NUM_REDIS_GET_RETRIES": "2", "RAY_gcs_server_request_timeout_seconds": "10",
              "RAY_BACKEND_LOG_LEVEL": "warning"}

@@ -4,6 +4,7 @@ import difflib
 import math
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from study.errors import UserError
+from trainables.credentials import problem_with, redact
 from trainables.functions import is_function
 from trainables.messages import one_line
 from trainables.settings import (
@@ -231,6 +233,15 @@ class StudyConfig(Settings):
     watch: WatchSettings = WatchSettings()
     published: PublishedSettings | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_credentials(cls, values: Any) -> Any:
+        """A study is there to be shown and sent: what it holds is no secret."""
+        for name, text in _texts(values):
+            if problem := problem_with(text):
+                raise ValueError(f"{name} {problem}")
+        return values
+
     @model_validator(mode="after")
     def _consistent(self) -> "StudyConfig":
         for name, dimension in self.space("distill").items():
@@ -362,6 +373,18 @@ class StudyConfig(Settings):
 
     def to_toml(self) -> str:
         return tomli_w.dumps(self.to_values())
+
+
+def _texts(values: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """All texts among settings, with their full names."""
+    if isinstance(values, str):
+        yield name, values
+    elif isinstance(values, dict):
+        for key, value in values.items():
+            yield from _texts(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from _texts(value, name)
 
 
 def _share(amount: float | int | None) -> float | None:
@@ -588,7 +611,7 @@ def _readable(limit: Any) -> str:
 def _shown(value: Any) -> str:
     """A value in a message, where a long one is cut."""
     try:
-        text = repr(list(value) if isinstance(value, tuple) else value)
+        text = redact(repr(list(value) if isinstance(value, tuple) else value))
     except (ValueError, RecursionError):  # more digits than Python writes, or nested too deep
         return "…"
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN - 1]}…"

@@ -26,6 +26,8 @@ from fsspec.spec import AbstractFileSystem
 from study import storage
 from study.errors import StorageError, UserError
 from study.lease import Lease
+from trainables.credentials import problem_with, redact
+from trainables.messages import one_line
 from trainables.paths import MAGIC, inside, is_inside_by_name, remove, remove_objects
 
 RECORD, PARTS = "record.jsonl", "record.parts"
@@ -59,6 +61,8 @@ class Home:
         if isinstance(place, Home):
             return place
         text = str(place)
+        if problem := problem_with(text):
+            raise UserError(f"{redact(text)} {problem}")
         if "://" not in text and text.split(":")[0] in PACKAGES and ":" in text:
             scheme, _, rest = text.partition(":")
             raise UserError(f"{text} is neither a folder nor a URI; did you mean {scheme}://{rest.lstrip('/')}?")
@@ -149,7 +153,7 @@ class Home:
             if storage.is_full(error) or str(getattr(error, "filename", None) or "").startswith(str(self.folder)):
                 with storage.writing(self.folder):  # this machine's copy is what cannot be written
                     raise
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = one_line(error)
             access = ACCESS.get(self.uri.split("://")[0])
             raise kind(f"cannot reach {self.uri}: {reason}; see that it exists and that this machine may write there"
                        f"{f' ({access})' if access else ''}, then run the same command again") from error

@@ -22,6 +22,7 @@ from typing import Any
 
 from study.errors import StudyFailedError
 from study.home import Home
+from trainables.credentials import redact
 
 METRIC = "validation_accuracy"
 BEFORE_WORK = ("session", "prior", "retry")  # the time before these was nobody's
@@ -147,7 +148,7 @@ class Record:
         return sorted(reports, key=lambda pair: pair[1]["sequence"])
 
     def _append(self, event: dict[str, Any]) -> None:
-        event = {"sequence": self._sequence, "time": round(time.time(), 3), **event}
+        event = {"sequence": self._sequence, "time": round(time.time(), 3), **_without_secrets(event)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._home.append(self.path, json.dumps(event, allow_nan=False), event["sequence"])
         self._replay(event)
@@ -208,6 +209,15 @@ def _is_json(line: bytes) -> bool:
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def _without_secrets(value: Any) -> Any:
+    """What an exception says of itself may hold a key; a record is there to be sent."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, dict):
+        return {key: _without_secrets(content) for key, content in value.items()}
+    return [_without_secrets(content) for content in value] if isinstance(value, list | tuple) else value
 
 
 def _finite(value: Any) -> Any:

@@ -1,0 +1,77 @@
+"""Secrets: refused where they stand in a URI, and taken out of whatever is printed or written."""
+
+import os
+import re
+
+# The user and password of a URI. A secret may hold slashes, so what is before the @ may look like a path.
+USERINFO = re.compile(r"\b([a-zA-Z][a-zA-Z0-9+.-]*://)([^\s/@:?#\"'<>]*)(:[^\s@\"'<>]*)?@")
+PORT = re.compile(r":\d+(/.*)?")  # host:port/path@…
+NAME_IS_SECRET = r"[\w.-]*(?:secret|token|passw|pwd|credential|signature|api_?key|access_?key|auth)[\w.-]*|key|sig"
+PARAMETER = re.compile(rf"(?i)([?&;](?:{NAME_IS_SECRET})=)([^\s&;\"'<>]+)")
+HEADER = re.compile(r"(?i)\b(bearer|basic)\s+[a-z0-9+/_.=-]{8,}")
+AWS_KEY = re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b")
+VARIABLE = re.compile(r"(?i)secret|token|passw|credential|api_?key|access_?key|private_?key")
+SHORTEST = 8  # characters: what is shorter is found everywhere
+HIDDEN = "***"
+NO_SECRETS = ("anonymous",)  # users that need no password
+USERS_ARE_NAMES = ("abfs", "abfss", "hdfs", "sftp", "ssh", "wasb", "wasbs")  # where a user alone is no secret
+REMEDY = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "abfs": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+    "http": "the variables of the service, such as MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+}
+SAME_AS = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs", "az": "abfs", "wasb": "abfs", "https": "http"}
+
+
+def problem_with(text: str) -> str | None:
+    """Why a path or a URI is refused: it holds credentials, and would be written down with them. None where it does
+    not. Nothing secret is in the answer."""
+    scheme = text.partition("://")[0].strip().lower()
+    if "://" not in text:
+        return None
+    if _hides_user(text) != text:
+        what = "credentials in a URI"
+    elif PARAMETER.search(text):
+        what = "a secret among a URI's parameters"
+    else:
+        return None
+    variables = REMEDY.get(SAME_AS.get(scheme, scheme), "the environment variables of its client")
+    return f"holds {what}, which would be written down with it; take them out and set {variables}"
+
+
+def is_secret_name(name: str) -> bool:
+    """Whether a variable of that name holds a secret, and not the path of one."""
+    return bool(VARIABLE.search(name)) and not name.upper().endswith(("_PATH", "_FILE", "_CREDENTIALS"))
+
+
+def redact(text: str) -> str:
+    """A text without the secrets in it: those of URIs and headers, and the values of this process's variables that are
+    called a secret, token, password or key."""
+    if "://" in text:
+        text = _hides_user(text)
+    text = AWS_KEY.sub(HIDDEN, HEADER.sub(rf"\1 {HIDDEN}", PARAMETER.sub(rf"\1{HIDDEN}", text)))
+    for value in _secret_values():
+        text = text.replace(value, HIDDEN)
+    return text
+
+
+def _hides_user(text: str) -> str:
+    def hide(found: re.Match) -> str:
+        scheme, user, password = found.groups()
+        if password is None and (user in ("", *NO_SECRETS) or scheme[:-3].lower() in USERS_ARE_NAMES):
+            return found[0]
+        if password == ":" and user in NO_SECRETS:
+            return found[0]
+        if password and PORT.fullmatch(password) and "/" in password:
+            return found[0]
+        return f"{scheme}{HIDDEN}@"
+
+    return USERINFO.sub(hide, text)
+
+
+def _secret_values() -> list[str]:
+    """The longest first, so that none is left in part. What is a path is no secret, but names where one lies."""
+    values = {value for name, value in os.environ.items()
+              if is_secret_name(name) and len(value) >= SHORTEST and not value.startswith(("/", "~"))}
+    return sorted(values, key=len, reverse=True)
