@@ -30,6 +30,7 @@ from study.errors import InterruptedStudyError, StudyFailedError, UserError
 from study.home import Home
 from trainables import functions
 from trainables.credentials import is_secret_name, redact
+from trainables.messages import one_line
 
 LOG_WIDTH = 140
 MODELS = ("teacher", "student")  # the sections that may name a function
@@ -711,13 +712,15 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        from study.storage import is_full
+        from study.storage import is_full, is_out_of_memory, remedy
 
         path = getattr(error, "filename", None)
+        if is_out_of_memory(error):
+            _fail(f"there is too little memory: {one_line(error)}; free some, or raise the limit with `ulimit -v "
+                  "unlimited` where there is one", 2)
         if is_full(error):
             said = getattr(error, "strerror", None) or "no space left on the disk"
-            _fail(f"{f'{path}: ' if path else ''}{said}; make room, or choose another place, then run the same command "
-                  "again", 2)
+            _fail(f"{f'{path}: ' if path else ''}{said}; {remedy(error)}", 2)
         if not isinstance(error, OSError) or path is None:
             click.echo(redact(traceback.format_exc()), err=True, nl=False)
             sys.exit(1)

@@ -5,15 +5,21 @@ import logging
 import math
 import os
 import re
+import resource
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from study.config import ResourceSettings
 from study.errors import StudyFailedError, UserError
+from trainables import functions
+from trainables.messages import one_line
 
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -31,6 +37,10 @@ QUIET = {
 }
 
 
+LOOPBACK = "127.0.0.1"
+RAY_BYTES = 64 * 2**20
+# What is mapped, measured with torch for CUDA: 8.5 GiB with Ray's object store, which is a share of the memory.
+LIBRARIES_BYTES, OBJECT_STORE_SHARE = 8 * 2**30, 0.3
 CONNECT_SECONDS = 30.0  # Ray by itself waits for a quarter of an hour
 ADDRESS = re.compile(r"auto|[^\s/@]+:\d+")
 TRY_TO_CONNECT = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level='CRITICAL')"
@@ -152,19 +162,97 @@ def connected(address: str | None = None) -> Iterator[bool]:
 def _start(address: str | None) -> None:
     import ray
 
-    local = {} if address else {"num_cpus": usable_cpus(), "include_dashboard": False}
+    if not address:
+        check_memory_limit()
+        _check_ray_room()
+    local = {} if address else {"num_cpus": usable_cpus(), "include_dashboard": False, "_node_ip_address": LOOPBACK}
     earlier = signal.getsignal(signal.SIGTERM)
     try:
-        ray.init(address=address or "local", log_to_driver=False, logging_level="CRITICAL", **local)
+        with contextlib.ExitStack() as started:
+            if not address:
+                started.enter_context(_on_loopback())
+            if not (address and functions.may_be_called()):  # there it is Ray that tells workers of this folder
+                started.enter_context(_apart_from_here())
+            ray.init(address=address or "local", log_to_driver=False, logging_level="CRITICAL", **local)
     except SystemExit:  # what Ray makes of a SIGTERM
         raise KeyboardInterrupt from None
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        if not address:
-            raise
-        raise UserError(why_not_connected(address, str(error))) from None
+    except Exception as error:
+        if address:
+            raise UserError(why_not_connected(address, str(error))) from None
+        raise UserError(f"Ray cannot be started on this machine: {one_line(error)}; see that {_ray_folder()} has room "
+                        "and that memory is free, then run the same command again") from None
     finally:
+        _make_token_private()
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, earlier)  # Ray has put its own there, which would end us without a word
+
+
+@contextlib.contextmanager
+def _apart_from_here() -> Iterator[None]:
+    """Ray puts the folder that one is in before all others from which its workers import: a file called timm.py in a
+    folder from somebody else would be run in place of timm. So it is started from where nobody else can put one.
+    Functions of the user's own are found all the same: see `trainables.functions`."""
+    here = os.getcwd()
+    earlier = os.environ.get(functions.FOLDER)
+    os.environ[functions.FOLDER] = here  # for workers, which inherit it
+    os.chdir("/")
+    try:
+        yield
+    finally:
+        os.chdir(here)
+        if earlier is None:
+            del os.environ[functions.FOLDER]
+        else:
+            os.environ[functions.FOLDER] = earlier
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Ray takes the loopback address for a slip and listens on all interfaces instead; but what it starts for one
+    machine's study is nobody else's business."""
+    from ray._private import services
+
+    name = "resolve_ip_for_localhost"
+    own = getattr(services, name, None)
+    if own is None:  # a version that does it in another way, or takes the address as it is
+        yield
+        return
+    setattr(services, name, lambda host: host)
+    try:
+        yield
+    finally:
+        setattr(services, name, own)
+
+
+def _make_token_private() -> None:
+    """Whoever reads the token that Ray leaves behind may run code on the cluster that it was made for."""
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    with contextlib.suppress(OSError, RuntimeError):
+        if path.is_file() and path.stat().st_uid == os.getuid() and path.stat().st_mode & 0o077:
+            path.chmod(0o600)
+
+
+def check_memory_limit() -> None:
+    """See whether this process may address what Ray and torch map, most of which they never touch. Raises UserError."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    needed = LIBRARIES_BYTES + OBJECT_STORE_SHARE * memory
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        raise UserError(f"the memory that a process may address is limited to {limit / 2**30:.1f} GiB, but Ray and "
+                        f"torch reserve about {needed / 2**30:.0f} GiB; raise the limit, with `ulimit -v unlimited`")
+
+
+def _ray_folder() -> str:
+    """Where Ray keeps its sockets and logs."""
+    return os.environ.get("RAY_TMPDIR") or ("/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir())
+
+
+def _check_ray_room() -> None:
+    folder = _ray_folder()
+    with contextlib.suppress(OSError):  # Ray makes it
+        if (free := shutil.disk_usage(folder).free) < RAY_BYTES:
+            raise UserError(f"{folder} has {free / 2**20:.0f} MiB free, but Ray needs {RAY_BYTES >> 20} MiB for "
+                            "its logs and sockets; make room there, or set RAY_TMPDIR to another folder")
 
 
 def check_connection(address: str) -> None:

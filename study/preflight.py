@@ -50,8 +50,9 @@ def check_here(study: Study) -> Share:
     Returns what a trial gets. Raises UserError.
     """
     given = local_share(study.config.resources)
-    check_place(study.home)
     room = room_needed(study, given)
+    if any(room.parts.values()):  # a study that is done may lie where nothing can be written
+        check_place(study.home)
     _check_place_room(study, room)
     _check_temporary_room("this machine", given.concurrent, *_temporary(), room)
     return given

@@ -46,14 +46,29 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise StorageError(f"cannot write {path}: {reason}; what is finished is kept: make room for it or mend that, "
-                           "then run the same command again") from error
+        raise StorageError(f"cannot write {path}: {reason}; what is finished is kept: {remedy(error)}") from error
+
+
+def remedy(error: BaseException) -> str:
+    """What to do where something cannot be written."""
+    if getattr(error, "errno", None) in (errno.EROFS, errno.EACCES, errno.EPERM):
+        return "make it writable, or work on a copy, which `kdstudy fetch STUDY OUT` makes"
+    if is_full(error):
+        return "make room, then run the same command again"
+    return "make room for it or mend that, then run the same command again"
 
 
 def is_full(error: BaseException) -> bool:
     """Whether an exception says that nothing more can be written; libraries make kinds of their own of it."""
     said = ("No space left", "disk is full", "os error 28")
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) or any(
+        text in str(error) for text in said)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory, or the address space, has run out."""
+    said = ("failed to map segment", "can't allocate memory", "Cannot allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM or any(
         text in str(error) for text in said)
 
 
@@ -67,8 +82,8 @@ def full_disk_noticed(folder: Path) -> Iterator[None]:
     except Exception as error:
         if not is_full(error):
             raise
-        raise StorageError(f"cannot write to {folder}: No space left on device; what is finished is kept: make room, "
-                           "then run the same command again") from error
+        reason = getattr(error, "strerror", None) or "No space left on device"
+        raise StorageError(f"cannot write to {folder}: {reason}; what is finished is kept: {remedy(error)}") from error
 
 
 def remove_drafts(folder: Path) -> None:

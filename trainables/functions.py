@@ -18,6 +18,7 @@ from trainables.messages import one_line
 # What can be made to do anything at all by its arguments, torch.hub.load for one, and is no model function.
 NO_MODELS = frozenset(sys.stdlib_module_names) | {"torch", "timm", "ray", "pip", "setuptools", "study", "trainables",
                                                   "analysis"}
+FOLDER = "KDSTUDY_FUNCTIONS"  # in a worker: the folder in which the command was given, where functions may lie
 _allowed: set[str] | None = None  # all
 
 
@@ -42,6 +43,11 @@ def allow(names: Iterable[str]) -> None:
         _allowed.update(names)
 
 
+def may_be_called() -> bool:
+    """Whether there may be a function to call."""
+    return _allowed is None or bool(_allowed)
+
+
 def check_kind(name: str) -> None:
     """See whether this could be a function of somebody's own. Raises ValueError."""
     if name.startswith(("local-dir:", "hf-hub:", "hf_hub:")):
@@ -64,8 +70,9 @@ def load(name: str) -> Callable[..., Any]:
     """Import package.module:function, also from the folder one is in. Raises ValueError."""
     check(name)
     module_name, _, function_name = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    folder = os.environ.get(FOLDER) or os.getcwd()
+    if folder not in sys.path:
+        sys.path.append(folder)
     try:
         function = getattr(importlib.import_module(module_name), function_name)
     except (Exception, SystemExit) as error:
