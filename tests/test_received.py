@@ -1,0 +1,633 @@
+"""What somebody else's study may not do to whoever opens it, and what one's own may not tell: study/README.md promises
+it. Each hostile study is made here, and every command is tried on it."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import fsspec
+import pytest
+from by_hand import EXAMPLES, MANY_EXAMPLES, POINTS, examples, here, is_one_line
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from study import schema
+from study.errors import UserError
+from study.home import Home
+from study.record import Record
+from study.storage import read_json, write_json
+from trainables import functions, paths
+from trainables.credentials import problem_with, redact
+
+pytestmark = pytest.mark.usefixtures("apart")
+
+# STUDY is the study's folder, OUT a place to write to.
+COMMANDS = {
+    "run": ("run", "STUDY"), "plan": ("plan", "STUDY"), "status": ("status", "STUDY"), "report": ("report", "STUDY"),
+    "export": ("export", "STUDY", "OUT/export"), "pack": ("pack", "STUDY", "OUT/pack"),
+    "fetch": ("fetch", "STUDY", "OUT/fetched"), "logits": ("logits", "STUDY", "OUT/l.safetensors"),
+    "export the teacher": ("export", "STUDY", "OUT/teacher", "--model", "teacher"),
+    "train": ("train", "baseline", "STUDY", "--set", "train.epochs=1"),
+    "submit": ("submit", "STUDY", "--to", "slurm", "--dir", "/shared/study", "--print"),
+}
+READING = ("status", "report", "pack", "fetch", "logits")  # they call no model's function
+
+
+@pytest.fixture
+def received(finished_by_hand, tmp_path):
+    """A study in a folder of its own, and beside it what is none of its business."""
+    (tmp_path / "victim" / "deep").mkdir(parents=True)
+    (tmp_path / "victim" / "deep" / "thesis.tex").write_text("years of work")
+    return shutil.copytree(finished_by_hand, tmp_path / "received")
+
+
+def outside(folder: Path) -> dict[str, bytes | None]:
+    """All that lies beside a study, and what is in it."""
+    beside = folder.parent
+    return {str(path.relative_to(beside)): path.read_bytes() if path.is_file() else None
+            for path in sorted(beside.rglob("*")) if path.relative_to(beside).parts[0] not in (folder.name, "out")}
+
+
+def give(folder: Path, command: str) -> tuple[int, str, str]:
+    out = folder.parent / "out"
+    out.mkdir(exist_ok=True)
+    return here(*(word.replace("STUDY", str(folder)).replace("OUT", str(out)) for word in COMMANDS[command]))
+
+
+def stage_of(folder: Path, name: str) -> Path:
+    return folder / read_json(folder / "stages.json")["stages"][name]
+
+
+def lines_of(folder: Path, stage: str) -> list[str]:
+    return (stage_of(folder, stage) / "record.jsonl").read_text().splitlines()
+
+
+def write_lines(folder: Path, stage: str, lines: list[str]) -> None:
+    (stage_of(folder, stage) / "record.jsonl").write_text("".join(f"{line}\n" for line in lines))
+
+
+# -- paths ------------------------------------------------------------------------------------------------------------
+
+
+def checkpoint_at(path: str):
+    """A trial that was cut off, whose checkpoint lies somewhere else."""
+
+    def make(folder: Path) -> None:
+        *lines, last = lines_of(folder, "distill")
+        cut = {"event": "checkpoint", "sequence": len(lines), "time": json.loads(last)["time"], "trial": 2, "epoch": 2}
+        write_lines(folder, "distill", [*lines, json.dumps(cut | {"path": path.replace("HERE", str(folder.parent))})])
+        (stage_of(folder, "distill") / "done.json").unlink()
+
+    return make
+
+
+def done_names(folder: Path) -> None:
+    done = stage_of(folder, "teacher") / "done.json"
+    write_json(done, read_json(done) | {"files": {"../../victim/deep/thesis.tex": 1}})
+
+
+def weights_elsewhere(folder: Path) -> None:
+    done = stage_of(folder, "teacher") / "done.json"
+    content = read_json(done)
+    content["members"][0]["weights"] = "../../victim/deep/thesis.tex"
+    write_json(done, content)
+
+
+def stages_elsewhere(folder: Path) -> None:
+    description = read_json(folder / "stages.json")
+    description["stages"]["distill"] = "../victim"
+    write_json(folder / "stages.json", description)
+
+
+def link(name: str, target: str):
+    """A link out of the study in the place of one of its files or folders."""
+
+    def make(folder: Path) -> None:
+        stages = read_json(folder / "stages.json")["stages"]
+        path = folder / name.format(**stages)
+        if path.is_dir():
+            shutil.rmtree(path)
+        path.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(folder.parent / target)
+
+    return make
+
+
+PATHS = {
+    "a checkpoint that goes up": checkpoint_at(".tune/000/../../../../victim"),
+    "a checkpoint that goes up at once": checkpoint_at("../victim"),
+    "a checkpoint with an absolute path": checkpoint_at("HERE/victim"),
+    "a checkpoint that is a pattern": checkpoint_at(".tune/*/*"),
+    "a checkpoint that is all of .tune": checkpoint_at(".tune"),
+    "a checkpoint that is a stage": checkpoint_at("results"),
+    "a done-mark of a file outside": done_names,
+    "weights outside": weights_elsewhere,
+    "a stage outside": stages_elsewhere,
+    "a stage that is a link": link("{distill}", "victim"),
+    "a record that is a link": link("{distill}/record.jsonl", "victim/deep/thesis.tex"),
+    "a lock that is a link": link(".lock", "victim/deep/thesis.tex"),
+    "a lock that is a link to nothing": link(".lock", "victim/new"),
+    "Tune's folder is a link": link(".tune", "victim"),
+    "results that are a link": link("results", "victim"),
+    "an export that is a link": link("export", "victim"),
+    "weights that are a link": link("{confirm}/runs/002/model.safetensors", "victim/deep/thesis.tex"),
+}
+
+
+@pytest.mark.parametrize("case", PATHS)
+def test_nothing_outside_a_study_is_touched(received, case):
+    PATHS[case](received)
+    before = outside(received)
+    for command in COMMANDS:
+        code, _, err = give(received, command)
+        # `submit` reads the settings alone.
+        assert (code == 2 and is_one_line(err)) or command == "submit", (command, code, err)
+        assert outside(received) == before, command
+    assert not any(path.name == "thesis.tex" or b"years of work" in path.read_bytes()
+                   for path in (received.parent / "out").rglob("*") if path.is_file())
+
+
+PIECES = st.sampled_from(["..", ".", "", "a", "b", ".tune", "000", "runs", "*", "[ab]", "~", "a\\..\\b", "%2e%2e", "\0",
+                          "a\nb", "…", " "])
+PATH_TEXTS = st.builds(lambda parts, lead, tail: lead + "/".join(parts) + tail, st.lists(PIECES, max_size=6),
+                       st.sampled_from(["", "/", "//", "./", "../"]), st.sampled_from(["", "/", "/.."]))
+
+
+def check_path(root: Path, name: str) -> None:
+    """Whatever a path says, what it removes lies inside."""
+    study, victim = root / "x" / "study", root / "victim"
+    for folder in (study / "a" / "b", study / ".tune" / "000", victim):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "file").write_text("here")
+    (study / "out").unlink(missing_ok=True)
+    (study / "out").symlink_to(victim)
+    home = Home(study)
+    if paths.is_inside_by_name(name):
+        assert os.path.normpath(study / name).startswith(f"{study}/") and os.path.normpath(name) == name
+    for remove in (lambda: paths.remove(study / name, study), lambda: paths.remove(study / "out" / name, study),
+                   lambda: home.forget_tune(*name.split("/"))):
+        with contextlib.suppress(ValueError, OSError):
+            remove()
+    assert (victim / "file").read_text() == "here" and study.is_dir()
+
+
+@given(PATH_TEXTS)
+@examples(EXAMPLES)
+def test_no_path_removes_what_lies_outside(tmp_path, name):
+    check_path(tmp_path, name)
+
+
+@pytest.mark.slow
+@given(st.one_of(PATH_TEXTS, st.text(max_size=30)))
+@examples(MANY_EXAMPLES)
+def test_none_of_many_paths_removes_what_lies_outside(tmp_path, name):
+    check_path(tmp_path, name)
+
+
+def test_removing_a_link_leaves_what_it_stands_for(tmp_path):
+    (tmp_path / "study" / "runs").mkdir(parents=True)
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "file").write_text("here")
+    for path in (tmp_path / "study" / "runs" / "link", tmp_path / "study" / "link"):
+        path.symlink_to(tmp_path / "victim")
+    paths.remove(tmp_path / "study" / "link", tmp_path / "study")
+    paths.remove(tmp_path / "study" / "runs", tmp_path / "study")
+    assert not list((tmp_path / "study").iterdir()) and (tmp_path / "victim" / "file").exists()
+    with pytest.raises(ValueError, match="is not removed"):
+        paths.remove(tmp_path / "study", tmp_path / "study")
+
+
+def test_objects_are_removed_inside_a_study_only(tmp_path):
+    """On an object store: a name may hold dots, slashes and what its client reads as a pattern."""
+    store = fsspec.filesystem("memory")
+    kept = {"/bucket/mine/thesis": b"1", "/bucket/study/.tune/000/t/c": b"2", "/bucket/study/stage-0/done.json": b"3"}
+    for name, content in kept.items():
+        store.pipe_file(name, content)
+    home = Home(tmp_path / "copy", "memory://bucket/study")
+    for below in (("..", "..", "mine"), ("*",), ("..",), ("000", "..", "..", "stage-0"), ("",), ("0[0-9]0",)):
+        with pytest.raises(ValueError):
+            home.forget_tune(*below)
+    for root, name in (("/", "bucket"), ("", "bucket/mine"), ("/bucket/*", "x"), ("/bucket/study/..", "mine")):
+        with pytest.raises(ValueError):
+            paths.remove_objects(store, root, [name], recursive=True)
+    assert {name: store.cat_file(name) for name in kept} == kept
+    home.forget_tune("000")
+    assert not store.exists("/bucket/study/.tune/000") and store.exists("/bucket/mine/thesis")
+
+
+def test_objects_with_names_that_lead_elsewhere_are_not_brought_here(tmp_path):
+    store = fsspec.filesystem("memory")
+    for name in ("study2/study.toml", "study2/a*b.json", "study2/st[a]ge/done.json", "study2/x\\..\\y.json"):
+        store.pipe_file(f"/bucket/{name}", b"{}")
+    store.store["/bucket/study2/../../evil.json"] = store.store["/bucket/study2/study.toml"]
+    store.store["/bucket/study2/stage/../../../evil.json"] = store.store["/bucket/study2/study.toml"]
+    Home(tmp_path / "deep" / "copy", "memory://bucket/study2").refresh(everything=True)
+    found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
+    assert "deep/copy/study.toml" in found and not any("evil" in name or "*" in name or "[" in name for name in found)
+
+
+def test_a_neighbour_that_is_not_sound_is_not_taken_over(received, tmp_path):
+    """Studies beside one's own lend it their stages; a stranger's may lie there too."""
+    checkpoint_at(".tune/000/../../../../victim")(received)
+    with pytest.raises(UserError, match=r"path must be a path inside the study"):
+        schema.check_stage("distill", stage_of(received, "distill"))
+    schema.check_stage("baseline", stage_of(received, "baseline"))
+    link("{baseline}/record.jsonl", "victim/deep/thesis.tex")(received)
+    with pytest.raises(UserError, match="is a link that leads out of the study"):
+        schema.check_stage("baseline", stage_of(received, "baseline"))
+
+
+# -- functions --------------------------------------------------------------------------------------------------------
+
+MODEL = 'model = "vit_tiny_patch16_224"'
+
+
+def write_evil(folder: Path) -> Path:
+    """A module that leaves a mark as soon as it is imported, and a repository that torch.hub would run."""
+    mark = folder.parent / "code-has-run"
+    code = f"import os\nos.makedirs({str(mark)!r}, exist_ok=True)\ndef net(**arguments):\n    raise ValueError\n"
+    for path in (folder / f"evil_{folder.parent.name}.py", folder / "hubconf.py"):
+        path.write_text(code)
+    return mark
+
+
+def names_model(name: str, arguments: str = "{}", section: str = "student"):
+    def make(folder: Path) -> None:
+        settings = (folder / "study.toml").read_text()
+        parts = settings.split(f"[{section}]")
+        old = next(line for line in parts[1].splitlines() if line.startswith("model ="))
+        new = f'model = "{name.replace("evil", f"evil_{folder.parent.name}")}"'
+        parts[1] = parts[1].replace(old, new, 1)
+        settings = f"[{section}]".join(parts)
+        before, header, after = settings.partition(f"[{section}.args]")
+        if header:
+            rest = after.partition("\n[")
+            settings = f"{before}{rest[1].strip()}{rest[2]}" if rest[1] else before
+        settings = settings.replace(new, f"{new}\nargs = {arguments.replace('HERE', str(folder))}", 1)
+        (folder / "study.toml").write_text(settings)
+
+    return make
+
+
+FUNCTIONS = {
+    "torch.hub, local": names_model("torch.hub:load", '{repo_or_dir = "HERE", source = "local", model = "net"}'),
+    "torch.hub, from afar": names_model("torch.hub:load", '{repo_or_dir = "a/b", model = "net", trust_repo = true}'),
+    "a module in the study": names_model("evil:net"),
+    "a module in the study for the teacher": names_model("evil:net", section="teacher"),
+    "the standard library": names_model("os:system", "{}"),
+    "timm's own": names_model("timm.models:load_checkpoint", "{}"),
+}
+
+
+@pytest.mark.parametrize("case", FUNCTIONS)
+def test_no_code_of_a_received_study_runs(received, case, monkeypatch):
+    mark = write_evil(received)
+    FUNCTIONS[case](received)
+    section = "teacher" if "teacher" in case else "student"
+    monkeypatch.chdir(received)  # where its modules would be found
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(received))])
+    for command in COMMANDS:
+        for study in (received, Path("."), received / "study.toml"):
+            if study.suffix and command not in ("run", "plan", "submit", "train"):
+                continue
+            words = [word.replace("STUDY", str(study)).replace("OUT", str(received.parent / f"out{study.suffix}"))
+                     for word in COMMANDS[command]]
+            shutil.rmtree(received.parent / f"out{study.suffix}", ignore_errors=True)
+            (received.parent / f"out{study.suffix}").mkdir()
+            code, _, err = here(*words)
+            assert not mark.exists(), (command, study)
+            if code:
+                assert code == 2 and is_one_line(err) and f"{section}.model" in err, (command, study, err)
+            if command in ("run", "plan", "train", "submit") or section in command:
+                assert code == 2, (command, study)
+                assert "--trust" in err or "no model function" in err, err
+            elif command in READING and section == "student":
+                assert code == 0, (command, err)
+
+
+def test_trust_and_naming_it_oneself_are_what_lets_a_function_be_called(received, monkeypatch):
+    mark = write_evil(received)
+    FUNCTIONS["a module in the study"](received)
+    name = f"evil_{received.parent.name}:net"
+    monkeypatch.chdir(received)
+    for words in (("--trust",), ("--set", f"student.model={name}")):
+        mark.exists() and mark.rmdir()
+        sys.modules.pop(name.partition(":")[0], None)
+        code, _, err = here("plan", str(received), *words)
+        assert mark.exists() and code == 2 and is_one_line(err), err  # it was called, and is no model
+    sys.modules.pop(name.partition(":")[0], None)
+    code, _, err = here("plan", ".", "--trust", "--set", "student.model=torch.hub:load")
+    assert code == 2 and "what torch has is no model function" in err
+    assert not functions._allowed  # nothing stays allowed after a command
+
+
+def test_a_received_study_sends_its_curves_nowhere(received, tmp_path):
+    settings = (received / "study.toml").read_text()
+    (received / "study.toml").write_text(f'{settings}\n[watch]\nmlflow = "{tmp_path}/elsewhere"\n'
+                                         if "[watch]" not in settings else
+                                         settings.replace("mlflow = \"\"", f'mlflow = "{tmp_path}/elsewhere"'))
+    code, _, err = here("run", str(received))
+    assert code == 2 and is_one_line(err) and "watch.mlflow" in err and "--trust" in err, err
+    assert not (tmp_path / "elsewhere").exists()
+
+
+# -- records ----------------------------------------------------------------------------------------------------------
+
+
+def edit(change):
+    def make(folder: Path) -> None:
+        write_lines(folder, "distill", change(lines_of(folder, "distill")))
+
+    return make
+
+
+def with_values(number: int, **values):
+    def change(lines: list[str]) -> list[str]:
+        event = json.loads(lines[number])
+        changed = {name: {**event[name], **value} if isinstance(value, dict) else value
+                   for name, value in values.items()}
+        return [*lines[:number], json.dumps(event | changed), *lines[number + 1:]]
+
+    return change
+
+
+def of_another_stage(folder: Path) -> None:
+    write_lines(folder, "distill", lines_of(folder, "baseline"))
+
+
+def trial_again(lines: list[str]) -> list[str]:
+    return [*lines, json.dumps(json.loads(lines[0]) | {"sequence": len(lines)})]
+
+
+DAMAGE = {
+    "a line deleted": edit(lambda lines: [*lines[:4], *lines[5:]]),
+    "the last line deleted": edit(lambda lines: lines[:-1]),
+    "a line doubled": edit(lambda lines: [*lines[:5], *lines[4:]]),
+    "two lines swapped": edit(lambda lines: [*lines[:1], lines[2], lines[1], *lines[3:]]),
+    "an epoch of 1e9": edit(with_values(1, epoch=10**9)),
+    "an edited accuracy": edit(with_values(1, metrics={"validation_accuracy": 0.99})),
+    "an accuracy beyond 1": edit(with_values(1, metrics={"validation_accuracy": 1.5})),
+    "an edited parameter": edit(with_values(0, parameters={"lr": 0.5})),
+    "cut in half": edit(lambda lines: lines[:len(lines) // 2]),
+    "empty": edit(lambda lines: []),
+    "a trial that begins again": edit(trial_again),
+    "a sequence that begins elsewhere": edit(with_values(0, sequence=7)),
+    "another stage's": of_another_stage,
+    "gone": lambda folder: (stage_of(folder, "distill") / "record.jsonl").unlink(),
+}
+
+
+def unseal(folder: Path) -> None:
+    """Make done-marks what earlier versions wrote: without a digest of the record."""
+    for path in folder.glob("*/done.json"):
+        write_json(path, {name: value for name, value in read_json(path).items() if name != "record"})
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_record_is_said_in_one_line_by_every_command(received, case):
+    DAMAGE[case](received)
+    for command in COMMANDS:
+        if command == "submit":  # it reads the settings alone
+            continue
+        code, _, err = give(received, command)
+        assert code == 2 and is_one_line(err) and "record.jsonl is damaged" in err, (command, code, err)
+
+
+# What the digest alone can tell.
+SILENT_WITHOUT_DIGEST = ("an edited accuracy", "an edited parameter", "empty", "gone")
+
+
+@pytest.mark.parametrize("case", [case for case in DAMAGE if case not in SILENT_WITHOUT_DIGEST])
+def test_most_damage_is_noticed_without_the_digest_too(received, case):
+    unseal(received)
+    assert here("status", str(received))[0] == 0
+    DAMAGE[case](received)
+    code, _, err = here("status", str(received))
+    assert code == 2 and is_one_line(err) and "damaged" in err, err
+
+
+def test_a_torn_last_line_of_a_stage_that_is_not_done_is_dropped(received):
+    stage = stage_of(received, "distill")
+    (stage / "done.json").unlink()
+    content = (stage / "record.jsonl").read_bytes()
+    (stage / "record.jsonl").write_bytes(content[:-30])
+    assert here("status", str(received))[0] == 0
+    record = Record(stage / "record.jsonl")
+    assert len(record.trials) == len(POINTS) and record.trials[2].state == "running"
+    record.report(2, 4, "complete", {"validation_accuracy": 0.5})
+    schema.check(received)
+
+
+def test_a_record_that_goes_on_after_its_stage_was_done_is_sound(received):
+    """As a search that is extended, or a confirmation with more seeds."""
+    record = Record(stage_of(received, "distill") / "record.jsonl")
+    record.begin_session(epochs=4)
+    record.retry(2)
+    schema.check(received)
+    assert here("status", str(received))[0] == 0
+
+
+def check_edit(folder: Path, kind: str, at: float, value: int) -> None:
+    """Whatever is done to a finished stage's record, it is noticed; nothing is where nothing was done."""
+    path = stage_of(folder, "distill") / "record.jsonl"
+    original = path.read_bytes()
+    content, place = bytearray(original), int(at * (len(original) - 1))
+    if kind == "byte":
+        content[place] = value
+    elif kind == "insert":
+        content[place:place] = bytes([value])
+    elif kind == "delete":
+        del content[place : place + 1 + value]
+    elif kind == "cut":
+        del content[place:]
+    else:
+        lines = original.splitlines(keepends=True)
+        one, other = int(at * len(lines)) % len(lines), value % len(lines)
+        if kind == "swap":
+            lines[one], lines[other] = lines[other], lines[one]
+        elif kind == "double":
+            lines.insert(other, lines[one])
+        else:
+            del lines[one]
+        content = bytearray(b"".join(lines))
+    try:
+        path.write_bytes(content)
+        if content == original:
+            schema.check(folder)
+            return
+        with pytest.raises(UserError, match=r"record.jsonl is damaged") as refused:
+            schema.check(folder)
+        assert len(str(refused.value).splitlines()) == 1
+    finally:
+        path.write_bytes(original)
+
+
+EDITS = (st.sampled_from(["byte", "insert", "delete", "cut", "swap", "double", "drop"]), st.floats(0, 1),
+         st.integers(0, 255))
+
+
+@pytest.fixture(scope="module")
+def edited(finished_by_hand, tmp_path_factory):
+    return shutil.copytree(finished_by_hand, tmp_path_factory.mktemp("edited") / "study")
+
+
+@given(*EDITS)
+@examples(EXAMPLES)
+def test_every_edit_of_a_finished_record_is_noticed(edited, kind, at, value):
+    check_edit(edited, kind, at, value)
+
+
+@pytest.mark.slow
+@given(*EDITS)
+@examples(MANY_EXAMPLES)
+def test_each_of_many_edits_of_a_finished_record_is_noticed(edited, kind, at, value):
+    check_edit(edited, kind, at, value)
+
+
+# -- secrets ----------------------------------------------------------------------------------------------------------
+
+MARKER = "M4rkerS3cretThatNobodyMaySee"
+VARIABLES = ("AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "WANDB_API_KEY", "MLFLOW_TRACKING_PASSWORD", "HF_TOKEN",
+             "RAY_AUTH_TOKEN")
+URIS = (f"s3://KEY:{MARKER}@bucket/images", f"s3://KEY:{MARKER[:9]}/{MARKER[9:]}@bucket/images",
+        f"s3://bucket/images?secret_key={MARKER}", f"s3://bucket/images?region=x&session_token={MARKER}",
+        f"https://{MARKER}@host/x", f"https://host/x?X-Amz-Signature={MARKER}", f"hdfs://user:{MARKER}@host/x")
+SETTINGS = ("data.source", "search.warm_start", "teacher.logits", "teacher.pretrained", "student.pretrained",
+            "watch.mlflow", "about", "teacher.trained")
+
+
+def is_hidden(*texts: str) -> bool:
+    return not any(MARKER in text or MARKER[9:] in text for text in texts)
+
+
+@pytest.mark.parametrize("uri", URIS)
+def test_a_uri_with_a_secret_is_refused_and_not_shown(uri, tmp_path):
+    for setting in SETTINGS:
+        code, out, err = here("plan", "digits", "--set", f"{setting}={uri}", "--dir", str(tmp_path / "study"))
+        assert code == 2 and is_one_line(err) and is_hidden(out, err), err
+        assert setting in err and "take them out and set" in err, err
+    for words in (("run", "digits", "--dir", uri), ("run", uri), ("status", uri), ("report", uri), ("plan", uri),
+                  ("export", uri, "out"), ("fetch", uri, "out"), ("pack", uri, "out"),
+                  ("status", "digits", "--dir", uri), ("submit", "digits", "--dir", uri, "--to", "slurm", "--print"),
+                  ("fetch", str(tmp_path), uri)):
+        code, out, err = here(*words)
+        assert code == 2 and is_one_line(err) and is_hidden(out, err), (words, err)
+    study = tmp_path / "s.toml"
+    study.write_text(f'[data]\nsource = "{uri}"\n[teacher]\nmodel = 3\n[student]\nmodel = "{uri}"\n')
+    code, out, err = here("plan", str(study))
+    assert code == 2 and is_one_line(err) and is_hidden(out, err), err
+
+
+def test_an_older_study_with_a_secret_in_its_settings_is_refused_without_showing_it(received):
+    settings = (received / "study.toml").read_text()
+    assert 'source = "digits"' in settings
+    (received / "study.toml").write_text(settings.replace('source = "digits"', f'source = "{URIS[0]}"'))
+    for command in COMMANDS:
+        code, out, err = give(received, command)
+        assert code == 2 and is_one_line(err) and is_hidden(out, err) and "AWS_ACCESS_KEY_ID" in err, (command, err)
+
+
+@pytest.mark.parametrize("text", [
+    "s3://bucket/studies/mine", "gs://anonymous@bucket/x", "abfs://container@account.dfs.core.windows.net/x",
+    "http://mlflow:5000/#/@me", "s3://bucket/x?region=eu&endpoint_override=localhost:9000&scheme=http", "hdfs://me@host/x",
+    "sqlite:///mlflow.db", "/a:b@c/d", "mail me@home.org about s3://bucket", "key=value"])
+def test_what_holds_no_secret_is_left_alone(text):
+    assert problem_with(text) is None and redact(text) == text
+
+
+def test_what_libraries_say_is_written_and_shown_without_secrets(received, monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.setenv(name, f"{name}-{MARKER}")
+    said = (f"403 for s3://AKIA:{MARKER}@bucket/x?X-Amz-Credential={MARKER}; Authorization: Bearer {MARKER}; "
+            f"WANDB_API_KEY-{MARKER} was refused")
+    stage = stage_of(received, "distill")
+    record = Record(stage / "record.jsonl")
+    record.add_trial(record.trials[2].__class__(3, POINTS[1], 9, record.trials[2].view_seed, "tpe", False, ""))
+    record.fail(3, said)
+    record.begin_session(after=said, wanted=4, epochs=4)
+    assert record.trials[3].reason.startswith("403 for s3://***@bucket")
+    printed = [text for command in ("status", "report", "plan", "pack", "export")
+               for text in give(received, command)[1:]]
+    assert any("403 for" in text for text in printed)
+    files = [path for folder in (received, received.parent / "out") for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 40 and is_hidden(*printed) and not any(MARKER.encode() in path.read_bytes() for path in files)
+
+
+def test_a_variable_that_is_a_secret_is_not_handed_to_a_job(monkeypatch):
+    monkeypatch.setenv("WANDB_API_KEY", MARKER)
+    for given_ in ("WANDB_API_KEY", f"AWS_SECRET_ACCESS_KEY={MARKER}", f"no name={MARKER}"):
+        code, out, err = here("submit", "digits", "--to", "kuberay", "--dir", "s3://b/studies/x", "--image", "i",
+                              "--print", "--env", given_)
+        assert code == 2 and is_one_line(err) and is_hidden(out, err) and "--env" in err, err
+
+
+@given(st.text(max_size=40), st.sampled_from(URIS), st.text(max_size=40))
+@examples(EXAMPLES)
+def test_a_secret_is_taken_out_of_any_text(before, uri, after):
+    assume(MARKER[9:] not in before + after)
+    assert is_hidden(redact(f"{before} {uri} {after}")), (before, after)
+
+
+# -- Ray --------------------------------------------------------------------------------------------------------------
+
+LISTENING = """
+import os, re, sys
+from study.cluster import connected
+import ray
+os.environ["KDSTUDY_TEST_TREE"] = sys.argv[1]
+with connected(None):
+    @ray.remote
+    def worker():
+        import numpy
+        return numpy.__version__
+    ray.get(worker.remote())
+    inodes = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            if f"KDSTUDY_TEST_TREE={sys.argv[1]}".encode() in open(f"/proc/{pid}/environ", "rb").read():
+                for fd in os.listdir(f"/proc/{pid}/fd"):
+                    inodes.update(re.findall(r"socket:.(\\d+)", os.readlink(f"/proc/{pid}/fd/{fd}")))
+        except OSError:
+            pass
+    for table in ("tcp", "tcp6"):
+        for line in open(f"/proc/net/{table}").readlines()[1:]:
+            local, state, inode = (line.split()[column] for column in (1, 3, 9))
+            if state == "0A" and inode in inodes:
+                print("LISTENS", local)
+"""
+
+
+def test_local_ray_listens_on_the_loopback_address_and_imports_nothing_from_the_folder_one_is_in(tmp_path):
+    """Also its token is nobody else's. As the installed command does it: without the current folder on the path."""
+    for name in ("numpy", "timm", "yaml"):
+        mark = str(tmp_path / "code-has-run")
+        (tmp_path / f"{name}.py").write_text(f"open({mark!r}, 'w').close()\nraise SystemExit\n")
+    script = tmp_path / "elsewhere" / "listening.py"
+    script.parent.mkdir()
+    script.write_text(LISTENING)
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("0" * 64)
+    (tmp_path / ".ray" / "auth_token").chmod(0o644)
+    done = subprocess.run([sys.executable, str(script), tmp_path.name], cwd=tmp_path, capture_output=True, text=True,
+                          timeout=120, env=os.environ | {"HOME": str(tmp_path)})
+    assert done.returncode == 0, done.stderr[-2000:]
+    listens = [line.split()[1].split(":")[0] for line in done.stdout.splitlines() if line.startswith("LISTENS")]
+    loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+    assert len(listens) >= 5 and set(listens) <= loopback, listens
+    assert not (tmp_path / "code-has-run").exists()
+    assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize(("words", "limit"), [(("plan",), 2), (("train", "baseline"), 2), (("run",), 8)])
+def test_too_little_memory_is_said_in_one_line(received, words, limit):
+    for path in received.glob("confirm-*/done.json"):
+        path.unlink()
+    limited = ["bash", "-c", f'ulimit -v {limit * 10**6}; exec "$@"', "-"]
+    done = subprocess.run([*limited, sys.executable, "-m", "study.cli", *words, str(received)], capture_output=True,
+                          text=True, timeout=120)
+    assert done.returncode == 2 and is_one_line(done.stderr) and "ulimit -v" in done.stderr, done.stderr[-2000:]
