@@ -14,8 +14,6 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from trainables.credentials import redact
-
 CONFIRM_STAGES = ("confirm_baseline", "confirm")
 FINALIST_STAGES = ("finalists_baseline", "finalists")
 STAGES = ("teacher", "baseline", "teacher_logits", "distill", *FINALIST_STAGES, *CONFIRM_STAGES)
@@ -144,12 +142,11 @@ class StudyFiles:
         values = [report["metrics"].get("validation_accuracy") for report in reports]
         accuracies = [value for value in values if value is not None]
         last = reports[-1] if reports else {"epoch": 0, "decision": "continue", "reason": None}
-        reason = failures[0]["reason"] if failures else last["reason"]
         return {
             "stage": stage, "trial": number, **event["parameters"], "origin": event["origin"],
             "protected": event["protected"], "epochs": last["epoch"],
             "ended": "failed" if failures else ENDINGS.get(last["decision"], "running"),
-            "reason": reason and redact(reason),
+            "reason": failures[0]["reason"] if failures else last["reason"],
             "last_validation_accuracy": accuracies[-1] if accuracies else None,
             "best_validation_accuracy": max(accuracies, default=None),
             "seed": event["seed"], "label": event["label"],

@@ -21,10 +21,11 @@ from study.config import (
     StudyConfig,
     check_parameter,
     functions_named,
-    is_own_file,
     load_study,
     own_functions,
+    places_named,
     preset_names,
+    texts_named,
 )
 from study.errors import InterruptedStudyError, StudyFailedError, UserError
 from study.home import Home
@@ -267,7 +268,7 @@ def logits(study: str, out: Path, place: str | None, overrides: tuple[str, ...],
     Another study of the same images takes them as its teacher: --set teacher.model= --set teacher.logits=OUT. The
     format is described in study/logits_file.py."""
     config, home = _resolve_started(study, place, overrides, everything=True)
-    _allow(config, study, overrides, trust, ("teacher",))
+    _allow(config, home, study, overrides, trust, ("teacher",))
     from study import logits_file
     from study.display import Display, show_bytes
     from study.stages import Study
@@ -312,7 +313,7 @@ def export(study: str, out: Path, place: str | None, model: str, overrides: tupl
     The winner's configuration, first confirmation seed, last epoch, as safetensors with a config.json: OUT is loaded
     by timm.create_model("local-dir:OUT", pretrained=True)."""
     config, home = _resolve_started(study, place, overrides, everything=True)
-    _allow(config, study, overrides, trust, (model,))
+    _allow(config, home, study, overrides, trust, (model,))
     from study import export as exporting
 
     write = exporting.export_teacher if model == "teacher" else exporting.export_student
@@ -423,7 +424,7 @@ def submit(context: click.Context, study: str, overrides: tuple[str, ...], place
     from study import launch
 
     config, home = _locate(study, overrides, place, smoke)
-    _allow(config, study, overrides, trust, (*MODELS, "watch"))
+    _allow(config, home, study, overrides, trust, (*MODELS, "watch"))
     place = place or (str(home) if (home.folder / STUDY_FILE).is_file() else "")
     launch.check_place(place)
     launch.check_paths(config)
@@ -529,7 +530,7 @@ def _resolve(study: str, overrides: tuple[str, ...], place: str | None, smoke: b
     from study import schema
 
     config, home = _locate(study, overrides, place, smoke)
-    _allow(config, study, overrides, trust, sections)
+    _allow(config, home, study, overrides, trust, sections)
     if place is not None:
         home.refresh()
     schema.check(home.folder)
@@ -553,33 +554,32 @@ def _locate(study: str, overrides: tuple[str, ...], place: str | None,
     return config, own if started else Home(Path("studies") / config.name)
 
 
-def _allow(config: StudyConfig, study: str, overrides: tuple[str, ...], trust: bool,
+def _allow(config: StudyConfig, home: Home, study: str, overrides: tuple[str, ...], trust: bool,
            sections: tuple[str, ...]) -> None:
     """Allow the functions that the user names: in a TOML file or --set on this command line, or by --trust.
 
-    sections: those of the settings that the command makes use of. Raises UserError where a study's folder or URI, which
-    may come from anybody, names another, or a place outside it to send its curves to.
+    sections: those of the settings whose models the command builds, and `watch` where it sends curves. Raises UserError
+    where a study's folder or URI, which may come from anybody, names another function, or a host to ask or tell.
     """
     own = functions_named(study, overrides)
     named = {setting: name for setting, name in own_functions(config).items() if setting.split(".")[0] in sections}
-    functions.allow(named.values() if trust else own)
-    if trust:
-        return
     for setting, name in named.items():
         try:
             functions.check_kind(name)
         except ValueError as error:
             raise UserError(str(error).replace("model = ", f"{setting} = ", 1)) from None
-        if name not in own:
-            raise UserError(f"{setting} = {name!r} is a function that {study} names, not you, and its code would run; "
-                            f"if you trust whoever made {study}, add --trust")
-    if is_own_file(study) or "watch" not in sections:
+    functions.allow(named.values() if trust else own)
+    if trust:
         return
-    given = {override.partition("=")[0].strip() for override in overrides}
-    for setting, target in {"watch.mlflow": config.watch.mlflow, "watch.wandb": config.watch.wandb}.items():
-        if target and setting not in given:
-            raise UserError(f"{setting} = {target!r}: {study} would send its curves there; if that is what you want, "
-                            f"add --trust, else --set {setting}=")
+    for setting, name in named.items():
+        if name not in own:
+            raise UserError(f"{setting} = {name!r} is a function that {home} names, not you, and its code would run; "
+                            "if you trust whoever made that study, add --trust")
+    own = texts_named(study, overrides)
+    for setting, place in places_named(config, watch="watch" in sections).items():
+        if place not in own:
+            raise UserError(f"{setting} = {place!r} is a place that {home} names, not you, and it would be asked or "
+                            f"told; if you trust it, add --trust, else give another with --set {setting}=")
 
 
 def _check_named(study: str) -> None:

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from study.config import ResourceSettings
 from study.errors import StudyFailedError, UserError
@@ -172,7 +173,7 @@ def _start(address: str | None) -> None:
             if not address:
                 started.enter_context(_on_loopback())
             if not (address and functions.may_be_called()):  # there it is Ray that tells workers of this folder
-                started.enter_context(_apart_from_here())
+                local["job_config"] = _job_apart_from_here()
             ray.init(address=address or "local", log_to_driver=False, logging_level="CRITICAL", **local)
     except SystemExit:  # what Ray makes of a SIGTERM
         raise KeyboardInterrupt from None
@@ -187,23 +188,16 @@ def _start(address: str | None) -> None:
             signal.signal(signal.SIGTERM, earlier)  # Ray has put its own there, which would end us without a word
 
 
-@contextlib.contextmanager
-def _apart_from_here() -> Iterator[None]:
+def _job_apart_from_here() -> Any:
     """Ray puts the folder that one is in before all others from which its workers import: a file called timm.py in a
-    folder from somebody else would be run in place of timm. So it is started from where nobody else can put one.
-    Functions of the user's own are found all the same: see `trainables.functions`."""
-    here = os.getcwd()
-    earlier = os.environ.get(functions.FOLDER)
-    os.environ[functions.FOLDER] = here  # for workers, which inherit it
-    os.chdir("/")
-    try:
-        yield
-    finally:
-        os.chdir(here)
-        if earlier is None:
-            del os.environ[functions.FOLDER]
-        else:
-            os.environ[functions.FOLDER] = earlier
+    folder from somebody else would be run in place of timm. It does not where the job brings its own folder along."""
+    from ray.job_config import JobConfig
+
+    class Apart(JobConfig):
+        def _runtime_env_has_working_dir(self) -> bool:
+            return True
+
+    return Apart()
 
 
 @contextlib.contextmanager
@@ -226,8 +220,8 @@ def _on_loopback() -> Iterator[None]:
 
 def _make_token_private() -> None:
     """Whoever reads the token that Ray leaves behind may run code on the cluster that it was made for."""
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     with contextlib.suppress(OSError, RuntimeError):
+        path = Path.home() / ".ray" / "auth_token"
         if path.is_file() and path.stat().st_uid == os.getuid() and path.stat().st_mode & 0o077:
             path.chmod(0o600)
 
@@ -267,7 +261,8 @@ def check_connection(address: str) -> None:
     hasty = {"RAY_NUM_REDIS_GET_RETRIES": "2", "RAY_gcs_server_request_timeout_seconds": "10",
              "RAY_BACKEND_LOG_LEVEL": "warning"}
     try:
-        tried = subprocess.run([sys.executable, "-c", TRY_TO_CONNECT, address], env=os.environ | hasty, text=True,
+        # -P: without the folder one is in, where anybody's ray.py may lie.
+        tried = subprocess.run([sys.executable, "-P", "-c", TRY_TO_CONNECT, address], env=os.environ | hasty, text=True,
                                stdin=subprocess.DEVNULL, capture_output=True, timeout=CONNECT_SECONDS)
     except subprocess.TimeoutExpired:
         raise UserError(NO_ANSWER.format(address)) from None

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from study.errors import UserError
-from trainables.credentials import problem_with, redact
+from trainables.credentials import names_a_host, problem_with, redact
 from trainables.functions import is_function
 from trainables.messages import one_line
 from trainables.settings import (
@@ -238,7 +238,7 @@ class StudyConfig(Settings):
     def _without_credentials(cls, values: Any) -> Any:
         """A study is there to be shown and sent: what it holds is no secret."""
         for name, text in _texts(values):
-            if problem := problem_with(text):
+            if problem := problem_with(text, is_place=name.split(".")[0] not in ("about", "published")):
                 raise ValueError(f"{name} {problem}")
         return values
 
@@ -436,6 +436,18 @@ def own_functions(config: StudyConfig) -> dict[str, str]:
     return {setting: name for setting, name in named.items() if name and is_function(name)}
 
 
+def places_named(config: StudyConfig, watch: bool) -> dict[str, str]:
+    """The settings that name a host to ask, which may be shown this machine's credentials, or, with `watch`, a place to
+    send curves to."""
+    asked = {"data.source": [config.data.source], "search.warm_start": [config.search.warm_start],
+             "teacher.logits": [config.teacher.logits], "teacher.trained": config.teacher.trained or (),
+             "teacher.pretrained": [config.teacher.pretrained], "student.pretrained": [config.student.pretrained]}
+    found = {setting: place for setting, places in asked.items() for place in places
+             if isinstance(place, str) and names_a_host(place)}
+    told = {"watch.mlflow": config.watch.mlflow, "watch.wandb": config.watch.wandb} if watch else {}
+    return found | {setting: place for setting, place in told.items() if place}
+
+
 def is_own_file(study: str) -> bool:
     """Whether a preset or a TOML file is named, and not the folder or URI of a study, nor the settings in one."""
     if "://" in study:
@@ -444,14 +456,24 @@ def is_own_file(study: str) -> bool:
     return not Path(study).is_dir() and not (path.name == STUDY_FILE and (path.parent / "stages.json").exists())
 
 
+def texts_named(study: str, overrides: tuple[str, ...]) -> set[str]:
+    """What a user's settings on the command line say: those in a file of their own, and overrides."""
+    return {text for _, text in _texts(_values_named(study, overrides))}
+
+
 def functions_named(study: str, overrides: tuple[str, ...]) -> set[str]:
     """The functions that a user names on the command line: in a file of their own, or in overrides."""
-    values = _read(find_study(study)) if is_own_file(study) else {}
-    for override in overrides:
-        _apply_override(values, override)
+    values = _values_named(study, overrides)
     sections = [section for name in ("teacher", "student") if isinstance(section := values.get(name), dict)]
     named = [section.get(key) for section in sections for key in ("model", "function")]
     return {name for name in named if isinstance(name, str) and is_function(name)}
+
+
+def _values_named(study: str, overrides: tuple[str, ...]) -> dict[str, Any]:
+    values = _read(find_study(study)) if is_own_file(study) else {}
+    for override in overrides:
+        _apply_override(values, override)
+    return values
 
 
 def preset_names() -> list[str]:

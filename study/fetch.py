@@ -36,7 +36,7 @@ def fetch(home: Home, out: Path, results_only: bool = False) -> int:
 
 
 def _wanted(folder: Path, results_only: bool) -> list[Path]:
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()]
     inside = [path.relative_to(folder) for path in files]
     return [path for path in inside if not storage.is_hidden(path) and (
         not results_only or path.parts[0] in RESULTS or path.name.endswith(NEEDED_TO_READ))]

@@ -300,7 +300,8 @@ class Home:
         except Exception:
             return []
         names = [info["name"].rstrip("/").rsplit("/", 1)[-1] for info in beside if info["type"] == "directory"]
-        return [name for name in names if name != self.folder.name]
+        return [name for name in names if name != self.folder.name and is_inside_by_name(name)
+                and not storage.is_hidden(Path(name))]
 
     def _refresh_stage(self, stage: str) -> None:
         """Bring a stage that is done there to the copy, as far as this machine may read it."""
@@ -340,7 +341,8 @@ class Home:
             return
         self._check_lease()
         for path in paths:
-            files = [file for file in sorted(path.rglob("*")) if file.is_file()] if path.is_dir() else [path]
+            files = [file for file in sorted(path.rglob("*")) if file.is_file() and not file.is_symlink()
+                     ] if path.is_dir() else [path]
             files = [file for file in files if not storage.is_hidden(file.relative_to(self.folder))]
             for file in sorted(files, key=lambda file: file.name == "done.json"):
                 self._upload(file)
@@ -452,8 +454,12 @@ def _assemble_record(stage: Path) -> None:
     """Put a record together from its base and the events since; an event that is in both counts once."""
     base = stage / BASE
     lines = base.read_text(encoding="utf-8").splitlines() if base.exists() else []
-    last = json.loads(lines[-1])["sequence"] if lines else -1
-    parts = sorted((int(path.stem), path) for path in (stage / LOCAL_PARTS).glob("*.json"))
+    try:
+        last = int(json.loads(lines[-1])["sequence"]) if lines else -1
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise UserError(f"{base} is damaged in its last line; restore {stage.name}/{RECORD} from a copy") from None
+    parts = sorted((int(path.stem), path) for path in (stage / LOCAL_PARTS).glob("*.json")
+                   if path.stem.isascii() and path.stem.isdigit())
     lines += [path.read_text(encoding="utf-8") for sequence, path in parts if sequence > last]
     content = "".join(f"{line}\n" for line in lines)
     record = stage / RECORD

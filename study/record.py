@@ -25,6 +25,7 @@ from study.home import Home
 from trainables.credentials import redact
 
 METRIC = "validation_accuracy"
+SAID_BY_OTHERS = ("reason", "after")  # in an event
 BEFORE_WORK = ("session", "prior", "retry")  # the time before these was nobody's
 ENDINGS = {"stop": "stopped", "complete": "complete", "failed": "failed"}
 
@@ -211,13 +212,10 @@ def _is_json(line: bytes) -> bool:
     return True
 
 
-def _without_secrets(value: Any) -> Any:
+def _without_secrets(event: dict[str, Any]) -> dict[str, Any]:
     """What an exception says of itself may hold a key; a record is there to be sent."""
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, dict):
-        return {key: _without_secrets(content) for key, content in value.items()}
-    return [_without_secrets(content) for content in value] if isinstance(value, list | tuple) else value
+    return {name: redact(value) if name in SAID_BY_OTHERS and isinstance(value, str) else value
+            for name, value in event.items()}
 
 
 def _finite(value: Any) -> Any:

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from study.config import location_of, wording
 from study.errors import UserError
 from study.storage import digest_of, read_json
-from trainables.paths import is_inside_by_name, link_out
+from trainables.paths import is_inside_by_name, not_plain
 from trainables.settings import Line, ModelSettings
 
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
@@ -18,6 +18,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0, le=1e12)]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]  # right there, nowhere else
 Positive = Annotated[float, Field(gt=0)]
+WRITTEN_BY_OTHERS = ("wandb",)  # with links to places of its own; nothing of it is read
 Epoch = Annotated[int, Field(ge=0, le=1_000_000)]  # as many as a setting may ask for
 
 
@@ -246,19 +247,33 @@ def check(folder: Path) -> None:
 
     Raises UserError with one line that names the first file that is damaged.
     """
-    if (link := link_out(folder)) is not None:
-        raise UserError(f"{link} is a link that leads out of the study; remove it, or put there what it stands for")
+    check_plain(folder, WRITTEN_BY_OTHERS)
     description = _checked(folder / "stages.json", Description)
     for name, stage in description.stages.items() if description else ():
         if not stage.startswith(f"{name}-"):
             raise _damaged(folder / "stages.json", f"stages.{name} is the folder of another stage")
-        check_stage(name, folder / stage)
+    # Also those of other settings: with these settings again, they go on.
+    for stage in sorted(folder.glob("*-*")):
+        if (name := stage.name.rpartition("-")[0]) in DONE and stage.is_dir():
+            _check_stage(name, stage)
+
+
+def check_plain(folder: Path, apart: tuple[str, ...] = ()) -> None:
+    """See whether a folder holds files and folders alone, but for some of the folders in it. Raises UserError."""
+    if (found := not_plain(folder, apart)) is not None:
+        raise UserError(f"{found} is {'a link' if found.is_symlink() else 'no plain file'}, of which a study has none; "
+                        "put there what it stands for, or remove it")
 
 
 def check_stage(name: str, folder: Path) -> None:
     """Likewise for one stage's folder, which may lie in another study. Raises UserError."""
-    if (link := link_out(folder)) is not None:
-        raise UserError(f"{link} is a link that leads out of the study; remove it, or put there what it stands for")
+    if folder.is_symlink():
+        raise UserError(f"{folder} is a link; put there what it stands for, or remove it")
+    check_plain(folder)
+    _check_stage(name, folder)
+
+
+def _check_stage(name: str, folder: Path) -> None:
     # The done-mark first: a driver that is at work may finish the stage between the two.
     done = _checked(folder / "done.json", DONE[name]) if name in DONE else None
     record = folder / "record.jsonl"
@@ -351,10 +366,11 @@ def _check_lines(stage: str, path: Path, content: bytes, done: bool) -> dict[int
         elif isinstance(checked, Report):
             if most_epochs and checked.epoch > most_epochs:
                 raise _damaged_record(path, number, done, f"epoch {checked.epoch} is beyond the last, {most_epochs}")
+            if checked.decision == "failed":  # it may well be at an epoch that was reported
+                continue
             if (trial, checked.epoch) in seen:
                 raise _damaged_record(path, number, done, f"trial {trial} reports epoch {checked.epoch} again")
-            if checked.decision != "failed":
-                seen.add((trial, checked.epoch))
+            seen.add((trial, checked.epoch))
             trials[trial] = checked.metrics.validation_accuracy
     return trials
 

@@ -27,6 +27,8 @@ DIRECTIVE = re.compile(r"[a-z][a-z-]*(=[^\s'\"\\`$]+)?")
 SCRIPT = """#!/bin/bash
 # kdstudy: {name}. Submit this script again to go on where the study was cut off.
 {directives}
+# Nothing of the folder that this is submitted from stands in for a package.
+export PYTHONSAFEPATH=1
 {setup}
 set -euo pipefail
 export RAY_TMPDIR=/tmp/kd-$SLURM_JOB_ID

@@ -140,6 +140,7 @@ class Study(StageWork):
             self._keep_findings()
         stage = self.stage(name)
         self._take_over(stage)
+        schema.check_stage(name, stage.path)
         self._enlist(stage)
         return stage
 

@@ -2,11 +2,13 @@
 it. Each hostile study is made here, and every command is tried on it."""
 
 import contextlib
+import http.server
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import fsspec
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 from study import schema
 from study.errors import UserError
 from study.home import Home
-from study.record import Record
+from study.record import Record, TrialState
 from study.storage import read_json, write_json
 from trainables import functions, paths
 from trainables.credentials import problem_with, redact
@@ -119,7 +121,7 @@ def link(name: str, target: str):
 
 
 PATHS = {
-    "a checkpoint that goes up": checkpoint_at(".tune/000/../../../../victim"),
+    "a checkpoint that goes up": checkpoint_at(".tune/000/../../../victim"),
     "a checkpoint that goes up at once": checkpoint_at("../victim"),
     "a checkpoint with an absolute path": checkpoint_at("HERE/victim"),
     "a checkpoint that is a pattern": checkpoint_at(".tune/*/*"),
@@ -135,6 +137,10 @@ PATHS = {
     "Tune's folder is a link": link(".tune", "victim"),
     "results that are a link": link("results", "victim"),
     "an export that is a link": link("export", "victim"),
+    "a link within the study": lambda folder: (folder / "results").symlink_to(stage_of(folder, "distill")),
+    "a lock that is a link within the study": lambda folder: (folder / ".lock").symlink_to(
+        stage_of(folder, "distill") / "record.jsonl"),
+    "a pipe": lambda folder: os.mkfifo(folder / "results.json"),
     "weights that are a link": link("{confirm}/runs/002/model.safetensors", "victim/deep/thesis.tex"),
 }
 
@@ -212,7 +218,8 @@ def test_objects_are_removed_inside_a_study_only(tmp_path):
     for below in (("..", "..", "mine"), ("*",), ("..",), ("000", "..", "..", "stage-0"), ("",), ("0[0-9]0",)):
         with pytest.raises(ValueError):
             home.forget_tune(*below)
-    for root, name in (("/", "bucket"), ("", "bucket/mine"), ("/bucket/*", "x"), ("/bucket/study/..", "mine")):
+    for root, name in (("/", "bucket"), ("", "bucket/mine"), ("/bucket/*", "x"), ("/bucket/study/..", "mine"),
+                       ("/bucket/study", "../mine")):
         with pytest.raises(ValueError):
             paths.remove_objects(store, root, [name], recursive=True)
     assert {name: store.cat_file(name) for name in kept} == kept
@@ -233,12 +240,12 @@ def test_objects_with_names_that_lead_elsewhere_are_not_brought_here(tmp_path):
 
 def test_a_neighbour_that_is_not_sound_is_not_taken_over(received, tmp_path):
     """Studies beside one's own lend it their stages; a stranger's may lie there too."""
-    checkpoint_at(".tune/000/../../../../victim")(received)
+    checkpoint_at(".tune/000/../../../victim")(received)
     with pytest.raises(UserError, match=r"path must be a path inside the study"):
         schema.check_stage("distill", stage_of(received, "distill"))
     schema.check_stage("baseline", stage_of(received, "baseline"))
     link("{baseline}/record.jsonl", "victim/deep/thesis.tex")(received)
-    with pytest.raises(UserError, match="is a link that leads out of the study"):
+    with pytest.raises(UserError, match="is a link, of which a study has none"):
         schema.check_stage("baseline", stage_of(received, "baseline"))
 
 
@@ -326,14 +333,47 @@ def test_trust_and_naming_it_oneself_are_what_lets_a_function_be_called(received
     assert not functions._allowed  # nothing stays allowed after a command
 
 
+def replace_setting(folder: Path, before: str, after: str) -> None:
+    settings = (folder / "study.toml").read_text()
+    assert settings.count(before) == 1
+    (folder / "study.toml").write_text(settings.replace(before, after))
+
+
 def test_a_received_study_sends_its_curves_nowhere(received, tmp_path):
-    settings = (received / "study.toml").read_text()
-    (received / "study.toml").write_text(f'{settings}\n[watch]\nmlflow = "{tmp_path}/elsewhere"\n'
-                                         if "[watch]" not in settings else
-                                         settings.replace("mlflow = \"\"", f'mlflow = "{tmp_path}/elsewhere"'))
+    replace_setting(received, 'mlflow = ""', f'mlflow = "{tmp_path}/elsewhere"')
     code, _, err = here("run", str(received))
     assert code == 2 and is_one_line(err) and "watch.mlflow" in err and "--trust" in err, err
     assert not (tmp_path / "elsewhere").exists()
+    own = ("--set", f'watch={{mlflow = "{tmp_path}/x"}}', "--set", "data.source=/nowhere")
+    assert here("run", str(received), *own)[2].startswith("kdstudy: data.source = '/nowhere'")
+
+
+@pytest.mark.parametrize("place", ["s3://bucket/x?endpoint_override=HOST&scheme=http",
+                                   "gs://bucket/x?endpoint_override=HOST&scheme=http", "http://HOST/x"])
+def test_a_received_study_has_no_host_of_its_own_asked_for_its_images(received, place):
+    """It would be shown this machine's token for the store."""
+    asked = []
+
+    class Listener(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.headers)
+            self.send_error(404)
+
+        do_HEAD = do_PUT = do_POST = do_GET  # noqa: N815
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.HTTPServer(("127.0.0.1", 0), Listener)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    place = place.replace("HOST", f"127.0.0.1:{server.server_port}")
+    replace_setting(received, 'source = "digits"', f'source = "{place}"')
+    for command in ("run", "plan", "train", "export", "logits", "submit", "status", "report", "pack", "fetch"):
+        code, _, err = give(received, command)
+        assert code == 0 if command in ("status", "report", "pack", "fetch") else (
+            code == 2 and is_one_line(err) and "data.source" in err and "--trust" in err), (command, err)
+    server.shutdown()
+    assert not asked
 
 
 # -- records ----------------------------------------------------------------------------------------------------------
@@ -432,6 +472,40 @@ def test_a_record_that_goes_on_after_its_stage_was_done_is_sound(received):
     assert here("status", str(received))[0] == 0
 
 
+def test_a_trial_that_fails_at_an_epoch_that_it_has_reported_is_sound(received):
+    """As one that runs out of memory after its first report; and once it is run again it reports that epoch no more."""
+    record = Record(stage_of(received, "distill") / "record.jsonl")
+    record.add_trial(TrialState(3, POINTS[1], 9, 0, "tpe"))
+    record.report(3, 2, "continue", {"validation_accuracy": 0.4})
+    record.report(3, 2, "failed", {}, "out of memory")
+    schema.check(received)
+    record.retry(3)
+    record.report(3, 4, "complete", {"validation_accuracy": 0.5})
+    schema.check(received)
+    record.report(3, 4, "complete", {"validation_accuracy": 0.6})
+    with pytest.raises(UserError, match="trial 3 reports epoch 4 again"):
+        schema.check(received)
+
+
+def test_a_stage_that_is_not_listed_is_checked_too(received):
+    DAMAGE["a line doubled"](received)
+    description = read_json(received / "stages.json")
+    del description["stages"]["distill"]
+    write_json(received / "stages.json", description)
+    for command in ("run", "plan", "status", "train"):
+        code, _, err = give(received, command)
+        assert code == 2 and is_one_line(err) and "record.jsonl is damaged" in err, (command, err)
+
+
+def test_what_honest_programs_leave_in_a_study_is_no_harm(received):
+    """Weights & Biases links to its own logs, and an editor's lock is a link to nothing."""
+    (received / "wandb" / "run-1" / "logs").mkdir(parents=True)
+    (received / "wandb" / "run-1" / "logs" / "debug-core.log").symlink_to(received.parent / "victim")
+    (received / ".#study.toml").symlink_to("me@home.1234")
+    assert all(give(received, command)[0] == 0 for command in ("status", "report", "pack", "fetch", "logits"))
+    assert not any(path.is_symlink() or path.name == "thesis.tex" for path in (received.parent / "out").rglob("*"))
+
+
 def check_edit(folder: Path, kind: str, at: float, value: int) -> None:
     """Whatever is done to a finished stage's record, it is noticed; nothing is where nothing was done."""
     path = stage_of(folder, "distill") / "record.jsonl"
@@ -498,7 +572,7 @@ URIS = (f"s3://KEY:{MARKER}@bucket/images", f"s3://KEY:{MARKER[:9]}/{MARKER[9:]}
         f"s3://bucket/images?secret_key={MARKER}", f"s3://bucket/images?region=x&session_token={MARKER}",
         f"https://{MARKER}@host/x", f"https://host/x?X-Amz-Signature={MARKER}", f"hdfs://user:{MARKER}@host/x")
 SETTINGS = ("data.source", "search.warm_start", "teacher.logits", "teacher.pretrained", "student.pretrained",
-            "watch.mlflow", "about", "teacher.trained")
+            "watch.mlflow", "teacher.trained")
 
 
 def is_hidden(*texts: str) -> bool:
@@ -535,6 +609,7 @@ def test_an_older_study_with_a_secret_in_its_settings_is_refused_without_showing
 @pytest.mark.parametrize("text", [
     "s3://bucket/studies/mine", "gs://anonymous@bucket/x", "abfs://container@account.dfs.core.windows.net/x",
     "http://mlflow:5000/#/@me", "s3://bucket/x?region=eu&endpoint_override=localhost:9000&scheme=http", "hdfs://me@host/x",
+    "git+ssh://git@github.com/x", "https://h/search?author=Hinton&tokenizer=bpe&signature_version=4",
     "sqlite:///mlflow.db", "/a:b@c/d", "mail me@home.org about s3://bucket", "key=value"])
 def test_what_holds_no_secret_is_left_alone(text):
     assert problem_with(text) is None and redact(text) == text
@@ -547,7 +622,7 @@ def test_what_libraries_say_is_written_and_shown_without_secrets(received, monke
             f"WANDB_API_KEY-{MARKER} was refused")
     stage = stage_of(received, "distill")
     record = Record(stage / "record.jsonl")
-    record.add_trial(record.trials[2].__class__(3, POINTS[1], 9, record.trials[2].view_seed, "tpe", False, ""))
+    record.add_trial(TrialState(3, POINTS[1], 9, 0, "tpe"))
     record.fail(3, said)
     record.begin_session(after=said, wanted=4, epochs=4)
     assert record.trials[3].reason.startswith("403 for s3://***@bucket")

@@ -131,9 +131,10 @@ def test_trials_that_an_earlier_driver_left_are_to_go_on_until_they_are_heard_of
     assert "by process 7 on driver-host" in out and "left" not in out
 
 
-@pytest.mark.parametrize(("stage", "wanted"), [("baseline", 20), ("teacher", 1)])
-def test_how_many_trials_there_will_be_is_known_from_older_records_too(tmp_path, stage, wanted):
-    older = [(0, {"event": "session", "host": "h", "pid": 1}), (1, handed_out(0)), (2, report(0, 3, 0.5))]
+@pytest.mark.parametrize(("stage", "origin", "wanted"), [("baseline", "tpe", 20), ("teacher", "teacher", 1)])
+def test_how_many_trials_there_will_be_is_known_from_older_records_too(tmp_path, stage, origin, wanted):
+    trial = handed_out(0) | {"parameters": {"lr": 1e-3}, "origin": origin}
+    older = [(0, {"event": "session", "host": "h", "pid": 1}), (1, trial), (2, report(0, 3, 0.5))]
     add_stage(begin(tmp_path), stage, older)
     with StudyLock(tmp_path):
         assert f"0 of {wanted} trials" in status_of(tmp_path)

@@ -6,15 +6,22 @@ import re
 # The user and password of a URI. A secret may hold slashes, so what is before the @ may look like a path.
 USERINFO = re.compile(r"\b([a-zA-Z][a-zA-Z0-9+.-]*://)([^\s/@:?#\"'<>]*)(:[^\s@\"'<>]*)?@")
 PORT = re.compile(r":\d+(/.*)?")  # host:port/path@…
-NAME_IS_SECRET = r"[\w.-]*(?:secret|token|passw|pwd|credential|signature|api_?key|access_?key|auth)[\w.-]*|key|sig"
+NAME_IS_SECRET = (
+    r"(?:x-(?:amz|goog)-)?(?:signature|credentials?|security-token)|sig|key|"
+    r"(?:aws[_-]?)?(?:access[_-]?key(?:[_-]?id)?|secret(?:[_-]?access)?(?:[_-]?key)?|session[_-]?token)|"
+    r"(?:api|account|private|shared|sas)[_-]?(?:key|token)|(?:access|auth|bearer|id|refresh|oauth)?[_-]?token|"
+    r"passw(?:or)?d|passphrase|pwd|client[_-]?secret|authorization"
+)
 PARAMETER = re.compile(rf"(?i)([?&;](?:{NAME_IS_SECRET})=)([^\s&;\"'<>]+)")
 HEADER = re.compile(r"(?i)\b(bearer|basic)\s+[a-z0-9+/_.=-]{8,}")
 AWS_KEY = re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b")
-VARIABLE = re.compile(r"(?i)secret|token|passw|credential|api_?key|access_?key|private_?key")
+VARIABLE = re.compile(r"(?i)(?:^|_)(?:secrets?|tokens?|password|passwd|passphrase|pwd|credentials?|key|apikey)(?:_|$)")
 SHORTEST = 8  # characters: what is shorter is found everywhere
 HIDDEN = "***"
-NO_SECRETS = ("anonymous",)  # users that need no password
-USERS_ARE_NAMES = ("abfs", "abfss", "hdfs", "sftp", "ssh", "wasb", "wasbs")  # where a user alone is no secret
+NO_SECRETS = ("anonymous", "git")  # users that need no password
+# Where a user alone is no secret.
+USERS_ARE_NAMES = ("abfs", "abfss", "git+ssh", "hdfs", "sftp", "ssh", "wasb", "wasbs")
+OWN_HOSTS = ("file", "gcs", "gs", "s3", "s3a")  # schemes whose host is the service's or one that this machine names
 REMEDY = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
@@ -24,20 +31,27 @@ REMEDY = {
 SAME_AS = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs", "az": "abfs", "wasb": "abfs", "https": "http"}
 
 
-def problem_with(text: str) -> str | None:
+def problem_with(text: str, is_place: bool = True) -> str | None:
     """Why a path or a URI is refused: it holds credentials, and would be written down with them. None where it does
-    not. Nothing secret is in the answer."""
+    not. Nothing secret is in the answer. is_place: without it, the text is prose that may speak of a URI."""
     scheme = text.partition("://")[0].strip().lower()
     if "://" not in text:
         return None
     if _hides_user(text) != text:
         what = "credentials in a URI"
-    elif PARAMETER.search(text):
+    elif is_place and PARAMETER.search(text):
         what = "a secret among a URI's parameters"
     else:
         return None
     variables = REMEDY.get(SAME_AS.get(scheme, scheme), "the environment variables of its client")
     return f"holds {what}, which would be written down with it; take them out and set {variables}"
+
+
+def names_a_host(text: str) -> bool:
+    """Whether who reads a URI asks a host that the URI itself names, and may show it the credentials of this machine.
+    """
+    scheme, separator, rest = text.partition("://")
+    return bool(separator) and (scheme.lower() not in OWN_HOSTS or "?" in rest)
 
 
 def is_secret_name(name: str) -> bool:

@@ -18,7 +18,6 @@ from trainables.messages import one_line
 # What can be made to do anything at all by its arguments, torch.hub.load for one, and is no model function.
 NO_MODELS = frozenset(sys.stdlib_module_names) | {"torch", "timm", "ray", "pip", "setuptools", "study", "trainables",
                                                   "analysis"}
-FOLDER = "KDSTUDY_FUNCTIONS"  # in a worker: the folder in which the command was given, where functions may lie
 _allowed: set[str] | None = None  # all
 
 
@@ -70,9 +69,8 @@ def load(name: str) -> Callable[..., Any]:
     """Import package.module:function, also from the folder one is in. Raises ValueError."""
     check(name)
     module_name, _, function_name = name.partition(":")
-    folder = os.environ.get(FOLDER) or os.getcwd()
-    if folder not in sys.path:
-        sys.path.append(folder)
+    if os.getcwd() not in sys.path:  # last: nothing in it stands in for a package
+        sys.path.append(os.getcwd())
     try:
         function = getattr(importlib.import_module(module_name), function_name)
     except (Exception, SystemExit) as error:

@@ -57,31 +57,36 @@ def remove_objects(files: Any, root: str, names: Iterable[str], recursive: bool 
     Raises ValueError where a name does not lie below it, or would be read as a pattern.
     """
     names = list(names)
-    if not root.strip("/") or ".." in root.split("/") or MAGIC & set(root):
-        raise ValueError(f"nothing below {root!r} is removed: it names no folder")
     for name in names:
         if not is_inside_by_name(name):
             raise ValueError(f"{name!r} is not removed: it does not lie inside {root}")
+    if len(names) == 1 and not recursive:
+        files.rm_file(f"{root}/{names[0]}")  # takes no name for a pattern
+        return
+    if not root.strip("/") or ".." in root.split("/") or MAGIC & set(root):
+        raise ValueError(f"nothing below {root!r} is removed: it names no folder")
     if names:
         files.rm([f"{root}/{name}" for name in names], recursive=recursive)
 
 
-def link_out(folder: Path) -> Path | None:
-    """A link somewhere in a folder that leads out of it, or nowhere; None where there is none."""
-    root, waiting = folder.resolve(), [folder]
+def not_plain(folder: Path, apart: tuple[str, ...] = ()) -> Path | None:
+    """What in a folder is neither a file nor a folder: a link, a pipe; None where there is nothing of the kind.
+
+    apart: folders in it that are not looked into. An editor's lock, a link `.#NAME` to nothing, does not count.
+    """
+    waiting = [folder]
     while waiting:
         try:
             entries = list(os.scandir(waiting.pop()))
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             continue
         for entry in entries:
-            if entry.is_symlink():
-                try:
-                    target = Path(entry.path).resolve(strict=True)
-                except (OSError, RuntimeError):  # it leads nowhere, or in a circle
-                    return Path(entry.path)
-                if not target.is_relative_to(root):
-                    return Path(entry.path)
-            elif entry.is_dir(follow_symlinks=False):
-                waiting.append(Path(entry.path))
+            path = Path(entry.path)
+            if entry.is_dir(follow_symlinks=False):
+                if path.parent != folder or entry.name not in apart:
+                    waiting.append(path)
+            elif not entry.is_file(follow_symlinks=False):
+                gone = not os.path.lexists(path)  # of a study that runs files come and go
+                if not gone and not (entry.name.startswith(".#") and not path.exists()):
+                    return path
     return None

@@ -10,6 +10,7 @@ from fsspec.implementations.local import LocalFileSystem
 from ray import tune
 from ray.tune.result import SHOULD_CHECKPOINT
 
+from trainables.credentials import redact
 from trainables.loop import Training
 from trainables.task import Task, release_memory, save
 
@@ -120,4 +121,4 @@ def not_finite(report: dict) -> str | None:
 
 
 def describe(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+    return f"{type(error).__name__}: {' '.join(redact(str(error)).split())}"[:300]
