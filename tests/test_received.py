@@ -79,7 +79,7 @@ def checkpoint_at(path: str):
     """A trial that was cut off, whose checkpoint lies somewhere else."""
 
     def make(folder: Path) -> None:
-        *lines, last = lines_of(folder, "distill")
+        *lines, last = lines_of(folder, "distill")  # the last is its last report
         cut = {"event": "checkpoint", "sequence": len(lines), "time": json.loads(last)["time"], "trial": 2, "epoch": 2}
         write_lines(folder, "distill", [*lines, json.dumps(cut | {"path": path.replace("HERE", str(folder.parent))})])
         (stage_of(folder, "distill") / "done.json").unlink()
@@ -122,6 +122,7 @@ def link(name: str, target: str):
 
 PATHS = {
     "a checkpoint that goes up": checkpoint_at(".tune/000/../../../victim"),
+    "a checkpoint whose trial is the study's parent": checkpoint_at(".tune/../../victim"),
     "a checkpoint that goes up at once": checkpoint_at("../victim"),
     "a checkpoint with an absolute path": checkpoint_at("HERE/victim"),
     "a checkpoint that is a pattern": checkpoint_at(".tune/*/*"),
