@@ -424,7 +424,7 @@ def submit(context: click.Context, study: str, overrides: tuple[str, ...], place
     from study import launch
 
     config, home = _locate(study, overrides, place, smoke)
-    _allow(config, home, study, overrides, trust, (*MODELS, "watch"))
+    _allow(config, study, study, overrides, trust, (*MODELS, "watch"))
     place = place or (str(home) if (home.folder / STUDY_FILE).is_file() else "")
     launch.check_place(place)
     launch.check_paths(config)
@@ -530,7 +530,7 @@ def _resolve(study: str, overrides: tuple[str, ...], place: str | None, smoke: b
     from study import schema
 
     config, home = _locate(study, overrides, place, smoke)
-    _allow(config, home, study, overrides, trust, sections)
+    _allow(config, study, study, overrides, trust, sections)
     if place is not None:
         home.refresh()
     schema.check(home.folder)
@@ -554,12 +554,13 @@ def _locate(study: str, overrides: tuple[str, ...], place: str | None,
     return config, own if started else Home(Path("studies") / config.name)
 
 
-def _allow(config: StudyConfig, home: Home, study: str, overrides: tuple[str, ...], trust: bool,
+def _allow(config: StudyConfig, source: str | Home, study: str, overrides: tuple[str, ...], trust: bool,
            sections: tuple[str, ...]) -> None:
     """Allow the functions that the user names: in a TOML file or --set on this command line, or by --trust.
 
-    sections: those of the settings whose models the command builds, and `watch` where it sends curves. Raises UserError
-    where a study's folder or URI, which may come from anybody, names another function, or a host to ask or tell.
+    source: what the settings come from. sections: those whose models the command builds, and `watch` where it sends
+    curves. Raises UserError where a study's folder or URI, which may come from anybody, names another function, or a
+    host to ask or tell.
     """
     own = functions_named(study, overrides)
     named = {setting: name for setting, name in own_functions(config).items() if setting.split(".")[0] in sections}
@@ -573,13 +574,13 @@ def _allow(config: StudyConfig, home: Home, study: str, overrides: tuple[str, ..
         return
     for setting, name in named.items():
         if name not in own:
-            raise UserError(f"{setting} = {name!r} is a function that {home} names, not you, and its code would run; "
+            raise UserError(f"{setting} = {name!r} is a function that {source} names, not you, and its code would run; "
                             "if you trust whoever made that study, add --trust")
     own = texts_named(study, overrides)
     for setting, place in places_named(config, watch="watch" in sections).items():
         if place not in own:
-            raise UserError(f"{setting} = {place!r} is a place that {home} names, not you, and it would be asked or "
-                            f"told; if you trust it, add --trust, else give another with --set {setting}=")
+            raise UserError(f"{setting} = {place!r} is a place that {source} names, not you, and it would be asked or "
+                            f"told; if you trust it, add --trust, else give your own, or none, with --set {setting}=…")
 
 
 def _check_named(study: str) -> None:

@@ -172,6 +172,7 @@ def _start(address: str | None) -> None:
         with contextlib.ExitStack() as started:
             if not address:
                 started.enter_context(_on_loopback())
+                started.enter_context(_functions_found())
             if not (address and functions.may_be_called()):  # there it is Ray that tells workers of this folder
                 local["job_config"] = _job_apart_from_here()
             ray.init(address=address or "local", log_to_driver=False, logging_level="CRITICAL", **local)
@@ -198,6 +199,18 @@ def _job_apart_from_here() -> Any:
             return True
 
     return Apart()
+
+
+@contextlib.contextmanager
+def _functions_found() -> Iterator[None]:
+    """Workers that are started meanwhile look for functions of the user's own where this process does."""
+    earlier = os.environ.get(functions.FOLDER)
+    os.environ[functions.FOLDER] = earlier or os.getcwd()
+    try:
+        yield
+    finally:
+        if earlier is None:
+            del os.environ[functions.FOLDER]
 
 
 @contextlib.contextmanager

@@ -237,9 +237,8 @@ class StudyConfig(Settings):
     @classmethod
     def _without_credentials(cls, values: Any) -> Any:
         """A study is there to be shown and sent: what it holds is no secret."""
-        for name, text in _texts(values):
-            if problem := problem_with(text, is_place=name.split(".")[0] not in ("about", "published")):
-                raise ValueError(f"{name} {problem}")
+        for problem in _credentials_in(values):
+            raise ValueError(problem)
         return values
 
     @model_validator(mode="after")
@@ -375,6 +374,13 @@ class StudyConfig(Settings):
         return tomli_w.dumps(self.to_values())
 
 
+def _credentials_in(values: Any) -> Iterator[str]:
+    """What is wrong with settings that hold credentials, without them."""
+    for name, text in _texts(values):
+        if problem := problem_with(text, is_place=name.split(".")[0] not in ("about", "published")):
+            yield f"{name} {problem}"
+
+
 def _texts(values: Any, name: str = "") -> Iterator[tuple[str, str]]:
     """All texts among settings, with their full names."""
     if isinstance(values, str):
@@ -499,11 +505,14 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise UserError(f"{path} is no study file: it is larger than {LARGEST_FILE >> 20} MiB")
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid TOML: {one_line(error)}") from None
+    for problem in _credentials_in(values):
+        raise UserError(f"{path}: {problem}")
+    return values
 
 
 def find_study(study: str) -> Path:

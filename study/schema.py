@@ -261,14 +261,14 @@ def check(folder: Path) -> None:
 def check_plain(folder: Path, apart: tuple[str, ...] = ()) -> None:
     """See whether a folder holds files and folders alone, but for some of the folders in it. Raises UserError."""
     if (found := not_plain(folder, apart)) is not None:
-        raise UserError(f"{found} is {'a link' if found.is_symlink() else 'no plain file'}, of which a study has none; "
-                        "put there what it stands for, or remove it")
+        raise UserError(f"{found} is {'a link' if found.is_symlink() else 'no plain file'}, and a study holds none; "
+                        "remove it, or replace it with a copy of its own")
 
 
 def check_stage(name: str, folder: Path) -> None:
     """Likewise for one stage's folder, which may lie in another study. Raises UserError."""
     if folder.is_symlink():
-        raise UserError(f"{folder} is a link; put there what it stands for, or remove it")
+        raise UserError(f"{folder} is a link, and a study holds none; remove it, or replace it with a copy of its own")
     check_plain(folder)
     _check_stage(name, folder)
 
@@ -326,8 +326,8 @@ def _damaged(path: Path, why: str) -> UserError:
 
 def _spoilt(record: Path, why: str) -> UserError:
     """A record whose stage is done: only the whole stage can be done again."""
-    return UserError(f"{record} is damaged: {why}; restore it from a copy, or remove {record.parent} and let `kdstudy "
-                     "run` do that stage again")
+    return UserError(f"{record} is damaged: {why}; restore it from a copy or from whoever sent it, or remove "
+                     f"{record.parent} and let `kdstudy run` do that stage again")
 
 
 ORIGINS = {"teacher": {"teacher"}, "teacher_logits": {"teacher_logits"}, "finalists": {"finalist"},

@@ -246,7 +246,7 @@ def test_a_neighbour_that_is_not_sound_is_not_taken_over(received, tmp_path):
         schema.check_stage("distill", stage_of(received, "distill"))
     schema.check_stage("baseline", stage_of(received, "baseline"))
     link("{baseline}/record.jsonl", "victim/deep/thesis.tex")(received)
-    with pytest.raises(UserError, match="is a link, of which a study has none"):
+    with pytest.raises(UserError, match="is a link, and a study holds none"):
         schema.check_stage("baseline", stage_of(received, "baseline"))
 
 
@@ -332,6 +332,23 @@ def test_trust_and_naming_it_oneself_are_what_lets_a_function_be_called(received
     code, _, err = here("plan", ".", "--trust", "--set", "student.model=torch.hub:load")
     assert code == 2 and "what torch has is no model function" in err
     assert not functions._allowed  # nothing stays allowed after a command
+
+
+def test_workers_find_a_function_that_one_names_oneself(tmp_path):
+    """In the folder in which the command is given, as the installed command does it."""
+    (tmp_path / "mynets.py").write_text(
+        "from torch import nn\ndef net(num_classes, in_chans):\n"
+        "    return nn.Sequential(nn.Conv2d(in_chans, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),"
+        " nn.Linear(8, num_classes))\n")
+    run = [sys.executable, "-P", "-m", "study.cli", "run"]
+    begun = subprocess.run([*run, "digits", "--smoke", "--set", "teacher.model=mynets:net", "--set", "teacher.args={}",
+                            "--until", "teacher", "--dir", "study"], cwd=tmp_path, capture_output=True, text=True,
+                           timeout=300)
+    assert begun.returncode == 0 and "mynets:net" in begun.stdout, begun.stdout + begun.stderr
+    again = [subprocess.run([*run, "study", "--until", "teacher", *words], cwd=tmp_path, capture_output=True, text=True,
+                            timeout=300) for words in ((), ("--trust",))]
+    assert again[0].returncode == 2 and is_one_line(again[0].stderr) and "--trust" in again[0].stderr
+    assert again[1].returncode == 0 and "Nothing to do" in again[1].stdout, again[1].stderr
 
 
 def replace_setting(folder: Path, before: str, after: str) -> None:

@@ -44,7 +44,7 @@ def problem_with(text: str, is_place: bool = True) -> str | None:
     else:
         return None
     variables = REMEDY.get(SAME_AS.get(scheme, scheme), "the environment variables of its client")
-    return f"holds {what}, which would be written down with it; take them out and set {variables}"
+    return f"holds {what}, for whoever reads the study to see; take them out and set {variables}"
 
 
 def names_a_host(text: str) -> bool:

@@ -18,6 +18,7 @@ from trainables.messages import one_line
 # What can be made to do anything at all by its arguments, torch.hub.load for one, and is no model function.
 NO_MODELS = frozenset(sys.stdlib_module_names) | {"torch", "timm", "ray", "pip", "setuptools", "study", "trainables",
                                                   "analysis"}
+FOLDER = "KDSTUDY_FUNCTIONS"  # for workers, which Tune moves elsewhere: the folder in which the command was given
 _allowed: set[str] | None = None  # all
 
 
@@ -69,8 +70,9 @@ def load(name: str) -> Callable[..., Any]:
     """Import package.module:function, also from the folder one is in. Raises ValueError."""
     check(name)
     module_name, _, function_name = name.partition(":")
-    if os.getcwd() not in sys.path:  # last: nothing in it stands in for a package
-        sys.path.append(os.getcwd())
+    folder = os.environ.get(FOLDER) or os.getcwd()
+    if folder not in sys.path:  # last: nothing in it stands in for a package
+        sys.path.append(folder)
     try:
         function = getattr(importlib.import_module(module_name), function_name)
     except (Exception, SystemExit) as error:
