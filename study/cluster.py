@@ -41,7 +41,7 @@ QUIET = {
 LOOPBACK = "127.0.0.1"
 RAY_BYTES = 64 * 2**20
 # What is mapped, measured with torch for CUDA: 8.5 GiB with Ray's object store, which is a share of the memory.
-LIBRARIES_BYTES, OBJECT_STORE_SHARE = 8 * 2**30, 0.3
+LIBRARIES_BYTES, OBJECT_STORE_SHARE, LARGEST_OBJECT_STORE = 8 * 2**30, 0.3, 200e9
 CONNECT_SECONDS = 30.0  # Ray by itself waits for a quarter of an hour
 ADDRESS = re.compile(r"auto|[^\s/@]+:\d+")
 TRY_TO_CONNECT = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level='CRITICAL')"
@@ -243,7 +243,7 @@ def check_memory_limit() -> None:
     """See whether this process may address what Ray and torch map, most of which they never touch. Raises UserError."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    needed = LIBRARIES_BYTES + OBJECT_STORE_SHARE * memory
+    needed = LIBRARIES_BYTES + min(OBJECT_STORE_SHARE * memory, LARGEST_OBJECT_STORE)
     if limit != resource.RLIM_INFINITY and limit < needed:
         raise UserError(f"the memory that a process may address is limited to {limit / 2**30:.1f} GiB, but Ray and "
                         f"torch reserve about {needed / 2**30:.0f} GiB; raise the limit, with `ulimit -v unlimited`")
