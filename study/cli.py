@@ -20,12 +20,13 @@ from study.config import (
     STUDY_FILE,
     StudyConfig,
     check_parameter,
-    functions_named,
+    functions_in,
     load_study,
     own_functions,
     places_named,
     preset_names,
-    texts_named,
+    texts_in,
+    values_named,
 )
 from study.errors import InterruptedStudyError, StudyFailedError, UserError
 from study.home import Home
@@ -268,7 +269,7 @@ def logits(study: str, out: Path, place: str | None, overrides: tuple[str, ...],
     Another study of the same images takes them as its teacher: --set teacher.model= --set teacher.logits=OUT. The
     format is described in study/logits_file.py."""
     config, home = _resolve_started(study, place, overrides, everything=True)
-    _allow(config, home, study, overrides, trust, ("teacher",))
+    _allow(config, study, overrides, trust, ("teacher",), home)
     from study import logits_file
     from study.display import Display, show_bytes
     from study.stages import Study
@@ -313,7 +314,7 @@ def export(study: str, out: Path, place: str | None, model: str, overrides: tupl
     The winner's configuration, first confirmation seed, last epoch, as safetensors with a config.json: OUT is loaded
     by timm.create_model("local-dir:OUT", pretrained=True)."""
     config, home = _resolve_started(study, place, overrides, everything=True)
-    _allow(config, home, study, overrides, trust, (model,))
+    _allow(config, study, overrides, trust, (model,), home)
     from study import export as exporting
 
     write = exporting.export_teacher if model == "teacher" else exporting.export_student
@@ -424,7 +425,7 @@ def submit(context: click.Context, study: str, overrides: tuple[str, ...], place
     from study import launch
 
     config, home = _locate(study, overrides, place, smoke)
-    _allow(config, study, study, overrides, trust, (*MODELS, "watch"))
+    _allow(config, study, overrides, trust, (*MODELS, "watch"))
     place = place or (str(home) if (home.folder / STUDY_FILE).is_file() else "")
     launch.check_place(place)
     launch.check_paths(config)
@@ -530,7 +531,7 @@ def _resolve(study: str, overrides: tuple[str, ...], place: str | None, smoke: b
     from study import schema
 
     config, home = _locate(study, overrides, place, smoke)
-    _allow(config, study, study, overrides, trust, sections)
+    _allow(config, study, overrides, trust, sections)
     if place is not None:
         home.refresh()
     schema.check(home.folder)
@@ -554,15 +555,16 @@ def _locate(study: str, overrides: tuple[str, ...], place: str | None,
     return config, own if started else Home(Path("studies") / config.name)
 
 
-def _allow(config: StudyConfig, source: str | Home, study: str, overrides: tuple[str, ...], trust: bool,
-           sections: tuple[str, ...]) -> None:
+def _allow(config: StudyConfig, study: str, overrides: tuple[str, ...], trust: bool, sections: tuple[str, ...],
+           home: Home | None = None) -> None:
     """Allow the functions that the user names: in a TOML file or --set on this command line, or by --trust.
 
-    source: what the settings come from. sections: those whose models the command builds, and `watch` where it sends
-    curves. Raises UserError where a study's folder or URI, which may come from anybody, names another function, or a
-    host to ask or tell.
+    sections: those whose models the command builds, and `watch` where it sends curves. home: where `config` comes from,
+    if not from `study`. Raises UserError where a study's folder or URI, which may come from anybody, names another
+    function, or a host to ask or tell.
     """
-    own = functions_named(study, overrides)
+    source, values = home or study, values_named(study, overrides)
+    own = functions_in(values)
     named = {setting: name for setting, name in own_functions(config).items() if setting.split(".")[0] in sections}
     for setting, name in named.items():
         try:
@@ -576,9 +578,9 @@ def _allow(config: StudyConfig, source: str | Home, study: str, overrides: tuple
         if name not in own:
             raise UserError(f"{setting} = {name!r} is a function that {source} names, not you, and its code would run; "
                             "if you trust whoever made that study, add --trust")
-    own = texts_named(study, overrides)
+    texts = texts_in(values)
     for setting, place in places_named(config, watch="watch" in sections).items():
-        if place not in own:
+        if place not in texts:
             raise UserError(f"{setting} = {place!r} is a place that {source} names, not you, and it would be asked or "
                             f"told; if you trust it, add --trust, else give your own, or none, with --set {setting}=…")
 

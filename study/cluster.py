@@ -164,9 +164,9 @@ def _start(address: str | None) -> None:
     import ray
 
     if not address:
-        check_memory_limit()
+        _check_memory_limit()
         _check_ray_room()
-    local = {} if address else {"num_cpus": usable_cpus(), "include_dashboard": False, "_node_ip_address": LOOPBACK}
+    options = {} if address else {"num_cpus": usable_cpus(), "include_dashboard": False, "_node_ip_address": LOOPBACK}
     earlier = signal.getsignal(signal.SIGTERM)
     try:
         with contextlib.ExitStack() as started:
@@ -174,8 +174,8 @@ def _start(address: str | None) -> None:
                 started.enter_context(_on_loopback())
                 started.enter_context(_functions_found())
             if not (address and functions.may_be_called()):  # there it is Ray that tells workers of this folder
-                local["job_config"] = _job_apart_from_here()
-            ray.init(address=address or "local", log_to_driver=False, logging_level="CRITICAL", **local)
+                options["job_config"] = _job_apart_from_here()
+            ray.init(address=address or "local", log_to_driver=False, logging_level="CRITICAL", **options)
     except SystemExit:  # what Ray makes of a SIGTERM
         raise KeyboardInterrupt from None
     except Exception as error:
@@ -239,7 +239,7 @@ def _make_token_private() -> None:
             path.chmod(0o600)
 
 
-def check_memory_limit() -> None:
+def _check_memory_limit() -> None:
     """See whether this process may address what Ray and torch map, most of which they never touch. Raises UserError."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -462,24 +462,24 @@ def is_own_file(study: str) -> bool:
     return not Path(study).is_dir() and not (path.name == STUDY_FILE and (path.parent / "stages.json").exists())
 
 
-def texts_named(study: str, overrides: tuple[str, ...]) -> set[str]:
-    """What a user's settings on the command line say: those in a file of their own, and overrides."""
-    return {text for _, text in _texts(_values_named(study, overrides))}
-
-
-def functions_named(study: str, overrides: tuple[str, ...]) -> set[str]:
-    """The functions that a user names on the command line: in a file of their own, or in overrides."""
-    values = _values_named(study, overrides)
-    sections = [section for name in ("teacher", "student") if isinstance(section := values.get(name), dict)]
-    named = [section.get(key) for section in sections for key in ("model", "function")]
-    return {name for name in named if isinstance(name, str) and is_function(name)}
-
-
-def _values_named(study: str, overrides: tuple[str, ...]) -> dict[str, Any]:
+def values_named(study: str, overrides: tuple[str, ...]) -> dict[str, Any]:
+    """The settings that a user names on the command line: in a file of their own, and in overrides."""
     values = _read(find_study(study)) if is_own_file(study) else {}
     for override in overrides:
         _apply_override(values, override)
     return values
+
+
+def texts_in(values: dict[str, Any]) -> set[str]:
+    """All texts among settings that are not validated yet."""
+    return {text for _, text in _texts(values)}
+
+
+def functions_in(values: dict[str, Any]) -> set[str]:
+    """The functions that settings name which are not validated yet."""
+    sections = [section for name in ("teacher", "student") if isinstance(section := values.get(name), dict)]
+    named = [section.get(key) for section in sections for key in ("model", "function")]
+    return {name for name in named if isinstance(name, str) and is_function(name)}
 
 
 def preset_names() -> list[str]:

@@ -261,16 +261,20 @@ def check(folder: Path) -> None:
 def check_plain(folder: Path, apart: tuple[str, ...] = ()) -> None:
     """See whether a folder holds files and folders alone, but for some of the folders in it. Raises UserError."""
     if (found := not_plain(folder, apart)) is not None:
-        raise UserError(f"{found} is {'a link' if found.is_symlink() else 'no plain file'}, and a study holds none; "
-                        "remove it, or replace it with a copy of its own")
+        raise _refused(found)
 
 
 def check_stage(name: str, folder: Path) -> None:
     """Likewise for one stage's folder, which may lie in another study. Raises UserError."""
     if folder.is_symlink():
-        raise UserError(f"{folder} is a link, and a study holds none; remove it, or replace it with a copy of its own")
+        raise _refused(folder)
     check_plain(folder)
     _check_stage(name, folder)
+
+
+def _refused(found: Path) -> UserError:
+    return UserError(f"{found} is {'a link' if found.is_symlink() else 'no plain file'}, and a study holds none; "
+                     "remove it, or replace it with a copy of its own")
 
 
 def _check_stage(name: str, folder: Path) -> None:
@@ -315,8 +319,7 @@ def _checked(path: Path, kind: type[Part]) -> Any | None:
     try:
         return kind.model_validate(content)
     except ValidationError as error:
-        problem = error.errors()[0]
-        raise _damaged(path, f"{'.'.join(location_of(problem))} {wording([problem])}".strip()) from None
+        raise _damaged(path, _why(error)) from None
 
 
 def _damaged(path: Path, why: str) -> UserError:
@@ -327,7 +330,11 @@ def _damaged(path: Path, why: str) -> UserError:
 def _spoilt(record: Path, why: str) -> UserError:
     """A record whose stage is done: only the whole stage can be done again."""
     return UserError(f"{record} is damaged: {why}; restore it from a copy or from whoever sent it, or remove "
-                     f"{record.parent} and let `kdstudy run` do that stage again")
+                     f"{_again(record)}")
+
+
+def _again(record: Path) -> str:
+    return f"{record.parent} and let `kdstudy run` do that stage again"
 
 
 ORIGINS = {"teacher": {"teacher"}, "teacher_logits": {"teacher_logits"}, "finalists": {"finalist"},
@@ -394,9 +401,8 @@ def _why(error: Exception) -> str:
 
 
 def _damaged_record(path: Path, line: int, done: bool, why: str) -> UserError:
-    remedy = (f"remove {path.parent} and let `kdstudy run` do that stage again" if done else
-              "remove that line and those after it, to run again what they tell")
-    return UserError(f"{path} is damaged at line {line}: {why}; restore it from a copy, or {remedy}")
+    gone = _again(path) if done else "that line and those after it, to run again what they tell"
+    return UserError(f"{path} is damaged at line {line}: {why}; restore it from a copy, or remove {gone}")
 
 
 def _is_json(line: bytes) -> bool:

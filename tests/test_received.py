@@ -252,9 +252,6 @@ def test_a_neighbour_that_is_not_sound_is_not_taken_over(received, tmp_path):
 
 # -- functions --------------------------------------------------------------------------------------------------------
 
-MODEL = 'model = "vit_tiny_patch16_224"'
-
-
 def write_evil(folder: Path) -> Path:
     """A module that leaves a mark as soon as it is imported, and a repository that torch.hub would run."""
     mark = folder.parent / "code-has-run"
