@@ -10,7 +10,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -250,8 +249,9 @@ def _check_memory_limit() -> None:
 
 
 def _ray_folder() -> str:
-    """Where Ray keeps its sockets and logs."""
-    return os.environ.get("RAY_TMPDIR") or ("/tmp" if os.path.isdir("/tmp") else tempfile.gettempdir())
+    """Where Ray keeps its sockets and logs: on Linux it asks TMPDIR too."""
+    chosen = os.environ.get("TMPDIR") if sys.platform.startswith("linux") else None
+    return os.environ.get("RAY_TMPDIR") or chosen or "/tmp"
 
 
 def _check_ray_room() -> None:

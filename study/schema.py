@@ -250,7 +250,7 @@ def check(folder: Path) -> None:
     check_plain(folder, WRITTEN_BY_OTHERS)
     description = _checked(folder / "stages.json", Description)
     for name, stage in description.stages.items() if description else ():
-        if not stage.startswith(f"{name}-"):
+        if stage.rpartition("-")[0] != name:
             raise _damaged(folder / "stages.json", f"stages.{name} is the folder of another stage")
     # Also those of other settings: with these settings again, they go on.
     for stage in sorted(folder.glob("*-*")):

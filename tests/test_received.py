@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import fsspec
 import pytest
@@ -17,7 +18,7 @@ from by_hand import EXAMPLES, MANY_EXAMPLES, POINTS, examples, here, is_one_line
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from study import schema
+from study import cluster, schema
 from study.errors import UserError
 from study.home import Home
 from study.record import Record, TrialState
@@ -512,6 +513,19 @@ def test_a_stage_that_is_not_listed_is_checked_too(received):
         assert code == 2 and is_one_line(err) and "record.jsonl is damaged" in err, (command, err)
 
 
+def test_a_stage_may_not_be_listed_under_a_folder_that_nobody_checks(received):
+    """A folder is named after its stage and ten digits; what is called otherwise would be read but not checked."""
+    DAMAGE["a line doubled"](received)
+    stage = stage_of(received, "distill")
+    stage.rename(received / "distill-other-0123456789")
+    description = read_json(received / "stages.json")
+    description["stages"]["distill"] = "distill-other-0123456789"
+    write_json(received / "stages.json", description)
+    for command in READING:
+        code, _, err = give(received, command)
+        assert code == 2 and is_one_line(err) and "stages.distill is the folder of another stage" in err, (command, err)
+
+
 def test_what_honest_programs_leave_in_a_study_is_no_harm(received):
     """Weights & Biases links to its own logs, and an editor's lock is a link to nothing."""
     (received / "wandb" / "run-1" / "logs").mkdir(parents=True)
@@ -711,6 +725,21 @@ def test_local_ray_listens_on_the_loopback_address_and_imports_nothing_from_the_
     assert len(listens) >= 5 and set(listens) <= loopback, listens
     assert not (tmp_path / "code-has-run").exists()
     assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("variables", [("RAY_TMPDIR",), ("RAY_TMPDIR", "TMPDIR"), ("TMPDIR",)])
+def test_the_folder_that_ray_will_use_is_the_one_that_needs_room(variables, monkeypatch, tmp_path):
+    from ray._common.utils import get_default_system_temp_dir
+
+    for name in ("RAY_TMPDIR", "TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name in variables:
+        monkeypatch.setenv(name, str(tmp_path / name))
+    assert cluster._ray_folder() == get_default_system_temp_dir() == str(tmp_path / variables[0])
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(
+        free=0 if str(folder) == str(tmp_path / variables[0]) else 2**40))
+    with pytest.raises(UserError, match=f"{tmp_path / variables[0]} has 0 MiB free"):
+        cluster._check_ray_room()
 
 
 @pytest.mark.parametrize(("words", "limit"), [(("plan",), 2), (("train", "baseline"), 2), (("run",), 8)])
