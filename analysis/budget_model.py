@@ -119,7 +119,7 @@ class BudgetModel:
         from sklearn.exceptions import ConvergenceWarning
         from threadpoolctl import threadpool_limits
 
-        from analysis.kernels import budget_kernel, regressor
+        from kdstudy.analysis.kernels import budget_kernel, regressor
 
         x, y = self._x, (self._z - self._middle) / self._spread
         part = self._part_for_fitting()

@@ -9,11 +9,11 @@ from urllib.parse import quote
 
 import plotly.graph_objects as go
 
-from analysis import report, tables
-from analysis.look import COLOURS, NEUTRAL, TITLES, blank, rounded, show, signed
-from analysis.results import read_json
-from analysis.sections import Exhibit
-from analysis.sensitivity import has_few_trials
+from kdstudy.analysis import report, tables
+from kdstudy.analysis.look import COLOURS, NEUTRAL, TITLES, blank, rounded, show, signed
+from kdstudy.analysis.results import read_json
+from kdstudy.analysis.sections import Exhibit
+from kdstudy.analysis.sensitivity import has_few_trials
 
 # How a configuration's name begins, and its symbol; of each study the tuned distillation first.
 SYMBOLS = {"tuned": "circle", "only": "square-open", "default": "diamond-open"}

@@ -6,8 +6,8 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis.budget_model import CONFIDENCE
-from analysis.look import (
+from kdstudy.analysis.budget_model import CONFIDENCE
+from kdstudy.analysis.look import (
     ACCURACY,
     ARMS,
     COLOURS,
@@ -21,8 +21,8 @@ from analysis.look import (
     show,
     signed,
 )
-from analysis.results import StudyFiles
-from analysis.sensitivity import NEAR_BEST, PREDICTIVE_RANKS
+from kdstudy.analysis.results import StudyFiles
+from kdstudy.analysis.sensitivity import NEAR_BEST, PREDICTIVE_RANKS
 
 INTERVAL = f"{100 * CONFIDENCE:.0f} % interval"
 SCALE = "Cividis"  # even to colour-blind eyes, and on either background

@@ -6,8 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from analysis.results import FINALIST_STAGES, SEARCH_OF, StudyFiles
-from analysis.significance import Interval, crossed_interval, mcnemar, paired_t_interval, seeds_needed, smallest_gain
+from kdstudy.analysis.results import FINALIST_STAGES, SEARCH_OF, StudyFiles
+from kdstudy.analysis.significance import (
+    Interval,
+    crossed_interval,
+    mcnemar,
+    paired_t_interval,
+    seeds_needed,
+    smallest_gain,
+)
 
 ONLY = "only "  # how the configuration begins that leaves temperature and alpha at their defaults
 GAINS_IN_QUESTION = (0.5, 1.0, 2.0, 5.0)  # points

@@ -5,9 +5,9 @@ import html
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis.examples import Calibration
-from analysis.look import COLOURS, NEUTRAL, blank, faint, rounded, signed
-from analysis.tables import SIGNIFICANT
+from kdstudy.analysis.examples import Calibration
+from kdstudy.analysis.look import COLOURS, NEUTRAL, blank, faint, rounded, signed
+from kdstudy.analysis.tables import SIGNIFICANT
 
 MOST_CLASSES = 40  # of more, those that gain most and those that gain least
 LONGEST_LABEL = 18

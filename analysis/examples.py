@@ -9,8 +9,8 @@ import pandas as pd
 import pyarrow.parquet as pq
 from scipy import stats
 
-from analysis.results import StudyFiles, read_columns
-from analysis.significance import crossed_interval
+from kdstudy.analysis.results import StudyFiles, read_columns
+from kdstudy.analysis.significance import crossed_interval
 
 ARMS = ("baseline", "distilled")
 CLASS_COLUMNS = ["name", "images", "teacher", "baseline", "distilled", "gain", "low", "high", "p", "p_adjusted"]

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis.look import (
+from kdstudy.analysis.look import (
     ACCURACY,
     ARMS,
     COLOURS,
@@ -29,7 +29,7 @@ from analysis.look import (
     show,
     signed,
 )
-from analysis.results import SEARCH_STAGES, STAGES, StudyFiles
+from kdstudy.analysis.results import SEARCH_STAGES, STAGES, StudyFiles
 
 STATES = {"complete": "full budget", "stopped": "stopped early: value at the stop", "running": "running: value so far",
           "failed": "failed"}

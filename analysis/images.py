@@ -9,7 +9,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from analysis.sections import Exhibit
+from kdstudy.analysis.sections import Exhibit
 
 KINDS = ("svg", "png")
 WIDTH, SCALE = 1100, 2  # pixels; a PNG has SCALE times as many, each way

@@ -6,7 +6,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from analysis.results import ARMS as ARMS
+from kdstudy.analysis.results import ARMS as ARMS
 
 # From the palette of Okabe and Ito, which colour-blind readers can tell apart.
 COLOURS = {"teacher": "#009E73", "baseline": "#D55E00", "distill": "#0072B2"}

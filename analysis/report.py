@@ -11,10 +11,10 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from analysis import look, sections, tables
-from analysis.results import StudyFiles
-from analysis.sections import Exhibit, Findings
-from analysis.trials_table import trials_section
+from kdstudy.analysis import look, sections, tables
+from kdstudy.analysis.results import StudyFiles
+from kdstudy.analysis.sections import Exhibit, Findings
+from kdstudy.analysis.trials_table import trials_section
 
 # Nothing may be loaded from anywhere, whatever a study's texts say.
 SECURITY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"

@@ -9,10 +9,10 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from analysis import effect_figures, example_figures, figures, look, sensitivity
-from analysis.examples import Calibration, calibration, per_class, teacher_agreement
-from analysis.results import StudyFiles
-from analysis.tables import SIGNIFICANT, show_points
+from kdstudy.analysis import effect_figures, example_figures, figures, look, sensitivity
+from kdstudy.analysis.examples import Calibration, calibration, per_class, teacher_agreement
+from kdstudy.analysis.results import StudyFiles
+from kdstudy.analysis.tables import SIGNIFICANT, show_points
 
 SMALL_P = 1e-4
 NOTEWORTHY_CALIBRATION = 2.0  # points

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.budget_model import CONFIDENCE, BudgetModel, Dimension
-from analysis.results import ARMS, StudyFiles
+from kdstudy.analysis.budget_model import CONFIDENCE, BudgetModel, Dimension
+from kdstudy.analysis.results import ARMS, StudyFiles
 
 FEWEST_FULL = 4  # trials at the budget, below which nothing can be said
 ENOUGH_PER_PARAMETER = 3  # trials at the budget, below which the intervals are too narrow

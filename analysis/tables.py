@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from analysis.evidence import evidence, gain
-from analysis.results import SEARCH_OF, STAGES, StudyFiles
-from analysis.significance import Interval, crossed_interval, wilson_interval
+from kdstudy.analysis.evidence import evidence, gain
+from kdstudy.analysis.results import SEARCH_OF, STAGES, StudyFiles
+from kdstudy.analysis.significance import Interval, crossed_interval, wilson_interval
 
 SIGNIFICANT = 0.05
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.look import ORIGINS, show
-from analysis.results import StudyFiles
-from analysis.tables import show_number
+from kdstudy.analysis.look import ORIGINS, show
+from kdstudy.analysis.results import StudyFiles
+from kdstudy.analysis.tables import show_number
 
 NUMERIC = {"trial", "temperature", "alpha", "lr", "weight_decay", "warmup", "batch_size", "epochs", "last %", "best %",
            "seconds"}

@@ -9,38 +9,38 @@ import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 
-from study import storage
-from study.config import StudyConfig
-from study.display import Display
-from study.errors import MissingTeacherError, StudyFailedError, UserError
-from study.home import Home
-from study.search import search_view_seed
-from study.stages import Study
-from trainables.distill import start_distillation
-from trainables.loop import Training, default_device, to_device
-from trainables.seeds import small_seed
-from trainables.task import Member, Task, Teacher, save, start
-from trainables.teacher_logits import held_out
-from trainables.trainable import describe, not_finite
+from kdstudy.config.settings import StudyConfig
+from kdstudy.errors import MissingTeacherError, StudyFailedError, UserError
+from kdstudy.search.runs import search_view_seed
+from kdstudy.store import files
+from kdstudy.store.storage import Storage
+from kdstudy.study import Study
+from kdstudy.trainables.distill import start_distillation
+from kdstudy.trainables.loop import Training, default_device, to_device
+from kdstudy.trainables.seeds import small_seed
+from kdstudy.trainables.task import Member, Task, Teacher, save, start
+from kdstudy.trainables.teacher_logits import held_out
+from kdstudy.trainables.trainable import describe, not_finite
+from kdstudy.watch.display import Display
 
 KEY_FILE = "teacher.json"  # which settings a teacher trained on its own belongs to
 
 
-def train(config: StudyConfig, home: Home, loop: str, parameters: dict[str, float], console: Console, *,
+def train(config: StudyConfig, storage: Storage, loop: str, parameters: dict[str, float], console: Console, *,
           seed: int | None = None, out: Path | None = None) -> Path:
     """Train once with the study's settings and test once; returns the folder with weights, history and result.
 
     seed: of the model's weights, order and views; by default those of the search's default point.
     Raises UserError for settings that cannot work, StudyFailedError where the loss is not finite.
     """
-    study = Study(config, home, Display(console, config.stages))
-    home.refresh(everything=True)
+    study = Study(config, storage, Display(console, config.stages))
+    storage.refresh(everything=True)
     study.check()
-    own = home.folder / "train" / loop
-    with storage.StudyLock(out or own):
+    own = storage.folder / "train" / loop
+    with files.StudyLock(out or own):
         trained = _train(study, loop, parameters, console, seed, out or own)
     if out is None:
-        home.publish(own)
+        storage.publish(own)
     return trained
 
 
@@ -61,15 +61,15 @@ def _train(study: Study, loop: str, parameters: dict[str, float], console: Conso
     console.print(f"[bold]{loop}[/bold]  {escape(task.model.model)}, {shown}, {task.training.epochs} epochs",
                   highlight=False)
     history = _run(training, task, console)
-    with storage.writing(out):
+    with files.writing(out):
         out.mkdir(parents=True, exist_ok=True)
         save(training, task, out)
     test = pd.read_parquet(out / "test.parquet", columns=["label", "prediction"])
     result = {"loop": loop, "parameters": parameters, **seeds, "history": history,
               "test_accuracy": float((test["label"] == test["prediction"]).mean()), "test_images": len(test)}
-    storage.write_json(out / "result.json", result)
+    files.write_json(out / "result.json", result)
     if loop == "teacher":
-        storage.write_json(out / KEY_FILE, {"teacher": study.stage("teacher").path.name, **parameters})
+        files.write_json(out / KEY_FILE, {"teacher": study.stage("teacher").path.name, **parameters})
     console.print(f"test accuracy {100 * result['test_accuracy']:.2f} % on {len(splits.test)} images · weights and "
                   f"history in {out}", highlight=False, soft_wrap=True, markup=False)
     return out
@@ -134,13 +134,13 @@ def _find_teacher(study: Study, console: Console, own_seed: bool) -> Teacher:
         return Teacher(tuple(Member(member.model, config.teacher.train_settings, member.weights,
                                     (member.mean, member.std)) for member in study.given_members))
     own = study.folder / "train" / "teacher"
-    key = storage.read_json(own / KEY_FILE)
+    key = files.read_json(own / KEY_FILE)
     if not (isinstance(key, dict) and key.get("teacher") == study.stage("teacher").path.name):
         console.print("the study has no trained teacher yet: training it first", highlight=False)
-        with storage.StudyLock(own):
+        with files.StudyLock(own):
             _train(study, "teacher", {"lr": config.teacher.learning_rates[0]}, console, None, own)
-        study.home.publish(own)
-        key = storage.read_json(own / KEY_FILE)
+        study.storage.publish(own)
+        key = files.read_json(own / KEY_FILE)
     console.print(f"teacher: {own}, lr {key['lr']}", highlight=False, soft_wrap=True, markup=False)
     return Teacher((Member(config.teacher.model_settings, config.teacher.train_settings,
-                           storage.read_weights(own / "model.safetensors")),))
+                           files.read_weights(own / "model.safetensors")),))

@@ -11,17 +11,17 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from rich.console import Console
 
-from study.cli import main
-from study.config import load_study
-from study.display import Display
-from study.fingerprints import hash_file
-from study.home import Home
-from study.record import TrialState
-from study.search import search_view_seed
-from study.stages import Study
-from study.storage import write_json
-from trainables import models
-from trainables.task import write_predictions
+from kdstudy.cli.main import main
+from kdstudy.config.load import load_study
+from kdstudy.search.runs import search_view_seed
+from kdstudy.store.files import write_json
+from kdstudy.store.fingerprints import hash_file
+from kdstudy.store.record import TrialState
+from kdstudy.store.storage import Storage
+from kdstudy.study import Study
+from kdstudy.trainables import models
+from kdstudy.trainables.task import write_predictions
+from kdstudy.watch.display import Display
 
 LONGEST_SECONDS = 120  # what nothing here takes, however many processes share the machine
 EXAMPLES, MANY_EXAMPLES = 30, 1500
@@ -82,7 +82,7 @@ SHORT = ("search.trials=3", "search.baseline_trials=3", "search.protected=1", "s
 def write_finished(folder: Path, *settings: str) -> Path:
     """A study with every stage done in no time: models that were never trained, and records that were made up."""
     config = load_study("digits", (*SHORT, *settings), smoke=True)
-    study = Study(config, Home(folder), Display(Console(file=io.StringIO()), config.stages))
+    study = Study(config, Storage(folder), Display(Console(file=io.StringIO()), config.stages))
     folder.mkdir(parents=True)
     (folder / "study.toml").write_text(config.to_toml())
     made = [_write_teacher(study), *(_write_search(study, arm) for arm in ("baseline", "distill")),

@@ -26,7 +26,7 @@ from pathlib import Path
 
 from running import KDSTUDY, kdstudy, results_of, with_set
 
-from study.record import Record, TrialState
+from kdstudy.store.record import Record, TrialState
 
 # As little as goes through every stage, with trials that are stopped early and checkpoints within a trial.
 SETTINGS = [
@@ -253,17 +253,17 @@ def unlike_solo(study: RunningStudy, stage: str, numbers: list[int]) -> list[str
     """Which of a stage's trials report otherwise than the same run does when it is alone in this process."""
     from rich.console import Console
 
-    from study.config import load_study
-    from study.display import Display
-    from study.home import Home
-    from study.stages import Study
-    from trainables.distill import start_distillation
-    from trainables.task import start
+    from kdstudy.config.load import load_study
+    from kdstudy.store.storage import Storage
+    from kdstudy.study import Study
+    from kdstudy.trainables.distill import start_distillation
+    from kdstudy.trainables.task import start
+    from kdstudy.watch.display import Display
 
     found = []
     with inside(study.home):
         config = load_study(str(study.folder))
-        whole = Study(config, Home.of(study.folder), Display(Console(quiet=True), config.stages))
+        whole = Study(config, Storage.of(study.folder), Display(Console(quiet=True), config.stages))
         task, record = whole.task(stage), Record(whole.stage(stage).record_path, write=False)
         for number in numbers:
             trial = record.trials[number]

@@ -20,11 +20,12 @@ import optuna
 import pandas as pd
 from scipy.stats import spearmanr
 
-from analysis.budget_model import BudgetModel, Dimension
-from analysis.sensitivity import Grid, main_effects, prices
-from study.config import Range
-from study.record import Record
-from study.search import METRIC, OptunaProposer, TrialBook
+from kdstudy.analysis.budget_model import BudgetModel, Dimension
+from kdstudy.analysis.sensitivity import Grid, main_effects, prices
+from kdstudy.config.settings import Range
+from kdstudy.search.manager import METRIC, TrialBook
+from kdstudy.search.proposer import OptunaProposer
+from kdstudy.store.record import Record
 
 EPOCHS, RUNGS, WORKERS, TRIALS, PROTECTED = 27, [3, 9], 4, 60, 12
 NAMES = ("temperature", "alpha", "lr")

@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from analysis.significance import Interval, crossed_interval, mcnemar, paired_t_interval
+from kdstudy.analysis.significance import Interval, crossed_interval, mcnemar, paired_t_interval
 
 SEEDS, IMAGES, LEVEL = (3, 5, 10), (360, 2000, 10000), 0.05
 RESAMPLES = 2000

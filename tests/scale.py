@@ -29,14 +29,18 @@ from ray import tune
 from ray.tune.result import SHOULD_CHECKPOINT
 from rich.console import Console
 
-from study import storage
-from study.cluster import cluster_share, connected
-from study.config import STUDY_FILE, StudyConfig, load_study
-from study.display import Display, show_bytes
-from study.home import TUNE, Home
-from study.record import Record, TrialState
-from study.search import METRIC, OptunaProposer, TrialBook, winner, write_optuna_file
-from study.tuner import CHECKPOINT_MARK, Job, run_trials
+from kdstudy.config.load import STUDY_FILE, load_study
+from kdstudy.config.settings import StudyConfig
+from kdstudy.search.manager import METRIC, TrialBook
+from kdstudy.search.optuna_file import write_optuna_file
+from kdstudy.search.proposer import OptunaProposer
+from kdstudy.search.runs import winner
+from kdstudy.store import files as storage
+from kdstudy.store.record import Record, TrialState
+from kdstudy.store.storage import TUNE, Storage
+from kdstudy.tune.cluster import cluster_share, connected
+from kdstudy.tune.tuner import CHECKPOINT_MARK, Job, run_trials
+from kdstudy.watch.display import Display, show_bytes
 
 STAGE, MEASURED = "distill", "measured.json"
 EXTENSION = 20  # trials by which the finished search is extended
@@ -105,7 +109,7 @@ def drive(folder: Path) -> None:
         display.begin(STAGE)
         book.record.begin_session()
         measure.begin()
-        run_trials(OneStage([Job(STAGE, book, None)]), Home(folder), share, worker_retries=0, trainable=Surface)
+        run_trials(OneStage([Job(STAGE, book, None)]), Storage(folder), share, worker_retries=0, trainable=Surface)
         measure.end(len(book.record.trials))
         display.stop()
 
@@ -266,8 +270,8 @@ def close(folder: Path) -> float:
 
 def readers(folder: Path) -> list[tuple[str, str]]:
     """How long it takes to read a search, the report first as long as it is not closed, and to close it."""
-    from analysis import report, sensitivity
-    from analysis.results import StudyFiles
+    from kdstudy.analysis import report, sensitivity
+    from kdstudy.analysis.results import StudyFiles
 
     status = [sys.executable, "-m", "study.cli", "status", str(folder)]
     took = {

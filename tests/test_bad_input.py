@@ -18,9 +18,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from study.cli import cli
-from study.config import PRESETS, load_study, settings_table
-from study.errors import UserError
+from kdstudy.cli.main import cli
+from kdstudy.config.load import PRESETS, load_study
+from kdstudy.config.settings import settings_table
+from kdstudy.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("apart")
 

@@ -14,7 +14,7 @@ import pytest
 from browser import NARROW, WIDE, Browser, Page
 from test_report import BASELINE, DISTILL, INJECTION, complete  # noqa: F401
 
-from analysis import report
+from kdstudy.analysis import report
 
 REAL_STUDY = Path(__file__).parent.parent / "study" / "presets" / "results" / "cifar100-small"
 SETTINGS = [(WIDE, False), (WIDE, True), (NARROW, False), (NARROW, True)]

@@ -2,9 +2,9 @@
 
 import pytest
 
-from study.cluster import cluster_address, share
-from study.config import ResourceSettings
-from study.errors import UserError
+from kdstudy.config.settings import ResourceSettings
+from kdstudy.errors import UserError
+from kdstudy.tune.cluster import cluster_address, share
 
 
 @pytest.mark.parametrize(("settings", "nodes", "concurrent", "gpus"), [

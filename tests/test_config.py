@@ -4,8 +4,10 @@ import tomllib
 
 import pytest
 
-from study.config import check_models, load_study, preset_names, validate
-from study.errors import UserError
+from kdstudy.config.load import load_study, preset_names
+from kdstudy.config.messages import validate
+from kdstudy.config.models import check_models
+from kdstudy.errors import UserError
 
 PROBLEMS = {
     "search.trails=3": "search.trails is not a setting of [search]; did you mean search.trials?",

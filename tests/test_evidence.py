@@ -9,9 +9,9 @@ import pytest
 from scipy import stats
 from test_report import SEEDS, built, complete, drawn, write_json  # noqa: F401, complete is a fixture
 
-from analysis import comparison, report, sections, tables
-from analysis.examples import calibration
-from analysis.results import StudyFiles
+from kdstudy.analysis import comparison, report, sections, tables
+from kdstudy.analysis.examples import calibration
+from kdstudy.analysis.results import StudyFiles
 
 
 def outcome_of(folder):

@@ -21,9 +21,9 @@ from faults import (
     wait_until,
 )
 
-from trainables.baseline import BaselineTrainable
-from trainables.settings import ModelSettings, TrainSettings, ViewSettings
-from trainables.task import Task
+from kdstudy.trainables.baseline import BaselineTrainable
+from kdstudy.trainables.settings import ModelSettings, TrainSettings, ViewSettings
+from kdstudy.trainables.task import Task
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,8 @@ def test_a_stop_is_not_lost_where_exceptions_are(number, place, kept):
     """Python drops what is raised while an object is deleted, and Ray deletes many."""
     script = f"""
 import os, time
-from study import cli, errors
+from kdstudy.cli import main as cli
+from kdstudy import errors
 
 class Deleted:
     def __del__(self):

@@ -6,10 +6,10 @@ import shutil
 import pytest
 from running import ONE_AT_A_TIME, kdstudy, results_of
 
-from analysis.results import StudyFiles
-from study import finalists
-from study.record import Record, TrialState
-from study.search import METRIC
+from kdstudy.analysis.results import StudyFiles
+from kdstudy.search.manager import METRIC
+from kdstudy.stages import finalists
+from kdstudy.store.record import Record, TrialState
 
 FINALISTS = ("--set", "finalists.configurations=2", "--set", "finalists.seeds=2")
 

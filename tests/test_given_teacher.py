@@ -10,8 +10,8 @@ import pytest
 import tomli_w
 from running import ONE_AT_A_TIME, kdstudy, results_of
 
-from study.config import load_study
-from study.record import Record
+from kdstudy.config.load import load_study
+from kdstudy.store.record import Record
 
 
 def study_with(tmp_path, **teacher):

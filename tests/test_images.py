@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 import pytest
 from browser import EXECUTABLE
 
-from analysis import images, look
-from analysis.report import Exhibit
+from kdstudy.analysis import images, look
+from kdstudy.analysis.report import Exhibit
 
 needs_browser = pytest.mark.skipif(EXECUTABLE is None, reason="needs Chromium or Chrome")
 HEIGHT = 300

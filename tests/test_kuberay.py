@@ -10,7 +10,7 @@ import pytest
 import yaml
 from by_hand import here, is_one_line
 
-from study.config import load_study
+from kdstudy.config.load import load_study
 
 jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
 

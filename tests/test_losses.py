@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from trainables.losses import distillation_loss, hard_loss, soft_loss
+from kdstudy.trainables.losses import distillation_loss, hard_loss, soft_loss
 
 RNG = np.random.default_rng(0)
 STUDENT, TEACHER = RNG.normal(0, 2, (6, 5)), RNG.normal(0, 3, (6, 5))

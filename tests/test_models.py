@@ -10,8 +10,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from trainables import models
-from trainables.settings import ModelSettings
+from kdstudy.trainables import models
+from kdstudy.trainables.settings import ModelSettings
 
 NET = {"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}
 VIT = {"patch_size": 4, "embed_dim": 24, "depth": 1, "num_heads": 2}

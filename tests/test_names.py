@@ -15,9 +15,9 @@ from by_hand import here, is_one_line, write_finished
 from plotly.offline import get_plotlyjs
 from sklearn.datasets import load_digits
 
-from analysis.tables import COLUMNS, plain
-from study.storage import write_json
-from trainables import models
+from kdstudy.analysis.tables import COLUMNS, plain
+from kdstudy.store.files import write_json
+from kdstudy.trainables import models
 
 pytestmark = pytest.mark.usefixtures("apart")
 

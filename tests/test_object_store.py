@@ -13,12 +13,12 @@ import pytest
 from running import KDSTUDY, ONE_AT_A_TIME, kdstudy, results_of, wait_until
 from test_watch import a_study, add_report, expected_of, watching, written
 
-from study import home as homes
-from study import lease as leases
-from study.errors import StorageError, UserError
-from study.home import Home
-from study.lease import Lease
-from study.record import Record, TrialState
+from kdstudy.errors import StorageError, UserError
+from kdstudy.store import lease as leases
+from kdstudy.store import storage as storages
+from kdstudy.store.lease import Lease
+from kdstudy.store.record import Record, TrialState
+from kdstudy.store.storage import Storage
 
 moto_server = pytest.importorskip("moto.server", reason="moto's server is not installed")
 pytest.importorskip("s3fs")
@@ -133,8 +133,8 @@ def recorded(record):
 
 def test_a_record_is_read_from_another_machine_while_it_is_written(machine, monkeypatch):
     monkeypatch.setattr(homes, "COMPACT_AFTER", 20)
-    writer = Home.of("s3://bucket/records/one")
-    record = Record(writer.folder / "baseline-1" / "record.jsonl", home=writer)
+    writer = Storage.of("s3://bucket/records/one")
+    record = Record(writer.folder / "baseline-1" / "record.jsonl", storage=writer)
     reader = None
     for number in range(3):
         record.add_trial(trial(number))
@@ -142,7 +142,7 @@ def test_a_record_is_read_from_another_machine_while_it_is_written(machine, monk
             record.report(number, epoch, "continue", {"validation_accuracy": 0.5})
             if epoch % 5 == 0:
                 machine("two")
-                reader = Home.of("s3://bucket/records/one")
+                reader = Storage.of("s3://bucket/records/one")
                 reader.refresh()
                 machine("one")
                 seen = Record(reader.folder / "baseline-1" / "record.jsonl", write=False)
@@ -156,8 +156,8 @@ def test_an_event_that_is_both_in_the_record_and_an_object_of_its_own_counts_onc
     """As a driver leaves it that is killed between writing the record anew and removing the objects."""
     import fsspec
 
-    one = Home.of("s3://bucket/records/two")
-    record = Record(one.folder / "baseline-1" / "record.jsonl", home=one)
+    one = Storage.of("s3://bucket/records/two")
+    record = Record(one.folder / "baseline-1" / "record.jsonl", storage=one)
     for number in range(3):
         record.add_trial(trial(number))
     parts = objects("s3://bucket/records/two/baseline-1")
@@ -165,23 +165,23 @@ def test_an_event_that_is_both_in_the_record_and_an_object_of_its_own_counts_onc
     for name, content in parts.items():
         fsspec.filesystem("s3").pipe_file(f"bucket/records/two/baseline-1/{name}", content)
     machine("two")
-    two = Home.of("s3://bucket/records/two")
+    two = Storage.of("s3://bucket/records/two")
     two.refresh(everything=True)
-    again = Record(two.folder / "baseline-1" / "record.jsonl", home=two)
+    again = Record(two.folder / "baseline-1" / "record.jsonl", storage=two)
     assert (two.folder / "baseline-1" / "record.jsonl").read_bytes() == record.path.read_bytes()
     again.add_trial(trial(3))
     assert list(again.trials) == [0, 1, 2, 3]
 
 
 def test_a_copy_follows_what_is_changed_and_removed(machine):
-    one = Home.of("s3://bucket/copies/one")
+    one = Storage.of("s3://bucket/copies/one")
     contents = {"study.toml": "a", "stage/a.json": "1", "stage/b.json": "2", "stage/big.safetensors": "w"}
     for name, content in contents.items():
         (one.folder / name).parent.mkdir(parents=True, exist_ok=True)
         (one.folder / name).write_text(content)
     one.publish(one.folder / "stage", one.folder / "study.toml")
     machine("two")
-    two = Home.of("s3://bucket/copies/one")
+    two = Storage.of("s3://bucket/copies/one")
     two.refresh()
     assert sorted(path.name for path in (two.folder / "stage").iterdir()) == ["a.json", "b.json"]  # nothing large
     two.refresh(everything=True)
@@ -197,9 +197,9 @@ def test_a_second_driver_on_another_machine_is_refused_by_name(machine, monkeypa
     monkeypatch.setattr(leases, "RENEWED_EVERY", 0.2)
     monkeypatch.setattr(leases, "LOOKED_EVERY", 0.1)
     monkeypatch.setattr(leases, "SETTLED_AFTER", 0.2)
-    with Home.of("s3://bucket/leases/one").driven():
+    with Storage.of("s3://bucket/leases/one").driven():
         machine("two")
-        other = Home.of("s3://bucket/leases/one")
+        other = Storage.of("s3://bucket/leases/one")
         assert other.is_driven()
         with pytest.raises(UserError, match=rf"in use by process {os.getpid()} on \S+"), other.driven():
             pass
@@ -228,7 +228,7 @@ def test_a_stale_lease_is_taken_over_and_its_holder_notices(machine, monkeypatch
     uri = "s3://bucket/leases/two"
     lost = abandoned(uri, monkeypatch)
     machine("two")
-    with Home.of(uri).driven():
+    with Storage.of(uri).driven():
         renewing = threading.Thread(target=lost._renew)
         renewing.start()
         renewing.join(timeout=10)
@@ -243,11 +243,11 @@ def test_of_two_that_take_over_a_stale_lease_one_gets_it(machine, monkeypatch):
     got, done = [], threading.Event()
 
     def drive(folder):
-        with contextlib.suppress(UserError), Home(folder, uri).driven():
+        with contextlib.suppress(UserError), Storage(folder, uri).driven():
             got.append(folder)
             done.wait(10)
 
-    drivers = [threading.Thread(target=drive, args=(Home.of(uri).folder.with_name(name),)) for name in "ab"]
+    drivers = [threading.Thread(target=drive, args=(Storage.of(uri).folder.with_name(name),)) for name in "ab"]
     for driver in drivers:
         driver.start()
     drivers[0].join(timeout=4)
@@ -259,7 +259,7 @@ def test_of_two_that_take_over_a_stale_lease_one_gets_it(machine, monkeypatch):
 
 
 def test_a_store_out_of_reach_is_one_line_and_leaves_the_record_as_it_was(machine, monkeypatch):
-    home = Home.of("s3://bucket/away")
+    home = Storage.of("s3://bucket/away")
     record = Record(home.folder / "baseline-1" / "record.jsonl", home=home)
     record.add_trial(trial(0))
     written = record.path.read_bytes()
@@ -285,7 +285,7 @@ def test_a_place_that_cannot_be_is_one_line_and_exit_code_2(place, message, serv
 
 
 def test_a_file_uri_is_a_path(tmp_path):
-    home = Home.of(f"file://{tmp_path}/my%20study")
+    home = Storage.of(f"file://{tmp_path}/my%20study")
     assert home.folder == tmp_path / "my study" and home.uri is None
 
 
@@ -309,7 +309,7 @@ def test_a_study_is_brought_home_whole_or_its_results_alone(finished_by_hand, ma
 
 def test_event_files_are_published_when_the_command_ends_and_gone_on_with_elsewhere(machine):
     uri = "s3://bucket/watched/one"
-    first = Home.of(uri)
+    first = Storage.of(uri)
     with first.driven():
         _, record = a_study(first.folder)
         with watching(first, "watch.tensorboard=true")[0]:
@@ -318,9 +318,9 @@ def test_event_files_are_published_when_the_command_ends_and_gone_on_with_elsewh
     begun = {name: content for name, content in objects(uri).items() if name.startswith("tensorboard/")}
     assert set(begun) == {str(path.relative_to(first.folder)) for path in first.folder.glob("tensorboard/*/*/*")}
     machine("two")
-    second = Home.of(uri)
+    second = Storage.of(uri)
     with second.driven():
-        record = Record(second.folder / record.path.relative_to(first.folder), home=second)
+        record = Record(second.folder / record.path.relative_to(first.folder), storage=second)
         with watching(second, "watch.tensorboard=true")[0]:
             add_report(record, 1, 4)
     assert written(second.folder) == expected_of(record) and second.folder != first.folder

@@ -15,13 +15,14 @@ import torch.multiprocessing as mp
 from running import KDSTUDY, kdstudy, wait_until, with_set
 from safetensors.numpy import load_file
 
-from study.cluster import share
-from study.config import ResourceSettings, load_study
-from study.errors import UserError
-from trainables.data import ImageSet
-from trainables.parallel import ParallelTraining
-from trainables.settings import ModelSettings, TrainSettings, ViewSettings
-from trainables.task import Task, start
+from kdstudy.config.load import load_study
+from kdstudy.config.settings import ResourceSettings
+from kdstudy.errors import UserError
+from kdstudy.trainables.data import ImageSet
+from kdstudy.trainables.parallel import ParallelTraining
+from kdstudy.trainables.settings import ModelSettings, TrainSettings, ViewSettings
+from kdstudy.trainables.task import Task, start
+from kdstudy.tune.cluster import share
 
 TOGETHER = with_set(["resources.teacher_workers=2", "teacher.epochs=16"])
 PARAMETERS, SEEDS = {"lr": 1e-3}, {"seed": 5, "view_seed": 7}

@@ -19,11 +19,11 @@ from PIL import Image
 from running import KDSTUDY
 from torchvision.datasets import cifar
 
-from study.storage import write_json
-from trainables.baseline import BaselineTrainable
-from trainables.data import load
-from trainables.settings import DataSettings, ModelSettings, TrainSettings, ViewSettings
-from trainables.task import Task
+from kdstudy.store.files import write_json
+from kdstudy.trainables.baseline import BaselineTrainable
+from kdstudy.trainables.data import load
+from kdstudy.trainables.settings import DataSettings, ModelSettings, TrainSettings, ViewSettings
+from kdstudy.trainables.task import Task
 
 pytestmark = pytest.mark.usefixtures("apart")
 

@@ -13,8 +13,6 @@ import pytest
 from nodes import Nodes
 from running import KDSTUDY, wait_until, with_set
 
-import trainables
-
 SETTINGS = ["resources.gpus_per_trial=0.5", "search.baseline_trials=24", "search.trials=8", "search.report_every=1",
             "train.batch_size=4", "student.model=faulty:build", "student.args={}"]
 pytestmark = pytest.mark.slow

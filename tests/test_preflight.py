@@ -18,20 +18,21 @@ from nodes import Nodes
 from rich.console import Console
 from running import kdstudy, with_set
 
-import trainables
-from study import cluster, preflight
-from study.cli import cli
-from study.cluster import Share, connected, waiting_note, why_not_connected
-from study.config import load_study
-from study.display import Display
-from study.errors import UserError
-from study.home import Home
-from study.stages import Study
+import kdstudy.trainables
+from kdstudy.cli.main import cli
+from kdstudy.config.load import load_study
+from kdstudy.errors import UserError
+from kdstudy.plan import preflight
+from kdstudy.store.storage import Storage
+from kdstudy.study import Study
+from kdstudy.tune import cluster
+from kdstudy.tune.cluster import Share, connected, waiting_note, why_not_connected
+from kdstudy.watch.display import Display
 
 
 def study_in(folder, *settings, study="digits"):
     config = load_study(study, settings, smoke=True)
-    return Study(config, Home.of(folder), Display(Console(), config.stages))
+    return Study(config, Storage.of(folder), Display(Console(), config.stages))
 
 
 def on(cpus, gpus):

@@ -3,10 +3,11 @@
 import pytest
 from rich.console import Console
 
-from study.display import Display
-from study.progress import seconds_per_run
-from study.record import Record, TrialState
-from study.search import ListProposer, TrialBook
+from kdstudy.search.manager import TrialBook
+from kdstudy.search.runs import ListProposer
+from kdstudy.store.record import Record, TrialState
+from kdstudy.watch.display import Display
+from kdstudy.watch.progress import seconds_per_run
 
 METRICS = {"validation_accuracy": 0.5}
 

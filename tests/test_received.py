@@ -18,13 +18,14 @@ from by_hand import EXAMPLES, MANY_EXAMPLES, POINTS, examples, here, is_one_line
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from study import cluster, schema
-from study.errors import UserError
-from study.home import Home
-from study.record import Record, TrialState
-from study.storage import read_json, write_json
-from trainables import functions, paths
-from trainables.credentials import problem_with, redact
+from kdstudy.errors import UserError
+from kdstudy.store import check as schema
+from kdstudy.store.files import read_json, write_json
+from kdstudy.store.record import Record, TrialState
+from kdstudy.store.storage import Storage
+from kdstudy.trainables import functions, paths
+from kdstudy.trainables.credentials import problem_with, redact
+from kdstudy.tune import cluster
 
 pytestmark = pytest.mark.usefixtures("apart")
 
@@ -174,7 +175,7 @@ def check_path(root: Path, name: str) -> None:
         (folder / "file").write_text("here")
     (study / "out").unlink(missing_ok=True)
     (study / "out").symlink_to(victim)
-    home = Home(study)
+    home = Storage(study)
     if paths.is_inside_by_name(name):
         assert os.path.normpath(study / name).startswith(f"{study}/") and os.path.normpath(name) == name
     for remove in (lambda: paths.remove(study / name, study), lambda: paths.remove(study / "out" / name, study),
@@ -216,7 +217,7 @@ def test_objects_are_removed_inside_a_study_only(tmp_path):
     kept = {"/bucket/mine/thesis": b"1", "/bucket/study/.tune/000/t/c": b"2", "/bucket/study/stage-0/done.json": b"3"}
     for name, content in kept.items():
         store.pipe_file(name, content)
-    home = Home(tmp_path / "copy", "memory://bucket/study")
+    home = Storage(tmp_path / "copy", "memory://bucket/study")
     for below in (("..", "..", "mine"), ("*",), ("..",), ("000", "..", "..", "stage-0"), ("",), ("0[0-9]0",)):
         with pytest.raises(ValueError):
             home.forget_tune(*below)
@@ -235,7 +236,7 @@ def test_objects_with_names_that_lead_elsewhere_are_not_brought_here(tmp_path):
         store.pipe_file(f"/bucket/{name}", b"{}")
     store.store["/bucket/study2/../../evil.json"] = store.store["/bucket/study2/study.toml"]
     store.store["/bucket/study2/stage/../../../evil.json"] = store.store["/bucket/study2/study.toml"]
-    Home(tmp_path / "deep" / "copy", "memory://bucket/study2").refresh(everything=True)
+    Storage(tmp_path / "deep" / "copy", "memory://bucket/study2").refresh(everything=True)
     found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
     assert "deep/copy/study.toml" in found and not any("evil" in name or "*" in name or "[" in name for name in found)
 
@@ -681,7 +682,7 @@ def test_a_secret_is_taken_out_of_any_text(before, uri, after):
 
 LISTENING = """
 import os, re, sys
-from study.cluster import connected
+from kdstudy.tune.cluster import connected
 import ray
 os.environ["KDSTUDY_TEST_TREE"] = sys.argv[1]
 with connected(None):

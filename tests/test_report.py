@@ -14,8 +14,8 @@ import pytest
 from plotly.offline import get_plotlyjs
 from scipy import stats
 
-from analysis import figures, look, report, tables
-from analysis.results import StudyFiles
+from kdstudy.analysis import figures, look, report, tables
+from kdstudy.analysis.results import StudyFiles
 
 INJECTION = "<script>alert(1)</script>"
 IMAGES, SEEDS, EPOCHS = 200, 3, 8
@@ -314,7 +314,7 @@ def test_figures_without_data_are_none(tmp_path):
 
 
 def test_report_needs_neither_ray_nor_torch(started):
-    code = ("import sys; from pathlib import Path; from analysis import report; report.build(Path(sys.argv[1]))\n"
+    code = ("import sys; from pathlib import Path; from kdstudy.analysis import report; report.build(Path(sys.argv[1]))\n"
             "print(sorted({'ray', 'torch', 'study', 'trainables'} & set(sys.modules)))")
     run = subprocess.run([sys.executable, "-c", code, str(started)], cwd=Path(__file__).parent.parent,
                          capture_output=True, text=True)

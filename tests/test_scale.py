@@ -4,7 +4,7 @@ import json
 
 import scale
 
-from study.record import Record
+from kdstudy.store.record import Record
 
 TRIALS, REPORTS = 60, 5
 

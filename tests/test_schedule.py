@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from study.schedule import Work, forecast
+from kdstudy.plan.forecast import Work, forecast
 
 
 def listed(name, runs, epochs, seconds, overhead=0.0):

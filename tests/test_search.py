@@ -7,21 +7,14 @@ import numpy as np
 import optuna
 import pytest
 
-from study.config import Range
-from study.record import Record, TrialState
-from study.search import (
-    METRIC,
-    ListProposer,
-    OptunaProposer,
-    Rungs,
-    TrialBook,
-    distributions,
-    frozen_trials,
-    sobol_points,
-    winner,
-    write_optuna_file,
-)
-from trainables.seeds import small_seed
+from kdstudy.config.settings import Range
+from kdstudy.search.manager import METRIC, TrialBook
+from kdstudy.search.optuna_file import write_optuna_file
+from kdstudy.search.proposer import OptunaProposer, distributions, frozen_trials, sobol_points
+from kdstudy.search.rungs import Rungs
+from kdstudy.search.runs import ListProposer, winner
+from kdstudy.store.record import Record, TrialState
+from kdstudy.trainables.seeds import small_seed
 
 SPACE = {"temperature": Range(log=(1, 16)), "alpha": Range(linear=(0, 1)), "lr": Range(log=(1e-4, 1e-1))}
 DEFAULT = {"temperature": 4.0, "alpha": 0.5, "lr": 1e-3}

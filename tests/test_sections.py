@@ -8,8 +8,8 @@ import pytest
 from test_report import built, complete, drawn  # noqa: F401, complete is a fixture
 from test_sensitivity import SPACE, Made, write_study
 
-from analysis import example_figures, report, sections, sensitivity, tables
-from analysis.sections import Findings
+from kdstudy.analysis import example_figures, report, sections, sensitivity, tables
+from kdstudy.analysis.sections import Findings
 
 CHOICE = {"choice": [0.25, 0.5, 0.75]}
 SHAPES = {

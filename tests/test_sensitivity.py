@@ -15,12 +15,12 @@ import pandas as pd
 import pytest
 from known_answers import ANALYSES, DEFAULT, DIMENSIONS, NAMES, SURFACES
 
-from analysis import sensitivity
-from analysis.budget_model import BudgetModel, Dimension
-from analysis.kernels import regressor
-from analysis.results import StudyFiles
-from analysis.sensitivity import Grid
-from study.config import StudyConfig
+from kdstudy.analysis import sensitivity
+from kdstudy.analysis.budget_model import BudgetModel, Dimension
+from kdstudy.analysis.kernels import regressor
+from kdstudy.analysis.results import StudyFiles
+from kdstudy.analysis.sensitivity import Grid
+from kdstudy.config.settings import StudyConfig
 
 EPOCHS, RUNGS = 9, [3]
 SPACE = {"temperature": {"log": [1, 16]}, "alpha": {"linear": [0, 1]}, "lr": {"log": [3e-4, 3e-2]},

@@ -7,7 +7,7 @@ import pytest
 from known_nulls import IMAGES, LEVEL, NULLS, SEEDS, binomial_error, false_gains, satterthwaite_alone
 from scipy import stats
 
-from analysis.significance import (
+from kdstudy.analysis.significance import (
     crossed_interval,
     mcnemar,
     paired_t_interval,

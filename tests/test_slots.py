@@ -5,11 +5,11 @@ import threading
 import pytest
 from running import wait_for
 
-from study import slots
-from study.cluster import Node, Share
-from study.config import ResourceSettings
-from study.errors import UserError
-from study.slots import ClusterSlots, OneSlot
+from kdstudy.config.settings import ResourceSettings
+from kdstudy.errors import UserError
+from kdstudy.tune import slots
+from kdstudy.tune.cluster import Node, Share
+from kdstudy.tune.slots import ClusterSlots, OneSlot
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from by_hand import here, is_one_line
 from running import wait_until
 
-from study.config import load_study
+from kdstudy.config.load import load_study
 
 # Of sbatch(1), those that a script of ours may use, and others that users ask for.
 SBATCH_OPTIONS = {

@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from study.cli import main
-from trainables import data, sources
-from trainables.data import load
-from trainables.settings import DataSettings
+from kdstudy.cli.main import main
+from kdstudy.trainables import data, sources
+from kdstudy.trainables.data import load
+from kdstudy.trainables.settings import DataSettings
 
 NAMES = ("bird", "cat", "dog")
 

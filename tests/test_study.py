@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from running import KDSTUDY, ONE_AT_A_TIME, kdstudy, results_of, with_set
 
-from study.record import Record
+from kdstudy.store.record import Record
 
 
 def records_of(folder):
@@ -77,8 +77,8 @@ def test_the_exported_student_repeats_its_recorded_accuracy_in_plain_timm(finish
     folder, _ = finished
     kdstudy("export", folder, tmp_path / "student", cwd=tmp_path)
     kdstudy("export", folder, tmp_path / "teacher", "--model", "teacher", cwd=tmp_path)
-    from trainables.data import load
-    from trainables.settings import DataSettings
+    from kdstudy.trainables.data import load
+    from kdstudy.trainables.settings import DataSettings
 
     test = load(DataSettings(source="digits", student_images=0.1)).test
     np.savez(tmp_path / "test.npz", images=test.images, labels=test.labels)

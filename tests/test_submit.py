@@ -21,10 +21,10 @@ from by_hand import here, is_one_line
 from rich.console import Console
 from running import KDSTUDY, kdstudy, results_of, wait_until
 
-from study import launch
-from study.config import load_study
-from study.record import Record
-from study.submit import Log
+from kdstudy.config.load import load_study
+from kdstudy.launch import common as launch
+from kdstudy.launch.ray_job import Log
+from kdstudy.store.record import Record
 
 pytest.importorskip("aiohttp_cors", reason="a Ray head takes jobs with ray[default] only")
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from trainables.distill import start_distillation
-from trainables.loop import Objective, Training, batches, to_device
-from trainables.losses import soft_loss
-from trainables.settings import ModelSettings, TrainSettings, ViewSettings
-from trainables.task import Member, Task, Teacher, start, write_predictions
-from trainables.teacher_logits import LiveLogits, compute, held_out
+from kdstudy.trainables.distill import start_distillation
+from kdstudy.trainables.loop import Objective, Training, batches, to_device
+from kdstudy.trainables.losses import soft_loss
+from kdstudy.trainables.settings import ModelSettings, TrainSettings, ViewSettings
+from kdstudy.trainables.task import Member, Task, Teacher, start, write_predictions
+from kdstudy.trainables.teacher_logits import LiveLogits, compute, held_out
 
 CPU = torch.device("cpu")
 STUDENT = ModelSettings(model="vit_tiny_patch16_224", args={

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from trainables import views as views_module
-from trainables.settings import ViewSettings
-from trainables.views import Views, draw_view, resize
+from kdstudy.trainables import views as views_module
+from kdstudy.trainables.settings import ViewSettings
+from kdstudy.trainables.views import Views, draw_view, resize
 
 EVERYTHING = ViewSettings(shift=2, flip=True, scale=0.2, mixup=0.5)
 

@@ -9,11 +9,14 @@ import pytest
 from running import ONE_AT_A_TIME, kdstudy, results_of, with_set
 from test_search import CHOICES, EPOCHS, METRIC, SPACE, make_book, report_of, simulate, story
 
-from study.config import load_study
-from study.errors import UserError
-from study.record import Record
-from study.search import OptunaProposer, TrialBook, winner, write_optuna_file
-from study.warm_start import read_prior
+from kdstudy.config.load import load_study
+from kdstudy.errors import UserError
+from kdstudy.search.manager import TrialBook
+from kdstudy.search.optuna_file import write_optuna_file
+from kdstudy.search.proposer import OptunaProposer
+from kdstudy.search.runs import winner
+from kdstudy.search.warm_start import read_prior
+from kdstudy.store.record import Record
 
 BEST = {"temperature": 2.0, "alpha": 0.8, "lr": 1e-2}
 

@@ -19,14 +19,15 @@ from by_hand import here, is_one_line
 from rich.console import Console
 from running import KDSTUDY, ONE_AT_A_TIME, kdstudy, wait_until, with_set
 
-from study import status, watch
-from study.config import load_study
-from study.display import Display
-from study.errors import StudyFailedError
-from study.home import Home
-from study.record import Record, TrialState
-from study.stages import Study
-from study.storage import StudyLock, write_json, write_text
+from kdstudy.config.load import load_study
+from kdstudy.errors import StudyFailedError
+from kdstudy.store.files import StudyLock, write_json, write_text
+from kdstudy.store.record import Record, TrialState
+from kdstudy.store.storage import Storage
+from kdstudy.study import Study
+from kdstudy.watch import status
+from kdstudy.watch.display import Display
+from kdstudy.watch.trackers import feed as watch
 
 HAS_MLFLOW, HAS_WANDB = (importlib.util.find_spec(name) is not None for name in ("mlflow", "wandb"))
 CHILD = "import sys; from study.cli import main; sys.argv = ['kdstudy', *sys.argv[1:]]; main()"
@@ -241,7 +242,7 @@ def test_on_a_terminal_it_is_drawn_anew_in_its_place(tmp_path):
 def follow_here(folder, screen):
     console = Console(file=screen, force_terminal=True, width=200, highlight=False)
     with contextlib.suppress(StudyFailedError):
-        status.follow_status(Home(folder), console, 0.5)
+        status.follow_status(Storage(folder), console, 0.5)
 
 
 def test_every_is_a_number_that_follow_takes(tmp_path):
@@ -260,7 +261,7 @@ def test_what_is_watched_changes_no_stage(finished_by_hand, tmp_path):
     found = []
     for settings in ((), ("watch.tensorboard=true", "watch.mlflow=x", "watch.wandb=y")):
         config = load_study(str(folder), settings)
-        study = Study(config, Home(folder), Display(Console(file=io.StringIO()), config.stages))
+        study = Study(config, Storage(folder), Display(Console(file=io.StringIO()), config.stages))
         found.append({name: (study.stage(name).path.name, study.is_current(study.stage(name))) for name in described})
     assert found[0] == found[1] and {name: folder for name, (folder, _) in found[1].items()} == described
     assert found[1]["teacher"][1] and found[1]["distill"][1]
@@ -290,7 +291,7 @@ def test_a_package_that_is_missing_is_named_before_anything_starts(name, there, 
 
 def a_study(folder):
     """A study of two trials, of which one runs; and its record."""
-    home = Home(begin(folder))
+    home = Storage(begin(folder))
     stage = folder / "distill-0123456789"
     record = Record(stage / "record.jsonl")
     record.begin_session()

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trainables.files import CHECKPOINT_MARK, TEST_ANSWERS, UNLABELLED, VALIDATION, VIEWS
-from trainables.loop import default_device, to_device
-from trainables.task import Task, plain_logits, write_answers
-from trainables.teacher_logits import MakeViews, compute, held_out
-from trainables.trainable import StudyTrainable
+from kdstudy.trainables.files import CHECKPOINT_MARK, TEST_ANSWERS, UNLABELLED, VALIDATION, VIEWS
+from kdstudy.trainables.loop import default_device, to_device
+from kdstudy.trainables.task import Task, plain_logits, write_answers
+from kdstudy.trainables.teacher_logits import MakeViews, compute, held_out
+from kdstudy.trainables.trainable import StudyTrainable
 
 
 class Answering:

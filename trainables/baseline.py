@@ -1,8 +1,8 @@
 """The baseline: the student trained on labels alone. It is the distillation at alpha = 0, with the same code."""
 
-from trainables.loop import Training
-from trainables.task import start
-from trainables.trainable import StudyTrainable
+from kdstudy.trainables.loop import Training
+from kdstudy.trainables.task import start
+from kdstudy.trainables.trainable import StudyTrainable
 
 
 class BaselineTrainable(StudyTrainable):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from trainables.settings import DataSettings
+from kdstudy.trainables.settings import DataSettings
 
 HELD_OUT = {"validation": 0.1, "test": 0.2}  # shares where neither the settings nor the source say
 
@@ -68,7 +68,7 @@ def load(settings: DataSettings) -> Splits:
 
     Raises ValueError, in one line that names the setting or the file, where the images cannot be read or split.
     """
-    from trainables import sources
+    from kdstudy.trainables import sources
 
     raw = sources.read(settings)
     check(raw, settings.source)

@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from trainables.loop import Objective, Targets, Training, default_device
-from trainables.task import Task, start
-from trainables.teacher_logits import CachedLogits, LiveLogits
-from trainables.trainable import StudyTrainable
-from trainables.views import Views
+from kdstudy.trainables.loop import Objective, Targets, Training, default_device
+from kdstudy.trainables.task import Task, start
+from kdstudy.trainables.teacher_logits import CachedLogits, LiveLogits
+from kdstudy.trainables.trainable import StudyTrainable
+from kdstudy.trainables.views import Views
 
 
 def start_distillation(task: Task, parameters: dict, *, seed: int, view_seed: int) -> Training:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from trainables.messages import one_line
+from kdstudy.trainables.messages import one_line
 
 # What can be made to do anything at all by its arguments, torch.hub.load for one, and is no model function.
 NO_MODELS = frozenset(sys.stdlib_module_names) | {"torch", "timm", "ray", "pip", "setuptools", "study", "trainables",

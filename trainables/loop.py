@@ -15,15 +15,15 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
-from trainables import models
-from trainables.data import ImageSet
-from trainables.files import CHECKPOINT_MARK, WEIGHTS
-from trainables.losses import Loss, distillation_loss
-from trainables.messages import one_line
-from trainables.models import Classifier
-from trainables.seeds import derive_seed
-from trainables.settings import TrainSettings
-from trainables.views import RENDER_AHEAD_BYTES, Views, resize
+from kdstudy.trainables import models
+from kdstudy.trainables.data import ImageSet
+from kdstudy.trainables.files import CHECKPOINT_MARK, WEIGHTS
+from kdstudy.trainables.losses import Loss, distillation_loss
+from kdstudy.trainables.messages import one_line
+from kdstudy.trainables.models import Classifier
+from kdstudy.trainables.seeds import derive_seed
+from kdstudy.trainables.settings import TrainSettings
+from kdstudy.trainables.views import RENDER_AHEAD_BYTES, Views, resize
 
 # Without gradients; small ones stay in a CPU's cache.
 EVALUATION_BATCH = {"cuda": 512, "cpu": 64}

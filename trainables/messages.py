@@ -1,6 +1,6 @@
 """Words for errors."""
 
-from trainables.credentials import redact
+from kdstudy.trainables.credentials import redact
 
 
 def one_line(error: Exception) -> str:

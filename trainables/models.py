@@ -21,10 +21,10 @@ from timm.models import load_state_dict
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from trainables import functions
-from trainables.functions import is_function
-from trainables.messages import one_line
-from trainables.settings import ModelSettings
+from kdstudy.trainables import functions
+from kdstudy.trainables.functions import is_function
+from kdstudy.trainables.messages import one_line
+from kdstudy.trainables.settings import ModelSettings
 
 # timm logs how it maps weights at INFO and warns of every missing pretrained head.
 logging.getLogger("timm").setLevel(logging.ERROR)

@@ -14,11 +14,11 @@ import torch.distributed as dist
 from timm.layers import convert_sync_batchnorm
 from torch.nn.parallel import DistributedDataParallel
 
-from trainables.loop import Training
-from trainables.losses import Loss
-from trainables.stages import fetch, where_it_runs
-from trainables.task import Task, save, start
-from trainables.trainable import continue_from, describe, is_checkpoint_due, not_finite
+from kdstudy.trainables.loop import Training
+from kdstudy.trainables.losses import Loss
+from kdstudy.trainables.stages import fetch, where_it_runs
+from kdstudy.trainables.task import Task, save, start
+from kdstudy.trainables.trainable import continue_from, describe, is_checkpoint_due, not_finite
 
 
 class ParallelTraining(Training):

@@ -22,10 +22,10 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from PIL import Image
 
-from trainables.data import ImageSet, Raw
-from trainables.messages import one_line
-from trainables.paths import remove
-from trainables.settings import DataSettings
+from kdstudy.trainables.data import ImageSet, Raw
+from kdstudy.trainables.messages import one_line
+from kdstudy.trainables.paths import remove
+from kdstudy.trainables.settings import DataSettings
 
 SPLITS = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "validation": "validation",
           "dev": "validation", "test": "test", "testing": "test"}

@@ -7,13 +7,13 @@ from typing import Any
 
 import ray
 
-from trainables.answers import TeacherLogitsTrainable
-from trainables.baseline import BaselineTrainable
-from trainables.distill import DistillTrainable
-from trainables.loop import Training
-from trainables.task import Task
-from trainables.teacher import TeacherTrainable
-from trainables.trainable import StudyTrainable
+from kdstudy.trainables.answers import TeacherLogitsTrainable
+from kdstudy.trainables.baseline import BaselineTrainable
+from kdstudy.trainables.distill import DistillTrainable
+from kdstudy.trainables.loop import Training
+from kdstudy.trainables.task import Task
+from kdstudy.trainables.teacher import TeacherTrainable
+from kdstudy.trainables.trainable import StudyTrainable
 
 TRAINABLES: dict[str, type[StudyTrainable]] = {
     "teacher": TeacherTrainable,

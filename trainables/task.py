@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from trainables import models
-from trainables.data import ImageSet
-from trainables.loop import (
+from kdstudy.trainables import models
+from kdstudy.trainables.data import ImageSet
+from kdstudy.trainables.loop import (
     Evaluator,
     Objective,
     Training,
@@ -22,11 +22,11 @@ from trainables.loop import (
     read_only_tensor,
     to_device,
 )
-from trainables.models import Classifier
-from trainables.seeds import derive_seed
-from trainables.settings import ModelSettings, TrainSettings, ViewSettings
-from trainables.teacher_logits import TeacherModel
-from trainables.views import Views
+from kdstudy.trainables.models import Classifier
+from kdstudy.trainables.seeds import derive_seed
+from kdstudy.trainables.settings import ModelSettings, TrainSettings, ViewSettings
+from kdstudy.trainables.teacher_logits import TeacherModel
+from kdstudy.trainables.views import Views
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,8 @@
 """The teacher: a large model trained on labels, on the training split alone."""
 
-from trainables.loop import Training
-from trainables.task import start
-from trainables.trainable import StudyTrainable
+from kdstudy.trainables.loop import Training
+from kdstudy.trainables.task import start
+from kdstudy.trainables.trainable import StudyTrainable
 
 
 class TeacherTrainable(StudyTrainable):

@@ -6,9 +6,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from trainables.loop import Evaluator, evaluation_batch, read_only_tensor
-from trainables.models import Classifier
-from trainables.views import Views
+from kdstudy.trainables.loop import Evaluator, evaluation_batch, read_only_tensor
+from kdstudy.trainables.models import Classifier
+from kdstudy.trainables.views import Views
 
 
 class TeacherModel(NamedTuple):

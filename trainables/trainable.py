@@ -10,9 +10,9 @@ from fsspec.implementations.local import LocalFileSystem
 from ray import tune
 from ray.tune.result import SHOULD_CHECKPOINT
 
-from trainables.credentials import redact
-from trainables.loop import Training
-from trainables.task import Task, release_memory, save
+from kdstudy.trainables.credentials import redact
+from kdstudy.trainables.loop import Training
+from kdstudy.trainables.task import Task, release_memory, save
 
 
 class NotSavedError(Exception):

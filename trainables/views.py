@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from trainables.settings import ViewSettings
+from kdstudy.trainables.settings import ViewSettings
 
 # Rendered views of a whole epoch are kept if they fit; otherwise every batch is rendered on its own.
 RENDER_AHEAD_BYTES = 64 * 2**20

@@ -1,0 +1,76 @@
+"""TODO docstring."""
+
+import contextlib
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from kdstudy.errors import InterruptedStudyError
+from kdstudy.store.storage import Storage
+from kdstudy.trainables.credentials import redact
+
+LOG_WIDTH = 140
+
+
+class _Console(Console):
+    """Prints no secrets."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        super().print(*(redact(shown) if isinstance(shown, str) else shown for shown in objects), **options)
+
+
+def _console() -> Console:
+    """The terminal, or a log: wide enough there that lines are not cut."""
+    console = _Console(highlight=False)
+    return console if console.is_terminal else _Console(highlight=False, width=LOG_WIDTH)
+
+
+def _print_results(console: Console, storage: Storage) -> None:
+    from kdstudy.analysis.results import StudyFiles
+    from kdstudy.analysis.tables import console_table
+    from kdstudy.store.files import read_json
+
+    folder = storage.folder
+    results = read_json(folder / "results" / "results.json")
+    console.print(f"\n{results['study']}", style="bold", soft_wrap=True, markup=False)
+    console.print(console_table(results))
+    console.print(results["verdict"], style="bold", soft_wrap=True, markup=False)
+    console.print(results["scope"], style="dim", soft_wrap=True, markup=False)
+    console.print()
+    console.print(f"report   {folder / 'results' / 'report.html'}", soft_wrap=True, markup=False)
+    if StudyFiles(folder).has_current_export:
+        console.print(f"student  {folder / 'export'}", soft_wrap=True, markup=False)
+    if storage.uri is not None:
+        console.print(f"these are copies; the study lives at {storage}", style="dim", soft_wrap=True, markup=False)
+
+
+@contextlib.contextmanager
+def _stoppable(place: str) -> Iterator[None]:
+    """Make SIGTERM end the command as Ctrl-C does, both with a word on how to go on."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    def again(lost: Any) -> None:
+        """What is raised while an object is deleted goes no further than that: a moment later it may."""
+        if lost.exc_type is KeyboardInterrupt:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+        else:
+            sys.__unraisablehook__(lost)
+
+    earlier = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGALRM)}
+    sys.unraisablehook = again
+    try:
+        yield
+    except (InterruptedStudyError, KeyboardInterrupt):
+        kept = f"what is finished is kept in {place}" if "://" in place or Path(place).exists() else "nothing had begun"
+        raise InterruptedStudyError(f"stopped; {kept}. Run the same command again to go on") from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.unraisablehook = sys.__unraisablehook__
+        for number, handler in earlier.items():
+            signal.signal(number, handler)

@@ -1,0 +1,96 @@
+"""TODO docstring."""
+
+from pathlib import Path
+
+import click
+
+from kdstudy.cli.console import _console
+from kdstudy.cli.main import cli
+from kdstudy.cli.options import LocalPath, trust_option
+from kdstudy.cli.read import _fitting_together
+from kdstudy.cli.resolve import _allow, _resolve_started
+
+
+@cli.command()
+@click.argument("study", metavar="STUDY")
+@click.argument("out", type=LocalPath(path_type=Path, dir_okay=False), metavar="OUT")
+@click.option("--dir", "place", metavar="PLACE", help="Where the study lives.")
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
+              help="Change a setting: --set data.source=PATH where the images have moved.")
+@trust_option
+def logits(study: str, out: Path, place: str | None, overrides: tuple[str, ...], trust: bool) -> None:
+    """Write the teacher's logits as one file.
+
+    Another study of the same images takes them as its teacher: --set teacher.model= --set teacher.logits=OUT. The
+    format is described in study/logits_file.py."""
+    config, storage = _resolve_started(study, place, overrides, everything=True)
+    _allow(config, study, overrides, trust, ("teacher",), storage)
+    from kdstudy.stages import logits_file
+    from kdstudy.study import Study
+    from kdstudy.watch.display import Display, show_bytes
+
+    with _fitting_together(storage):
+        size = logits_file.write(Study(config, storage, Display(_console(), config.stages)), out)
+    click.echo(f"{out}: {show_bytes(size)}")
+
+
+@cli.command()
+@click.argument("study", metavar="STUDY")
+@click.argument("out", type=LocalPath(path_type=Path), metavar="OUT")
+@click.option("--dir", "place", metavar="PLACE", help="Where the study lives.")
+@click.option("--no-teacher", is_flag=True, help="Leave out the teacher's weights too.")
+def pack(study: str, out: Path, place: str | None, no_teacher: bool) -> None:
+    """Make a small copy of a study, to keep or to send.
+
+    Without what can be computed again. OUT keeps the settings, the records, the results, every run's predictions, and
+    the weights of the teacher and of the best student, so that `report` and `export` work on it. It leaves out the
+    teacher's cached logits, the other weights, the Optuna files, and the names of the machines."""
+    _, storage = _resolve_started(study, place, everything=True)
+    from kdstudy.store import packing
+    from kdstudy.watch.display import show_bytes
+
+    with _fitting_together(storage):
+        size = packing.pack(storage.folder, out, teacher=not no_teacher)
+    click.echo(f"{out}: {show_bytes(size)}")
+
+
+@cli.command()
+@click.argument("study", metavar="STUDY")
+@click.argument("out", type=LocalPath(path_type=Path), metavar="OUT")
+@click.option("--dir", "place", metavar="PLACE", help="Where the study lives.")
+@click.option("--model", type=click.Choice(["student", "teacher"]), default="student", show_default=True,
+              help="What to export: the best distilled student, or the teacher.")
+@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
+              help="Change a setting: --set data.source=PATH where the images have moved.")
+@trust_option
+def export(study: str, out: Path, place: str | None, model: str, overrides: tuple[str, ...], trust: bool) -> None:
+    """Write the best student as a folder for timm.
+
+    The winner's configuration, first confirmation seed, last epoch, as safetensors with a config.json: OUT is loaded
+    by timm.create_model("local-dir:OUT", pretrained=True)."""
+    config, storage = _resolve_started(study, place, overrides, everything=True)
+    _allow(config, study, overrides, trust, (model,), storage)
+    from kdstudy.stages import export as exporting
+
+    write = exporting.export_teacher if model == "teacher" else exporting.export_student
+    with _fitting_together(storage):
+        accuracy = write(config, storage.folder, out)
+    click.echo(f"{out}: {100 * accuracy:.2f} % test accuracy; its README.md says how to load it")
+
+
+@cli.command()
+@click.argument("study", metavar="STUDY")
+@click.argument("out", type=LocalPath(path_type=Path), metavar="OUT")
+@click.option("--dir", "place", metavar="PLACE", help="Where the study lives.")
+@click.option("--results", "results_only", is_flag=True,
+              help="Without weights and logits: records, tables, the report and the exported student.")
+def fetch(study: str, out: Path, place: str | None, results_only: bool) -> None:
+    """Copy a study here from a URI or a shared folder.
+
+    Also while it runs. On the copy, OUT, all commands work as on the study; `run OUT` goes on with it there."""
+    _, storage = _resolve_started(study, place, everything=not results_only)
+    from kdstudy.store import fetch as fetching
+    from kdstudy.watch.display import show_bytes
+
+    size = fetching.fetch(storage, out, results_only)
+    click.echo(f"{out}: {show_bytes(size)}")

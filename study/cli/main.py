@@ -1,0 +1,87 @@
+"""The kdstudy command."""
+
+import contextlib
+import os
+import sys
+import traceback
+import warnings
+
+import click
+
+from kdstudy.cli.options import CONTEXT
+from kdstudy.errors import InterruptedStudyError, StudyFailedError, UserError
+from kdstudy.trainables import functions
+from kdstudy.trainables.credentials import redact
+from kdstudy.trainables.messages import one_line
+
+
+@click.group(context_settings=CONTEXT)
+@click.version_option(package_name="kdstudy", prog_name="kdstudy")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Does knowledge distillation help my student, with which temperature, alpha and learning rate, and am I sure?
+
+    STUDY is a preset's name (see `kdstudy presets`), a TOML file, or the folder or URI of a study.
+
+    \b
+    kdstudy run digits            a whole study, in about four minutes on two CPU cores
+    kdstudy plan STUDY            what a study will do, before it does it
+    kdstudy status FOLDER         how far it is
+    """
+    context.with_resource(functions.only_allowed())
+
+
+def main() -> None:
+    """Run the command; errors that a user can mend are one line and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError):  # whatever stands in for them
+            stream.reconfigure(errors="backslashreplace")  # not every path and terminal can do UTF-8
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # what libraries say to their programmers
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f"; see `{context.command_path} --help`" if context else ""
+        _fail(" ".join(error.format_message().split()).removesuffix(".") + hint, error.exit_code)
+    except UserError as error:
+        _fail(str(error), 2)
+    except StudyFailedError as error:
+        _fail(str(error), 1)
+    except InterruptedStudyError as error:
+        _fail(str(error), 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except Exception as error:
+        from kdstudy.store.files import is_full, is_out_of_memory, remedy
+
+        path = getattr(error, "filename", None)
+        if is_out_of_memory(error):
+            _fail(f"there is too little memory: {one_line(error)}; free some, or raise the limit with `ulimit -v "
+                  "unlimited` where there is one", 2)
+        if is_full(error):
+            said = getattr(error, "strerror", None) or "no space left on the disk"
+            _fail(f"{f'{path}: ' if path else ''}{said}; {remedy(error)}", 2)
+        if not isinstance(error, OSError) or path is None:
+            click.echo(redact(traceback.format_exc()), err=True, nl=False)
+            sys.exit(1)
+        _fail(f"{path}: {error.strerror}; choose another place", 2)
+
+
+def _fail(message: str, code: int) -> None:
+    """End with one line: what a name or a path holds can neither break it nor steer the terminal, and no secret shows.
+    """
+    message = redact(message)
+    shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in message)
+    click.echo(f"kdstudy: {shown}", err=True)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""TODO docstring."""
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from kdstudy.errors import UserError
+from kdstudy.trainables.credentials import is_secret_name
+
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
+
+
+class LocalPath(click.Path):
+    """Something to be written on this machine."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if "://" in str(value):
+            raise UserError(f"{value} is a URI, but this command writes to this machine: name a file or folder here, "
+                            "and copy it there with the store's own client")
+        return super().convert(value, param, ctx)
+
+
+def study_options(command: Callable) -> Callable:
+    """STUDY and the options that every command takes that works on one."""
+    for decorate in (
+        click.option("--smoke", is_flag=True, help="Shrink the study: a few short trials, two seeds."),
+        click.option("--dir", "place", metavar="PLACE",
+                     help="Where the study lives: a folder, or a URI such as s3://BUCKET/studies/NAME.  "
+                          "[default: studies/NAME]"),
+        click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
+                     help="Change a setting, e.g. --set search.trials=40. May be given several times."),
+        click.argument("study", metavar="STUDY"),
+    ):
+        command = decorate(command)
+    return command
+
+
+trust_option = click.option("--trust", is_flag=True,
+                            help="Call the functions that a study's folder names as its models, and send its curves "
+                                 "where it says: code and places that whoever made it has chosen.")
+address_option = click.option("--address", metavar="ADDRESS",
+                              help="A running Ray cluster's address.  [default: RAY_ADDRESS, or local]")
+
+
+def _variables(given: tuple[str, ...]) -> dict[str, str]:
+    """Variables from NAME=VALUE, or from this environment for NAME. Raises UserError."""
+    variables = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not name.isidentifier() or (not equals and name not in os.environ):
+            raise UserError(f"--env {name}: {name} is not set here; set it, or give --env {name}=VALUE"
+                            if name.isidentifier() else f"--env {name}… is not of the form NAME=VALUE or NAME")
+        if is_secret_name(name):
+            raise UserError(f"--env {name} looks like a secret, and the job's description would show it; give it to "
+                            "the pods with --env-from SECRET, or set it where Ray is started on the nodes")
+        variables[name] = value if equals else os.environ[name]
+    return variables

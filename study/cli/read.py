@@ -1,0 +1,160 @@
+"""TODO docstring."""
+
+import contextlib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.markup import escape
+
+from kdstudy.cli.console import _console, _print_results
+from kdstudy.cli.main import cli
+from kdstudy.cli.options import LocalPath
+from kdstudy.cli.resolve import _resolve_begun, _resolve_started
+from kdstudy.config.load import (
+    load_study,
+    preset_names,
+)
+from kdstudy.errors import StudyFailedError, UserError
+from kdstudy.store.storage import Storage
+
+
+@cli.command()
+@click.argument("study", metavar="STUDY")
+@click.option("--dir", "place", metavar="PLACE", help="Where the study lives.")
+@click.option("--follow", is_flag=True, help="Go on until no driver works on it.")
+@click.option("--every", type=click.FloatRange(0.5, 86400), metavar="SECONDS",
+              help="How often --follow looks.  [default: 5; 30 at a URI]")
+def status(study: str, place: str | None, follow: bool, every: float | None) -> None:
+    """Show how far a study is, also while it runs.
+
+    From any machine that reads where it lives. Per stage: trials, the best of them, how fast they go on and how long
+    they will take; then what failed. --follow draws it anew in place; in a log it prints a line when something changes.
+    It ends with exit code 0 once the study is done, with 1 where its driver has gone before.
+    """
+    if every is not None and (math.isnan(every) or not follow):
+        raise UserError(f"--every {every:g} is not a number" if follow else "--every means nothing without --follow")
+    storage = _resolve_begun(study, place)
+    from kdstudy.watch.status import follow_status, show_status
+
+    if follow:
+        follow_status(storage, _console(), every)
+    else:
+        show_status(storage, _console())
+
+
+@cli.command()
+@click.argument("studies", metavar="STUDY...", nargs=-1, required=True)
+@click.option("--dir", "place", metavar="PLACE", help="Where the study lives.")
+@click.option("--readme", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
+              help="Also rewrite what stands between <!-- kdstudy results: NAME --> and <!-- end of kdstudy results: "
+                   "NAME --> in a Markdown file.")
+@click.option("--images", type=click.Choice(["svg", "png"]),
+              help="Also write each figure as a file, to results/images; needs kdstudy[images] and Chromium or Chrome.")
+@click.option("--compare", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE",
+              help="Where the page that compares several studies goes.  [default: comparison.html]")
+def report(studies: tuple[str, ...], place: str | None, readme: Path | None, images: str | None,
+           compare: Path | None) -> None:
+    """Rebuild the results table and the report.
+
+    Also while a study runs, from what is there. Needs neither Ray nor torch. Several studies are also put side by side
+    in a table of takeaways and on a page: what learned from what, and what distillation was worth."""
+    if place and len(studies) > 1:
+        raise UserError("--dir names the folder of one study; name the folders themselves instead of "
+                        f"{' and '.join(studies)}")
+    from kdstudy.analysis import comparison, tables
+    from kdstudy.analysis import report as report_page
+    from kdstudy.store.files import read_json
+
+    console, outcomes = _console(), []
+    if compare and len(studies) == 1:
+        raise UserError("--compare needs at least two studies; name the others too")
+    homes = {storage.folder: storage for study in studies for storage in (_resolve_started(study, place)[1],)}
+    for folder, storage in homes.items():
+        with _fitting_together(storage):
+            report_page.build(folder)
+        outcomes.append(read_json(folder / "results" / "results.json"))
+        _print_results(console, storage)
+        if images:
+            _write_images(console, folder, images)
+        try:
+            storage.publish(folder / "results")
+        except StudyFailedError as error:  # the page is here all the same
+            console.print(f"note: {error}", soft_wrap=True, markup=False)
+    if len(outcomes) > 1:
+        names = comparison.distinct_names(outcomes, list(homes))
+        console.print(f"\n{tables.takeaways(outcomes, names)}", soft_wrap=True, markup=False)
+        compare = compare or Path("comparison.html")
+        comparison.build(list(homes), compare)
+        console.print(f"compared {compare}", soft_wrap=True, markup=False)
+    if readme:
+        _rewrite(readme, outcomes)
+
+
+@contextlib.contextmanager
+def _fitting_together(storage: Storage) -> Iterator[None]:
+    """Turn what is found wrong with a study's files into one line."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"the files of {storage} do not fit together: {' '.join(str(error).split())}") from None
+    except FileNotFoundError as error:
+        if not str(error.filename).startswith(str(storage.folder)):
+            raise
+        raise UserError(f"{error.filename} is missing; restore it from a copy, or let `kdstudy run {storage}` make it anew"
+                        ) from None
+
+
+def _write_images(console: Console, folder: Path, kind: str) -> None:
+    from kdstudy.analysis import report as report_page
+    from kdstudy.analysis.images import ImagesUnavailable, write_images
+
+    out = folder / "results" / "images"
+    try:
+        paths = write_images(report_page.exhibits(folder), out, kind)
+    except ImagesUnavailable as error:
+        raise UserError(f"--images {kind}: {error}") from None
+    console.print(f"images   {out} ({len(paths)} {kind})", soft_wrap=True, markup=False)
+
+
+def _rewrite(readme: Path, outcomes: list[dict[str, Any]]) -> None:
+    """Bring the blocks of a Markdown file up to date: the takeaways of several studies, and each study's own."""
+    from kdstudy.analysis import tables
+
+    blocks = {outcome["study"]: tables.markdown(outcome) for outcome in outcomes}
+    if len(outcomes) > 1:
+        blocks = {name: content for name, content in blocks.items() if tables.has_block(readme, name)}
+        blocks[tables.TAKEAWAYS_BLOCK] = tables.takeaways(outcomes)
+    try:
+        changed = [name for name, content in blocks.items() if tables.rewrite_block(readme, name, content)]
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    click.echo(f"{readme}: rewrote {', '.join(changed)}" if changed else f"{readme} is up to date")
+
+
+@cli.command()
+def presets() -> None:
+    """List the studies that come with kdstudy."""
+    for name in preset_names():
+        config = load_study(name)
+        click.echo(f"{name:24} {config.about}")
+
+
+@cli.command()
+@click.argument("section", required=False, metavar="[SECTION]")
+def settings(section: str | None) -> None:
+    """List every setting of a study file with its default."""
+    from kdstudy.config.settings import settings_table
+
+    sections = settings_table()
+    if section and section not in sections:
+        raise UserError(f"{section!r} is not a section; there are {', '.join(filter(None, sections))}")
+    console = _console()
+    for name, lines in sections.items():
+        if section in (None, name):
+            console.print(f"[{name}]" if name else "above all sections", style="bold", markup=False)
+            for key, default, text in lines:
+                console.print(f"  {key:20} {escape(default):20} {escape(text)}", soft_wrap=True)

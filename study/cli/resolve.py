@@ -1,0 +1,121 @@
+"""TODO docstring."""
+
+import contextlib
+from pathlib import Path
+
+from kdstudy.config.load import (
+    STUDY_FILE,
+    functions_in,
+    load_study,
+    preset_names,
+    texts_in,
+    values_named,
+)
+from kdstudy.config.settings import StudyConfig, own_functions, places_named
+from kdstudy.errors import UserError
+from kdstudy.store.storage import Storage
+from kdstudy.trainables import functions
+
+MODELS = ("teacher", "student")  # the sections that may name a function
+
+
+def _resolve(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, trust: bool,
+             sections: tuple[str, ...] = MODELS) -> tuple[StudyConfig, Storage]:
+    """The settings and the storage of a study. A started study's own settings hold unless overridden."""
+    from kdstudy.store import check as schema
+
+    config, storage = _locate(study, overrides, place, smoke)
+    _allow(config, study, overrides, trust, sections)
+    if place is not None:
+        storage.refresh()
+    schema.check(storage.folder)
+    return config, storage
+
+
+def _locate(study: str, overrides: tuple[str, ...], place: str | None,
+            smoke: bool = False) -> tuple[StudyConfig, Storage]:
+    if "" in (study, place):
+        raise UserError(f"{'--dir' if study else 'STUDY'} is empty; name a study folder, or leave it out")
+    own = Storage.of(study)
+    if own.uri is not None:
+        own.refresh()
+        if not (own.folder / STUDY_FILE).is_file():
+            raise UserError(f"{own} is no study yet; name a preset or a TOML file, and the URI with --dir")
+        study = str(own.folder)
+    config = load_study(study, overrides, smoke)
+    if place is not None:
+        return config, Storage.of(place)
+    started = (own.folder / STUDY_FILE).is_file() and not smoke
+    return config, own if started else Storage(Path("studies") / config.name)
+
+
+def _allow(config: StudyConfig, study: str, overrides: tuple[str, ...], trust: bool, sections: tuple[str, ...],
+           storage: Storage | None = None) -> None:
+    """Allow the functions that the user names: in a TOML file or --set on this command line, or by --trust.
+
+    sections: those whose models the command builds, and `watch` where it sends curves. storage: where `config` comes from,
+    if not from `study`. Raises UserError where a study's folder or URI, which may come from anybody, names another
+    function, or a host to ask or tell.
+    """
+    source, values = storage or study, values_named(study, overrides)
+    own = functions_in(values)
+    named = {setting: name for setting, name in own_functions(config).items() if setting.split(".")[0] in sections}
+    for setting, name in named.items():
+        try:
+            functions.check_kind(name)
+        except ValueError as error:
+            raise UserError(str(error).replace("model = ", f"{setting} = ", 1)) from None
+    functions.allow(named.values() if trust else own)
+    if trust:
+        return
+    for setting, name in named.items():
+        if name not in own:
+            raise UserError(f"{setting} = {name!r} is a function that {source} names, not you, and its code would run; "
+                            "if you trust whoever made that study, add --trust")
+    texts = texts_in(values)
+    for setting, place in places_named(config, watch="watch" in sections).items():
+        if place not in texts:
+            raise UserError(f"{setting} = {place!r} is a place that {source} names, not you, and it would be asked or "
+                            f"told; if you trust it, add --trust, else give your own, or none, with --set {setting}=…")
+
+
+def _check_named(study: str) -> None:
+    """See whether there is anything of that name that may have been started. Raises UserError."""
+    if "://" in study or study in preset_names() or Path(study).exists():
+        return
+    begun = Path("studies") / study
+    hint = f"did you mean {begun}?" if (begun / STUDY_FILE).is_file() else "name the folder of a study, or a preset"
+    raise UserError(f"there is no study {study}; {hint}")
+
+
+def _resolve_started(study: str, place: str | None, overrides: tuple[str, ...] = (),
+                     everything: bool = False) -> tuple[StudyConfig, Storage]:
+    """The settings that a study was started with, and its storage; everything: also what is large.
+
+    Raises UserError where it was not started.
+    """
+    _check_named(study)
+    _, storage = _locate(study, (), place)
+    storage.refresh(everything)
+    folder = storage.folder
+    if not (folder / STUDY_FILE).exists():
+        raise UserError(f"{storage} has not been started; `kdstudy run {study}` starts it")
+    from kdstudy.store import check as schema
+    from kdstudy.store.files import read_json
+
+    if read_json(folder / "stages.json") is None:
+        raise UserError(f"{storage}/stages.json is missing or damaged; `kdstudy run {storage}` writes it anew")
+    schema.check(folder)
+    return load_study(str(folder), overrides), storage
+
+
+def _resolve_begun(study: str, place: str | None) -> Storage:
+    """The storage of a study that was started, if only a moment ago: its driver may not have written its settings yet."""
+    try:
+        return _resolve_started(study, place)[1]
+    except UserError:
+        with contextlib.suppress(UserError):
+            storage = Storage.of(place or (study if study not in preset_names() else Path("studies") / study))
+            if not (storage.folder / "stages.json").exists() and storage.is_driven():
+                return storage
+        raise

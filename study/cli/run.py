@@ -1,0 +1,117 @@
+"""TODO docstring."""
+
+import contextlib
+import math
+from pathlib import Path
+
+import click
+from rich.markup import escape
+
+from kdstudy.cli.console import _console, _print_results, _stoppable
+from kdstudy.cli.main import cli
+from kdstudy.cli.options import LocalPath, address_option, study_options, trust_option
+from kdstudy.cli.resolve import MODELS, _resolve
+from kdstudy.config.load import (
+    check_parameter,
+)
+from kdstudy.config.settings import STAGE_NAMES, StudyConfig
+from kdstudy.errors import UserError
+
+
+@cli.command()
+@study_options
+@click.option("--until", type=click.Choice(STAGE_NAMES), default=STAGE_NAMES[-1], metavar="STAGE",
+              help=f"Stop after a stage: {', '.join(STAGE_NAMES)}.")
+@address_option
+@trust_option
+def run(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, until: str,
+        address: str | None, trust: bool) -> None:
+    """Run a study, or go on with one.
+
+    Teacher, tuned baseline, distillation search, finalists if asked for, confirmation on fresh seeds, report, exported
+    student.
+
+    Run the same command again to go on where it was cut off. What is done is not done again.
+    """
+    config, storage = _resolve(study, overrides, place, smoke, trust, (*MODELS, "watch"))
+    console = _console()
+    console.print(f"[bold]{config.name}[/bold]  {escape(config.about)}", soft_wrap=True)
+    with _stoppable(str(storage)):
+        with console.status("reading settings and data") if console.is_terminal else contextlib.nullcontext():
+            from kdstudy.study import Study
+            from kdstudy.watch.display import Display
+        work = Study(config, storage, Display(console, config.stages), address)
+        work.run(until)
+    if not work.did_work:
+        console.print(f"Nothing to do: {storage} is complete{'' if until == STAGE_NAMES[-1] else f' up to {until}'}.",
+                      markup=False)
+    if until in ("report", "export"):
+        _print_results(console, storage)
+
+
+@cli.command()
+@study_options
+@click.option("--measure", is_flag=True, help="Time a few training steps on this machine.")
+@address_option
+@click.option("--gpus", type=click.IntRange(1, 1_000_000), metavar="N", help="Estimate the time on N GPUs instead.")
+@click.option("--tflops", type=click.FloatRange(0.001, 1_000_000), default=40.0, show_default=True,
+              help="What each of them sustains, in TFLOP/s.")
+@trust_option
+def plan(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, measure: bool,
+         address: str | None, gpus: int | None, tflops: float, trust: bool) -> None:
+    """Show what a study will do and cost; start nothing.
+
+    Stages, trials, rungs, expected epochs, resources, floating-point operations and, where they are known, times. It
+    looks for what could not work: of a cluster, on every node."""
+    if gpus and address:
+        raise UserError("--gpus estimates for GPUs that are not there, --address speaks of a cluster that is; leave "
+                        "one of them out")
+    if math.isnan(tflops):
+        raise UserError("--tflops nan is not a number")
+    config, storage = _resolve(study, overrides, place, smoke, trust)
+    from kdstudy.plan.plan import show_plan
+
+    show_plan(config, storage, _console(), measure, gpus, tflops, address)
+
+
+@cli.command()
+@click.argument("loop", type=click.Choice(["teacher", "baseline", "distill"]))
+@study_options
+@click.option("--lr", type=float, help="Learning rate.  [default: the study's]")
+@click.option("--temperature", type=float, help="Temperature T of the soft loss.  [default: the study's]")
+@click.option("--alpha", type=float, help="Weight of the soft loss, 0 to 1.  [default: the study's]")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), metavar="N",
+              help="Of weights, order and views.  [default: that of the search's first trial]")
+@click.option("--out", type=LocalPath(path_type=Path), metavar="FOLDER",
+              help="Where weights and history go.  [default: FOLDER/train/LOOP]")
+@trust_option
+def train(loop: str, study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, lr: float | None,
+          temperature: float | None, alpha: float | None, seed: int | None, out: Path | None, trust: bool) -> None:
+    """Run one training loop, without a search.
+
+    \b
+    kdstudy train teacher STUDY
+    kdstudy train baseline STUDY --lr 3e-4
+    kdstudy train distill STUDY --temperature 4 --alpha 0.5 --lr 3e-4
+    """
+    config, storage = _resolve(study, overrides, place, smoke, trust)
+    parameters = _loop_parameters(config, loop, lr=lr, temperature=temperature, alpha=alpha)
+    from kdstudy import train as training
+
+    training.train(config, storage, loop, parameters, _console(), seed=seed, out=out)
+
+
+def _loop_parameters(config: StudyConfig, loop: str, **given: float | None) -> dict[str, float]:
+    """What a loop takes: the study's default point, or what the command line says instead."""
+    if loop == "teacher":
+        defaults = {"lr": config.teacher.learning_rates[0]}
+    else:
+        defaults = config.default_parameters("distill" if loop == "distill" else "baseline")
+    for name, value in given.items():
+        if value is None:
+            continue
+        if name not in defaults:
+            raise UserError(f"--{name} means nothing to the {loop} loop; it belongs to `kdstudy train distill`")
+        check_parameter(name, value)
+        defaults[name] = value
+    return defaults

@@ -1,0 +1,129 @@
+"""TODO docstring."""
+
+import difflib
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from kdstudy.config.messages import validate
+from kdstudy.config.settings import DefaultPoint, StudyConfig, _credentials_in, _texts
+from kdstudy.config.wording import wording
+from kdstudy.errors import UserError
+from kdstudy.trainables.functions import is_function
+from kdstudy.trainables.messages import one_line
+
+PRESETS = Path(__file__).parent / "presets"
+STUDY_FILE = "study.toml"
+LARGEST_FILE = 2**20  # bytes of a study file
+
+
+def check_parameter(name: str, value: float) -> None:
+    """See whether a parameter of the loops may have this value. Raises UserError that names its option."""
+    try:
+        DefaultPoint.model_validate({name: value})
+    except ValidationError as error:
+        raise UserError(f"--{name} = {value:g}: {wording(error.errors())}") from None
+
+
+def is_own_file(study: str) -> bool:
+    """Whether a preset or a TOML file is named, and not the folder or URI of a study, nor the settings in one."""
+    if "://" in study:
+        return False
+    path = find_study(study)
+    return not Path(study).is_dir() and not (path.name == STUDY_FILE and (path.parent / "stages.json").exists())
+
+
+def values_named(study: str, overrides: tuple[str, ...]) -> dict[str, Any]:
+    """The settings that a user names on the command line: in a file of their own, and in overrides."""
+    values = _read(find_study(study)) if is_own_file(study) else {}
+    for override in overrides:
+        _apply_override(values, override)
+    return values
+
+
+def texts_in(values: dict[str, Any]) -> set[str]:
+    """All texts among settings that are not validated yet."""
+    return {text for _, text in _texts(values)}
+
+
+def functions_in(values: dict[str, Any]) -> set[str]:
+    """The functions that settings name which are not validated yet."""
+    sections = [section for name in ("teacher", "student") if isinstance(section := values.get(name), dict)]
+    named = [section.get(key) for section in sections for key in ("model", "function")]
+    return {name for name in named if isinstance(name, str) and is_function(name)}
+
+
+def preset_names() -> list[str]:
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
+
+
+def load_study(study: str, overrides: tuple[str, ...] = (), smoke: bool = False) -> StudyConfig:
+    """Read a study by preset name, TOML file or study folder, apply `section.key=value` overrides, and validate.
+
+    Raises UserError with one line that names the key and the remedy.
+    """
+    path = find_study(study)
+    values = {"name": path.stem} | _read(path)
+    if smoke:  # before the overrides, which have the last word
+        values = validate(values).smoke().to_values()
+    for override in overrides:
+        _apply_override(values, override)
+    return validate(values)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a TOML file holds. Raises UserError."""
+    try:
+        if path.stat().st_size > LARGEST_FILE:
+            raise UserError(f"{path} is no study file: it is larger than {LARGEST_FILE >> 20} MiB")
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not valid TOML: {one_line(error)}") from None
+    for problem in _credentials_in(values):
+        raise UserError(f"{path}: {problem}")
+    return values
+
+
+def find_study(study: str) -> Path:
+    """The TOML file behind a preset's name, a file or a study folder."""
+    path = Path(study)
+    if path.is_dir() and (path / STUDY_FILE).is_file():
+        return path / STUDY_FILE
+    if path.is_file():
+        return path
+    if study in preset_names():
+        return PRESETS / f"{study}.toml"
+    if path.is_dir():
+        raise UserError(f"{study} is a folder without {STUDY_FILE}; name a study folder, a TOML file or a preset")
+    if path.suffix == ".toml" or len(path.parts) > 1:
+        raise UserError(f"{study} does not exist; name a study folder, a TOML file or a preset "
+                        f"({', '.join(preset_names())})")
+    nearest = difflib.get_close_matches(study, preset_names(), n=1, cutoff=0.4)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"presets: {', '.join(preset_names())}"
+    raise UserError(f"{study!r} is not a preset, a TOML file or a study folder; {hint}")
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not separator or not all(parts):
+        raise UserError(f"--set {override} is not of the form section.key=value, e.g. --set search.trials=40")
+    value = _value_of(text)
+    for part in parts[:-1]:
+        values = values.setdefault(part, {})
+        if not isinstance(values, dict):
+            raise UserError(f"--set {key}: {part} is a value, not a section")
+    values[parts[-1]] = value
+
+
+def _value_of(text: str) -> Any:
+    """A value as TOML writes it; what is not TOML is a text without its quotes."""
+    try:
+        parsed = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
+        return text.strip()
+    return parsed["value"] if len(parsed) == 1 else text.strip()

@@ -1,0 +1,51 @@
+"""TODO docstring."""
+
+import difflib
+from typing import Any
+
+from kdstudy.config.settings import StudyConfig
+from kdstudy.errors import UserError
+from kdstudy.trainables.settings import (
+    ModelSettings,
+)
+
+
+def check_models(config: StudyConfig, *, classes: int, channels: int, image_size: int) -> None:
+    """See whether timm knows the models and optimizers and whether the models take the images. Imports torch.
+
+    Raises UserError.
+    """
+    from timm.optim import list_optimizers
+
+    from kdstudy.trainables import models
+
+    for section, settings in trained_models(config).items():
+        try:
+            models.check(settings, classes=classes, channels=channels, image_size=image_size)
+        except ValueError as error:
+            raise UserError(f"{section}.{error}") from None
+    wanted = {"teacher.optimizer": config.teacher.optimizer, "train.optimizer": config.train.optimizer}
+    for value in (config.search.optimizer.choice or ()) if config.search.optimizer else ():
+        wanted["search.optimizer"] = value
+        _check_optimizer("search.optimizer", value, list_optimizers())
+    for key, name in wanted.items():
+        _check_optimizer(key, name, list_optimizers())
+
+
+def trained_models(config: StudyConfig) -> dict[str, ModelSettings]:
+    """The models that the study itself trains, by section."""
+    student = {"student": config.student}
+    return student if config.teacher.is_given else {"teacher": config.teacher.model_settings} | student
+
+
+def _check_optimizer(key: str, name: Any, known: list[str]) -> None:
+    if str(name).lower() not in known:
+        nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else "see timm.optim.list_optimizers()"
+        raise UserError(f"{key} = {name!r} is not a timm optimizer; {hint}")
+    from kdstudy.trainables.loop import check_optimizer
+
+    try:
+        check_optimizer(str(name))
+    except ValueError as error:
+        raise UserError(f"{key} = {name!r} cannot be used: {error}") from None

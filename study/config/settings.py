@@ -1,0 +1,439 @@
+"""The study file: one typed, validated model read from TOML."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import tomli_w
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
+
+from kdstudy.config.messages import validate
+from kdstudy.config.smoke import SMOKE_IMAGES, SMOKE_PIXELS, _merge, _share
+from kdstudy.config.wording import _shown, wording
+from kdstudy.trainables.credentials import names_a_host, problem_with
+from kdstudy.trainables.functions import is_function
+from kdstudy.trainables.settings import (
+    DataSettings,
+    FromList,
+    LearningRate,
+    Line,
+    ModelSettings,
+    PositiveFloat,
+    PositiveInt,
+    Settings,
+    TrainSettings,
+    ViewSettings,
+)
+
+FINALISTS, OUTPUTS = ("finalists_baseline", "finalists"), ("report", "export")
+STAGE_NAMES = ("teacher", "baseline", "teacher_logits", "distill", *FINALISTS, "confirm_baseline", "confirm", *OUTPUTS)
+Natural = Annotated[int, Field(ge=0, le=1_000_000)]
+Trials = Annotated[int, Field(ge=1, le=10_000)]
+Seeds = Annotated[int, Field(ge=1, le=1000)]
+LearningRates = Annotated[tuple[LearningRate, ...], Field(min_length=1, max_length=100)]
+# One value where a list is meant.
+FromOne = BeforeValidator(lambda value: (value,) if isinstance(value, str) else
+                          tuple(value) if isinstance(value, list) else value)
+MOST_DECADES = 15  # of a range on a logarithmic scale
+
+
+class Range(Settings):
+    """One dimension of the search space: exactly one of log, linear and choice."""
+
+    log: Annotated[tuple[PositiveFloat, PositiveFloat] | None, FromList] = None
+    linear: Annotated[tuple[float, float] | None, FromList] = None
+    choice: Annotated[tuple[int | float | str, ...] | None, FromList] = Field(None, max_length=1000)
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "Range":
+        kinds = [kind for kind in (self.log, self.linear, self.choice) if kind is not None]
+        if len(kinds) != 1:
+            raise ValueError("takes exactly one of log = [low, high], linear = [low, high], choice = [...]")
+        if self.choice is None and not kinds[0][0] < kinds[0][1]:
+            raise ValueError(f"needs low < high, not {list(kinds[0])}")
+        if self.choice is not None and len(self.choice) < 2:
+            raise ValueError("choice needs at least two values")
+        if self.choice is not None and len(set(self.choice)) < len(self.choice):
+            raise ValueError("choice names a value twice")
+        if self.log is not None and math.log10(self.log[1]) - math.log10(self.log[0]) > MOST_DECADES:
+            raise ValueError(f"log spans more than {MOST_DECADES} powers of ten")
+        return self
+
+    @property
+    def bounds(self) -> tuple[float, float] | None:
+        return self.log or self.linear
+
+    @property
+    def extremes(self) -> tuple[float | int | str, ...]:
+        """The values that must be valid for all others to be."""
+        return self.choice or self.bounds
+
+    def contains(self, value: float | str) -> bool:
+        if self.choice is not None:
+            return value in self.choice
+        low, high = self.bounds
+        return low <= value <= high
+
+
+class TeacherSettings(ModelSettings, TrainSettings):
+    """The teacher: a model and how it is trained, or one or several that are trained already, or its logits."""
+
+    model: Line = Field("", description="what is trained: as for the student; or give trained or logits instead")
+    trained: Annotated[tuple[Line, ...] | None, FromOne] = Field(
+        None, description="folders of trained models; the logits of several are averaged", min_length=1,
+        max_length=100
+    )
+    function: Line | None = Field(None, description="package.module:function that a trained folder may name and call")
+    logits: Line | None = Field(None, description="a file that `kdstudy logits` wrote")
+    lr: Annotated[LearningRate | LearningRates, FromList] = Field(
+        3e-4, description="a list: the best on validation is kept"
+    )
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> "TeacherSettings":
+        given = [name for name in ("model", "trained", "logits") if getattr(self, name)]
+        if len(given) != 1:
+            raise ValueError("needs exactly one of model (to be trained), trained = [folders] and logits = file, not "
+                             f"{' and '.join(given) or 'none'}"
+                             + ("; --set teacher.model= takes a study's own model away" if len(given) > 1 else ""))
+        return self
+
+    @property
+    def is_given(self) -> bool:
+        """Whether there is nothing to train."""
+        return not self.model
+
+    @property
+    def title(self) -> str:
+        """What to call it: the model, or what is given."""
+        return self.model or self.logits or " + ".join(Path(folder).name for folder in self.trained)
+
+    @property
+    def learning_rates(self) -> tuple[float, ...]:
+        return tuple(dict.fromkeys(self.lr)) if isinstance(self.lr, tuple) else (self.lr,)
+
+    @property
+    def model_settings(self) -> ModelSettings:
+        return ModelSettings(**{name: getattr(self, name) for name in ModelSettings.model_fields})
+
+    @property
+    def train_settings(self) -> TrainSettings:
+        return TrainSettings(**{name: getattr(self, name) for name in TrainSettings.model_fields})
+
+
+class DefaultPoint(Settings):
+    """The point that is run as it is, whatever the search finds."""
+
+    temperature: Annotated[float, Field(ge=0.01, le=10_000)] = Field(
+        4.0, description="T, which softens both in the soft loss"
+    )
+    alpha: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="weight of the soft loss")
+    lr: LearningRate = Field(3e-4, description="peak learning rate, of both arms")
+
+
+class SearchSettings(Settings):
+    """What is searched and how. Ranges hold for both arms, apart from temperature and alpha."""
+
+    trials: Trials = Field(20, description="of the distillation")
+    baseline_trials: Trials = Field(20, description="of the baseline; search.trials does not change it")
+    protected: Natural = Field(8, description="Sobol points that are never stopped, besides the default point")
+    baseline_protected: Natural = Field(4, description="likewise for the baseline")
+    early_stopping: bool = Field(True, description="ASHA: stop trials that are behind at a rung")
+    reduction_factor: Annotated[int, Field(ge=2, le=1000)] = Field(
+        3, description="a rung keeps the best one in so many"
+    )
+    grace_period: PositiveInt | None = Field(
+        None, description="epochs before the first rung, which is after the warm-up unless given"
+    )
+    report_every: PositiveInt | None = Field(None, description="epochs; a thirtieth of them unless given")
+    checkpoint_every: PositiveInt | None = Field(None, description="epochs; every fifth report unless given")
+    warm_start: Line | None = Field(
+        None, description="another study's folder: TPE starts from what its searches found in the same space"
+    )
+    temperature: Range | None = Field(None, description="{log = [1, 16]}, {linear = [1, 8]} or {choice = [2, 4]}")
+    alpha: Range | None = Field(None, description="a range, likewise; the default point must lie in it")
+    lr: Range | None = Field(None, description="a range for both arms")
+    weight_decay: Range | None = Field(None, description="a range for both arms")
+    warmup: Range | None = Field(None, description="a range for both arms")
+    batch_size: Range | None = Field(None, description="{choice = [64, 128]}")
+    optimizer: Range | None = Field(None, description="{choice = ['adamw', 'lamb']}")
+
+
+DISTILLATION_ONLY = ("temperature", "alpha")
+SEARCHABLE = (*DISTILLATION_ONLY, "lr", "weight_decay", "warmup", "batch_size", "optimizer")
+
+
+class FinalistSettings(Settings):
+    """A round between search and confirmation: the best configurations again on fresh seeds, by validation alone."""
+
+    configurations: Natural = Field(0, description="the best so many of each arm, and the default; 0: no such round")
+    seeds: Seeds = Field(3, description="fresh seeds for each of them; the best mean wins")
+
+
+class ConfirmSettings(Settings):
+    seeds: Seeds = Field(5, description="fresh paired seeds for every row of the table")
+
+
+class ResourceSettings(Settings):
+    cpus_per_trial: PositiveInt = Field(1, description="cores of each trial")
+    gpus_per_trial: Annotated[float, Field(ge=0, le=1000)] | None = Field(
+        None, description="may be a fraction; 1 if there are"
+    )
+    concurrent: PositiveInt | None = Field(None, description="trials at a time; as many as fit unless given")
+    teacher_workers: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        1, description="that train the teacher together, each with a trial's resources: DDP"
+    )
+    worker_retries: Natural = Field(3, description="how often a trial survives the death of its worker")
+
+
+class WatchSettings(Settings):
+    """Where a study's curves can be watched, besides `kdstudy status`. What it finds does not depend on it."""
+
+    tensorboard: bool = Field(False, description="event files in the study's folder: tensorboard/STAGE/trial-NNN")
+    mlflow: Line = Field("", description="MLflow's tracking URI, or a folder; needs kdstudy[mlflow]")
+    wandb: Line = Field("", description="a project of Weights & Biases; needs kdstudy[wandb]")
+
+
+class PublishedSettings(Settings):
+    """What others have published for this pair, in percent; shown beside the study's own, never used."""
+
+    pair: Line = Field(description="teacher → student")
+    gain: float = Field(description="points")
+    baseline: float | None = Field(None, description="percent")
+    distilled: float | None = Field(None, description="percent")
+
+
+class StudyConfig(Settings):
+    """A whole study."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100,
+                      description="of the study's folder; that of the file unless given")
+    about: Line = Field("", description="one sentence for reports and model cards")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="everything random follows from it")
+    data: DataSettings = DataSettings()
+    views: ViewSettings = ViewSettings()
+    teacher: TeacherSettings
+    student: ModelSettings
+    train: TrainSettings = TrainSettings()
+    default: DefaultPoint = DefaultPoint()
+    search: SearchSettings = SearchSettings()
+    finalists: FinalistSettings = FinalistSettings()
+    confirm: ConfirmSettings = ConfirmSettings()
+    resources: ResourceSettings = ResourceSettings()
+    watch: WatchSettings = WatchSettings()
+    published: PublishedSettings | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_credentials(cls, values: Any) -> Any:
+        """A study is there to be shown and sent: what it holds is no secret."""
+        for problem in _credentials_in(values):
+            raise ValueError(problem)
+        return values
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "StudyConfig":
+        for name, dimension in self.space("distill").items():
+            _check_dimension(name, dimension)
+            default = self.default_parameters("distill")[name]
+            if not dimension.contains(default):
+                where = "default" if name in DefaultPoint.model_fields else "train"
+                raise ValueError(f"search.{name} must include {where}.{name} = {default}")
+        for trials, protected in (("trials", "protected"), ("baseline_trials", "baseline_protected")):
+            needed = getattr(self.search, protected) + 1
+            if getattr(self.search, trials) < needed:
+                raise ValueError(f"search.{trials} = {getattr(self.search, trials)} is too few: search.{protected} = "
+                                 f"{needed - 1} and the default point need at least {needed}")
+        if self.search.early_stopping and self.search.grace_period and not self.rungs:
+            raise ValueError(f"search.grace_period = {self.search.grace_period} leaves no rung before 70 % of "
+                             f"{self.train.epochs} epochs; make it smaller, or set search.early_stopping = false")
+        if (self.data.validation or 0) + (self.data.test or 0) >= 1:
+            raise ValueError("data.validation + data.test must be smaller than 1")
+        if self.data.unlabelled and self.data.student_images is None:
+            raise ValueError("data.unlabelled needs data.student_images: the others are what is used without labels")
+        return self
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that it has: finalists only where they are asked for."""
+        return tuple(name for name in STAGE_NAMES if self.finalists.configurations or name not in FINALISTS)
+
+    def space(self, arm: str) -> dict[str, Range]:
+        """What is searched in an arm, `baseline` or `distill`."""
+        names = [name for name in SEARCHABLE if arm == "distill" or name not in DISTILLATION_ONLY]
+        return {name: getattr(self.search, name) for name in names if getattr(self.search, name) is not None}
+
+    def default_parameters(self, arm: str) -> dict[str, float | str]:
+        """The default point of an arm: its learning rate, temperature and alpha, and whatever else is searched."""
+        searched = [name for name in SEARCHABLE if getattr(self.search, name) is not None]
+        extra = {name: getattr(self.train, name) for name in searched if name in TrainSettings.model_fields}
+        point = self.default.model_dump()
+        if arm == "baseline":
+            point = {name: value for name, value in point.items() if name not in DISTILLATION_ONLY}
+        return point | extra
+
+    def trials(self, arm: str) -> int:
+        """How many trials an arm gets; where nothing is searched, the default point is the only one."""
+        if not self.space(arm):
+            return 1
+        return self.search.trials if arm == "distill" else self.search.baseline_trials
+
+    def protected(self, arm: str) -> int:
+        if not self.space(arm):
+            return 0
+        return self.search.protected if arm == "distill" else self.search.baseline_protected
+
+    @property
+    def shared_parameters(self) -> list[str]:
+        """What a distillation searches besides its own parameters: tuned alone, it shows what these are worth."""
+        return list(self.space("baseline")) if len(self.space("distill")) > len(self.space("baseline")) else []
+
+    @property
+    def view_count(self) -> int:
+        """How many different views of each image there are."""
+        return self.views.count or self.train.epochs
+
+    @property
+    def report_every(self) -> int:
+        return min(self.train.epochs, self.search.report_every or max(1, self.train.epochs // 30))
+
+    @property
+    def checkpoint_every(self) -> int:
+        """Epochs; a multiple of report_every."""
+        wanted = self.search.checkpoint_every or 5 * self.report_every
+        return math.ceil(wanted / self.report_every) * self.report_every
+
+    @property
+    def rungs(self) -> list[int]:
+        """The epochs at which trials may be stopped, all of them epochs that are reported.
+
+        The first lies after the warm-up, where rankings begin to mean something; none lies beyond 70 % of the epochs,
+        where stopping saves little.
+        """
+        search, epochs = self.search, self.train.epochs
+        if not search.early_stopping:
+            return []
+        most_warmup = max([self.train.warmup, *(search.warmup.extremes if search.warmup else ())])
+        grace = search.grace_period or max(2, math.ceil(epochs / 9), math.ceil(most_warmup * epochs) + 1)
+        rung = math.ceil(grace / self.report_every) * self.report_every
+        rungs = []
+        while rung <= 0.7 * epochs:
+            rungs.append(rung)
+            rung *= search.reduction_factor
+        return rungs
+
+    def smoke(self) -> "StudyConfig":
+        """The same study, every stage of it, small enough for a look: random weights, few images, few trials."""
+        size = max(self.data.image_size or 0, self.teacher.image_size or 0, self.student.image_size or 0, 32)
+        limit, large = max(SMOKE_IMAGES, round(SMOKE_PIXELS / size**2)), size > 64
+        trials = 3 if large else 6
+        changes = {
+            "name": f"{self.name}-smoke",
+            "data": {"limit": min(limit, self.data.limit or limit), "classes": self._smoke_classes(limit // 6),
+                     "train_images": _share(self.data.train_images),
+                     "student_images": _share(self.data.student_images)},
+            "teacher": {"epochs": max(2, self.teacher.epochs // (8 if large else 4)),
+                        "lr": self.teacher.learning_rates[:1], "pretrained": False},
+            "student": {"pretrained": False},
+            "train": {"epochs": max(2, self.train.epochs // 10)},
+            "search": {"trials": trials, "baseline_trials": trials, "protected": trials // 2,
+                       "baseline_protected": trials // 2,
+                       "grace_period": None, "report_every": None, "checkpoint_every": None},
+            "finalists": {"configurations": min(2, self.finalists.configurations), "seeds": 1},
+            "confirm": {"seeds": 2},
+            "views": {"count": None},
+        }
+        if large:  # what fits a GPU's memory does not fit a laptop's
+            changes["teacher"]["batch_size"] = min(8, self.teacher.batch_size)
+            changes["train"]["batch_size"] = min(8, self.train.batch_size)
+            changes["search"]["batch_size"] = None
+        return validate(_merge(self.model_dump(), changes))
+
+    def _smoke_classes(self, most: int) -> int | tuple[str, ...] | None:
+        """A few classes, so that a few images hold them all."""
+        classes = self.data.classes
+        if isinstance(classes, tuple):
+            return classes[:most]
+        return min(classes or most, most) if most < 20 or classes else None
+
+    def to_values(self) -> dict[str, Any]:
+        """What a study file would hold."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def to_toml(self) -> str:
+        return tomli_w.dumps(self.to_values())
+
+
+def _credentials_in(values: Any) -> Iterator[str]:
+    """What is wrong with settings that hold credentials, without them."""
+    for name, text in _texts(values):
+        if problem := problem_with(text, is_place=name.split(".")[0] not in ("about", "published")):
+            yield f"{name} {problem}"
+
+
+def _texts(values: Any, name: str = "") -> Iterator[tuple[str, str]]:
+    """All texts among settings, with their full names."""
+    if isinstance(values, str):
+        yield name, values
+    elif isinstance(values, dict):
+        for key, value in values.items():
+            yield from _texts(value, f"{name}.{key}" if name else str(key))
+    elif isinstance(values, list | tuple):
+        for value in values:
+            yield from _texts(value, name)
+
+
+def _check_dimension(name: str, dimension: Range) -> None:
+    """What is proposed must be what the setting takes. Raises ValueError."""
+    if name in ("batch_size", "optimizer") and dimension.choice is None:
+        raise ValueError(f"search.{name} takes choice = [...] only")
+    settings = DefaultPoint if name in DefaultPoint.model_fields else TrainSettings
+    for value in dimension.extremes:
+        try:
+            settings.model_validate({name: value})
+        except ValidationError as error:
+            raise ValueError(f"search.{name} reaches {_shown(value)}: {wording(error.errors())}") from None
+
+
+def settings_table() -> dict[str, list[tuple[str, str, str]]]:
+    """Per section: every setting, its default as TOML ("" where there is none), and what it is for."""
+    fields = StudyConfig.model_fields
+    sections = {"": [(name, _default(fields[name]), fields[name].description) for name in ("name", "about", "seed")]}
+    for section, field in fields.items():
+        model = _section_model(field)
+        if model is not None:
+            sections[section] = [(name, _default(own), own.description or "")
+                                 for name, own in model.model_fields.items()]
+    return sections
+
+
+def _default(field: FieldInfo) -> str:
+    value = field.get_default(call_default_factory=True)
+    return "" if value is None or field.is_required() else f"= {tomli_w.dumps({'v': value})[4:].strip() or '{}'}"
+
+
+def own_functions(config: StudyConfig) -> dict[str, str]:
+    """The settings that name a function of the user's own, package.module:function."""
+    named = {"teacher.model": config.teacher.model, "teacher.function": config.teacher.function,
+             "student.model": config.student.model}
+    return {setting: name for setting, name in named.items() if name and is_function(name)}
+
+
+def places_named(config: StudyConfig, watch: bool) -> dict[str, str]:
+    """The settings that name a host to ask, which may be shown this machine's credentials, or, with `watch`, a place to
+    send curves to."""
+    asked = {"data.source": [config.data.source], "search.warm_start": [config.search.warm_start],
+             "teacher.logits": [config.teacher.logits], "teacher.trained": config.teacher.trained or (),
+             "teacher.pretrained": [config.teacher.pretrained], "student.pretrained": [config.student.pretrained]}
+    found = {setting: place for setting, places in asked.items() for place in places
+             if isinstance(place, str) and names_a_host(place)}
+    told = {"watch.mlflow": config.watch.mlflow, "watch.wandb": config.watch.wandb} if watch else {}
+    return found | {setting: place for setting, place in told.items() if place}
+
+
+def _section_model(field: FieldInfo) -> type[Settings] | None:
+    """The group of settings that a field holds, if it holds one."""
+    kinds = (field.annotation, *getattr(field.annotation, "__args__", ()))
+    return next((kind for kind in kinds if hasattr(kind, "model_fields")), None)

@@ -1,0 +1,62 @@
+"""TODO docstring."""
+
+import re
+from typing import Any
+
+from kdstudy.trainables.credentials import redact
+
+LONGEST_SHOWN = 80  # characters of a value in a message
+# How pydantic names the branches of a union, which are no part of a setting's name.
+BRANCHES = re.compile(r"(function-|tuple|dict\[|list\[|constrained|nullable).*|float|int|str|bool")
+
+
+def location_of(problem: dict[str, Any]) -> list[str]:
+    """The sections and the key that a problem is about."""
+    *parents, last = map(str, problem["loc"] or ("",))
+    own = [last] if problem["type"] == "extra_forbidden" or not BRANCHES.fullmatch(last) else []
+    return [part for part in (*(part for part in parents if not BRANCHES.fullmatch(part)), *own) if part]
+
+
+WORDING = {
+    "int_type": "must be a whole number", "float_type": "must be a number", "bool_type": "must be true or false",
+    "string_type": "must be a text", "string_unicode": "must be a text in UTF-8", "dict_type": "must be a table",
+    "tuple_type": "must be a list", "list_type": "must be a list", "model_type": "must be a table",
+    "missing": "is missing", "extra_forbidden": "is not known", "finite_number": "must be a finite number",
+    "literal_error": "must be {expected}", "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}", "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}", "string_too_short": "must not be empty",
+    "string_too_long": "must be at most {max_length} characters long",
+    "too_short": "must be a list of at least {min_length}", "too_long": "must be a list of at most {max_length}",
+}
+PATTERNS = {"name": "must be made of letters, digits, '.', '_' and '-', and begin with a letter or digit"}
+
+
+def wording(problems: list[dict[str, Any]]) -> str:
+    """What is wrong with a value; where it may be of several kinds, what is wrong with it as each of them."""
+    said = dict.fromkeys(map(_words_for, problems))
+    first, *others = said
+    return " or ".join([first, *(text.removeprefix("must be ") for text in others)])
+
+
+def _words_for(problem: dict[str, Any]) -> str:
+    if problem["type"] == "string_pattern_mismatch":
+        return PATTERNS.get(str(problem["loc"][-1]), "must be one line without control characters")
+    if problem["type"] in WORDING:
+        return WORDING[problem["type"]].format_map(
+            {name: _readable(limit) for name, limit in problem.get("ctx", {}).items()})
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"{message[:1].lower()}{message[1:]}"
+
+
+def _readable(limit: Any) -> str:
+    """1,000,000 or 0.5, whether the limit is a whole number or not."""
+    return f"{limit:,}".removesuffix(".0") if isinstance(limit, int | float) else str(limit)
+
+
+def _shown(value: Any) -> str:
+    """A value in a message, where a long one is cut."""
+    try:
+        text = redact(repr(list(value) if isinstance(value, tuple) else value))
+    except (ValueError, RecursionError):  # more digits than Python writes, or nested too deep
+        return "…"
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN - 1]}…"

@@ -1,0 +1,136 @@
+"""What all ways of launching a study elsewhere have in common: what can be checked here, and what has to go along."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import shutil
+import site
+import sys
+import sysconfig
+from pathlib import Path
+
+from kdstudy.config.load import STUDY_FILE
+from kdstudy.config.settings import StudyConfig, own_functions
+from kdstudy.errors import UserError
+from kdstudy.store.storage import PACKAGES, Storage
+from kdstudy.trainables import functions
+
+HERE = Path(__file__).resolve().parents[1]
+OURS = ("study", "trainables", "analysis")
+ABSOLUTE = "what is submitted is read elsewhere: give the absolute path there, or a URI"
+
+
+def check_place(place: str) -> None:
+    """See whether a study may be said to live there, whoever reads it. Raises UserError."""
+    if not place:
+        raise UserError("--dir is needed: the absolute path of a folder that all nodes share, or a URI such as "
+                        "s3://BUCKET/studies/NAME")
+    if not _is_absolute(place):
+        raise UserError(f"--dir {place} is relative; {ABSOLUTE}")
+    Storage.of(place)
+
+
+def check_paths(config: StudyConfig) -> None:
+    """See whether the files that the settings name are named so that every node finds them. Raises UserError."""
+    from kdstudy.trainables.sources import NAMES
+
+    named = {"search.warm_start": config.search.warm_start, "teacher.logits": config.teacher.logits,
+             "teacher.pretrained": config.teacher.pretrained, "student.pretrained": config.student.pretrained,
+             "watch.mlflow": config.watch.mlflow,
+             "data.source": None if config.data.source in NAMES else config.data.source}
+    named |= {f"teacher.trained.{number}": folder for number, folder in enumerate(config.teacher.trained or ())}
+    for setting, path in named.items():
+        if isinstance(path, str) and path and not _is_absolute(path):
+            raise UserError(f"{setting} = {path!r} is relative; {ABSOLUTE}")
+
+
+def _is_absolute(path: str) -> bool:
+    return "://" in path or path.startswith("~") or Path(path).is_absolute()
+
+
+def job_name(config: StudyConfig) -> str:
+    """A name that no other job has, and that says what it is."""
+    return f"kdstudy-{config.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+
+
+# -- the user's own functions -----------------------------------------------------------------------------------------
+
+
+def own_modules(config: StudyConfig) -> list[Path]:
+    """The files and package folders that define the functions named in the settings, with what they import of the
+    same folder. What is installed is left out. Imports torch where there are any.
+
+    Raises UserError where one cannot be imported here.
+    """
+    found: set[Path] = set()
+    for setting, function in own_functions(config).items():
+        try:
+            functions.source_file(function)
+        except ValueError as error:
+            raise UserError(str(error).replace("model = ", f"{setting} = ", 1)) from None
+        if (own := _top_level(function.split(":")[0])) is not None:
+            found |= _modules_in(own.parent)
+    return sorted(found)
+
+
+def _modules_in(folder: Path) -> set[Path]:
+    """The top-level files and folders of all imported modules that lie there, without this package."""
+    tops = {_top_level(name) for name in tuple(sys.modules) if name.split(".")[0] not in (*OURS, "__main__")}
+    return {top for top in tops if top is not None and top.parent == folder}
+
+
+def _top_level(module: str) -> Path | None:
+    """The file or folder below which an imported module lies; None where it has none."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    if file is None or _is_installed(Path(file)):
+        return None
+    path = Path(file).resolve()
+    depth = module.count(".") + (path.name == "__init__.py")
+    return path.parents[depth - 1] if depth else path
+
+
+def _is_installed(file: Path) -> bool:
+    paths = sysconfig.get_paths()
+    places = {paths["purelib"], paths["platlib"], paths["stdlib"], *site.getsitepackages(), site.getusersitepackages()}
+    return any(file.resolve().is_relative_to(Path(place).resolve()) for place in places)
+
+
+# -- what goes along --------------------------------------------------------------------------------------------------
+
+
+def write_working_dir(config: StudyConfig, folder: Path) -> None:
+    """Fill a folder from which `python -m study.cli run study.toml` runs where nothing of this project is installed:
+    its packages as they are here, the settings, and the user's own modules."""
+    for package in OURS:  # without the committed results of the presets
+        shutil.copytree(HERE / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "results"))
+    for path in own_modules(config):
+        if path.is_dir():
+            shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns("__pycache__"))
+        else:
+            shutil.copyfile(path, folder / path.name)
+    (folder / STUDY_FILE).write_text(config.to_toml(), encoding="utf-8")
+
+
+def requirements(place: str) -> list[str]:
+    """What kdstudy needs besides Ray, which every node has; with the package that the place's scheme needs.
+
+    Raises UserError where kdstudy is not installed here, but only lies here.
+    """
+    from packaging.requirements import Requirement
+
+    try:
+        needed = importlib.metadata.requires("kdstudy") or []
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError("--pip reads what kdstudy needs from its installation; install it here too: pip install -e .",
+                        ) from None
+    extra = PACKAGES.get(place.split("://")[0], "")
+    wanted = [requirement for requirement in map(Requirement, needed) if requirement.name != "ray"
+              and (requirement.marker is None or requirement.marker.evaluate({"extra": extra}))]
+    return [f"{requirement.name}{requirement.specifier}" for requirement in wanted]
+
+
+def command(study_file: str, place: str, until: str | None, *more: str) -> list[str]:
+    """The words that run the study there."""
+    return ["python", "-m", "study.cli", "run", study_file, "--dir", place, *(("--until", until) if until else ()),
+            *more]

@@ -1,0 +1,132 @@
+"""A study on Kubernetes: the manifests of a KubeRay RayJob that starts a Ray cluster, runs the study on it, and tries
+again where it was preempted. The image brings kdstudy; the settings come in a ConfigMap."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import re
+import shlex
+import shutil
+import subprocess
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from kdstudy.config.load import STUDY_FILE
+from kdstudy.config.settings import StudyConfig
+from kdstudy.errors import UserError
+from kdstudy.launch import common as launch
+
+MOUNT = "/etc/kdstudy"
+LONGEST_NAME = 47  # of a RayJob, whose name is a part of others
+ATTEMPTS_AFTER_FIRST = 3
+STOP_SECONDS = 60
+HEAD_CPUS, WORKER_CPUS = 2, 8
+QUANTITY = re.compile(r"\d+(\.\d+)?([kMGTPE]i?)?")
+
+
+@dataclass(frozen=True)
+class Pods:
+    """What is asked of Kubernetes. memory: of each pod, as Kubernetes writes it; environment: of all containers;
+    secrets: whose keys become variables of all containers."""
+
+    image: str
+    workers: int
+    cpus_per_node: int
+    gpus_per_node: int | None
+    memory: str
+    namespace: str | None
+    environment: dict[str, str]
+    secrets: tuple[str, ...]
+
+    def check(self) -> None:
+        """Raises UserError."""
+        if not QUANTITY.fullmatch(self.memory):
+            raise UserError(f"--memory {self.memory} is no size as Kubernetes writes it, such as 32Gi")
+        if not self.image or re.search(r"\s", self.image):
+            raise UserError("--image is needed: one with kdstudy and ray[default], as the README says")
+
+    def template(self, name: str, cpus: int, gpus: int | None, more: dict[str, Any]) -> dict[str, Any]:
+        """A pod's template with one container."""
+        amounts = {"cpu": cpus, "memory": self.memory} | ({"nvidia.com/gpu": gpus} if gpus else {})
+        container: dict[str, Any] = {"name": name, "image": self.image,
+                                     "resources": {"requests": dict(amounts), "limits": dict(amounts)}}
+        if self.environment:
+            container["env"] = [{"name": name, "value": value} for name, value in self.environment.items()]
+        if self.secrets:
+            container["envFrom"] = [{"secretRef": {"name": secret}} for secret in self.secrets]
+        volumes = more.pop("volumes", None)
+        return {"spec": {"containers": [container | more]} | ({"volumes": volumes} if volumes else {})}
+
+
+def manifests(config: StudyConfig, place: str, pods: Pods, until: str | None = None) -> list[dict[str, Any]]:
+    """The ConfigMap with the settings and the RayJob.
+
+    place: where the study lives, a URI or an absolute path that all pods share. Raises UserError.
+    """
+    pods.check()
+    metadata: dict[str, Any] = {"name": object_name(config)}
+    if pods.namespace:
+        metadata["namespace"] = pods.namespace
+    settings = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {STUDY_FILE: config.to_toml()}}
+    words = launch.command(f"{MOUNT}/{STUDY_FILE}", place, until)
+    spec = {"entrypoint": shlex.join(words), "shutdownAfterJobFinishes": True, "backoffLimit": ATTEMPTS_AFTER_FIRST,
+            "runtimeEnvYAML": yaml.safe_dump({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}}),
+            "rayClusterSpec": _cluster(pods, metadata["name"])}
+    return [settings, {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": dict(metadata), "spec": spec}]
+
+
+def object_name(config: StudyConfig) -> str:
+    """A job's name as Kubernetes allows it: small letters, digits and hyphens, not too long."""
+    kind, *name, day, time = re.sub(r"[^a-z0-9]+", "-", launch.job_name(config).lower()).split("-")
+    room = LONGEST_NAME - len(kind) - len(day) - len(time) - 3
+    return "-".join([kind, "-".join(name)[:room].strip("-"), day, time])
+
+
+def _cluster(pods: Pods, settings: str) -> dict[str, Any]:
+    mounted = {"volumeMounts": [{"name": "settings", "mountPath": MOUNT, "readOnly": True}],
+               "volumes": [{"name": "settings", "configMap": {"name": settings}}]}
+    return {
+        "rayVersion": importlib.metadata.version("ray"),
+        "authOptions": {"mode": "token"},
+        "headGroupSpec": {"rayStartParams": {"num-cpus": "0"},  # the driver alone
+                          "template": pods.template("ray-head", HEAD_CPUS, None, mounted)},
+        "workerGroupSpecs": [{
+            "groupName": "workers", "replicas": pods.workers, "minReplicas": pods.workers, "maxReplicas": pods.workers,
+            "rayStartParams": {},
+            "template": pods.template("ray-worker", pods.cpus_per_node, pods.gpus_per_node, {})}],
+    }
+
+
+class _Readable(yaml.SafeDumper):
+    """Writes a text of several lines as such, and nothing twice by reference."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Readable.add_representer(str, lambda dumper, text: dumper.represent_scalar(
+    "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None))
+
+
+def to_yaml(objects: list[dict[str, Any]]) -> str:
+    return yaml.dump_all(objects, Dumper=_Readable, sort_keys=False, width=120, allow_unicode=True)
+
+
+def submit(objects: list[dict[str, Any]], place: str, console: Console) -> None:
+    """Hand manifests to kubectl, and say how to go on. Raises UserError where that fails."""
+    if shutil.which("kubectl") is None:
+        raise UserError("kubectl is not on this machine's PATH; install it, or give --print and create the objects "
+                        "where it is")
+    done = subprocess.run(["kubectl", "create", "-f", "-"], input=to_yaml(objects), text=True, capture_output=True)
+    if done.returncode:
+        raise UserError(f"kubectl does not create the job: {' '.join(done.stderr.split())[:300]}; see that it reaches "
+                        "the cluster, and that KubeRay is installed there")
+    metadata = objects[-1]["metadata"]
+    name, where = metadata["name"], f" -n {metadata['namespace']}" if "namespace" in metadata else ""
+    for line in (f"job    {name}", f"watch  kubectl logs -f{where} -l job-name={name}",
+                 f"stop   kubectl delete{where} rayjob/{name} configmap/{name}  (submit it again to go on)",
+                 f"fetch  kdstudy fetch {shlex.quote(place)} FOLDER"):
+        console.print(line, soft_wrap=True, markup=False)

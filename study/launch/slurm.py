@@ -1,0 +1,141 @@
+"""A study as a SLURM job: a batch script that starts Ray on the job's own nodes, runs the study and goes on when it is
+submitted again."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from kdstudy.config.settings import StudyConfig
+from kdstudy.errors import UserError
+from kdstudy.launch import common as launch
+
+STOP_SECONDS = 120  # before the time limit, for the driver to end its trials in order
+END_OF_SETTINGS = "END_OF_SETTINGS"
+DIRECTIVE = re.compile(r"[a-z][a-z-]*(=[^\s'\"\\`$]+)?")
+
+# $RAY_TMPDIR is short, because the paths of sockets must be, and the job's own, because other users have a /tmp/ray.
+# Any user of the cluster may run code where Ray listens without a token.
+SCRIPT = """#!/bin/bash
+# kdstudy: {name}. Submit this script again to go on where the study was cut off.
+{directives}
+# Nothing of the folder that this is submitted from stands in for a package.
+export PYTHONSAFEPATH=1
+{setup}
+set -euo pipefail
+export RAY_TMPDIR=/tmp/kd-$SLURM_JOB_ID
+RAY_AUTH_TOKEN=$(python -c 'import secrets; print(secrets.token_hex(32))')
+export RAY_AUTH_TOKEN RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
+
+# This script runs on the first node, which becomes the head.
+mkdir -p "$RAY_TMPDIR"
+cat > "$RAY_TMPDIR/study.toml" <<'{end}'
+{settings}{end}
+hosts=($(scontrol show hostnames "$SLURM_JOB_NODELIST"))
+head=$(getent ahostsv4 "${{hosts[0]}}" | awk '!found && !/^127\\./ {{ print $1; found = 1 }}' || true)
+port=$(python -c 'import socket; free = socket.socket(); free.bind(("", 0)); print(free.getsockname()[1])')
+address=${{head:-${{hosts[0]}}}}:$port
+
+# The driver alone is asked to stop before the time limit; Ray must live on until it has.
+stop() {{
+    echo "stopping before the time limit; submit this script again to go on"
+    kill -TERM "$(cat "$RAY_TMPDIR/driver")" || true
+}}
+trap stop TERM
+
+# One task per node. The first runs the study; then all end with `ray stop`, so the nodes must be the job's own.
+srun --ntasks-per-node=1 --cpu-bind=none --kill-on-bad-exit=0 bash -c '
+    mkdir -p "$RAY_TMPDIR"
+    trap "rm -rf $RAY_TMPDIR" EXIT
+    ray symmetric-run --num-cpus="$SLURM_CPUS_ON_NODE" "$@"
+' task --address "$address" --min-nodes "$SLURM_JOB_NUM_NODES" -- \\
+    bash -c 'echo $$ > "$RAY_TMPDIR/driver"; exec "$@"' driver \\
+    {command} &
+step=$! code=0
+wait "$step" || code=$?
+while kill -0 "$step" 2>/dev/null; do
+    code=0
+    wait "$step" || code=$?
+done
+exit "$code"
+"""
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """What is asked of SLURM. more: further options of sbatch, KEY=VALUE or KEY, which have the last word."""
+
+    nodes: int = 1
+    gpus_per_node: int | None = None
+    cpus_per_node: int | None = None
+    time: str = "24:00:00"
+    partition: str | None = None
+    account: str | None = None
+    more: tuple[str, ...] = ()
+
+    def directives(self, name: str) -> list[str]:
+        """Options of sbatch. Raises UserError where one of `more` cannot be one."""
+        options = {"job-name": f"kdstudy-{name}", "output": f"kdstudy-{name}-%j.log", "open-mode": "append",
+                   "nodes": self.nodes, "ntasks-per-node": 1, "exclusive": None, "mem": 0,
+                   "signal": f"B:TERM@{STOP_SECONDS}", "requeue": None, "time": self.time}
+        options |= {key: value for key, value in (
+            ("gpus-per-node", self.gpus_per_node), ("cpus-per-task", self.cpus_per_node),
+            ("partition", self.partition), ("account", self.account)) if value is not None}
+        for option in self.more:
+            key, equals, value = option.removeprefix("--").partition("=")
+            options[key] = value if equals else None
+        lines = [key if value is None else f"{key}={value}" for key, value in options.items()]
+        for line in lines:
+            if not DIRECTIVE.fullmatch(line):
+                raise UserError(f"--{line} is no option for sbatch; give KEY=VALUE, without spaces and quotes")
+        return [f"#SBATCH --{line}" for line in lines]
+
+
+def script(config: StudyConfig, place: str, allocation: Allocation, *, until: str | None = None,
+           setup: Sequence[str] = ()) -> str:
+    """The batch script, with all that it needs.
+
+    place: where the study lives, as an absolute path that all nodes share or a URI. setup: lines that bring kdstudy
+    and Ray to the PATH of every node; none: the environment that this process runs in. Raises UserError.
+    """
+    run = launch.command('"$RAY_TMPDIR/study.toml"', shlex.quote(place), until, "--address", '"$address"')
+    return SCRIPT.format(name=config.name, directives="\n".join(allocation.directives(config.name)),
+                         setup="\n".join([*(setup or [_this_environment()]), *_own_paths(config)]),
+                         settings=config.to_toml(), end=END_OF_SETTINGS, command=" ".join(run))
+
+
+def _this_environment() -> str:
+    """What makes `python` and `ray` of another shell those of this one."""
+    activate = Path(sys.prefix) / "bin" / "activate"
+    if activate.is_file() and sys.prefix != sys.base_prefix:
+        return f"source {shlex.quote(str(activate))}"
+    return f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
+
+
+def _own_paths(config: StudyConfig) -> list[str]:
+    """Where the nodes find the functions of the user's own."""
+    folders = sorted({str(path.parent) for path in launch.own_modules(config)})
+    return [f"export PYTHONPATH={shlex.quote(':'.join(folders))}${{PYTHONPATH:+:$PYTHONPATH}}"] if folders else []
+
+
+def submit(content: str, place: str, console: Console) -> None:
+    """Hand a script to sbatch, and say how to go on. Raises UserError where that fails."""
+    if shutil.which("sbatch") is None:
+        raise UserError("sbatch is not on this machine's PATH; run the command on a login node of the cluster, or give "
+                        "--print and submit the script there")
+    done = subprocess.run(["sbatch", "--parsable"], input=content, text=True, capture_output=True)
+    if done.returncode:
+        raise UserError(f"sbatch refuses the script: {' '.join(done.stderr.split())[:300]}; see --sbatch KEY=VALUE")
+    number = done.stdout.strip().split(";")[0]
+    for line in (f"job    {number}", f"watch  squeue --job {number}; kdstudy status {shlex.quote(place)}",
+                 f"stop   scancel --batch --signal=TERM {number}  (submit it again to go on)",
+                 f"fetch  kdstudy fetch {shlex.quote(place)} FOLDER"):
+        console.print(line, soft_wrap=True, markup=False)

@@ -1,0 +1,124 @@
+"""When each trial of a study would run, by simulation: the pipeline, as many slots as there are, and early stopping."""
+
+from __future__ import annotations
+
+import heapq
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from kdstudy.search.rungs import Rungs
+from kdstudy.tune.pipeline import NEEDS, ORDER
+
+DRAWS = 9  # of how good the trials are; fewer where there are thousands
+LIKENESS = 0.9  # correlation of a trial's rank at a rung with how good it is in the end
+
+
+@dataclass(frozen=True)
+class Work:
+    """A stage's trials, as far as their times go.
+
+    protected: how many of the first are never stopped. seconds: of an epoch, with its share of reports. overhead:
+    seconds of a trial besides its epochs. workers: more than one train a model together, by themselves, one trial after
+    the other.
+    """
+
+    name: str
+    runs: int
+    protected: int
+    epochs: int
+    rungs: tuple[int, ...]
+    seconds: float
+    overhead: float = 0.0
+    workers: int = 1
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """wall: seconds until the last trial ends. used: seconds of all slots in which trials run. times: of each stage,
+    when it begins and ends. epochs: of each stage, summed over its trials."""
+
+    wall: float
+    used: float
+    times: dict[str, tuple[float, float]]
+    epochs: dict[str, float]
+
+
+def forecast(works: list[Work], slots: int, reduction_factor: int, start: float = 0.0) -> Forecast:
+    """What to expect on `slots` slots, the mean over some draws. start: seconds until the first trial begins."""
+    draws = min(DRAWS, max(1, 5000 // max(1, sum(work.runs for work in works))))
+    drawn = [_Run(works, slots, reduction_factor, seed).run(start) for seed in range(draws)]
+    mean = statistics.fmean
+    return Forecast(
+        mean(one.wall for one in drawn), mean(one.used for one in drawn),
+        {work.name: tuple(mean(one.times[work.name][end] for one in drawn) for end in (0, 1)) for work in works},
+        {work.name: mean(one.epochs[work.name] for one in drawn) for work in works})
+
+
+class _Run:
+    """One simulated study: a heap of what happens next."""
+
+    def __init__(self, works: list[Work], slots: int, reduction_factor: int, seed: int):
+        self._works = {work.name: work for work in sorted(works, key=lambda work: ORDER.index(work.name))}
+        self._slots = self._free = slots
+        self._random = np.random.default_rng(seed)
+        self._rungs = {name: Rungs(list(work.rungs), reduction_factor) for name, work in self._works.items()}
+        self._begun = dict.fromkeys(self._works, 0)
+        self._ended = dict.fromkeys(self._works, 0)
+        self._epochs = dict.fromkeys(self._works, 0.0)
+        self._goodness: dict[tuple[str, int], float] = {}
+        self._events: list[tuple[float, int, str, int, int]] = []  # time, order, stage, trial, epoch
+        self._used, self._times = 0.0, {}
+
+    def run(self, start: float) -> Forecast:
+        now = start
+        self._fill(now)
+        while self._events:
+            now, _, stage, trial, epoch = heapq.heappop(self._events)
+            self._reach(now, stage, trial, epoch)
+            self._fill(now)
+        return Forecast(now, self._used, {name: self._times.get(name, (now, now)) for name in self._works},
+                        self._epochs)
+
+    def _fill(self, now: float) -> None:
+        """Begin trials while there is room."""
+        for name, work in self._ready():
+            if self._free or not work.runs:
+                self._times.setdefault(name, (now, now))
+            while self._free >= self._taken(work) and self._begun[name] < work.runs:
+                trial = self._begun[name]
+                self._begun[name] += 1
+                self._free -= self._taken(work)
+                self._goodness[name, trial] = self._random.standard_normal()
+                self._go_on(now + work.overhead, work, trial, 0)
+                self._used += work.workers * work.overhead
+
+    def _taken(self, work: Work) -> int:
+        """Slots that nobody else can use while one of its trials runs."""
+        return self._slots if work.workers > 1 else 1
+
+    def _ready(self) -> Iterator[tuple[str, Work]]:
+        for name, work in self._works.items():
+            needed = [need for need in NEEDS.get(name, ()) if need in self._works]
+            if all(self._ended[need] == self._works[need].runs for need in needed):
+                yield name, work
+
+    def _go_on(self, now: float, work: Work, trial: int, epoch: int) -> None:
+        upto = next((rung for rung in work.rungs if rung > epoch), work.epochs)
+        seconds = (upto - epoch) * work.seconds
+        self._used += work.workers * seconds
+        heapq.heappush(self._events, (now + seconds, len(self._goodness), work.name, trial, upto))
+
+    def _reach(self, now: float, stage: str, trial: int, epoch: int) -> None:
+        work = self._works[stage]
+        if epoch < work.epochs:
+            seen = LIKENESS * self._goodness[stage, trial] + (1 - LIKENESS**2) ** 0.5 * self._random.standard_normal()
+            if self._rungs[stage].passes(trial, epoch, seen) or trial < work.protected:
+                self._go_on(now, work, trial, epoch)
+                return
+        self._free += self._taken(work)
+        self._ended[stage] += 1
+        self._epochs[stage] += epoch
+        self._times[stage] = (self._times[stage][0], now)

@@ -1,0 +1,233 @@
+"""TODO docstring."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import secrets
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from kdstudy.errors import UserError
+from kdstudy.store.storage import Storage
+from kdstudy.trainables.messages import one_line
+from kdstudy.trainables.paths import remove_objects
+from kdstudy.tune.cluster import Node
+
+if TYPE_CHECKING:
+    pass
+OURS = ("study", "trainables")  # what workers run of this package
+VERSIONED = ("ray", "torch", "timm", "numpy")
+NEEDED = ("analysis", "safetensors", "pyarrow", "pydantic", "fsspec")
+NODE_SECONDS = 120.0  # for a node to answer; the first to import a model of one's own may take long
+NOT_THERE = "not there"
+
+
+def _ask(nodes: list[Node], place: str, mark: str, functions: dict[str, str]) -> dict[Node, dict[str, Any]]:
+    """What `_answer` says on each node, and whether what it has written was `seen` here, or why it is `silent`; all are
+    asked at the same time."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    asked = {}
+    with _travels_as_it_is():
+        for node in nodes:
+            there = NodeAffinitySchedulingStrategy(node.id, soft=False)
+            task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_answer)
+            asked[node] = task.remote(place, mark, _own(mark, node), functions)
+    _, silent = ray.wait(list(asked.values()), num_returns=len(asked), timeout=NODE_SECONDS)
+    seen = {node: _taken_away(place, _own(mark, node)) for node in nodes}
+    return {node: {"silent": f"node {node.name} did not answer within {NODE_SECONDS:g} s; see what keeps it busy, or "
+                             "take it out of the cluster"} if task in silent
+            else _answer_of(task, node) | {"seen": seen[node]} for node, task in asked.items()}
+
+
+def _answer_of(task: Any, node: Node) -> dict[str, Any]:
+    import ray
+
+    try:
+        return ray.get(task)
+    except ray.exceptions.RayError as error:
+        return {"silent": f"node {node.name} cannot run a task: {one_line(error)}; mend it, or take it out of the "
+                          "cluster"}
+
+
+@contextlib.contextmanager
+def _travels_as_it_is() -> Iterator[None]:
+    """What is sent to a node brings this module's functions along instead of naming them."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    try:
+        yield
+    finally:
+        cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+
+
+def _own(mark: str, node: Node) -> str:
+    """The name of the file that a node leaves beside the driver's."""
+    return f"{mark}-{node.id}"
+
+
+def _answer(place: str, mark: str, own: str, functions: dict[str, str]) -> dict[str, Any]:
+    """A Ray task: what a node says of itself."""
+    return {"environment": environment(functions), "storage": _use_storage(place, mark, own),
+            "temporary": _temporary()}
+
+
+def _temporary() -> tuple[str, int]:
+    """The folder through which checkpoints pass, and the bytes that are free in it."""
+    return tempfile.gettempdir(), _free(tempfile.gettempdir())
+
+
+def _free(folder: str) -> int:
+    return shutil.disk_usage(folder).free
+
+
+def environment(functions: dict[str, str]) -> dict[str, str]:
+    """What decides how a process here trains: versions, and digests of source files. Nothing large is imported."""
+    found = {"Python": ".".join(map(str, sys.version_info[:2])), "kdstudy": _digest(OURS)}
+    for name in VERSIONED:
+        found[name] = _version(name)
+    for name in NEEDED:
+        found[name] = "there" if importlib.util.find_spec(name) else NOT_THERE
+    for setting, function in functions.items():
+        found[setting] = _imported(function)
+    return found
+
+
+def _version(name: str) -> str:
+    """Without the build's own tag: 2.9.1 for 2.9.1+cpu."""
+    if importlib.util.find_spec(name) is None:
+        return NOT_THERE
+    try:
+        return importlib.metadata.version(name).split("+")[0]
+    except importlib.metadata.PackageNotFoundError:
+        return "of unknown version"
+
+
+def _digest(packages: tuple[str, ...]) -> str:
+    digest = hashlib.blake2b(digest_size=5)
+    for package in packages:
+        spec = importlib.util.find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            return NOT_THERE
+        for file in sorted(Path(spec.submodule_search_locations[0]).glob("*.py")):
+            digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _imported(function: str) -> str:
+    """A digest of the file that a function of the user's own comes from, or why it cannot be imported."""
+    module, _, name = function.partition(":")
+    try:
+        defined_in = sys.modules[getattr(importlib.import_module(module), name).__module__]
+        return hashlib.blake2b(Path(defined_in.__file__).read_bytes(), digest_size=5).hexdigest()
+    except (Exception, SystemExit) as error:
+        return f"{NOT_THERE}: {' '.join(str(error).split())[:200]}"
+
+
+def check_environment(node: Node, there: dict[str, str], here: dict[str, str], functions: dict[str, str]) -> None:
+    """Compare what `environment` says on a node and on this machine. Raises UserError at the first difference."""
+    for name in here:
+        if there[name] == here[name]:
+            continue
+        if name in functions:
+            what = (f"cannot be imported on node {node.name} ({there[name].removeprefix(f'{NOT_THERE}: ')})"
+                    if there[name].startswith(NOT_THERE) else f"is another on node {node.name} than here")
+            raise UserError(f"{name} = {functions[name]!r} {what}; put the same files there, where Python finds them")
+        if name == "kdstudy":
+            what = "has no kdstudy" if there[name] == NOT_THERE else "has another kdstudy than this machine"
+            raise UserError(f"node {node.name} {what}; install this one there too (pip install, from the same source)")
+        if there[name] == NOT_THERE:
+            wanted = name if here[name] == "there" else f"{name}=={here[name]}"
+            raise UserError(f"node {node.name} has no {name}; there: pip install {wanted}")
+        remedy = "install the same on both" if name == "Python" else f"there: pip install {name}=={here[name]}"
+        raise UserError(f"node {node.name} has {name} {there[name]}, this machine {here[name]}; {remedy}")
+
+
+def _place(storage: Storage) -> str:
+    """Where a probe may write without leaving a trace: the study's URI, or the nearest folder that there is."""
+    if storage.uri is not None:
+        return storage.uri
+    folder = storage.folder.absolute()
+    nearest = next(path for path in (folder, *folder.parents) if path.exists())
+    if not nearest.is_dir():
+        raise UserError(f"{nearest} is a file, so no study can live in {folder}; choose another place with --dir")
+    return str(nearest)
+
+
+@contextlib.contextmanager
+def _marked(place: str) -> Iterator[str]:
+    """A file in `place`, for a while, whose name nobody can guess and which holds its name. Raises UserError."""
+    import fsspec
+
+    mark = f".kdstudy-probe-{secrets.token_hex(8)}"
+    try:
+        files, root = fsspec.core.url_to_fs(place, use_listings_cache=False)
+        files.pipe_file(f"{root}/{mark}", mark.encode())
+    except Exception as error:
+        remedy = "make room there" if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) else (
+            "make it writable")
+        raise UserError(f"cannot write to {place} ({_reason(error)}); {remedy}, or choose another place with --dir"
+                        ) from None
+    try:
+        yield mark
+    finally:
+        with contextlib.suppress(Exception):
+            remove_objects(files, root, [mark])
+
+
+def _use_storage(place: str, mark: str, own: str) -> str | None:
+    """Look for the driver's mark and leave one of our own; what went wrong, or None."""
+    try:
+        import fsspec
+
+        files, root = fsspec.core.url_to_fs(place, use_listings_cache=False)
+        if files.cat_file(f"{root}/{mark}") != mark.encode():
+            return NOT_THERE
+    except (FileNotFoundError, NotADirectoryError):
+        return NOT_THERE
+    except Exception as error:
+        return f"read {place} ({_reason(error)})"
+    try:
+        files.pipe_file(f"{root}/{own}", own.encode())
+    except Exception as error:
+        return f"write to {place} ({_reason(error)})"
+    return None
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _check_storage(node: Node, answer: dict[str, Any], storage: Storage) -> None:
+    problem = answer["storage"]
+    if problem not in (None, NOT_THERE):
+        raise UserError(f"node {node.name} cannot {problem}; mend that, or choose another place with --dir")
+    if problem or not answer["seen"]:
+        remedy = ("a folder on a file system that all nodes share, or an object store (s3://BUCKET/studies/NAME)"
+                  if storage.uri is None else "one that all nodes reach with the same endpoint and rights")
+        raise UserError(f"{storage} is not shared with node {node.name}; choose with --dir {remedy}")
+
+
+def _taken_away(place: str, name: str) -> bool:
+    """Remove what a node has written; whether it was to be seen here."""
+    import fsspec
+
+    files, root = fsspec.core.url_to_fs(place, use_listings_cache=False)
+    try:
+        seen = files.cat_file(f"{root}/{name}") == name.encode()
+    except Exception:
+        return False
+    with contextlib.suppress(Exception):
+        remove_objects(files, root, [name])
+    return seen

@@ -1,0 +1,144 @@
+"""The search: which trial next (Optuna), go on or stop (ASHA), and both of them told the truth.
+
+`TrialBook` decides and records; it knows nothing of Ray's actors, so that tests and simulations can drive it. The
+classes below it hand its decisions to Ray Tune.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from kdstudy.search.rungs import Rungs
+from kdstudy.search.runs import Proposer
+from kdstudy.store.record import METRIC, Record, TrialState
+
+
+class TrialBook:
+    """Hands out trials, decides after each report, and records both before anything else happens.
+
+    has_results: says whether a finished trial's files are there. Where it is given, a trial counts as finished only
+    once its last epoch's checkpoint is on record and its files are there. scored: whether reports need an accuracy.
+    """
+
+    def __init__(self, record: Record, proposer: Proposer, *, epochs: int, rungs: Iterable[int] = (),
+                 reduction_factor: int = 3, has_results: Callable[[TrialState], bool] | None = None,
+                 scored: bool = True, on_change: Callable[[], None] | None = None):
+        self.proposer, self.epochs, self.has_results = proposer, epochs, has_results
+        self.rungs, self._reduction_factor = list(rungs), reduction_factor
+        self._on_change, self._scored = on_change or (lambda: None), scored
+        self._begin(record)
+
+    def _begin(self, record: Record) -> None:
+        self.record = record
+        self._rungs = Rungs(self.rungs, self._reduction_factor)
+        self._replay_rungs()
+        self._unfinished = [trial.number for trial in record.trials.values() if not self.is_finished(trial)]
+        self.running: set[int] = set()
+        self._begun_at: dict[int, int] = {}  # epochs that the trials had when they were handed out
+
+    def reopen(self) -> None:
+        """Begin from what is on the disk, as a new driver would."""
+        self._begin(self.record.reopened())
+
+    def is_finished(self, trial: TrialState) -> bool:
+        if trial.state == "complete" and self.has_results:
+            saved = trial.checkpoint is not None and trial.checkpoint["epoch"] == self.epochs
+            return saved and self.has_results(trial)
+        return trial.state != "running"
+
+    def next(self) -> TrialState | None:
+        """The next trial to run: one that was cut off, else a new one; None where there are no more."""
+        if self._unfinished:
+            trial = self.record.trials[self._unfinished.pop(0)]
+        else:
+            trial = self.proposer(len(self.record.trials), self.record)
+            if trial is None:
+                return None
+            self.record.add_trial(trial)
+        self.running.add(trial.number)
+        self._begun_at[trial.number] = trial.epoch
+        self._on_change()
+        return trial
+
+    def report(self, number: int, metrics: dict[str, Any]) -> str:
+        """Record a report and decide: continue, stop, complete or failed."""
+        metrics = dict(metrics)
+        epoch, failure, where = metrics.pop("epoch"), metrics.pop("failure", None), metrics.pop("where", None)
+        if self._scored and not failure and not math.isfinite(metrics.get(METRIC, math.nan)):
+            failure = f"{METRIC} is {metrics.get(METRIC, 'missing')} at epoch {epoch}"
+        trial = self.record.trials[number]
+        earlier = trial.recorded(epoch)
+        if earlier is not None and not failure:
+            decision = self._repeated(trial, epoch, earlier, metrics)
+        else:
+            decision = "failed" if failure else self._decide(trial, epoch, metrics.get(METRIC))
+            self.record.report(number, epoch, decision, metrics, failure, where)
+        if decision != "continue":
+            self.running.discard(number)
+        self._on_change()
+        return decision
+
+    def _decide(self, trial: TrialState, epoch: int, accuracy: float | None) -> str:
+        passes = accuracy is None or self._rungs.passes(trial.number, epoch, accuracy)
+        if epoch >= self.epochs:
+            return "complete"
+        return "continue" if passes or trial.protected else "stop"
+
+    def _repeated(self, trial: TrialState, epoch: int, earlier: dict[str, Any], metrics: dict[str, Any]) -> str:
+        """An epoch that is run again after a cut-off counts once; where it comes out differently, say so."""
+        for name in (METRIC, "validation_loss"):
+            recorded, seen = earlier["metrics"].get(name), metrics.get(name)
+            if recorded != seen:
+                self.record.mismatch(trial.number, epoch, name, recorded, seen)
+                break
+        return earlier["decision"]
+
+    def checkpoint(self, number: int, epoch: int, path: str) -> None:
+        self.record.checkpoint(number, epoch, path)
+
+    def take_back(self, number: int) -> bool:
+        """Hand a trial whose workers died out again; False where it has got no further since it was handed out."""
+        trial = self.record.trials[number]
+        if trial.state != "running" or trial.epoch == self._begun_at[number]:
+            return False
+        self._unfinished.append(number)
+        self.running.discard(number)
+        return True
+
+    def fail(self, number: int, reason: str) -> None:
+        """A trial ended without a report."""
+        if self.record.trials[number].state == "running":
+            self.record.fail(number, reason)
+        self.running.discard(number)
+        self._on_change()
+
+    @property
+    def total(self) -> int:
+        return self.proposer.total(self.record)
+
+    @property
+    def protected(self) -> int:
+        """How many of the first trials are never stopped."""
+        return self.proposer.protected
+
+    @property
+    def waiting(self) -> int:
+        """How many trials were cut off and have not been taken up again."""
+        return len(self._unfinished)
+
+    @property
+    def may_stop(self) -> bool:
+        return bool(self.rungs)
+
+    @property
+    def complete(self) -> bool:
+        """Nothing is left to run."""
+        trials = self.record.trials
+        return len(trials) >= self.total and all(self.is_finished(trial) for trial in trials.values())
+
+    def _replay_rungs(self) -> None:
+        """Fill the rungs in the order in which the reports came."""
+        for trial, report in self.record.reports_in_order():
+            accuracy = report["metrics"].get(METRIC)
+            if report["decision"] != "failed" and accuracy is not None:
+                self._rungs.passes(trial, report["epoch"], accuracy)

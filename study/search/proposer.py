@@ -1,0 +1,161 @@
+"""TODO docstring."""
+
+import math
+import warnings
+from collections.abc import Container, Iterable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState as OptunaState
+from scipy.stats import qmc
+
+from kdstudy.config.settings import Range, StudyConfig
+from kdstudy.search.runs import accuracies, search_view_seed
+from kdstudy.store.record import METRIC, Record, TrialState
+from kdstudy.trainables.seeds import small_seed
+
+ASKED_AGAIN = 4  # times, where TPE proposes a point that is known
+OPTUNA_STATES = {
+    "complete": OptunaState.COMPLETE,
+    "stopped": OptunaState.PRUNED,
+    "failed": OptunaState.FAIL,
+    "running": OptunaState.RUNNING,
+}
+optuna.logging.set_verbosity(optuna.logging.ERROR)
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+
+
+@dataclass(frozen=True)
+class OptunaProposer:
+    """The default point, then scrambled-Sobol points (both protected), then Optuna's TPE, which also knows the record's
+    prior trials.
+
+    Nothing is kept between calls: a proposal is a function of (settings, trial number, record), so a search that was
+    cut off goes on as it would have.
+    """
+
+    space: dict[str, Range]
+    default: dict[str, Any]
+    trials: int
+    protected: int
+    seed: int
+    arm: str
+    concurrent: int = 1
+
+    @classmethod
+    def of(cls, config: StudyConfig, arm: str, concurrent: int) -> "OptunaProposer":
+        return cls(config.space(arm), config.default_parameters(arm), config.trials(arm), config.protected(arm),
+                   config.seed, arm, concurrent)
+
+    def __call__(self, number: int, record: Record) -> TrialState | None:
+        if number >= self.trials:
+            return None
+        origin = "default" if number == 0 else "sobol" if number <= self.protected else "tpe"
+        parameters = self.default | self._parameters(number, record)
+        return TrialState(number, parameters, seed=small_seed(self.seed, self.arm, number),
+                          view_seed=search_view_seed(self.seed), origin=origin, protected=origin != "tpe")
+
+    def total(self, record: Record) -> int:
+        return max(self.trials, len(record.trials))
+
+    def _parameters(self, number: int, record: Record) -> dict[str, Any]:
+        if number == 0:
+            return {}
+        if number <= self.protected:
+            return sobol_points(self.space, self.protected, small_seed(self.seed, self.arm, "sobol"))[number - 1]
+        return self._new_point(number, [*record.prior, *record.trials.values()])
+
+    def _new_point(self, number: int, known: list[TrialState]) -> dict[str, Any]:
+        """TPE's proposal. In a space of choices it comes back to points that are known: then it is asked again, and at
+        last another point drawn, as long as there are others."""
+        told, seen = frozen_trials(self.space, known), {self._key(trial.parameters) for trial in known}
+        point = self._ask(told, number)
+        for attempt in range(1, ASKED_AGAIN + 1):
+            if self._key(point) not in seen or self._is_explored(seen):
+                return point
+            point = self._ask(told, number, attempt)
+        random = np.random.default_rng(small_seed(self.seed, self.arm, "new", number))
+        while self._key(point) in seen:
+            point = {name: _from_unit(dimension, random.random()) for name, dimension in self.space.items()}
+        return point
+
+    def _ask(self, told: list[FrozenTrial], *seeds: int) -> dict[str, Any]:
+        # TPE must be able to model once the protected trials are in; those still running then do not count.
+        startup = max(1, self.protected + 2 - self.concurrent)
+        sampler = optuna.samplers.TPESampler(seed=small_seed(self.seed, self.arm, "tpe", *seeds), multivariate=True,
+                                             constant_liar=True, n_startup_trials=startup)
+        study = optuna.create_study(storage=_Told(told), direction="maximize", sampler=sampler)
+        return study.ask(distributions(self.space)).params
+
+    def _key(self, parameters: dict[str, Any]) -> tuple:
+        return tuple(parameters[name] for name in self.space)
+
+    def _is_explored(self, seen: set[tuple]) -> bool:
+        """Whether there is no point left that has not been proposed."""
+        choices = [dimension.choice for dimension in self.space.values()]
+        return None not in choices and len(seen) >= math.prod(map(len, choices))
+
+
+def sobol_points(space: dict[str, Range], count: int, seed: int) -> list[dict[str, Any]]:
+    """`count` scrambled-Sobol points, spread over the space on each dimension's own scale."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The balance properties of Sobol")
+        unit = qmc.Sobol(d=len(space), scramble=True, rng=seed).random(count)
+    return [{name: _from_unit(space[name], u) for name, u in zip(space, point, strict=True)} for point in unit]
+
+
+def _from_unit(dimension: Range, u: float) -> Any:
+    if dimension.choice is not None:
+        return dimension.choice[min(int(u * len(dimension.choice)), len(dimension.choice) - 1)]
+    low, high = dimension.bounds
+    value = low * (high / low) ** u if dimension.log else low + u * (high - low)
+    return float(min(max(value, low), high))
+
+
+def distributions(space: dict[str, Range]) -> dict[str, BaseDistribution]:
+    return {name: _distribution(dimension) for name, dimension in space.items()}
+
+
+def _distribution(dimension: Range) -> BaseDistribution:
+    if dimension.choice is not None:
+        return CategoricalDistribution(dimension.choice)
+    return FloatDistribution(*dimension.bounds, log=dimension.log is not None)
+
+
+def frozen_trials(space: dict[str, Range], trials: Iterable[TrialState]) -> list[FrozenTrial]:
+    """Trials in Optuna's words: every report an intermediate value, stopped = PRUNED, failed = FAIL."""
+    dimensions, now = distributions(space), datetime.now()
+    return [_frozen(trial, dimensions, now) for trial in trials]
+
+
+def _frozen(trial: TrialState, dimensions: dict[str, BaseDistribution], now: datetime) -> FrozenTrial:
+    # Not by create_trial, which checks every value twice: at 1000 trials that takes as long as TPE itself.
+    return FrozenTrial(
+        number=trial.number, trial_id=trial.number, state=OPTUNA_STATES[trial.state],
+        value=trial.metric(METRIC) if trial.state in ("complete", "stopped") else None,
+        intermediate_values=accuracies(trial),
+        params={name: trial.parameters[name] for name in dimensions}, distributions=dimensions,
+        user_attrs={"trial": trial.number, "origin": trial.origin, "protected": trial.protected}
+        | ({"reason": trial.reason} if trial.reason else {}),
+        system_attrs={}, datetime_start=now, datetime_complete=None if trial.state == "running" else now,
+    )
+
+
+class _Told(optuna.storages.InMemoryStorage):
+    """A study that knows these trials, in their order. Optuna's own storages copy each of them at every ask."""
+
+    def __init__(self, trials: list[FrozenTrial]):
+        super().__init__()
+        self._told = trials
+        for number, trial in enumerate(trials, 1):
+            trial.number = number  # 0 is the trial that is asked for
+
+    def get_all_trials(self, study_id: int, deepcopy: bool = True,
+                       states: Container[OptunaState] | None = None) -> list[FrozenTrial]:
+        asked = super().get_all_trials(study_id, deepcopy, states)
+        return [*(trial for trial in self._told if states is None or trial.state in states), *asked]

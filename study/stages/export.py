@@ -1,0 +1,201 @@
+"""The winner as a folder that plain timm loads: safetensors, config.json and a model card."""
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import timm
+import torch
+from timm.models import save_for_hf
+
+from kdstudy.analysis.results import EXPORT_KEY_FILE, StudyFiles
+from kdstudy.analysis.tables import plain, results, show_interval
+from kdstudy.config.settings import StudyConfig
+from kdstudy.errors import StudyFailedError, UserError
+from kdstudy.stages.work import check_function
+from kdstudy.store import files
+from kdstudy.trainables import data, models
+from kdstudy.trainables.loop import Evaluator, default_device, to_device
+from kdstudy.trainables.models import Classifier
+from kdstudy.trainables.paths import remove
+from kdstudy.trainables.settings import ModelSettings
+
+
+def export_student(config: StudyConfig, folder: Path, target: Path) -> float:
+    """Write the best distilled student: the winner's configuration, first confirmation seed, last epoch.
+
+    The folder is loaded back by timm and must repeat the recorded test predictions. Returns its test accuracy, 0 to 1.
+    Raises UserError where the confirmation is not done, StudyFailedError where the folder does not repeat them.
+    """
+    study = StudyFiles(folder)
+    if study.confirmation is None:
+        raise UserError(f"{folder} has no confirmed student yet; run `kdstudy run {folder}` first")
+    tuned = study.tuned_row("distilled")
+    run = folder / study.stage("confirm").name / "runs" / f"{tuned['runs'][0]:03d}"
+    outcome = results(study)
+    row = next(row for row in outcome["rows"] if (row["arm"], row["configuration"]) == ("distilled", "tuned"))
+    card = _student_card(config, outcome, row)
+    answers = study.answers(tuned["runs"][0])
+    return _export(config, config.student, run / "model.safetensors", target, card, answers, study.export_key)
+
+
+def export_teacher(config: StudyConfig, folder: Path, target: Path) -> float:
+    """Write the teacher, likewise. Raises UserError where it has not been tested yet or is no single model."""
+    study = StudyFiles(folder)
+    answers, done = study.teacher_answers(), study.done("teacher")
+    if answers is None or done is None:
+        raise UserError(f"{folder} has no tested teacher yet; run `kdstudy run {folder} --until teacher_logits` first")
+    if len(done["members"]) != 1:
+        what = "a file of logits" if not done["members"] else f"{len(done['members'])} models"
+        raise UserError(f"the teacher of {folder} is {what}, not one model; there is nothing to export")
+    (member,) = done["members"]
+    weights = study.stage("teacher") / member["weights"]
+    check_function(member["model"]["model"], config)
+    settings = ModelSettings.model_validate(member["model"] | {"pretrained": config.teacher.pretrained})
+    card = [f"# {plain(done['model'])}, teacher of the study {config.name}", "", plain(config.about), ""]
+    return _export(config, settings, weights, target, card, answers, {"teacher": study.stage("teacher").name},
+                   normalised=member["normalised"])
+
+
+def _check_images(config: StudyConfig, splits: data.Splits, answers: pd.DataFrame) -> None:
+    """See whether these are the images that the study was tested on. Raises UserError."""
+    labels = answers["label"].to_numpy()
+    if not np.array_equal(labels, splits.test.labels):
+        raise UserError(f"data.source = {config.data.source!r} does not hold the images that the study was tested on: "
+                        f"{len(splits.test)} test images of {len(splits.class_names)} classes, not {len(labels)} of "
+                        f"{len(np.unique(labels))}; name the place of the same images with --set data.source=PATH")
+
+
+def _export(config: StudyConfig, settings: ModelSettings, weights: Path, target: Path, card: list[str],
+            answers: pd.DataFrame, key: dict[str, Any], normalised: list | None = None) -> float:
+    if target.exists() and any(target.iterdir()) and not (target / EXPORT_KEY_FILE).exists():
+        raise UserError(f"{target} is not empty and is no export of kdstudy; choose another folder")
+    try:
+        splits = data.load(config.data)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    _check_images(config, splits, answers)
+    correct = (answers["label"] == answers["prediction"]).to_numpy()
+    image_size = config.data.image_size or splits.image_size
+    shape = {"classes": len(splits.class_names), "channels": splits.channels, "image_size": image_size}
+    models.check(settings, **shape)
+    if normalised:
+        models.check_normalisation(*normalised, splits.channels)
+    model = models.build(settings, **shape, normalised=tuple(map(tuple, normalised)) if normalised else None)
+    models.load_weights(model, weights)
+    with _draft_of(target) as draft:
+        if models.is_function(settings.model):
+            _write_plain_folder(model, settings, splits, draft)
+        else:
+            _write_timm_folder(model, splits, draft, bool(settings.pretrained))
+        measured = [f"Test accuracy of these very weights: {100 * correct.mean():.2f} % on {len(correct)} images.", ""]
+        (draft / "README.md").write_text("\n".join([*card, *measured, *_usage(target, settings)]), encoding="utf-8")
+        again = _predict_from(draft, splits, settings) == splits.test.labels
+        # On the device that trained it every answer is the same; elsewhere rounding may turn a tie.
+        if (again != correct).sum() > max(1, 0.002 * len(correct)):
+            raise StudyFailedError("the exported model does not repeat its recorded test answers: "
+                                   f"{100 * again.mean():.2f} % right against {100 * correct.mean():.2f} %; are the "
+                                   f"images of data.source = {config.data.source!r} the same?")
+        files.write_json(draft / EXPORT_KEY_FILE, key)
+        for file in draft.iterdir():
+            file.chmod(0o644)  # safetensors writes for the owner alone; an export is there to be shared
+    return float(again.mean())
+
+
+@contextlib.contextmanager
+def _draft_of(target: Path) -> Iterator[Path]:
+    """A folder to write to, which takes the target's place if all goes well."""
+    draft = target.with_name(f".{target.name}.{os.getpid()}")
+    remove(draft, draft.parent)
+    try:
+        yield draft
+        remove(target, target.parent)
+        draft.rename(target)
+    finally:
+        remove(draft, draft.parent, if_possible=True)
+
+
+def _write_timm_folder(model: Classifier, splits: data.Splits, folder: Path, pretrained: bool) -> None:
+    save_for_hf(
+        model.net, str(folder), safe_serialization=True,
+        model_config={"label_names": list(splits.class_names)},
+        data_config={"input_size": (splits.channels, model.size, model.size), "mean": model.mean, "std": model.std,
+                     "interpolation": "bicubic", "crop_pct": 1.0},
+    )
+    if not pretrained:
+        # timm copies its own weights' origin and licence; these weights have neither.
+        config = json.loads((folder / "config.json").read_text())
+        for name in ("tag", "license", "origin_url", "paper_ids", "paper_name", "notes", "description"):
+            config["pretrained_cfg"].pop(name, None)
+        files.write_json(folder / "config.json", config)
+
+
+def _write_plain_folder(model: Classifier, settings: ModelSettings, splits: data.Splits, folder: Path) -> None:
+    """The same files for a model that timm does not know; kdstudy reads them back, as `teacher.trained` for one."""
+    folder.mkdir(parents=True)
+    models.save_weights(model, folder / "model.safetensors")
+    classes = len(splits.class_names)
+    files.write_json(folder / "config.json", {
+        "architecture": settings.model, "model_args": settings.args, "num_classes": classes,
+        "label_names": list(splits.class_names),
+        "pretrained_cfg": {"input_size": [splits.channels, model.size, model.size], "mean": list(model.mean),
+                           "std": list(model.std), "num_classes": classes},
+    })
+
+
+@torch.no_grad()
+def _predict_from(folder: Path, splits: data.Splits, settings: ModelSettings) -> np.ndarray:
+    """The test predictions of the folder as it is rebuilt, by timm where timm can, from nothing but the folder."""
+    trained = models.read_trained(folder, settings.model)
+    if models.is_function(trained.model.model):
+        model = models.build(trained.model, classes=trained.classes, channels=splits.channels,
+                             image_size=trained.model.image_size, weights=trained.weights,
+                             normalised=(trained.mean, trained.std))
+    else:
+        net = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        config = net.pretrained_cfg
+        model = Classifier(net, config["mean"], config["std"], config["input_size"][-1])
+    tensors = to_device(splits.test, default_device())
+    return Evaluator(*tensors, model.size).logits(model.to(default_device())).argmax(1).cpu().numpy()
+
+
+def _student_card(config: StudyConfig, outcome: dict[str, Any], row: dict[str, Any]) -> list[str]:
+    shown = ", ".join(f"{name} {row[name]:.4g}" for name in ("temperature", "alpha", "lr"))
+    mean = f"{row['test_mean']:.2f} %" + (f" ± {row['test_sd']:.2f}" if row["test_sd"] is not None else "")
+    gain = f"{show_interval(outcome['gain'])} over the tuned baseline" if outcome["gain"] else "no interval: one seed"
+    sizes = outcome["data"]
+    return [
+        f"# {plain(config.student.model)}, distilled by the study {config.name}", "", plain(config.about), "",
+        "| | |", "|---|---|",
+        f"| data | {plain(config.data.source)}: {sizes['student_train']} training images seen by the student, "
+        f"{sizes['train']} by the teacher; {sizes['test']} test images |",
+        f"| teacher | {plain(config.teacher.title)} |",
+        f"| hyperparameters | {shown} |",
+        f"| parameters | {row['parameters']:,} |",
+        f"| test accuracy over {row['seeds']} seeds | {mean} |",
+        f"| gain | {gain} |", "",
+        outcome["verdict"], "", outcome["scope"], "",
+        "These are the weights of the first confirmation seed after its last epoch.", "",
+    ]
+
+
+def _usage(target: Path, settings: ModelSettings) -> list[str]:
+    if models.is_function(settings.model):
+        module, _, function = settings.model.partition(":")
+        lines = [f"from {module} import {function}", "from safetensors.torch import load_file",
+                 "# config.json has image size, mean and std",
+                 f"model = {function}(num_classes=…, in_chans=…, **{settings.args})",
+                 f"model.load_state_dict(load_file({json.dumps(f'{target.name}/model.safetensors')}))"]
+    else:
+        lines = ["import timm",
+                 "# local-dir: and where this folder lies",
+                 f"model = timm.create_model({json.dumps(f'local-dir:{target.name}')}, pretrained=True).eval()",
+                 "config = timm.data.resolve_model_data_config(model)  # image size, mean and std"]
+    return ["```python", *lines, "```", "",
+            f"Licence and provenance: trained by kdstudy; `{EXPORT_KEY_FILE}` names the study's stage it came from.",
+            ""]

@@ -1,0 +1,184 @@
+"""A teacher's logits as one file, so that a student can be distilled where the teacher is not.
+
+A safetensors file. Its tensors:
+
+- `views.SEED`, (V, N, C) fp16: the logits for V views of the N images that the student learns from, in the order of
+  `trainables.data.load(...).student_train`. View v of image i is `trainables.views.Views(..., view_seed=SEED)`, a pure
+  function of (SEED, v, i). A study needs one SEED for its search and one for every confirmation seed.
+- `train`, (N, C) fp16, may stand for all of them where the study has no augmentation: every view is the plain image.
+- `unlabelled.SEED`, (V, U, C) fp16: likewise for the images without labels, where there are any.
+- `validation`, (N_validation,) int64: the predicted classes of the validation images.
+- `test`, (N_test, C) fp16: the logits of the test images.
+
+Its metadata, all of them text: `format` ("kdstudy logits 1"), `teacher` (a name to show), `classes` (JSON list of
+names, in the order of the logits), `views` (JSON of the augmentation), and `images` (JSON: per split a digest of pixels
+and labels, see `study.fingerprints.hash_images`), which says that these are the very images of a study that reads the
+file.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from kdstudy.errors import UserError
+from kdstudy.store import files
+
+if TYPE_CHECKING:
+    from kdstudy.study import Study
+
+FORMAT = "kdstudy logits 1"
+PLAIN = "train"
+
+
+@dataclass(frozen=True)
+class LogitsFile:
+    """A file that fits the study."""
+
+    path: Path
+    count: int  # views
+    labels: np.ndarray  # of the validation images
+
+    def _read(self, name: str) -> np.ndarray:
+        with safe_open(self.path, framework="np") as file:
+            return file.get_tensor(name)
+
+    def views(self, view_seed: int) -> tuple[np.ndarray, np.ndarray | None]:
+        """The logits of the labelled and of the unlabelled images for a view seed, (V, N, C) fp16."""
+        with safe_open(self.path, framework="np") as file:
+            names = set(file.keys())
+        if f"views.{view_seed}" not in names:
+            labelled = np.repeat(self._read(PLAIN)[None].astype(np.float16), self.count, 0)
+        else:
+            labelled = self._read(f"views.{view_seed}")[: self.count]
+        unlabelled = f"unlabelled.{view_seed}"
+        return labelled, self._read(unlabelled)[: self.count] if unlabelled in names else None
+
+    @cached_property
+    def validation(self) -> np.ndarray:
+        return self._read("validation")
+
+    @cached_property
+    def test(self) -> np.ndarray:
+        return self._read("test")
+
+    @property
+    def accuracy(self) -> float:
+        """On the validation images, 0 to 1."""
+        return float((self.validation == self.labels).mean())
+
+
+def read(path: Path, study: Study) -> LogitsFile:
+    """Open a file and see whether it belongs to a study's images. Raises ValueError with the first thing that does not.
+    """
+    if not path.is_file():
+        raise ValueError("there is no such file")
+    try:
+        with safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            slices = {name: file.get_slice(name) for name in list(file.keys())}
+            shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
+            kinds = {name: part.get_dtype() for name, part in slices.items()}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"it is no safetensors file: {error}") from None
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"its metadata do not say format = {FORMAT!r}; write one with `kdstudy logits STUDY OUT`")
+    for name, kind in kinds.items():
+        if kind not in ("I64", "I32", "F16", "F32", "F64") or kind.startswith("I") != (name == "validation"):
+            raise ValueError(f"its {name} are {kind}; logits are to be F16, and the validation predictions I64")
+    try:
+        for problem in _problems(study, metadata, shapes):
+            raise ValueError(problem)
+    except (AttributeError, RecursionError):
+        raise ValueError("its metadata are not those of a logits file") from None
+    return LogitsFile(path, study.config.view_count, study.splits.validation.labels)
+
+
+def _problems(study: Study, metadata: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
+    splits, count, classes = study.splits, study.config.view_count, len(study.splits.class_names)
+    if json.loads(metadata.get("classes", "[]")) != list(splits.class_names):
+        yield "its classes are not those of the data in the same order"
+    digests = json.loads(metadata.get("images", "{}"))
+    for name in [name for name in study.image_hashes if name != "train"]:
+        if digests.get(name) != study.image_hashes[name]:
+            yield f"its {name.replace('_', ' ')} images are not this study's; use the same data settings"
+    plain = PLAIN in shapes and not study.augments
+    if not plain and json.loads(metadata.get("views", "null")) != view_settings(study):
+        yield f"its views are {metadata.get('views')}, not this study's; use the same settings in [views]"
+    for seed in study.view_seeds:
+        name, images = f"views.{seed}", len(splits.student_train)
+        if splits.unlabelled is not None:
+            needed, found = (count, len(splits.unlabelled), classes), shapes.get(f"unlabelled.{seed}")
+            if found is None:
+                yield "it has no logits for the unlabelled images; set data.unlabelled = 0"
+            elif len(found) != 3 or found[0] < count or found[1:] != needed[1:]:
+                yield f"its unlabelled.{seed} are {found}, but {needed} are needed"
+        if name not in shapes and plain:
+            continue
+        if name not in shapes:
+            yield (f"it has no logits for view seed {seed}; it serves fewer confirmation seeds, or another study seed: "
+                   "make confirm.seeds smaller, or write a file with more")
+        elif len(shapes[name]) != 3 or shapes[name][0] < count or shapes[name][1:] != (images, classes):
+            yield f"its {name} are {shapes[name]}, but {(count, images, classes)} are needed"
+    for name, shape in (("validation", (len(splits.validation),)), ("test", (len(splits.test), classes))):
+        if shapes.get(name) != shape:
+            yield f"its {name} are {shapes.get(name)}, but {shape} are needed"
+
+
+def view_settings(study: Study) -> dict[str, Any]:
+    return study.config.views.model_dump(exclude={"cache_gib", "count"})
+
+
+def write(study: Study, out: Path) -> int:
+    """Write the logits of a study's teacher; returns the file's size in bytes.
+
+    Raises UserError where there are none.
+    """
+    from kdstudy.analysis.results import StudyFiles
+
+    _check_target(out)
+    found = StudyFiles(study.folder)
+    done = found.done("teacher_logits")
+    if done is None:
+        raise UserError(f"{study.folder} has no teacher logits yet; run `kdstudy run {study.folder} --until "
+                        "teacher_logits` first")
+    if not done["cached"]:
+        raise UserError(f"{study.folder} keeps no teacher logits: {done['outcome']}; make views.cache_gib larger")
+    stage = found.stage("teacher_logits")
+    tensors = {"validation": files.read_array(stage / "validation.npy"), "test": found.teacher_logits()}
+    for seed in done["view_seeds"]:
+        for kind in ("views", "unlabelled"):
+            if (path := stage / f"{kind}-{seed}.npy").exists():
+                tensors[f"{kind}.{seed}"] = files.read_array(path)
+    if not any(name.startswith("views.") for name in tensors):
+        raise UserError(f"{study.folder} is a packed study, which leaves the teacher's logits out; write them from the "
+                        "study that was packed, or run it anew with --dir")
+    metadata = {"format": FORMAT, "teacher": (found.done("teacher") or {}).get("model", ""),
+                "classes": json.dumps(list(study.splits.class_names)), "views": json.dumps(view_settings(study)),
+                "images": json.dumps(study.image_hashes)}
+    with files.written(out) as draft:
+        save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, draft, metadata)
+        draft.chmod(0o644)
+    return out.stat().st_size
+
+
+def _check_target(out: Path) -> None:
+    """Only a logits file is ever replaced. Raises UserError."""
+    if out.suffix != ".safetensors":
+        raise UserError(f"{out} is to be a safetensors file; name it {out.with_suffix('.safetensors').name}")
+    if out.exists():
+        try:
+            with safe_open(out, framework="np") as file:
+                known = (file.metadata() or {}).get("format") == FORMAT
+        except SafetensorError:
+            known = False
+        if not known:
+            raise UserError(f"{out} exists and is no file that `kdstudy logits` wrote; choose another name")

@@ -1,0 +1,52 @@
+"""A study brought storage: from a shared folder or an object store to a folder here."""
+
+import os
+import shutil
+from pathlib import Path
+
+from kdstudy.errors import UserError
+from kdstudy.store import files
+from kdstudy.store.storage import NEEDED_TO_READ, Storage
+from kdstudy.trainables.paths import remove
+
+RESULTS = ("results", "export")
+
+
+def fetch(storage: Storage, out: Path, results_only: bool = False) -> int:
+    """Copy a study to `out`, which must be new or empty, also while it runs. Returns the copy's size in bytes.
+
+    results_only: what `status` and `report` read, the page and the exported student; without it also weights and
+    logits, so that `export` works on the copy and `run` goes on with it.
+
+    Raises UserError where `out` is taken, StorageError where it cannot be written.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is not an empty folder; choose another one")
+    if results_only:
+        storage.bring(*RESULTS)
+    draft = out.absolute().with_name(f".{out.name}.{os.getpid()}")
+    try:
+        with files.writing(out):
+            draft.mkdir(parents=True)
+            size = sum(_copy(file, storage.folder, draft) for file in _wanted(storage.folder, results_only))
+            os.replace(draft, out)
+    finally:
+        remove(draft, draft.parent, if_possible=True)
+    return size
+
+
+def _wanted(folder: Path, results_only: bool) -> list[Path]:
+    found = [path for path in sorted(folder.rglob("*")) if path.is_file() and not path.is_symlink()]
+    inside = [path.relative_to(folder) for path in found]
+    return [path for path in inside if not files.is_hidden(path) and (
+        not results_only or path.parts[0] in RESULTS or path.name.endswith(NEEDED_TO_READ))]
+
+
+def _copy(path: Path, source: Path, target: Path) -> int:
+    """Copy a file, by its path relative to both, and return its size; 0 where its driver has removed it meanwhile."""
+    (target / path).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        shutil.copy2(source / path, target / path)
+    except FileNotFoundError:
+        return 0
+    return (target / path).stat().st_size

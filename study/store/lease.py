@@ -1,0 +1,162 @@
+"""One driver at a time on an object store, where nothing can be locked: a lease that has to be renewed."""
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+from fsspec.spec import AbstractFileSystem
+
+from kdstudy.errors import StorageError, UserError
+from kdstudy.trainables.paths import remove_objects
+
+RENEWED_EVERY = 10.0  # seconds
+STALE_AFTER = 60.0  # seconds without a renewal
+LOOKED_EVERY = 1.0  # seconds, while somebody else's lease may be stale
+SETTLED_AFTER = 2.0  # seconds, so that of two who take over a stale lease the slower one wins
+NOBODY = {"host": "?", "pid": 0, "processes": "", "run": "", "time": 0.0}
+
+
+class Lease:
+    """An object that says who works on a study, created only where there is none and renewed by a thread.
+
+    A lease that is not renewed for a minute is stale, and taken over. Clocks of different machines need not agree: what
+    counts is whether the object changes. Raises UserError, naming the holder, where another is alive.
+    """
+
+    def __init__(self, files: AbstractFileSystem, path: str, study: str):
+        self._files, self._path, self._study = files, path, study
+        self._run = uuid.uuid4().hex
+        self._ended = threading.Event()
+        self._lost_to: str | None = None
+        self._seen = 0.0  # when the lease was last known to be ours, by the clock that goes on in suspend
+
+    @staticmethod
+    def holder(files: AbstractFileSystem, path: str) -> str | None:
+        """Who holds a lease that looks alive, by this machine's clock: "process 7 on host"; None where nobody does."""
+        holder = _read(files, path)
+        alive = holder is not None and time.time() - holder["time"] < STALE_AFTER and not _is_dead_here(holder)
+        return _name(holder) if alive else None
+
+    def __enter__(self) -> "Lease":
+        while not self._acquire():
+            pass
+        self._thread = threading.Thread(target=self._renew, name="study lease", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+        with contextlib.suppress(Exception):  # the study is done; a lease left behind is stale in a minute
+            if self._is_ours(_read(self._files, self._path)):
+                folder, _, name = self._path.rpartition("/")
+                remove_objects(self._files, folder, [name])
+
+    def check(self) -> None:
+        """Raise StorageError where another driver has taken over. Looks again where this one has been suspended."""
+        if not self._lost_to and time.time() - self._seen > STALE_AFTER / 2:
+            self._look()
+        if self._lost_to:
+            raise StorageError(f"{self._study} was taken over by {self._lost_to} while this driver could not be heard; "
+                               "what is finished is kept, and goes on there")
+
+    def _content(self) -> bytes:
+        return json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "processes": _processes(),
+                           "run": self._run, "time": time.time()}).encode()
+
+    def _acquire(self) -> bool:
+        """Create the lease, or take over a stale one. Not every store keeps its word, so whose it is is read again."""
+        holder = _read(self._files, self._path)
+        if holder is None:
+            try:
+                self._files.pipe_file(self._path, self._content(), mode="create")
+            except Exception:
+                if _read(self._files, self._path) is None:
+                    raise
+        elif self._is_stale(holder):
+            self._files.pipe_file(self._path, self._content())
+        else:
+            return False
+        time.sleep(SETTLED_AFTER)
+        self._seen = time.time()
+        return self._is_ours(_read(self._files, self._path))
+
+    def _is_stale(self, holder: dict[str, Any]) -> bool:
+        """Watch another's lease; False where it vanishes. Raises UserError as soon as it is renewed."""
+        started = time.monotonic()
+        while not _is_dead_here(holder):
+            watched = time.monotonic() - started
+            looks_old = time.time() - holder["time"] > STALE_AFTER
+            if watched > STALE_AFTER or (looks_old and watched > 2 * RENEWED_EVERY):
+                return True
+            time.sleep(LOOKED_EVERY)
+            now = _read(self._files, self._path)
+            if now is None:
+                return False
+            if now != holder:
+                raise UserError(f"{self._study} is in use by {_name(now)}; wait for it, stop it, or choose another "
+                                "place with --dir")
+        return True
+
+    def _renew(self) -> None:
+        while not self._ended.wait(RENEWED_EVERY) and not self._lost_to:
+            # Where the store cannot be reached now, the next renewal may; what is written to it fails by itself.
+            with contextlib.suppress(Exception):
+                self._look()
+                if not self._lost_to:
+                    self._files.pipe_file(self._path, self._content())
+
+    def _look(self) -> None:
+        """See whether the lease is still ours. One that is gone was another's, who has ended since."""
+        holder = _read(self._files, self._path)
+        if self._is_ours(holder):
+            self._seen = time.time()
+        else:
+            self._lost_to = _name(holder) if holder else "another driver"
+
+    def _is_ours(self, holder: dict[str, Any] | None) -> bool:
+        return holder is not None and holder["run"] == self._run
+
+
+def _read(files: AbstractFileSystem, path: str) -> dict[str, Any] | None:
+    """What a lease says; None where there is none. One that cannot be read is nobody's."""
+    try:
+        holder = json.loads(files.cat_file(path))
+        return {name: holder[name] for name in NOBODY}
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        return NOBODY
+
+
+def _name(holder: dict[str, Any]) -> str:
+    return f"process {holder['pid']} on {holder['host']}"
+
+
+def _processes() -> str:
+    """What tells apart machines, and containers on them, that number their processes each for itself."""
+    parts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
+    return " ".join(parts)
+
+
+def _is_dead_here(holder: dict[str, Any]) -> bool:
+    """Whether the holder was a process of this machine that is no more."""
+    if holder["processes"] != _processes():
+        return False
+    if holder["pid"] == os.getpid():  # an earlier process of this number, as in a container that was started again
+        return True
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

@@ -1,0 +1,222 @@
+"""What happened, append-only: the truth that every resume, table and plot is made from.
+
+One JSON line per event, on the disk before the trial moves on. Everything is keyed by our own trial number.
+
+    session     a driver began to work on this stage: who, and what it is to run
+    prior       the finished trials of another study that a search starts from: parameters, accuracies by epoch, state
+    trial       a trial was handed out: number, parameters, seeds, origin, protected, label
+    report      a trial's metrics at an epoch and what was decided: continue, stop, complete or failed; where it runs
+    checkpoint  where a trial can be continued from
+    end         a trial failed without a report: why
+    retry       a failed trial is to be run again
+"""
+
+import json
+import math
+import os
+import socket
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kdstudy.errors import StudyFailedError
+from kdstudy.store.storage import Storage
+from kdstudy.trainables.credentials import redact
+
+METRIC = "validation_accuracy"
+SAID_BY_OTHERS = ("reason", "after")  # in an event
+BEFORE_WORK = ("session", "prior", "retry")  # the time before these was nobody's
+ENDINGS = {"stop": "stopped", "complete": "complete", "failed": "failed"}
+
+
+@dataclass
+class TrialState:
+    """One trial as the record tells it."""
+
+    number: int
+    parameters: dict[str, Any]
+    seed: int
+    view_seed: int
+    origin: str
+    protected: bool = False
+    label: str = ""
+    reports: list[dict[str, Any]] = field(default_factory=list)  # sequence, time, epoch, decision, metrics
+    checkpoint: dict[str, Any] | None = None  # epoch, path
+    state: str = "running"  # running, complete, stopped, failed
+    reason: str | None = None
+    where: str | None = None  # the node and GPUs that it was last on
+    begun: float = 0.0  # when it was handed out for the first time
+
+    @property
+    def epoch(self) -> int:
+        return self.reports[-1]["epoch"] if self.reports else 0
+
+    def metric(self, name: str) -> float | None:
+        return self.reports[-1]["metrics"].get(name) if self.reports else None
+
+    @property
+    def heard(self) -> float:
+        """When it was handed out for the first time or, if later, last reported."""
+        return max([self.begun, *(report["time"] for report in self.reports[-1:])])
+
+    def recorded(self, epoch: int) -> dict[str, Any] | None:
+        return next((report for report in self.reports if report["epoch"] == epoch), None)
+
+
+class Record:
+    """A stage's record: read it by making it, change it by its methods. A line that was cut off is dropped."""
+
+    def __init__(self, path: Path, write: bool = True, storage: Storage | None = None):
+        self.path, self._home = path, storage or Storage(path.parent)
+        self.trials: dict[int, TrialState] = {}
+        self.prior: list[TrialState] = []  # of another study, numbered on their own
+        self.prior_study: str | None = None
+        self.session: dict[str, Any] = {}  # what the last driver said when it began: time, host, pid, epochs, wanted, …
+        self.mismatches = 0
+        self.begun = 0.0
+        self.seconds = 0.0  # of work, summed over the drivers that worked on it
+        self._sequence = 0
+        self.last_time = 0.0
+        self._read_to = 0  # bytes
+        if write and path.exists():
+            _drop_torn_line(path)
+        self._read_on(write)
+
+    def catch_up(self) -> None:
+        """Read what its driver has appended meanwhile. Only for a reader."""
+        self._read_on(write=False)
+
+    def _read_on(self, write: bool) -> None:
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(self._read_to)
+                content = file.read()
+        except FileNotFoundError:
+            return
+        whole = content[: content.rfind(b"\n") + 1]
+        self._read(whole.split(b"\n"), write)
+        self._read_to += len(whole)
+
+    def _read(self, lines: list[bytes], write: bool) -> None:
+        for number, line in enumerate(filter(None, lines), 1):
+            try:
+                self._replay(json.loads(line))
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                if write:  # what comes after it is not to be lost by going on
+                    raise StudyFailedError(f"{self.path} is damaged at line {number}; restore it from a copy, or "
+                                           "remove that line and those after it, to run again what they tell") from None
+                return
+
+    def reopened(self) -> "Record":
+        """The record as it is on the disk."""
+        return Record(self.path, storage=self._home)
+
+    def begin_session(self, **facts: Any) -> None:
+        self._append({"event": "session", "host": socket.gethostname(), "pid": os.getpid(), **facts})
+
+    def add_prior(self, study: str, trials: list[dict[str, Any]]) -> None:
+        """trials: parameters, accuracies ((epoch, value) pairs) and state (complete, stopped or failed) of each."""
+        self._append({"event": "prior", "study": study, "trials": trials})
+
+    def add_trial(self, trial: TrialState) -> None:
+        self._append({"event": "trial", "trial": trial.number, "parameters": trial.parameters, "seed": trial.seed,
+                      "view_seed": trial.view_seed, "origin": trial.origin, "protected": trial.protected,
+                      "label": trial.label})
+
+    def report(self, number: int, epoch: int, decision: str, metrics: dict[str, Any],
+               reason: str | None = None, where: str | None = None) -> None:
+        moved = {"where": where} if where and where != self.trials[number].where else {}
+        self._append({"event": "report", "trial": number, "epoch": epoch, "decision": decision, "reason": reason,
+                      **moved, "metrics": {name: _finite(value) for name, value in metrics.items()}})
+
+    def mismatch(self, number: int, epoch: int, metric: str, recorded: float, seen: float) -> None:
+        self._append({"event": "mismatch", "trial": number, "epoch": epoch, "metric": metric,
+                      "recorded": _finite(recorded), "seen": _finite(seen)})
+
+    def checkpoint(self, number: int, epoch: int, path: str) -> None:
+        self._append({"event": "checkpoint", "trial": number, "epoch": epoch, "path": path})
+
+    def fail(self, number: int, reason: str) -> None:
+        self._append({"event": "end", "trial": number, "reason": reason})
+
+    def retry(self, number: int) -> None:
+        self._append({"event": "retry", "trial": number})
+
+    def reports_in_order(self) -> list[tuple[int, dict[str, Any]]]:
+        """(trial number, report) of all trials, in the order in which they came."""
+        reports = [(trial.number, report) for trial in self.trials.values() for report in trial.reports]
+        return sorted(reports, key=lambda pair: pair[1]["sequence"])
+
+    def _append(self, event: dict[str, Any]) -> None:
+        event = {"sequence": self._sequence, "time": round(time.time(), 3), **_without_secrets(event)}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._home.append(self.path, json.dumps(event, allow_nan=False), event["sequence"])
+        self._replay(event)
+
+    def _replay(self, event: dict[str, Any]) -> None:
+        self._sequence = event["sequence"] + 1
+        self._count_time(event)
+        kind, number = event["event"], event.get("trial")
+        if kind == "session":
+            self.session |= event
+        elif kind == "trial":
+            self.trials[number] = TrialState(number, event["parameters"], event["seed"], event["view_seed"],
+                                             event["origin"], event["protected"], event["label"], begun=event["time"])
+        elif kind == "report":
+            trial = self.trials[number]
+            trial.reports.append({key: event[key] for key in ("sequence", "time", "epoch", "decision", "metrics")})
+            trial.state = ENDINGS.get(event["decision"], "running")
+            trial.reason, trial.where = event["reason"], event.get("where", trial.where)
+        elif kind == "checkpoint":
+            self.trials[number].checkpoint = {"epoch": event["epoch"], "path": event["path"]}
+        elif kind == "end":
+            self.trials[number].state, self.trials[number].reason = "failed", event["reason"]
+        elif kind == "retry":
+            trial = self.trials[number]
+            trial.reports = [report for report in trial.reports if report["decision"] != "failed"]
+            trial.state, trial.reason = "running", None
+        elif kind == "mismatch":
+            self.mismatches += 1
+        elif kind == "prior":
+            self.prior_study = event["study"]
+            self.prior = [_prior(number, trial) for number, trial in enumerate(event["trials"])]
+
+    def _count_time(self, event: dict[str, Any]) -> None:
+        if event["event"] not in BEFORE_WORK:
+            self.seconds += event["time"] - self.last_time
+        self.begun = self.begun or event["time"]
+        self.last_time = event["time"]
+
+
+def _prior(number: int, trial: dict[str, Any]) -> TrialState:
+    reports = [{"epoch": epoch, "decision": "continue", "metrics": {"validation_accuracy": value}}
+               for epoch, value in trial["accuracies"]]
+    return TrialState(number, trial["parameters"], 0, 0, "prior", reports=reports, state=trial["state"])
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cut a last line that a crash left half written, so that the next one starts on its own."""
+    content = path.read_bytes()
+    last = content.rstrip(b"\n").rfind(b"\n") + 1
+    if content and not (content.endswith(b"\n") and _is_json(content[last:])):
+        with open(path, "r+b") as file:
+            file.truncate(last)
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _without_secrets(event: dict[str, Any]) -> dict[str, Any]:
+    """What an exception says of itself may hold a key; a record is there to be sent."""
+    return {name: redact(value) if name in SAID_BY_OTHERS and isinstance(value, str) else value
+            for name, value in event.items()}
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,239 @@
+"""TODO docstring."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from kdstudy.trainables.paths import is_inside_by_name
+from kdstudy.trainables.settings import Line, ModelSettings
+
+Whole = Annotated[int, Field(ge=0, lt=2**63)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Seconds = Annotated[float, Field(ge=0, le=1e12)]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]  # right there, nowhere else
+Positive = Annotated[float, Field(gt=0)]
+Epoch = Annotated[int, Field(ge=0, le=1_000_000)]  # as many as a setting may ask for
+
+
+def _inside(path: str) -> str:
+    if not is_inside_by_name(path):
+        raise ValueError("must be a path inside the study: relative, without ..")
+    return path
+
+
+def _of_checkpoint(path: str) -> str:
+    """Where Ray Tune leaves one, .tune/RUN/TRIAL/CHECKPOINT, or where one is kept, STAGE/runs/NUMBER."""
+    parts = _inside(path).split("/")
+    if not (parts[0] == ".tune" and len(parts) >= 3) and parts[1:2] != ["runs"]:
+        raise ValueError("must be a checkpoint's path inside the study")
+    return path
+
+
+InnerPath = Annotated[str, AfterValidator(_inside)]
+CheckpointPath = Annotated[str, AfterValidator(_of_checkpoint)]
+
+
+class Part(BaseModel):
+    """A part of a file: what is read of it. More may be there."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+
+class Parameters(Part):
+    """Of a trial. No name is taken on trust: they become headings."""
+
+    model_config = ConfigDict(extra="forbid")
+    temperature: Positive | None = None
+    alpha: Share | None = None
+    lr: Positive | None = None
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    warmup: Share | None = None
+    batch_size: Annotated[Whole, Field(ge=1)] | None = None
+    optimizer: Line | None = None
+    first_view: Whole | None = None  # of a piece of the teacher's answers
+    view_count: Whole | None = None
+
+
+class Images(Part):
+    train: Whole
+    student_train: Whole
+    validation: Whole
+    test: Annotated[Whole, Field(ge=1)]
+    unlabelled: Whole = 0
+    classes: Annotated[list[str], Field(min_length=2)]
+    image_size: Annotated[Whole, Field(ge=1)]
+    duplicates: dict[str, Whole] | None = None
+    dropped: Whole = 0
+
+
+class Description(Part):
+    """stages.json"""
+
+    name: FileName
+    data: Images
+    epochs: Annotated[Whole, Field(ge=1)]
+    rungs: list[Annotated[Whole, Field(ge=1)]]
+    stages: dict[FileName, FileName]
+    machine: str | None = None
+
+
+class RecordSeal(Part):
+    """What a stage's record was when the stage was done: its first lines. Later ones may have come since."""
+
+    lines: Whole
+    digest: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
+
+
+class Done(Part):
+    """done.json of any stage."""
+
+    outcome: str
+    seconds: Seconds
+    taken_from: str = ""
+    files: dict[InnerPath, Whole] | list[InnerPath] = Field(default_factory=dict)
+    record: RecordSeal | None = None  # earlier versions had none
+
+
+class Member(Part):
+    model: ModelSettings
+    weights: FileName
+    normalised: Annotated[list[list[float]], Field(min_length=2, max_length=2)] | None
+
+
+class Teacher(Done):
+    model: str
+    members: list[Member]
+    kind: str | None
+    family: str | None
+    parameters: Parameters
+    model_parameters: Annotated[Whole, Field(ge=1)] | None
+    best_validation: Share
+    trials: Whole
+    weights: str
+
+
+class Search(Done):
+    trials: Annotated[Whole, Field(ge=1)]
+    winner: Whole
+    parameters: Parameters
+    best_validation: Share
+    kind: str
+    family: str
+    ranking: list[Whole] = Field(default_factory=list)
+    only_shared: Parameters | None = None
+
+
+class TeacherLogits(Done):
+    cached: bool
+    view_seeds: list[Whole]
+
+
+class FinalistRow(Part):
+    trial: Whole
+    parameters: Parameters
+    runs: list[Whole | None]
+    accuracies: list[Share | None]
+
+
+class Finalists(Done):
+    runs: Whole
+    rows: Annotated[list[FinalistRow], Field(min_length=1)]
+    winner: Whole
+    parameters: Parameters
+    best_validation: Share
+
+
+class ConfirmedRow(Part):
+    arm: Literal["baseline", "distilled"]
+    configuration: Annotated[str, Field(pattern="^(default|tuned|only .*)$")]
+    parameters: Parameters
+    trial: Whole | None
+    runs: Annotated[list[Whole], Field(min_length=1)]
+
+
+class Confirmation(Done):
+    runs: Whole
+    seeds: list[Whole]
+    rows: Annotated[list[ConfirmedRow], Field(min_length=2)]
+    model_parameters: Annotated[Whole, Field(ge=1)]
+
+
+DONE = {"teacher": Teacher, "baseline": Search, "distill": Search, "teacher_logits": TeacherLogits,
+        "finalists_baseline": Finalists, "finalists": Finalists, "confirm_baseline": Confirmation,
+        "confirm": Confirmation}
+
+
+class Event(Part):
+    """A line of record.jsonl."""
+
+    event: str
+    sequence: Whole
+    time: Seconds
+
+
+class PriorTrial(Part):
+    parameters: Parameters
+    accuracies: list[Annotated[list[float], Field(min_length=2, max_length=2)]]
+    state: Literal["complete", "stopped", "failed"]
+
+
+class Prior(Event):
+    study: str
+    trials: list[PriorTrial]
+
+
+class OfTrial(Event):
+    trial: Whole
+
+
+class Trial(OfTrial):
+    parameters: Parameters
+    seed: Whole
+    view_seed: Whole
+    origin: str
+    protected: bool
+    label: str
+
+
+class Metrics(Part):
+    __pydantic_extra__: dict[str, float | None]
+    validation_accuracy: Share | None = None
+    agreement: Share | None = None
+
+
+class Report(OfTrial):
+    epoch: Epoch
+    decision: Literal["continue", "stop", "complete", "failed"]
+    reason: str | None
+    where: str = ""
+    metrics: Metrics
+
+
+class Checkpoint(OfTrial):
+    epoch: Epoch
+    path: CheckpointPath
+
+
+class End(OfTrial):
+    reason: str
+
+
+class Session(Event):
+    epochs: Epoch | None = None
+
+
+EVENTS = {"session": Session, "prior": Prior, "trial": Trial, "report": Report, "checkpoint": Checkpoint, "end": End,
+          "retry": OfTrial, "mismatch": OfTrial}
+
+
+def is_done(stage: str, content: Any) -> bool:
+    """Whether this is what a stage's done-mark looks like."""
+    try:
+        DONE[stage].model_validate(content)
+    except ValidationError:
+        return False
+    return True
+
+
+ORIGINS = {"teacher": {"teacher"}, "teacher_logits": {"teacher_logits"}, "finalists": {"finalist"},
+           "confirm": {"confirm"}, "baseline": {"default", "sobol", "tpe"}, "distill": {"default", "sobol", "tpe"}}

@@ -1,0 +1,76 @@
+"""A teacher that several workers train together: a trial of its own kind, run by Ray Train's TorchTrainer."""
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import ray.train
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchTrainer
+from ray.util.queue import Empty, Queue
+
+from kdstudy.store.storage import Storage
+from kdstudy.trainables.parallel import train
+from kdstudy.tune.cluster import Share
+from kdstudy.tune.tuner import Job, enter_checkpoint, reason_of, reported, trial_config
+
+POLL_SECONDS = 0.5
+
+
+class _Relay(UserCallback):
+    """Passes on, from the process where Ray Train's controller runs, what the first worker reports."""
+
+    def __init__(self, reports: Queue):
+        self.reports = reports
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        self.reports.put((metrics[0], checkpoint.path if checkpoint else None))
+
+
+def run_parallel(job: Job, storage: Storage, share: Share, workers: int, retries: int) -> None:
+    """Run a stage's trials one after the other, each by so many workers at a time. What goes wrong for good is entered
+    as the trial's failure."""
+    while trial := job.book.next():
+        try:
+            for report, path in _reports(storage, trial_config(job, trial, storage), share, workers, retries):
+                job.book.report(trial.number, reported(report))
+                if path:
+                    enter_checkpoint(job, storage, trial.number, report["epoch"], storage.relative(path), tidied=True)
+        except ray.train.TrainingFailedError as error:
+            job.book.fail(trial.number, reason_of(error))
+
+
+def _reports(storage: Storage, config: dict[str, Any], share: Share, workers: int,
+             retries: int) -> Iterator[tuple[dict[str, Any], str | None]]:
+    """What the workers report, as it comes, and where a checkpoint lies. Raises TrainingFailedError."""
+    reports, problem = Queue(actor_options={"num_cpus": 0}), []
+    storage_path, filesystem = storage.tune_storage()
+    trainer = TorchTrainer(
+        train, train_loop_config=config,
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=share.gpus > 0,
+                                     resources_per_worker={"CPU": share.cpus} | ({"GPU": share.gpus} if share.gpus
+                                                                                 else {})),
+        run_config=RunConfig(
+            name=f"{storage.tune_runs():03d}", storage_path=storage_path, storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=retries), checkpoint_config=CheckpointConfig(num_to_keep=2),
+            callbacks=[_Relay(reports)],
+        ),
+    )
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except Exception as error:
+            problem.append(error)
+
+    # In a thread of its own: this one answers to Ctrl-C, and writes the record.
+    fitting = threading.Thread(target=fit, daemon=True)
+    fitting.start()
+    while fitting.is_alive() or not reports.empty():
+        try:
+            yield reports.get(timeout=POLL_SECONDS)
+        except Empty:
+            continue
+    reports.shutdown()
+    if problem:
+        raise problem[0]

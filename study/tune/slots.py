@@ -1,0 +1,119 @@
+"""How many trials run at a time on a cluster whose nodes come and go."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from kdstudy.config.settings import ResourceSettings
+from kdstudy.trainables.messages import one_line
+from kdstudy.tune.cluster import Node, Share, cluster_nodes, trials_on
+
+COUNT_EVERY = 5.0  # seconds between two counts of the nodes
+LOOK_AGAIN = 60.0  # seconds until nodes are looked at again after that was impossible
+CLOSE_SECONDS = 10.0  # to wait for a look that is under way
+
+
+class Slots:
+    """As many as there were at the beginning: on a machine of one's own nothing changes.
+
+    refused: Ray's names of nodes to which no trial is to be sent.
+    """
+
+    def __init__(self, count: int):
+        self._count = count
+        self.refused: frozenset[str] = frozenset()
+
+    def count(self) -> int:
+        return self._count
+
+    def close(self) -> None:
+        """Nobody looks at nodes any more; Ray may end."""
+
+
+class OneSlot(Slots):
+    """One at a time, where others would allow more."""
+
+    def __init__(self, others: Slots):
+        self._others = others
+
+    @property
+    def refused(self) -> frozenset[str]:
+        return self._others.refused
+
+    def count(self) -> int:
+        return min(1, self._others.count())
+
+
+class ClusterSlots(Slots):
+    """As many as fit on the nodes that are there. One that joins counts once `look` has found nothing wrong with it.
+
+    look: takes nodes and says of each that trials cannot run on what is wrong with it; it may take long, and runs on a
+    thread of its own. note: is told of such a node, which is refused. accepted: Ray's names of the nodes that have been
+    looked at before.
+    """
+
+    def __init__(self, share: Share, resources: ResourceSettings, look: Callable[[list[Node]], dict[Node, str]],
+                 note: Callable[[str], None], accepted: set[str]):
+        super().__init__(share.concurrent)
+        self._share, self._resources, self._look, self._note = share, resources, look, note
+        self._accepted, self._said = set(accepted), None
+        self._counted = self._look_from = time.monotonic()
+        self._looking: threading.Thread | None = None
+        self._closed = False
+
+    def count(self) -> int:
+        now = time.monotonic()
+        if now - self._counted > COUNT_EVERY:
+            self._counted = now
+            self._recount(cluster_nodes())
+        return self._count
+
+    def _recount(self, nodes: list[Node]) -> None:
+        """At least one, which then waits."""
+        fits = sum(self._room(node) for node in nodes if node.id in self._accepted)
+        self._count = max(1, min(fits, self._resources.concurrent or fits))
+        joined = [node for node in nodes if node.id not in self._accepted | self.refused]
+        busy = self._closed or (self._looking and self._looking.is_alive()) or time.monotonic() < self._look_from
+        if joined and not busy:
+            self._looking = threading.Thread(target=self._admit, args=(joined,), daemon=True)
+            self._looking.start()
+
+    def _room(self, node: Node) -> int:
+        return trials_on((node.cpus, node.gpus), self._share.cpus, self._share.gpus)
+
+    def _admit(self, joined: list[Node]) -> None:
+        try:
+            problems = self._look(joined)
+            there = set(cluster_nodes())
+        except Exception as error:  # the study's place is out of reach, or Ray
+            self._put_off(one_line(error))
+            return
+        problems = {node: problem for node, problem in problems.items() if node in there}
+        self.refused |= {node.id for node in problems}
+        self._accepted |= {node.id for node in joined if node not in problems}
+        for problem in problems.values():
+            self._tell(f"{problem}. No new trial is sent there; once that is mended, restart Ray on it")
+        self._counted = 0.0
+
+    def _put_off(self, reason: str) -> None:
+        self._look_from = time.monotonic() + LOOK_AGAIN
+        if reason != self._said:
+            self._tell(f"nodes that joined cannot be looked at ({reason}); they get no slots until they can")
+        self._said = reason
+
+    def _tell(self, text: str) -> None:
+        if not self._closed:
+            self._note(text)
+
+    def close(self) -> None:
+        self._closed = True
+        if self._looking:
+            self._looking.join(CLOSE_SECONDS)
+
+
+def selector(refused: frozenset[str]) -> dict[str, str]:
+    """A Ray label selector for all nodes but these."""
+    return {"ray.io/node-id": f"!in({','.join(sorted(refused))})"}
+

@@ -1,0 +1,398 @@
+"""TrialBooks run by Ray Tune: searcher, scheduler and callback that only pass on what the books decide."""
+
+import contextlib
+import os
+import signal
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from ray import tune
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+
+from kdstudy.errors import InterruptedStudyError, StorageError, StudyFailedError, UserError
+from kdstudy.search.manager import TrialBook
+from kdstudy.store import files
+from kdstudy.store.record import TrialState
+from kdstudy.store.storage import TUNE, Storage
+from kdstudy.trainables.files import CHECKPOINT_MARK, RESULT_FILES
+from kdstudy.trainables.stages import StageTrainable
+from kdstudy.trainables.trainable import NotSavedError
+from kdstudy.tune.cluster import Share
+from kdstudy.tune.slots import OneSlot, Slots, selector
+
+TRIES = 3  # in a row, without getting any further
+UNFINISHED = "trials were left unfinished"
+KEPT = "what is finished is kept: mend that, then run the same command again"
+REPORTED = ("epoch", "train_loss", "hard_loss", "soft_loss", "validation_accuracy", "validation_loss", "agreement",
+            "lr", "images_per_second", "seconds", "failure", "where")
+Name = tuple[str, int]  # a trial's stage and its number there
+NOWHERE = (0, "running")
+
+
+class _DriverOnly:
+    """Tune copies its arguments and pickles them for a restore that we never use: the book is neither."""
+
+    def __deepcopy__(self, memo: dict) -> "_DriverOnly":
+        return self
+
+    def __reduce__(self) -> tuple:
+        return _DriverOnly, ()
+
+
+@dataclass
+class Job:
+    """A stage's trials: the book that decides on them and the task they share, as a reference into the object store.
+
+    results: what is kept of a last checkpoint that counts as a result. open: until what they found is put together.
+    """
+
+    stage: str
+    book: TrialBook
+    task: Any
+    results: tuple[str, ...] = RESULT_FILES
+    open: bool = True
+
+
+class Work(Protocol):
+    """What there is to run. It grows while it runs: what one stage finds is what another begins with."""
+
+    jobs: list[Job]  # all that have been opened, those first whose trials come first
+
+    def advance(self) -> None:
+        """Close the jobs whose books are complete, and open those that can begin now."""
+
+    def is_ended(self) -> bool:
+        """Whether no job is open and none will be."""
+
+    def occupied(self, trials: int, slots: int) -> None:
+        """So many trials run from now on, of so many that could."""
+
+
+class _JobSearcher(_DriverOnly, Searcher):
+    """Asks the books for trials, the first job first, as long as there is room. Nothing is saved: the records hold all
+    there is.
+
+    interrupted: not empty once nothing more is to begin. only_cut_off: hand out no new trials.
+    """
+
+    def __init__(self, work: Work, storage: Storage, slots: Slots, interrupted: list[int], only_cut_off: bool):
+        super().__init__(metric="validation_accuracy", mode="max")
+        self._work, self._home, self._slots = work, storage, slots
+        self._interrupted, self._only_cut_off = interrupted, only_cut_off
+        self._handed_out: set[str] = set()
+        self._changed = False
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        if self._interrupted:
+            return Searcher.FINISHED
+        if self._changed:
+            self._changed = False
+            self._work.advance()
+        if len(self._handed_out) >= self._slots.count():
+            return None
+        for job in self._work.jobs:
+            if job.open and (job.book.waiting or not self._only_cut_off) and (trial := job.book.next()):
+                self._handed_out.add(trial_id)
+                return trial_config(job, trial, self._home)
+        return None if self._handed_out else Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+        self._handed_out.discard(trial_id)
+        self._changed = True
+
+    def save(self, checkpoint_path: str) -> None:
+        pass
+
+    def restore(self, checkpoint_path: str) -> None:
+        pass
+
+
+class _JobScheduler(_DriverOnly, FIFOScheduler):
+    """Stops what the books stop. Trials never end by themselves, so every report, the last one too, comes by here
+    before Tune does anything else."""
+
+    def __init__(self, work: Work, slots: Slots):
+        super().__init__()
+        self._work, self._slots = work, slots
+        self._kept: Counter[tune.PlacementGroupFactory] = Counter()  # idle workers, by what they were started for
+
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        """See that the trial goes to no node that was refused."""
+        if refused := self._slots.refused:
+            bundles = trial.placement_group_factory.bundles
+            trial.update_resources(tune.PlacementGroupFactory(
+                bundles, bundle_label_selector=[selector(refused)] * len(bundles)))
+        controller = getattr(tune_controller, "_tune_controller", tune_controller)
+        if hasattr(controller, "_actor_cache"):
+            self._keep_idle(controller._actor_cache, trial.placement_group_factory)
+
+    def _keep_idle(self, cache: Any, resources: tune.PlacementGroupFactory) -> None:
+        """See that Tune keeps as many idle workers as there are slots. By itself it ends all but one of them between
+        two stages, and then a worker that starts anew is ended as soon as any other is free: with trials shorter than a
+        worker's start, one worker did the work of all. Those of earlier `resources` would keep new ones from starting.
+        """
+        for earlier in self._kept.keys() - {resources}:
+            cache.decrease_max(earlier, by=self._kept.pop(earlier))
+        if (more := self._slots.count() - self._kept[resources]) > 0:
+            self._kept[resources] += more
+            cache.increase_max(resources, by=more)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
+        book = _job(self._work, trial.config["stage"]).book
+        decision = book.report(trial.config["number"], reported(result))
+        return TrialScheduler.CONTINUE if decision == "continue" else TrialScheduler.STOP
+
+
+class _JobCallback(_DriverOnly, tune.Callback):
+    """Enters checkpoints, relative to the study's folder so that a study can be moved, and what Tune gives up.
+
+    A last checkpoint that counts as a result is first copied out of Tune's folder to the stage's own.
+    """
+
+    def __init__(self, work: Work, storage: Storage, slots: Slots):
+        self._work, self._home, self._slots = work, storage, slots
+        self._problem: Exception | None = None
+        self._given_up = 0  # trials, since the last report of any
+        self.at_work: set[Name] = set()  # stage and number of the trials whose workers are up
+
+    def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self.at_work.add(_name(trial))
+        self._count()
+
+    def _count(self) -> None:
+        self._work.occupied(len(self.at_work), self._slots.count())
+
+    def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
+        self._given_up = 0
+
+    def on_checkpoint(self, iteration: int, trials: list, trial: Any, checkpoint: tune.Checkpoint, **info: Any) -> None:
+        try:
+            stage, number = _name(trial)
+            enter_checkpoint(_job(self._work, stage), self._home, number, trial.last_result["epoch"],
+                             self._home.relative(checkpoint.path))
+        except Exception as error:  # Tune would log it and go on
+            self._problem = error
+
+    def on_trial_save(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        if self._problem is not None:
+            raise self._problem
+
+    def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """A trial has ended in order: nothing of what Tune keeps of it is needed any more."""
+        stage, number = _name(trial)
+        self.at_work.discard((stage, number))
+        self._count()
+        _forget(self._home, trial.storage.experiment_dir_name, trial.storage.trial_dir_name)
+        checkpoint = _job(self._work, stage).book.record.trials[number].checkpoint
+        if checkpoint and _run_of(checkpoint["path"]):
+            _forget(self._home, *Path(checkpoint["path"]).parts[1:3])
+
+    def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        """Tune gives a trial up: its workers died, or could not save, more often than they may."""
+        (stage, number), reason = _name(trial), _why(trial)
+        book = _job(self._work, stage).book
+        self.at_work.discard((stage, number))
+        self._count()
+        _, not_saved, why = reason.partition(f"{NotSavedError.__name__}: ")
+        if not_saved:
+            raise StorageError(f"cannot save {stage} trial {number}: {why}; {KEPT}")
+        if book.take_back(number):
+            return
+        self._given_up += 1
+        if self._given_up == TRIES:
+            raise StudyFailedError(f"the workers of {TRIES} trials in a row died before any trial reported, last with: "
+                                   f"{reason}; {KEPT}")
+        book.fail(number, reason)
+
+
+def trial_config(job: Job, trial: TrialState, storage: Storage) -> dict[str, Any]:
+    """What a worker is told of a trial. A checkpoint that was cut off lacks its mark: then the trial starts anew."""
+    checkpoint = storage.checkpoint(trial.checkpoint["path"], CHECKPOINT_MARK) if trial.checkpoint else None
+    return {"stage": job.stage, "task": job.task, "number": trial.number, "parameters": trial.parameters,
+            "seed": trial.seed, "view_seed": trial.view_seed, "checkpoint": checkpoint}
+
+
+def reported(result: dict[str, Any]) -> dict[str, Any]:
+    """What counts of a report, without what Ray adds to it."""
+    return {name: result[name] for name in REPORTED if name in result}
+
+
+def enter_checkpoint(job: Job, storage: Storage, number: int, epoch: int, path: str, tidied: bool = False) -> None:
+    """Enter a trial's checkpoint by its path relative to the study, and remove the one before. The last one, if it
+    counts as a result, is first copied to the stage's own folder. tidied: of its own run Ray removes what is old."""
+    book = job.book
+    earlier, kept = book.record.trials[number].checkpoint, path
+    if book.has_results and epoch == book.epochs:
+        kept = storage.keep(job.results, path, book.record.path.parent / "runs" / f"{number:03d}")
+    book.checkpoint(number, epoch, kept)
+    if earlier and _run_of(earlier["path"]) and earlier["path"] != path:
+        # Of an earlier run the trial's whole folder; of this one the checkpoint that is out of date.
+        below = Path(earlier["path"]).parts[1:]
+        if _run_of(earlier["path"]) != _run_of(path):
+            _forget(storage, *below[:2])
+        elif not tidied:
+            _forget(storage, *below)
+
+
+def _forget(storage: Storage, *below: str) -> None:
+    """The one place that removes checkpoints while a stage runs: of 100 trials of a large model they fill a disk."""
+    with contextlib.suppress(StudyFailedError):  # what stays behind goes when the stage is done
+        storage.forget_tune(*below)
+
+
+def _job(work: Work, stage: str) -> Job:
+    return next(job for job in work.jobs if job.stage == stage)
+
+
+def _name(trial: Any) -> Name:
+    return trial.config["stage"], trial.config["number"]
+
+
+def _run_of(checkpoint: str) -> str | None:
+    """Which of Tune's runs a checkpoint lies in; None where it has been copied out."""
+    first, run, *_ = Path(checkpoint).parts
+    return run if first == TUNE else None
+
+
+def run_trials(work: Work, storage: Storage, share: Share, worker_retries: int,
+               trainable: type[tune.Trainable] = StageTrainable, slots: Slots | None = None) -> None:
+    """Run until there is nothing left to do. `storage` is the study's; `slots` says how many trials run at a time, and on
+    which nodes none, where that changes.
+
+    An exception out of Tune becomes a resume from the records, as often as that gets any further. Where it does not,
+    the trials that were running go on one at a time, and one that still takes Ray down with it is marked failed.
+    Raises InterruptedStudyError where somebody stops it, StorageError where it cannot write, StudyFailedError where
+    Ray fails again and again and no trial is to blame.
+    """
+    slots = slots or Slots(share.concurrent)
+    stuck: Counter[Name] = Counter()  # how often in a row Ray failed while a trial ran that got no further
+    in_vain = 0
+    work.advance()
+    while not work.is_ended():
+        before, one_by_one = _reached(work), max(stuck.values(), default=0) >= TRIES - 1
+        problem, at_work = _try(work, storage, share, worker_retries, trainable, OneSlot(slots) if one_by_one else slots,
+                                only_cut_off=one_by_one)
+        for job in _open(work):
+            job.book.reopen()
+        work.advance()
+        if work.is_ended():
+            return
+        after = _reached(work)
+        in_vain = in_vain + 1 if after == before else 0
+        stuck = Counter({trial: stuck[trial] + 1 for trial in at_work if after[trial] == before.get(trial, NOWHERE)}
+                        if problem else {})
+        if (one_by_one or share.concurrent == 1) and _fail_culprit(work, stuck, problem):
+            in_vain = 0
+        if in_vain == TRIES:
+            raise StudyFailedError(f"Ray Tune failed {TRIES} times and got no further, last with: "
+                                   f"{problem or UNFINISHED}; {KEPT}")
+        for job in _open(work):
+            job.book.record.begin_session(after=problem or UNFINISHED)
+
+
+def _open(work: Work) -> list[Job]:
+    return [job for job in work.jobs if job.open]
+
+
+def _fail_culprit(work: Work, stuck: Counter[Name], problem: str | None) -> bool:
+    """Mark the trial failed that has been running alone whenever Ray failed; whether there is one."""
+    books = {job.stage: job.book for job in work.jobs}
+    culprits = [(stage, number) for (stage, number), times in stuck.items()
+                if times >= TRIES and books[stage].record.trials[number].state == "running"]
+    for stage, number in culprits:
+        book = books[stage]
+        book.fail(number, f"Ray failed {TRIES} times in a row while it ran: {problem}")
+    return bool(culprits)
+
+
+def _reached(work: Work) -> dict[Name, tuple[int, str]]:
+    """How far each trial is: its last epoch and its state."""
+    return {(job.stage, trial.number): (trial.epoch, trial.state)
+            for job in work.jobs for trial in job.book.record.trials.values()}
+
+
+def _try(work: Work, storage: Storage, share: Share, worker_retries: int, trainable: type[tune.Trainable],
+         slots: Slots, only_cut_off: bool) -> tuple[str | None, set[Name]]:
+    """Let Tune run the books until it ends or fails. Returns why it failed, and which trials were at work then."""
+    callback, problem = _JobCallback(work, storage, slots), None
+    work.occupied(0, slots.count())
+    with _interrupts() as interrupted:
+        searcher = _JobSearcher(work, storage, slots, interrupted, only_cut_off)
+        try:
+            _fit(work, storage, share, worker_retries, trainable, slots, searcher, callback)
+        except Exception as error:
+            problem = reason_of(error)
+    if interrupted:
+        raise InterruptedStudyError
+    return problem, callback.at_work
+
+
+def reason_of(error: BaseException) -> str:
+    """What lies behind an exception of Tune's, in one line. Raises it where it is ours, or where a disk is full."""
+    while True:
+        if isinstance(error, (UserError, StudyFailedError)) or files.is_full(error):
+            raise error
+        behind = error.__cause__ or error.__context__
+        if behind is None:
+            return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
+        error = behind
+
+
+def _fit(work: Work, storage: Storage, share: Share, worker_retries: int, trainable: type[tune.Trainable],
+         slots: Slots, searcher: _JobSearcher, callback: _JobCallback) -> None:
+    storage_path, filesystem = storage.tune_storage()
+    tuner = tune.Tuner(
+        tune.with_resources(trainable, {"cpu": share.cpus, "gpu": share.gpus}),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=_JobScheduler(work, slots),
+            num_samples=-1,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: f"{trial.config['stage']}-{trial.config['number']:04d}",
+        ),
+        run_config=tune.RunConfig(
+            name=f"{storage.tune_runs():03d}",
+            storage_path=storage_path,
+            storage_filesystem=filesystem,
+            failure_config=tune.FailureConfig(max_failures=worker_retries),
+            # The trainable itself says when it is to be saved. With num_to_keep Tune would write down the state of all
+            # trials at every checkpoint of any; so it is the callback that removes what is out of date.
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+            callbacks=[callback],
+            verbose=0,
+        ),
+    )
+    tuner.fit()
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Collects SIGINT and SIGTERM, and at the first asks Tune to end its trials in order; a second one ends at once."""
+    seen: list[int] = []
+
+    def note(number: int, frame: Any) -> None:
+        if seen:
+            raise KeyboardInterrupt
+        seen.append(number)
+        os.kill(os.getpid(), signal.SIGUSR1)  # Tune's own word for an orderly end
+
+    earlier = {signal.SIGUSR1: signal.signal(signal.SIGUSR1, lambda number, frame: None)}  # until Tune has its own
+    earlier |= {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield seen
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def _why(trial: Any) -> str:
+    """What Tune says of a trial whose worker died: the last line, the others are its stack, unless memory ran out."""
+    path = Path(trial.error_file) if trial.error_file else None
+    text = path.read_text(errors="replace") if path and path.exists() else str(trial.get_error() or "")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    telling = [line for line in lines if "low on memory" in line] or lines or ["the worker died"]
+    return telling[-1][:300]

@@ -1,0 +1,150 @@
+"""The progress that a person watches: one line per finished stage, one live line for the current one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from kdstudy.store.record import METRIC, TrialState
+from kdstudy.watch import progress
+
+if TYPE_CHECKING:  # it imports Ray and Optuna, which a reader can do without
+    from kdstudy.search.manager import TrialBook
+
+PLAIN_INTERVAL = 15.0  # seconds between lines where the output is not a terminal
+STAGE_WIDTH = 16
+BAR_WIDTH = 20
+
+
+class Display:
+    """Owns the terminal while a study runs."""
+
+    def __init__(self, console: Console, stages: tuple[str, ...]):
+        self.console, self.stages = console, stages
+        self._live: Live | None = None
+
+    def begin(self, *stages: str, text: str = "") -> None:
+        """Stages begin, one or several at once; `stop` is to follow."""
+        self._current, self._started, self._last_plain = stages, time.monotonic(), time.monotonic()
+        self._text: Callable[[], str] = lambda: text
+        if self.console.is_terminal:
+            # Asked for the line at every refresh, so that the clock goes on between reports.
+            self._live = Live(console=self.console, refresh_per_second=4, transient=True, get_renderable=self._now)
+            self._live.start()
+
+    def now(self, *stages: str) -> None:
+        """These are the stages that run now, since others have begun or ended."""
+        if not set(stages) & set(self._current):
+            self._started = time.monotonic()
+        self._current = stages
+
+    def update(self, text: str) -> None:
+        """Show where the current stage is."""
+        self._show(lambda: text)
+
+    def trials(self, books: dict[str, TrialBook]) -> None:
+        """Show the progress of the stages that run now. Put into words only when it is shown: trials may be many."""
+        self._show(lambda: self._describe(books))
+
+    def _show(self, text: Callable[[], str]) -> None:
+        self._text = text
+        if not self._live and time.monotonic() - self._last_plain > PLAIN_INTERVAL:
+            self._last_plain = time.monotonic()
+            self.console.print(self._now(), soft_wrap=True)
+
+    def end(self, stage: str, outcome: str, seconds: float, reused: bool = False) -> None:
+        """Leave a stage's line behind."""
+        line = self._line((stage,), "=" if reused else "✓", outcome, "" if reused else clock(seconds))
+        self.console.print(line, soft_wrap=not self.console.is_terminal)
+
+    def stop(self) -> None:
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+    def _line(self, stages: tuple[str, ...], mark: str, text: str, right: str) -> Table | Text:
+        style = {"✓": "green", "=": "dim", "…": "cyan"}[mark]
+        stages = sorted(stages, key=self.stages.index)
+        numbers = "+".join(str(self.stages.index(stage) + 1) for stage in stages)
+        position, name = f"{numbers}/{len(self.stages)}", " + ".join(stages).replace("_", " ")
+        if not self.console.is_terminal:  # a log has no width: one line, however long, so that it can be searched
+            return Text(f"{position} {name:<{STAGE_WIDTH}} {mark} {text} {right}".rstrip())
+        grid = Table.grid(padding=(0, 1), expand=True)
+        grid.add_column(no_wrap=True)
+        grid.add_column(no_wrap=True, min_width=STAGE_WIDTH)
+        grid.add_column(no_wrap=True, width=1)
+        grid.add_column(ratio=1, overflow="fold")
+        grid.add_column(justify="right", no_wrap=True)
+        grid.add_row(Text(position, style="dim"), Text(name, style="bold"),
+                     Text(mark, style=style), Text(text), Text(right, style="dim"))
+        return grid
+
+    def _now(self) -> Table | Text:
+        return self._line(self._current, "…", self._text(), clock(time.monotonic() - self._started))
+
+    def _describe(self, books: dict[str, TrialBook]) -> str:
+        trials = [trial for book in books.values() for trial in _trials(book)]
+        total = sum(book.total for book in books.values())
+        running = sum(len(book.running) for book in books.values())
+        ended = len(trials) - running - sum(book.waiting for book in books.values())
+        counts = {state: sum(trial.state == state for trial in trials) for state in ("stopped", "failed")}
+        # Of a teacher and its student, or of both arms, the later's.
+        best = next((f"{100 * max(values):.1f} %{f' ({_words(stage)})' if len(books) > 1 else ''}"
+                     for stage, book in reversed(books.items()) if (values := _accuracies(book))), None)
+        filled = round(ended / total * BAR_WIDTH)
+        parts = [f"{'━' * filled}{'╌' * (BAR_WIDTH - filled)} {ended}/{total} trials", f"{running} running"]
+        parts += [f"{count} {state}" for state, count in counts.items() if count]
+        parts += [f"best {best}"] if best else []
+        left = _seconds_left(books)
+        return " · ".join(parts + ([f"about {clock(left)} left"] if left is not None else []))
+
+
+def _seconds_left(books: dict[str, TrialBook]) -> float | None:
+    """If as many trials run at a time as now; None before anything is known. A stage of which nothing is known yet
+    counts like the slowest of the others."""
+    known = {stage: seconds for stage, book in books.items()
+             if (seconds := progress.seconds_per_run(_trials(book), book.epochs, book.record.session.get("time", 0)))}
+    if not known:
+        return None
+    work = sum(_runs_left(book) * known.get(stage, max(known.values())) for stage, book in books.items())
+    return work / max(1, sum(len(book.running) for book in books.values()))
+
+
+def _accuracies(book: TrialBook) -> list[float]:
+    return [value for trial in _trials(book) if (value := trial.metric(METRIC)) is not None]
+
+
+def _words(stage: str) -> str:
+    return stage.replace("_", " ")
+
+
+def _trials(book: TrialBook) -> tuple[TrialState, ...]:
+    """As they are now: the terminal is drawn by a thread of its own, while trials are added."""
+    return tuple(book.record.trials.values())
+
+
+def _runs_left(book: TrialBook) -> float:
+    """Full runs' worth of epochs that a book still expects."""
+    return progress.runs_left(dict(book.record.trials), book.total, book.epochs, book.protected, book.may_stop)
+
+
+def clock(seconds: float) -> str:
+    """1:05, or 2:00:00."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+def show_bytes(count: float) -> str:
+    """A size with three digits and its unit."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} GiB"

@@ -1,0 +1,322 @@
+"""How far a study is, read from its folder alone, by whoever can read that: neither torch nor Ray is needed."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from kdstudy.config.load import STUDY_FILE, load_study
+from kdstudy.config.settings import OUTPUTS, StudyConfig
+from kdstudy.errors import StudyFailedError, UserError
+from kdstudy.store.files import read_json
+from kdstudy.store.record import METRIC, Record, TrialState
+from kdstudy.store.storage import Storage
+from kdstudy.watch import progress
+from kdstudy.watch.display import clock
+
+MOST_FAILURES = 10  # that are told one by one
+MOST_NODES = 4
+EVERY, EVERY_REMOTE = 5.0, 30.0  # seconds between two looks at a folder, at an object store
+
+
+class Sight:
+    """A study as it was at the last look."""
+
+    def __init__(self, storage: Storage):
+        self.storage = storage
+        self.driver: str | None = None
+        self.config: StudyConfig | None = None
+        self.description: dict[str, Any] = {}
+        self.stages: list[StageSight] = []
+        self._records: dict[Path, Record] = {}
+        self.now = time.time()
+
+    def look(self, fetch: bool = True) -> "Sight":
+        """See how it stands now; fetch: bring this machine's copy up to date first. Raises UserError where the study
+        is out of reach."""
+        # The driver first: of one that ends meanwhile, all that it has written is read.
+        driver = self.storage.driver()
+        if fetch:
+            self.storage.refresh()
+        folder = self.storage.folder
+        self.driver, self.now = driver, time.time()
+        self.config = load_study(str(folder)) if (folder / STUDY_FILE).is_file() else None
+        self.description = read_json(folder / "stages.json") or {}
+        self.stages = [StageSight(name, self._folder_of(name), self) for name in self._names()]
+        return self
+
+    def _names(self) -> list[str]:
+        if self.config is None or not self.description:
+            return []
+        return [name for name in self.config.stages if name not in OUTPUTS]
+
+    def _folder_of(self, stage: str) -> Path | None:
+        name = self.description["stages"].get(stage)
+        return self.storage.folder / name if name and (self.storage.folder / name).is_dir() else None
+
+    def record(self, stage: Path) -> Record:
+        """A stage's record as it is now; only what is new of it is read."""
+        if stage not in self._records:
+            self._records[stage] = Record(stage / "record.jsonl", write=False)
+        else:
+            self._records[stage].catch_up()
+        return self._records[stage]
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.stages) and all(stage.done for stage in self.stages)
+
+    @property
+    def own(self) -> list[Record]:
+        """The records of what this study itself has run."""
+        return [stage.record for stage in self.stages
+                if stage.record and stage.record.begun and "taken_from" not in (stage.done or {})]
+
+    @property
+    def verdict(self) -> str | None:
+        results = read_json(self.storage.folder / "results" / "results.json") if self.complete else None
+        return results.get("verdict") if isinstance(results, dict) else None
+
+
+class StageSight:
+    """A stage as it was at a look. done: what its done-mark says, while no trial runs."""
+
+    def __init__(self, name: str, folder: Path | None, study: Sight):
+        self.name, self._study = name, study
+        self.begun = folder is not None
+        self.record = study.record(folder) if folder else None
+        self.trials: list[TrialState] = list(self.record.trials.values()) if self.record else []
+        done = read_json(folder / "done.json") if folder else None
+        self.done = None if done is None or self._of("running") else done
+
+    def _of(self, state: str) -> list[TrialState]:
+        return [trial for trial in self.trials if trial.state == state]
+
+    @property
+    def running(self) -> list[TrialState]:
+        """The trials that the last driver has handed out or heard of: others, cut off before, are still to go on."""
+        since = self.record.session.get("time", 0.0) if self.record else 0.0
+        return [trial for trial in self._of("running") if trial.heard >= since]
+
+    @property
+    def wanted(self) -> int | None:
+        """How many trials there are to be: what the driver said, else what the settings say."""
+        said = self.record.session.get("wanted") if self.record else None
+        config = self._study.config
+        if said is None and self.name in ("baseline", "distill"):
+            said = config.trials(self.name)
+        elif said is None and self.name == "teacher":
+            said = len(config.teacher.learning_rates)
+        return said if said is None else max(said, len(self.trials))
+
+    def line(self) -> tuple[Text, str]:
+        """What a person wants to know of it, and how long it took so far."""
+        if self.done is not None:
+            return Text.assemble(("✓ ", "green"), self.done["outcome"]), clock(self.done["seconds"])
+        if not self.trials:
+            return Text("begun" if self.begun else "not begun", style="dim"), ""
+        if self._study.driver is None:
+            parts = ["cut off", *self.counts(), *self._best(), f"`kdstudy run {self._study.storage}` goes on"]
+            return Text.assemble(("‖ ", "yellow"), " · ".join(parts)), clock(self.record.seconds)
+        parts = [*self.counts(), *self._best(), *self._pace(), self._silence()]
+        return Text.assemble(("… ", "cyan"), " · ".join(parts)), clock(self.record.seconds)
+
+    def counts(self) -> list[str]:
+        """How many trials ended, of how many, run and where, were stopped, failed."""
+        unfinished, running = self._of("running"), self.running if self._study.driver else []
+        ended, wanted = len(self.trials) - len(unfinished), self.wanted
+        parts = [f"{ended} of {wanted} trials" if wanted is not None else f"{ended} trials"]
+        parts += [f"{len(running)} running{_places(running)}"] if running else []
+        waiting = len(unfinished) - len(running)
+        parts += [f"{waiting} unfinished" if self._study.driver is None else f"{waiting} to go on"] if waiting else []
+        return parts + [f"{len(found)} {state}" for state in ("stopped", "failed") if (found := self._of(state))]
+
+    def _best(self) -> list[str]:
+        best = progress.best(self.trials)
+        if best is None:
+            return []
+        return [f"best {100 * best.metric(METRIC):.1f} % ({progress.show_parameters(best.parameters)})"]
+
+    def _pace(self) -> list[str]:
+        pace = progress.pace(self.record)
+        if pace is None:
+            return []
+        images = sum(epochs * self._images(self.record.trials[number]) for number, epochs in pace.epochs.items())
+        parts = [f"{3600 * pace.ended / pace.seconds:,.3g} trials/h, {images / pace.seconds:,.0f} images/s"]
+        left = self._seconds_left(pace)
+        return parts + ([f"about {clock(left)} left"] if left is not None else [])
+
+    def _seconds_left(self, pace: progress.Pace) -> float | None:
+        epochs, wanted = self.record.session.get("epochs"), self.wanted
+        if not epochs or wanted is None:
+            return None
+        protected = self.record.session.get("protected", wanted)
+        left = progress.runs_left(self.record.trials, wanted, epochs, protected,
+                                  bool(self.record.session.get("rungs")))
+        return progress.seconds_left(left, sum(pace.epochs.values()) / epochs, pace.seconds)
+
+    def _images(self, trial: TrialState) -> int:
+        """How many images an epoch of a trial sees; a piece of the teacher's answers is one."""
+        data = self._study.description["data"]
+        if self.name == "teacher":
+            return data["train"]
+        if self.name != "teacher_logits":
+            return data["student_train"]
+        views = trial.parameters.get("view_count", 0)
+        return views * (data["student_train"] + data.get("unlabelled", 0)) if views else \
+            data["validation"] + data["test"]
+
+    def _silence(self) -> str:
+        return f"last report {clock(max(0.0, self._study.now - self.record.last_time))} ago"
+
+    def failures(self) -> list[str]:
+        """A line for each failed trial."""
+        return [f"{self.name} trial {trial.number} failed: {_first_line(trial.reason)}" for trial in self._of("failed")]
+
+    def news(self) -> tuple:
+        """Changes when there is something to tell of the stage."""
+        best = progress.best(self.trials)
+        return (self.done is not None, self.begun, len(self.trials), len(self._of("running")), len(self._of("failed")),
+                best and best.metric(METRIC))
+
+
+def show_status(storage: Storage, console: Console) -> None:
+    """Print how far a study is. Raises UserError where it is out of reach."""
+    console.print(_page(_first_look(storage), console), soft_wrap=True)
+
+
+def follow_status(storage: Storage, console: Console, every: float | None = None) -> None:
+    """Show how far a study is until no driver works on it: on a terminal in place, in a log a line for what has
+    changed. every: seconds between two looks.
+
+    Raises StudyFailedError where the driver has gone before the study was done.
+    """
+    with contextlib.suppress(KeyboardInterrupt):
+        _follow(storage, console, every or (EVERY if storage.uri is None else EVERY_REMOTE))
+
+
+def _follow(storage: Storage, console: Console, every: float) -> None:
+    study = _first_look(storage)
+    with _shown(study, console) as show:
+        while study.driver is not None:
+            time.sleep(every)
+            with _out_of_reach_told(console):
+                study.look()
+                show()
+        if not study.complete:
+            raise StudyFailedError(f"no driver works on {storage}, and it is not done; `kdstudy run {storage}` goes on with "
+                                   "it")
+
+
+def _first_look(storage: Storage) -> Sight:
+    """The copy of what lies at a URI has just been brought up to date; once more where a driver may have ended since.
+    """
+    study = Sight(storage).look(fetch=False)
+    return study if study.driver or study.complete else study.look()
+
+
+@contextlib.contextmanager
+def _out_of_reach_told(console: Console) -> Iterator[None]:
+    """A store that does not answer now may at the next look."""
+    try:
+        yield
+    except UserError as error:
+        console.print(f"note: {error}", soft_wrap=True, markup=False)
+
+
+@contextlib.contextmanager
+def _shown(study: Sight, console: Console) -> Iterator[Callable[[], None]]:
+    """What to call after every look."""
+    if console.is_terminal:
+        with Live(_page(study, console), console=console, auto_refresh=False, vertical_overflow="visible") as live:
+            yield lambda: live.update(_page(study, console), refresh=True)
+        return
+    console.print(_page(study, console), soft_wrap=True)
+    told = _news(study)
+
+    def tell() -> None:
+        for name, line in _changes(study, told):
+            console.print(f"{datetime.now():%H:%M:%S} {name.replace('_', ' ')} {line}", soft_wrap=True, markup=False)
+        if study.driver is None:
+            console.print(_page(study, console), soft_wrap=True)
+
+    yield tell
+
+
+def _news(study: Sight) -> dict[str, tuple]:
+    return {stage.name: stage.news() for stage in study.stages}
+
+
+def _changes(study: Sight, told: dict[str, tuple]) -> list[tuple[str, str]]:
+    """The stages of which there is something new since `told`, which is brought up to date, and what it is."""
+    now = _news(study)
+    changed = [(stage.name, stage.line()[0].plain) for stage in study.stages if now[stage.name] != told.get(stage.name)]
+    told.update(now)
+    return changed
+
+
+def _page(study: Sight, console: Console) -> RenderableType:
+    """A line on the study, one per stage, one per failure, the verdict."""
+    name = study.description.get("name", study.storage.folder.name)
+    failures = [failure for stage in study.stages for failure in stage.failures()]
+    return Group(Text.assemble((name, "bold"), f"  {study.storage}"), Text(_who_and_when(study), style="dim"),
+                 *_stage_lines(study, console), *(Text(line, style="red") for line in _some(failures)),
+                 *([Text(study.verdict, style="bold")] if study.verdict else []))
+
+
+def _stage_lines(study: Sight, console: Console) -> list[RenderableType]:
+    lines = [(stage.name.replace("_", " "), *stage.line()) for stage in study.stages]
+    if not console.is_terminal:  # a log has no width: one line, however long, so that it can be searched
+        width = max((len(name) for name, *_ in lines), default=0)
+        return [Text.assemble(f"{name:<{width}} ", line, f" {took}".rstrip()) for name, line, took in lines]
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for name, line, took in lines:
+        table.add_row(Text(name, style="bold"), line, took)
+    return [table] if lines else []
+
+
+def _who_and_when(study: Sight) -> str:
+    """Who works on it, since when; or who did, from when to when."""
+    records = study.own
+    if not records:
+        return f"just started by {study.driver}: reading settings and data" if study.driver and not study.stages \
+            else f"driver: {study.driver or 'none'}"
+    began, last = min(record.begun for record in records), max(records, key=lambda record: record.last_time)
+    if study.driver:
+        return f"started {_moment(began)}, {clock(study.now - began)} ago · driver: {study.driver}"
+    session = last.session
+    by = f" by process {session['pid']} on {session['host']}" if {"pid", "host"} <= session.keys() else ""
+    return f"started {_moment(began)} · last worked on {_moment(last.last_time)}{by}"
+
+
+def _moment(seconds: float) -> str:
+    return f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}"
+
+
+def _some(lines: list[str]) -> list[str]:
+    more = len(lines) - MOST_FAILURES
+    return lines if more <= 0 else [*lines[:MOST_FAILURES], f"… and {more} more failed trials"]
+
+
+def _places(trials: list[TrialState]) -> str:
+    """On which nodes and GPUs trials run, where that is known."""
+    nodes: dict[str, list[str]] = {}
+    for trial in trials:
+        if trial.where:
+            host, *rest = trial.where.split()
+            nodes.setdefault(host, []).extend(rest[rest.index("gpu") + 1].split(",") if "gpu" in rest else [])
+    shown = [f"{host} gpu {','.join(sorted(set(gpus)))}" if gpus else host for host, gpus in sorted(nodes.items())]
+    if len(shown) > MOST_NODES:
+        return f" on {len(shown)} nodes"
+    return f" on {' and '.join(shown)}" if shown else ""
+
+
+def _first_line(reason: str | None) -> str:
+    return next(iter((reason or "").splitlines()), "no reason given")

@@ -1,0 +1,87 @@
+"""TODO docstring."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kdstudy.errors import UserError
+from kdstudy.store.record import TrialState
+from kdstudy.watch.trackers.base import Run, _digest, values_of
+
+MOST_VALUES = 900  # that MLflow takes at a time
+
+
+class MLflow:
+    """A run per trial, by Ray's MLflowLoggerCallback; a run that is there already is gone on with.
+
+    Its own way to log a report asks the server twice for every value, so that is done here for all of them at once,
+    with the time of the report. where: a URI; or a folder, which gets a mlflow.db, for MLflow no longer writes plain
+    files. place: where the study lives, which tells its runs from those of others.
+    """
+
+    def __init__(self, where: str, experiment: str, place: str):
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        import mlflow  # noqa: F401  it sets up its logging
+        from ray.air.integrations.mlflow import MLflowLoggerCallback
+
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        self._uri, self._study = where, _digest(place)
+        if "://" not in where and not where.startswith("databricks"):
+            folder = Path(os.path.expanduser(where)).absolute()
+            with _made(folder, "watch.mlflow"):
+                folder.mkdir(parents=True, exist_ok=True)
+            self._uri = f"sqlite:///{folder}/mlflow.db"
+        self._callback = MLflowLoggerCallback(tracking_uri=self._uri, experiment_name=experiment,
+                                              tags={"study": place, "study.id": self._study})
+        self._runs: dict[str, Any] = {}  # of this study, by name, as they were at the beginning
+
+    def open(self) -> bool:
+        from mlflow import MlflowClient
+
+        self._callback.setup()
+        self._client = MlflowClient(tracking_uri=self._uri)
+        token = None
+        while token != "":
+            page = self._client.search_runs([self._callback.mlflow_util.experiment_id], page_token=token,
+                                            filter_string=f"tags.`study.id` = '{self._study}'")
+            self._runs |= {run.data.tags["trial_name"]: run for run in page}
+            token = page.token or ""
+        return True
+
+    def begin(self, run: Run, trial: TrialState) -> float:
+        known = self._runs.pop(run.name, None)
+        if known is None and run in self._callback._trial_runs:  # begun here, before a failure
+            known = self._client.get_run(self._callback._trial_runs[run])
+        if known is not None:
+            self._callback._trial_runs[run] = known.info.run_id
+        if known is None or not known.data.params:
+            self._callback.log_trial_start(run)
+        return known.data.metrics.get("epoch", 0) if known else 0
+
+    def add(self, run: Run, reports: list[dict[str, Any]]) -> None:
+        from mlflow.entities import Metric
+
+        values = [Metric(name, value, int(1000 * report["time"]), report["epoch"]) for report in reports
+                  for name, value in (values_of(report) | {"epoch": report["epoch"]}).items()]
+        for start in range(0, len(values), MOST_VALUES):
+            self._client.log_batch(self._callback._trial_runs[run], metrics=values[start: start + MOST_VALUES])
+
+    def end(self, run: Run, failed: bool) -> None:
+        self._callback.log_trial_end(run, failed)
+
+    def close(self, seconds: float) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def _made(folder: Path, setting: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{setting}: {folder} cannot be made: {error.strerror}; choose another folder") from None
