@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import MissingTeacherError, StudyFailedError, UserError
+from kdstudy.plan.preflight import check_settings
 from kdstudy.search.runs import search_view_seed
 from kdstudy.store import files
 from kdstudy.store.storage import Storage
@@ -21,7 +22,6 @@ from kdstudy.trainables.seeds import small_seed
 from kdstudy.trainables.task import Member, Task, Teacher, save, start
 from kdstudy.trainables.teacher_logits import held_out
 from kdstudy.trainables.trainable import describe, not_finite
-from kdstudy.watch.display import Display
 
 KEY_FILE = "teacher.json"  # which settings a teacher trained on its own belongs to
 
@@ -33,9 +33,9 @@ def train(config: StudyConfig, storage: Storage, loop: str, parameters: dict[str
     seed: of the model's weights, order and views; by default those of the search's default point.
     Raises UserError for settings that cannot work, StudyFailedError where the loss is not finite.
     """
-    study = Study(config, storage, Display(console, config.stages))
+    study = Study(config, storage)
     storage.refresh(everything=True)
-    study.check()
+    check_settings(study)
     own = storage.folder / "train" / loop
     with files.StudyLock(out or own):
         trained = _train(study, loop, parameters, console, seed, out or own)
@@ -46,10 +46,10 @@ def train(config: StudyConfig, storage: Storage, loop: str, parameters: dict[str
 
 def _train(study: Study, loop: str, parameters: dict[str, float], console: Console, seed: int | None,
            out: Path) -> Path:
-    config, splits = study.config, study.splits
+    config, splits = study.config, study.context.splits
     if loop == "teacher" and config.teacher.is_given:
         raise UserError("the teacher is given: there is nothing to train")
-    task = replace(study.task("teacher" if loop == "teacher" else "baseline"), test=splits.test)
+    task = replace(study.stages["teacher" if loop == "teacher" else "baseline"].task(), test=splits.test)
     seeds = _seeds(config, loop, seed)
     if loop == "distill":
         task = replace(task, teacher=_teacher(study, console, seed is not None), unlabelled=splits.unlabelled)
@@ -69,7 +69,7 @@ def _train(study: Study, loop: str, parameters: dict[str, float], console: Conso
               "test_accuracy": float((test["label"] == test["prediction"]).mean()), "test_images": len(test)}
     files.write_json(out / "result.json", result)
     if loop == "teacher":
-        files.write_json(out / KEY_FILE, {"teacher": study.stage("teacher").path.name, **parameters})
+        files.write_json(out / KEY_FILE, {"teacher": study.stages["teacher"].folder.path.name, **parameters})
     console.print(f"test accuracy {100 * result['test_accuracy']:.2f} % on {len(splits.test)} images · weights and "
                   f"history in {out}", highlight=False, soft_wrap=True, markup=False)
     return out
@@ -112,7 +112,7 @@ def _teacher(study: Study, console: Console, own_seed: bool) -> Teacher:
     teacher = _find_teacher(study, console, own_seed)
     if not teacher.members:  # a file of logits says what the teacher predicts
         return teacher
-    task = replace(study.task("baseline"), teacher=teacher)
+    task = replace(study.stages["baseline"].task(), teacher=teacher)
     device = default_device()
     logits = held_out(task.load_teacher(device), *to_device(task.validation, device))
     return replace(teacher, validation_predictions=logits.argmax(1).cpu().numpy().astype(np.int64))
@@ -124,18 +124,18 @@ def _find_teacher(study: Study, console: Console, own_seed: bool) -> Teacher:
         if own_seed:
             raise UserError("--seed has views of its own, for which teacher.logits has no answers; leave it out")
         try:
-            return study.teacher([search_view_seed(config.seed)])
+            return study.stages["teacher_logits"].teacher([search_view_seed(config.seed)])
         except (MissingTeacherError, FileNotFoundError):
             raise UserError(f"the logits of {config.teacher.logits} are not part of the study yet; run `kdstudy run "
                             "STUDY --until teacher_logits` first") from None
-    if study.stage("teacher").done is not None:
-        return study.teacher()
+    if study.stages["teacher"].folder.done is not None:
+        return Teacher(study.stages["teacher"].members())
     if config.teacher.trained:
         return Teacher(tuple(Member(member.model, config.teacher.train_settings, member.weights,
-                                    (member.mean, member.std)) for member in study.given_members))
+                                    (member.mean, member.std)) for member in study.stages["teacher"].given_members))
     own = study.folder / "train" / "teacher"
     key = files.read_json(own / KEY_FILE)
-    if not (isinstance(key, dict) and key.get("teacher") == study.stage("teacher").path.name):
+    if not (isinstance(key, dict) and key.get("teacher") == study.stages["teacher"].folder.path.name):
         console.print("the study has no trained teacher yet: training it first", highlight=False)
         with files.StudyLock(own):
             _train(study, "teacher", {"lr": config.teacher.learning_rates[0]}, console, None, own)

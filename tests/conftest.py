@@ -47,11 +47,11 @@ def finished(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def finished_by_hand(tmp_path_factory):
+def synthetic_study(tmp_path_factory):
     """A study whose every stage is done, of models that were never trained."""
-    from by_hand import write_finished
+    from synthetic import write_finished
 
-    return write_finished(tmp_path_factory.mktemp("by-hand") / "digits-smoke")
+    return write_finished(tmp_path_factory.mktemp("synthetic") / "digits-smoke")
 
 
 @pytest.fixture(scope="module")

@@ -251,20 +251,18 @@ def inside(folder: Path) -> Iterator[None]:
 
 def unlike_solo(study: RunningStudy, stage: str, numbers: list[int]) -> list[str]:
     """Which of a stage's trials report otherwise than the same run does when it is alone in this process."""
-    from rich.console import Console
 
     from kdstudy.config.load import load_study
     from kdstudy.store.storage import Storage
     from kdstudy.study import Study
     from kdstudy.trainables.distill import start_distillation
     from kdstudy.trainables.task import start
-    from kdstudy.watch.display import Display
 
     found = []
     with inside(study.home):
         config = load_study(str(study.folder))
-        whole = Study(config, Storage.of(study.folder), Display(Console(quiet=True), config.stages))
-        task, record = whole.task(stage), Record(whole.stage(stage).record_path, write=False)
+        whole = Study(config, Storage.of(study.folder))
+        task, record = whole.stages[stage].task(), whole.stages[stage].folder.read_record()
         for number in numbers:
             trial = record.trials[number]
             begin = start_distillation if stage in ("distill", "finalists", "confirm") else start

@@ -23,7 +23,7 @@ from scipy.stats import spearmanr
 from kdstudy.analysis.budget_model import BudgetModel, Dimension
 from kdstudy.analysis.sensitivity import Grid, main_effects, prices
 from kdstudy.config.settings import Range
-from kdstudy.search.manager import METRIC, TrialBook
+from kdstudy.search.manager import METRIC, TrialManager
 from kdstudy.search.proposer import OptunaProposer
 from kdstudy.store.record import Record
 
@@ -103,11 +103,11 @@ def simulate(surface: Callable, seed: int, trials: int = TRIALS, protected: int 
     """A search by the project's own code: WORKERS trials at a time, each epoch as long as its trial's speed has it."""
     record, random = MemoryRecord(), np.random.default_rng(seed)
     proposer = OptunaProposer(SPACE, DEFAULT, trials, protected - 1 if protected else 0, seed, "distill", WORKERS)
-    book = TrialBook(record, proposer, epochs=EPOCHS, rungs=RUNGS)
+    manager = TrialManager(record, proposer, epochs=EPOCHS, rungs=RUNGS)
     events: list[tuple[float, int, int, float, float]] = []  # when, trial, epoch, seconds an epoch, the trial's noise
 
     def start(now: float) -> None:
-        trial = book.next()
+        trial = manager.next()
         if trial is not None:
             if not protected:
                 trial.protected = False
@@ -120,7 +120,7 @@ def simulate(surface: Callable, seed: int, trials: int = TRIALS, protected: int 
         now, number, epoch, pace, effect = heapq.heappop(events)
         value = accuracy(surface, record.trials[number].parameters, epoch, effect + random.normal(0, REPORT_NOISE))
         value = round(value * IMAGES) / IMAGES
-        if book.report(number, {"epoch": epoch, METRIC: value, "validation_loss": 1 - value}) == "continue":
+        if manager.report(number, {"epoch": epoch, METRIC: value, "validation_loss": 1 - value}) == "continue":
             heapq.heappush(events, (now + pace, number, epoch + 1, pace, effect))
         else:
             start(now)

@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 
-KDSTUDY = [sys.executable, "-m", "study.cli"]
+KDSTUDY = [sys.executable, "-m", "kdstudy"]
 # Small enough to be run several times: the smoke study with one trial at a time, so that runs can be compared exactly.
 ONE_AT_A_TIME = ["digits", "--smoke", "--set", "resources.concurrent=1"]
 

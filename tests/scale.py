@@ -31,7 +31,7 @@ from rich.console import Console
 
 from kdstudy.config.load import STUDY_FILE, load_study
 from kdstudy.config.settings import StudyConfig
-from kdstudy.search.manager import METRIC, TrialBook
+from kdstudy.search.manager import METRIC, TrialManager
 from kdstudy.search.optuna_file import write_optuna_file
 from kdstudy.search.proposer import OptunaProposer
 from kdstudy.search.runs import winner
@@ -90,9 +90,9 @@ def accuracy(parameters: dict[str, float], epoch: int, number: int) -> float:
 # A driver, in a process of its own
 
 
-def book_of(folder: Path, config: StudyConfig, concurrent: int, **more: Any) -> TrialBook:
-    """The search's book, as `Study` makes it."""
-    return TrialBook(Record(folder / STAGE / "record.jsonl"), OptunaProposer.of(config, STAGE, concurrent),
+def book_of(folder: Path, config: StudyConfig, concurrent: int, **more: Any) -> TrialManager:
+    """The search's manager, as `Study` makes it."""
+    return TrialManager(Record(folder / STAGE / "record.jsonl"), OptunaProposer.of(config, STAGE, concurrent),
                      epochs=config.train.epochs, rungs=config.rungs, **more)
 
 
@@ -103,14 +103,15 @@ def drive(folder: Path) -> None:
     with connected(), open(os.devnull, "w", encoding="utf-8") as nowhere:
         share = cluster_share(config.resources)
         display = Display(Console(file=nowhere, force_terminal=True, width=140), (STAGE,))
-        book = book_of(folder, config, share.concurrent,
-                       on_change=measure.timed("display", lambda: display.trials({STAGE: book})))
-        measure.watch(book)
+        manager = book_of(folder, config, share.concurrent,
+                       on_change=measure.timed("display", lambda: display.trials({STAGE: manager})))
+        measure.watch(manager)
         display.begin(STAGE)
-        book.record.begin_session()
+        manager.record.begin_session()
         measure.begin()
-        run_trials(OneStage([Job(STAGE, book, None)]), Storage(folder), share, worker_retries=0, trainable=Surface)
-        measure.end(len(book.record.trials))
+        run_trials(OneStage([Job(STAGE, "baseline", manager, None)]), Storage(folder), share, worker_retries=0,
+                   trainable=Surface)
+        measure.end(len(manager.record.trials))
         display.stop()
 
 
@@ -122,7 +123,7 @@ class OneStage:
 
     def advance(self) -> None:
         for job in self.jobs:
-            job.open = not job.book.complete
+            job.open = not job.trials.complete
 
     def is_ended(self) -> bool:
         return not any(job.open for job in self.jobs)
@@ -132,19 +133,20 @@ class OneStage:
 
 
 class Measure:
-    """Times what a book does and follows the memory of its process."""
+    """Times what a manager does and follows the memory of its process."""
 
     def __init__(self, path: Path):
         self.path = path
         self.seconds: dict[str, float] = {}
         self.found: dict[str, Any] = {"memory": {}, "asked": {}}
 
-    def watch(self, book: TrialBook) -> None:
+    def watch(self, manager: TrialManager) -> None:
         self._reports = 0
-        book.proposer = _Watched(book.proposer, self._asked)
-        book.next, book.report = self.timed("next", book.next), self.timed("report", self._reported(book.report))
-        book.record._append = self.timed("record", book.record._append)
-        book.record._append = self.timed("disk", book.record._append, clock=time.perf_counter)
+        manager.proposer = _Watched(manager.proposer, self._asked)
+        manager.next = self.timed("next", manager.next)
+        manager.report = self.timed("report", self._reported(manager.report))
+        manager.record._append = self.timed("record", manager.record._append)
+        manager.record._append = self.timed("disk", manager.record._append, clock=time.perf_counter)
 
     def timed(self, name: str, function: Callable, clock: Callable[[], float] = time.thread_time) -> Callable:
         self.seconds[name] = 0.0
@@ -273,7 +275,7 @@ def readers(folder: Path) -> list[tuple[str, str]]:
     from kdstudy.analysis import report, sensitivity
     from kdstudy.analysis.results import StudyFiles
 
-    status = [sys.executable, "-m", "study.cli", "status", str(folder)]
+    status = [sys.executable, "-m", "kdstudy", "status", str(folder)]
     took = {
         "report while the search runs": seconds(report.build, folder),
         "Optuna file": close(folder),

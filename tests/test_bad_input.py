@@ -13,10 +13,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import tomli_w
-from by_hand import COMMANDS, EXAMPLES, MANY_EXAMPLES, examples, here, is_one_line, on_study
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
+from synthetic import COMMANDS, EXAMPLES, MANY_EXAMPLES, examples, here, is_one_line, on_study
 
 from kdstudy.cli.main import cli
 from kdstudy.config.load import PRESETS, load_study
@@ -149,8 +149,8 @@ def study_files(draw) -> bytes:
 
 
 @pytest.mark.parametrize("words", COMMANDS)
-def test_a_study_made_by_hand_is_one(finished_by_hand, tmp_path, words):
-    code, out, err = on_study(words, shutil.copytree(finished_by_hand, tmp_path / "study"), tmp_path / "out")
+def test_a_study_made_by_hand_is_one(synthetic_study, tmp_path, words):
+    code, out, err = on_study(words, shutil.copytree(synthetic_study, tmp_path / "study"), tmp_path / "out")
     assert code == 0 and out and not err, err
 
 
@@ -283,9 +283,9 @@ ARRAYS = {".parquet": _damage_table, ".npy": _damage_array, ".safetensors": _dam
 KINDS = {"json": (".json", ".jsonl"), "arrays": tuple(ARRAYS)}
 
 
-def command_on_damaged(finished_by_hand: Path, words: tuple[str, ...], made: list) -> None:
-    with tempfile.TemporaryDirectory(dir=finished_by_hand.parent) as home:
-        folder = Path(shutil.copytree(finished_by_hand, Path(home) / "study"))
+def command_on_damaged(synthetic_study: Path, words: tuple[str, ...], made: list) -> None:
+    with tempfile.TemporaryDirectory(dir=synthetic_study.parent) as home:
+        folder = Path(shutil.copytree(synthetic_study, Path(home) / "study"))
         what = [damage(folder) for damage in made]
         code, out, err = on_study(words, folder, Path(home) / "out")
         assert (code == 0 and out and not err) or (code in (1, 2) and is_one_line(err)), (words, what, code, out, err)
@@ -298,15 +298,15 @@ DAMAGED = (st.sampled_from(COMMANDS), st.lists(damages(), min_size=1, max_size=2
 
 @examples(EXAMPLES)
 @given(*DAMAGED)
-def test_any_command_on_a_damaged_study_works_or_ends_in_one_line(finished_by_hand, words, made):
-    command_on_damaged(finished_by_hand, words, made)
+def test_any_command_on_a_damaged_study_works_or_ends_in_one_line(synthetic_study, words, made):
+    command_on_damaged(synthetic_study, words, made)
 
 
 @pytest.mark.slow
 @examples(MANY_EXAMPLES)
 @given(*DAMAGED)
-def test_a_great_many_damaged_studies_are_read_or_refused_in_one_line(finished_by_hand, words, made):
-    command_on_damaged(finished_by_hand, words, made)
+def test_a_great_many_damaged_studies_are_read_or_refused_in_one_line(synthetic_study, words, made):
+    command_on_damaged(synthetic_study, words, made)
 
 
 # -- the command line -------------------------------------------------------------------------------------------------
@@ -408,8 +408,8 @@ def test_a_mistake_is_said_in_words_that_help(things, words, said):
     assert code == 2 and is_one_line(err) and said in err, err
 
 
-def test_the_name_of_a_study_that_was_begun_is_enough_to_be_told_where_it_is(apart, finished_by_hand):
-    shutil.copytree(finished_by_hand, "studies/mine")
+def test_the_name_of_a_study_that_was_begun_is_enough_to_be_told_where_it_is(apart, synthetic_study):
+    shutil.copytree(synthetic_study, "studies/mine")
     try:
         assert "did you mean studies/mine?" in here("status", "mine")[2]
     finally:

@@ -11,6 +11,7 @@ from kdstudy.search.manager import METRIC
 from kdstudy.stages import finalists
 from kdstudy.store.record import Record, TrialState
 
+STAGES = {stage.name: arm for arm, stage in finalists.FINALISTS.items()}
 FINALISTS = ("--set", "finalists.configurations=2", "--set", "finalists.seeds=2")
 
 
@@ -60,7 +61,7 @@ def test_finalists_run_again_on_fresh_seeds_and_the_searches_stay(with_finalists
     searched = {(event["seed"], event["view_seed"]) for arm in ("baseline", "distill")
                 for event in study.events[arm] if event["event"] == "trial"}
     confirmed = {event["seed"] for event in study.events["confirm"] if event["event"] == "trial"}
-    for name, arm in finalists.STAGES.items():
+    for name, arm in STAGES.items():
         done, events = study.done(name), [event for event in study.events[name] if event["event"] == "trial"]
         ranking = study.done(arm)["ranking"]
         assert [row["trial"] for row in done["rows"]] == finalists.candidates(ranking, 2)
@@ -85,7 +86,7 @@ def test_again_there_is_nothing_to_do(with_finalists):
 
 
 def test_finalists_never_see_the_test_images(with_finalists):
-    for name in finalists.STAGES:
+    for name in STAGES:
         stage = StudyFiles(with_finalists[0]).stage(name)
         assert not list(stage.rglob("*.parquet")) and (stage / "record.jsonl").exists()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from by_hand import here, is_one_line
+from synthetic import here, is_one_line
 
 from kdstudy.config.load import load_study
 
@@ -86,7 +86,7 @@ def test_the_job_runs_the_very_study_that_was_named_here(tmp_path):
     assert load_study(str(file)) == load_study("digits", ("search.trials=44",))
     head, container = pod(job["spec"]["rayClusterSpec"]["headGroupSpec"])
     mounted = container["volumeMounts"][0]
-    assert job["spec"]["entrypoint"] == (f"python -m study.cli run {mounted['mountPath']}/study.toml --dir "
+    assert job["spec"]["entrypoint"] == (f"python -m kdstudy run {mounted['mountPath']}/study.toml --dir "
                                          "s3://bucket/studies/digits --until distill")
     assert [volume["configMap"]["name"] for volume in head["volumes"] if volume["name"] == mounted["name"]] == [
         settings["metadata"]["name"]]

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from by_hand import here, is_one_line, write_finished
 from plotly.offline import get_plotlyjs
 from sklearn.datasets import load_digits
+from synthetic import here, is_one_line, write_finished
 
 from kdstudy.analysis.tables import COLUMNS, plain
 from kdstudy.store.files import write_json

@@ -132,7 +132,7 @@ def recorded(record):
 
 
 def test_a_record_is_read_from_another_machine_while_it_is_written(machine, monkeypatch):
-    monkeypatch.setattr(homes, "COMPACT_AFTER", 20)
+    monkeypatch.setattr(storages, "COMPACT_AFTER", 20)
     writer = Storage.of("s3://bucket/records/one")
     record = Record(writer.folder / "baseline-1" / "record.jsonl", storage=writer)
     reader = None
@@ -289,16 +289,16 @@ def test_a_file_uri_is_a_path(tmp_path):
     assert home.folder == tmp_path / "my study" and home.uri is None
 
 
-def test_a_study_is_brought_home_whole_or_its_results_alone(finished_by_hand, machine, tmp_path):
+def test_a_study_is_brought_home_whole_or_its_results_alone(synthetic_study, machine, tmp_path):
     import fsspec
 
     uri = "s3://bucket/by-hand/digits-smoke"
     files, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
-    files.put(f"{finished_by_hand}/", path, recursive=True)
+    files.put(f"{synthetic_study}/", path, recursive=True)
     for name, more in (("all", []), ("results", ["--results"])):
         machine(name)
         kdstudy("fetch", uri, tmp_path / f"home-{name}", *more, cwd=tmp_path)
-    there = {str(file.relative_to(finished_by_hand)) for file in finished_by_hand.rglob("*") if file.is_file()}
+    there = {str(file.relative_to(synthetic_study)) for file in synthetic_study.rglob("*") if file.is_file()}
     brought = {name: {str(file.relative_to(tmp_path / name)) for file in (tmp_path / name).rglob("*") if file.is_file()}
                for name in ("home-all", "home-results")}
     assert brought["home-all"] == there

@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from by_hand import here, is_one_line, on_study
 from PIL import Image
 from running import KDSTUDY
+from synthetic import here, is_one_line, on_study
 from torchvision.datasets import cifar
 
 from kdstudy.store.files import write_json
@@ -160,8 +160,8 @@ READERS = {  # of each kind of file in a study
 
 @pytest.mark.parametrize("kind", READERS)
 @pytest.mark.parametrize("how", ["array", "torch", "pickle"])
-def test_nothing_in_a_study_is_unpickled(finished_by_hand, tmp_path, mark, kind, how):
-    folder = shutil.copytree(finished_by_hand, tmp_path / "study")
+def test_nothing_in_a_study_is_unpickled(synthetic_study, tmp_path, mark, kind, how):
+    folder = shutil.copytree(synthetic_study, tmp_path / "study")
     for path in folder.rglob(f"*{kind}"):
         spoil(path, mark, how)
     spoil_tunes_own(folder, mark, how)
@@ -184,9 +184,9 @@ def spoil_tunes_own(folder: Path, mark: Path, how: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_study_that_goes_on_unpickles_nothing_of_what_it_was_handed(finished_by_hand, tmp_path, mark):
+def test_a_study_that_goes_on_unpickles_nothing_of_what_it_was_handed(synthetic_study, tmp_path, mark):
     """A real run, in Ray's workers: a trial that was cut off begins anew instead of loading a pickle."""
-    folder = shutil.copytree(finished_by_hand, tmp_path / "study")
+    folder = shutil.copytree(synthetic_study, tmp_path / "study")
     spoil_tunes_own(folder, mark, "pickle")
     stage = next(path for path in folder.glob("distill-*") if path.is_dir())
     (stage / "done.json").unlink()
@@ -229,8 +229,8 @@ def test_a_checkpoint_that_is_a_pickle_is_not_loaded_and_the_trial_begins_anew(t
     assert trainable.step()["epoch"] == 1
 
 
-def test_a_folder_that_was_handed_over_does_not_say_where_the_study_lives(finished_by_hand, tmp_path):
-    folder = shutil.copytree(finished_by_hand, tmp_path / "study")
+def test_a_folder_that_was_handed_over_does_not_say_where_the_study_lives(synthetic_study, tmp_path):
+    folder = shutil.copytree(synthetic_study, tmp_path / "study")
     for uri in ("memory://elsewhere/study", "file:///elsewhere", "nofs://x/y", 3, str(folder)):
         write_json(folder / ".remote.json", {"uri": uri, "objects": {}})
         code, out, err = here("status", str(folder))
@@ -244,9 +244,9 @@ def evil_module(folder: Path, mark: Path) -> str:
     return f"{name}:make"
 
 
-def test_a_function_is_called_only_where_the_settings_name_it(finished_by_hand, tmp_path, mark, monkeypatch):
+def test_a_function_is_called_only_where_the_settings_name_it(synthetic_study, tmp_path, mark, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    function, folder = evil_module(tmp_path, mark), shutil.copytree(finished_by_hand, tmp_path / "study")
+    function, folder = evil_module(tmp_path, mark), shutil.copytree(synthetic_study, tmp_path / "study")
     done = next(folder.glob("teacher-*/done.json"))
     content = json.loads(done.read_text())
     content["members"][0]["model"]["model"] = function

@@ -13,6 +13,8 @@ import pytest
 from nodes import Nodes
 from running import KDSTUDY, wait_until, with_set
 
+from kdstudy.launch.common import copy_package
+
 SETTINGS = ["resources.gpus_per_trial=0.5", "search.baseline_trials=24", "search.trials=8", "search.report_every=1",
             "train.batch_size=4", "student.model=faulty:build", "student.args={}"]
 pytestmark = pytest.mark.slow
@@ -38,8 +40,8 @@ def study(tmp_path_factory):
     shutil.copy(Path(__file__).with_name("faulty.py"), home)
     (home / "orders").mkdir()
     (home / "orders" / "slow-always").touch()
-    older = shutil.copytree(Path(trainables.__file__).parent, home / "older" / "trainables")
-    (older / "loop.py").write_text("raise SystemExit('not the same')")
+    copy_package(home / "older")
+    (home / "older" / "kdstudy" / "trainables" / "loop.py").write_text("raise SystemExit('not the same')")
 
     def events():
         return [json.loads(line) | {"stage": path.parent.name} for path in home.glob("mine/*/record.jsonl")
@@ -66,7 +68,7 @@ def study(tmp_path_factory):
         driver = subprocess.Popen(command, cwd=home, env={**os.environ, "RAY_ADDRESS": nodes.address}, text=True,
                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         wait_until(driver, at_work)
-        nodes.start("older", 2, 2, PYTHONPATH=str(older.parent))
+        nodes.start("older", 2, 2, PYTHONPATH=str(home / "older"))
         nodes.start("late", 1, 1)
         wait_until(driver, all_at_work)
         (home / "orders" / "slow-always").unlink()

@@ -4,7 +4,6 @@
 import contextlib
 import logging
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,24 +14,24 @@ from pathlib import Path
 import fsspec
 import pytest
 from nodes import Nodes
-from rich.console import Console
 from running import kdstudy, with_set
 
-import kdstudy.trainables
 from kdstudy.cli.main import cli
 from kdstudy.config.load import load_study
 from kdstudy.errors import UserError
+from kdstudy.launch.common import copy_package
 from kdstudy.plan import preflight
+from kdstudy.plan.nodes import NOT_THERE, check_environment, environment
+from kdstudy.plan.room import room_needed
 from kdstudy.store.storage import Storage
 from kdstudy.study import Study
 from kdstudy.tune import cluster
 from kdstudy.tune.cluster import Share, connected, waiting_note, why_not_connected
-from kdstudy.watch.display import Display
 
 
 def study_in(folder, *settings, study="digits"):
     config = load_study(study, settings, smoke=True)
-    return Study(config, Storage.of(folder), Display(Console(), config.stages))
+    return Study(config, Storage.of(folder))
 
 
 def on(cpus, gpus):
@@ -82,17 +81,17 @@ def test_too_little_room_is_said_with_both_sizes_and_what_takes_most(small_disk)
 
 def test_what_a_study_has_written_already_needs_no_room(tmp_path):
     study, share = study_in(tmp_path / "mine"), Share(1, 0, 2)
-    before = preflight.room_needed(study, share)
-    teacher = study.stage("teacher").path
+    before = room_needed(study, share)
+    teacher = study.stages["teacher"].folder.path
     teacher.mkdir(parents=True)
     (teacher / "model.safetensors").write_bytes(bytes(500_000))
-    after = preflight.room_needed(study, share)
+    after = room_needed(study, share)
     assert sum(before.parts.values()) - sum(after.parts.values()) == 500_000
 
 
 def test_more_trials_at_a_time_need_room_for_more_checkpoints(tmp_path):
     study = study_in(tmp_path / "mine")
-    needed = {concurrent: sum(preflight.room_needed(study, Share(1, 0, concurrent)).parts.values())
+    needed = {concurrent: sum(room_needed(study, Share(1, 0, concurrent)).parts.values())
               for concurrent in (2, 5, 500, 1000)}
     students = 58474 * 4 * 3 * 2  # weights and two moments; the last checkpoint and the next
     assert needed[5] - needed[2] == 3 * students
@@ -191,14 +190,14 @@ def store():
 def nodes(folders, store):
     """A head with 3 CPUs, a node with 2 GPUs and an older kdstudy, and, for root, one with a GPU that sees other
     files."""
-    older = folders / "older" / "trainables"
-    shutil.copytree(Path(trainables.__file__).parent, older)
-    with open(older / "loop.py", "a") as file:
+    older = folders / "older"
+    copy_package(older)
+    with open(older / "kdstudy" / "trainables" / "loop.py", "a") as file:
         file.write("# as it was before\n")
     nodes = Nodes(Path(tempfile.mkdtemp(prefix="kd")), **store)
     try:
         nodes.start("head", 3)
-        nodes.start("older", 1, 2, PYTHONPATH=str(older.parent))
+        nodes.start("older", 1, 2, PYTHONPATH=str(older))
         if can_unshare():
             nodes.start("apart", 2, 1, before=f"mount -t tmpfs none {folders}/apart && mount --bind -o ro "
                                               f"{folders}/read-only {folders}/read-only",
@@ -322,26 +321,26 @@ def test_a_node_that_does_not_answer_is_named(ray, nodes, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize(("there", "message"), [
     ({"torch": "2.0.0"}, "node far has torch 2.0.0, this machine {torch}; there: pip install torch=={torch}"),
-    ({"timm": preflight.NOT_THERE}, "node far has no timm; there: pip install timm=={timm}"),
-    ({"pyarrow": preflight.NOT_THERE}, "node far has no pyarrow; there: pip install pyarrow"),
+    ({"timm": NOT_THERE}, "node far has no timm; there: pip install timm=={timm}"),
+    ({"pyarrow": NOT_THERE}, "node far has no pyarrow; there: pip install pyarrow"),
     ({"Python": "3.9"}, "node far has Python 3.9, this machine {Python}; install the same on both"),
-    ({"kdstudy": preflight.NOT_THERE}, "node far has no kdstudy; install this one there too (pip install, from the "
+    ({"kdstudy": NOT_THERE}, "node far has no kdstudy; install this one there too (pip install, from the "
                                        "same source)"),
 ])
 def test_packages_that_differ_are_named_with_what_to_install(there, message):
-    here = preflight.environment({})
+    here = environment({})
     node = cluster.Node("1", "far", 4, 0)
-    preflight.check_environment(node, dict(here), here, {})
+    check_environment(node, dict(here), here, {})
     with pytest.raises(UserError) as raised:
-        preflight.check_environment(node, here | there, here, {})
+        check_environment(node, here | there, here, {})
     assert str(raised.value) == message.format(**here)
 
 
 def test_builds_of_the_same_torch_are_the_same(tmp_path, monkeypatch):
     """A node with CUDA and a driver without."""
-    here = preflight.environment({})["torch"]
+    here = environment({})["torch"]
     package = tmp_path / "torch.dist-info"
     package.mkdir()
     (package / "METADATA").write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {here}+cu999\n")
     monkeypatch.syspath_prepend(tmp_path)
-    assert preflight.environment({})["torch"] == here
+    assert environment({})["torch"] == here

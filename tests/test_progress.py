@@ -3,7 +3,7 @@
 import pytest
 from rich.console import Console
 
-from kdstudy.search.manager import TrialBook
+from kdstudy.search.manager import TrialManager
 from kdstudy.search.runs import ListProposer
 from kdstudy.store.record import Record, TrialState
 from kdstudy.watch.display import Display
@@ -36,26 +36,26 @@ def test_nothing_is_known_before_the_first_report():
 
 
 @pytest.fixture
-def books(tmp_path, monkeypatch):
+def managers(tmp_path, monkeypatch):
     """Two stages of four trials of ten epochs each, one of each running; the clock is set by hand."""
     clock = {"now": 0.0}
     monkeypatch.setattr("study.record.time.time", lambda: clock["now"])
     found = {}
     for stage, seconds in (("baseline", 1.0), ("distill", 3.0)):
         runs = [TrialState(0, {"lr": lr}, 0, 0, "listed", True, "") for lr in (0.1, 0.2, 0.3, 0.4)]
-        book = TrialBook(Record(tmp_path / stage / "record.jsonl"), ListProposer(runs), epochs=10)
+        manager = TrialManager(Record(tmp_path / stage / "record.jsonl"), ListProposer(runs), epochs=10)
         clock["now"] = 0.0
-        book.next()
+        manager.next()
         for epoch in (2, 4):
             clock["now"] = 50 + epoch * seconds
-            book.report(0, {"epoch": epoch, **METRICS})
-        found[stage] = book
+            manager.report(0, {"epoch": epoch, **METRICS})
+        found[stage] = manager
     return found
 
 
-def test_every_stage_counts_by_its_own_pace_and_as_many_run_on_as_now(books):
+def test_every_stage_counts_by_its_own_pace_and_as_many_run_on_as_now(managers):
     """Baseline: 36 epochs of 1 s; distillation: 36 of 3 s; two trials at a time."""
-    shown = Display(Console(), tuple(books))._describe(books)
+    shown = Display(Console(), tuple(managers))._describe(managers)
     assert shown.endswith("0/8 trials · 2 running · best 50.0 % (distill) · about 1:12 left")
-    alone = Display(Console(), ("distill",))._describe({"distill": books["distill"]})
+    alone = Display(Console(), ("distill",))._describe({"distill": managers["distill"]})
     assert alone.endswith("0/4 trials · 1 running · best 50.0 % · about 1:48 left")

@@ -14,12 +14,13 @@ from types import SimpleNamespace
 
 import fsspec
 import pytest
-from by_hand import EXAMPLES, MANY_EXAMPLES, POINTS, examples, here, is_one_line
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from synthetic import EXAMPLES, MANY_EXAMPLES, POINTS, examples, here, is_one_line
 
 from kdstudy.errors import UserError
-from kdstudy.store import check as schema
+from kdstudy.stages.order import STAGE_FILES
+from kdstudy.store import check
 from kdstudy.store.files import read_json, write_json
 from kdstudy.store.record import Record, TrialState
 from kdstudy.store.storage import Storage
@@ -42,11 +43,11 @@ READING = ("status", "report", "pack", "fetch", "logits")  # they call no model'
 
 
 @pytest.fixture
-def received(finished_by_hand, tmp_path):
+def received(synthetic_study, tmp_path):
     """A study in a folder of its own, and beside it what is none of its business."""
     (tmp_path / "victim" / "deep").mkdir(parents=True)
     (tmp_path / "victim" / "deep" / "thesis.tex").write_text("years of work")
-    return shutil.copytree(finished_by_hand, tmp_path / "received")
+    return shutil.copytree(synthetic_study, tmp_path / "received")
 
 
 def outside(folder: Path) -> dict[str, bytes | None]:
@@ -245,11 +246,11 @@ def test_a_neighbour_that_is_not_sound_is_not_taken_over(received, tmp_path):
     """Studies beside one's own lend it their stages; a stranger's may lie there too."""
     checkpoint_at(".tune/000/../../../victim")(received)
     with pytest.raises(UserError, match=r"path must be a path inside the study"):
-        schema.check_stage("distill", stage_of(received, "distill"))
-    schema.check_stage("baseline", stage_of(received, "baseline"))
+        check.check_stage("distill", stage_of(received, "distill"), STAGE_FILES["distill"])
+    check.check_stage("baseline", stage_of(received, "baseline"), STAGE_FILES["baseline"])
     link("{baseline}/record.jsonl", "victim/deep/thesis.tex")(received)
     with pytest.raises(UserError, match="is a link, and a study holds none"):
-        schema.check_stage("baseline", stage_of(received, "baseline"))
+        check.check_stage("baseline", stage_of(received, "baseline"), STAGE_FILES["baseline"])
 
 
 # -- functions --------------------------------------------------------------------------------------------------------
@@ -339,7 +340,7 @@ def test_workers_find_a_function_that_one_names_oneself(tmp_path):
         "from torch import nn\ndef net(num_classes, in_chans):\n"
         "    return nn.Sequential(nn.Conv2d(in_chans, 8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(),"
         " nn.Linear(8, num_classes))\n")
-    run = [sys.executable, "-P", "-m", "study.cli", "run"]
+    run = [sys.executable, "-P", "-m", "kdstudy", "run"]
     begun = subprocess.run([*run, "digits", "--smoke", "--set", "teacher.model=mynets:net", "--set", "teacher.args={}",
                             "--until", "teacher", "--dir", "study"], cwd=tmp_path, capture_output=True, text=True,
                            timeout=300)
@@ -477,7 +478,7 @@ def test_a_torn_last_line_of_a_stage_that_is_not_done_is_dropped(received):
     record = Record(stage / "record.jsonl")
     assert len(record.trials) == len(POINTS) and record.trials[2].state == "running"
     record.report(2, 4, "complete", {"validation_accuracy": 0.5})
-    schema.check(received)
+    check.check(received, STAGE_FILES)
 
 
 def test_a_record_that_goes_on_after_its_stage_was_done_is_sound(received):
@@ -485,7 +486,7 @@ def test_a_record_that_goes_on_after_its_stage_was_done_is_sound(received):
     record = Record(stage_of(received, "distill") / "record.jsonl")
     record.begin_session(epochs=4)
     record.retry(2)
-    schema.check(received)
+    check.check(received, STAGE_FILES)
     assert here("status", str(received))[0] == 0
 
 
@@ -495,13 +496,13 @@ def test_a_trial_that_fails_at_an_epoch_that_it_has_reported_is_sound(received):
     record.add_trial(TrialState(3, POINTS[1], 9, 0, "tpe"))
     record.report(3, 2, "continue", {"validation_accuracy": 0.4})
     record.report(3, 2, "failed", {}, "out of memory")
-    schema.check(received)
+    check.check(received, STAGE_FILES)
     record.retry(3)
     record.report(3, 4, "complete", {"validation_accuracy": 0.5})
-    schema.check(received)
+    check.check(received, STAGE_FILES)
     record.report(3, 4, "complete", {"validation_accuracy": 0.6})
     with pytest.raises(UserError, match="trial 3 reports epoch 4 again"):
-        schema.check(received)
+        check.check(received, STAGE_FILES)
 
 
 def test_a_stage_that_is_not_listed_is_checked_too(received):
@@ -562,10 +563,10 @@ def check_edit(folder: Path, kind: str, at: float, value: int) -> None:
     try:
         path.write_bytes(content)
         if content == original:
-            schema.check(folder)
+            check.check(folder, STAGE_FILES)
             return
         with pytest.raises(UserError, match=r"record.jsonl is damaged") as refused:
-            schema.check(folder)
+            check.check(folder, STAGE_FILES)
         assert len(str(refused.value).splitlines()) == 1
     finally:
         path.write_bytes(original)
@@ -576,8 +577,8 @@ EDITS = (st.sampled_from(["byte", "insert", "delete", "cut", "swap", "double", "
 
 
 @pytest.fixture(scope="module")
-def edited(finished_by_hand, tmp_path_factory):
-    return shutil.copytree(finished_by_hand, tmp_path_factory.mktemp("edited") / "study")
+def edited(synthetic_study, tmp_path_factory):
+    return shutil.copytree(synthetic_study, tmp_path_factory.mktemp("edited") / "study")
 
 
 @given(*EDITS)
@@ -748,6 +749,6 @@ def test_too_little_memory_is_said_in_one_line(received, words, limit):
     for path in received.glob("confirm-*/done.json"):
         path.unlink()
     limited = ["bash", "-c", f'ulimit -v {limit * 10**6}; exec "$@"', "-"]
-    done = subprocess.run([*limited, sys.executable, "-m", "study.cli", *words, str(received)], capture_output=True,
+    done = subprocess.run([*limited, sys.executable, "-m", "kdstudy", *words, str(received)], capture_output=True,
                           text=True, timeout=120)
     assert done.returncode == 2 and is_one_line(done.stderr) and "ulimit -v" in done.stderr, done.stderr[-2000:]

@@ -314,8 +314,9 @@ def test_figures_without_data_are_none(tmp_path):
 
 
 def test_report_needs_neither_ray_nor_torch(started):
-    code = ("import sys; from pathlib import Path; from kdstudy.analysis import report; report.build(Path(sys.argv[1]))\n"
-            "print(sorted({'ray', 'torch', 'study', 'trainables'} & set(sys.modules)))")
+    code = ("import sys; from pathlib import Path; from kdstudy.analysis import report; "
+            "report.build(Path(sys.argv[1]))\n"
+            "print(sorted({'ray', 'torch', 'kdstudy.study', 'kdstudy.trainables'} & set(sys.modules)))")
     run = subprocess.run([sys.executable, "-c", code, str(started)], cwd=Path(__file__).parent.parent,
                          capture_output=True, text=True)
     assert (run.returncode, run.stdout.strip()) == (0, "[]"), run.stderr

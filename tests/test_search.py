@@ -8,7 +8,7 @@ import optuna
 import pytest
 
 from kdstudy.config.settings import Range
-from kdstudy.search.manager import METRIC, TrialBook
+from kdstudy.search.manager import METRIC, TrialManager
 from kdstudy.search.optuna_file import write_optuna_file
 from kdstudy.search.proposer import OptunaProposer, distributions, frozen_trials, sobol_points
 from kdstudy.search.rungs import Rungs
@@ -37,27 +37,27 @@ def report_of(trial, epoch, **more):
     return {"epoch": epoch, METRIC: value, "validation_loss": 1 - value, "train_loss": 1.0, **more}
 
 
-def make_book(path, **kwargs):
-    return TrialBook(Record(path), kwargs.pop("proposer", proposer()), epochs=EPOCHS, rungs=RUNGS, **kwargs)
+def make_manager(path, **kwargs):
+    return TrialManager(Record(path), kwargs.pop("proposer", proposer()), epochs=EPOCHS, rungs=RUNGS, **kwargs)
 
 
-def simulate(book, slots=1, stop_after=None):
+def simulate(manager, slots=1, stop_after=None):
     """Run trials in `slots` at a time, an epoch each in turn, from their checkpoint on; cut off after some reports."""
     live, reports = [], itertools.count(1)
     while True:
-        while len(live) < slots and (trial := book.next()) is not None:
+        while len(live) < slots and (trial := manager.next()) is not None:
             live.append([trial, (trial.checkpoint or {"epoch": 0})["epoch"]])
         if not live:
-            return book
+            return manager
         for slot in list(live):
             slot[1] += 1
-            decision = book.report(slot[0].number, report_of(*slot))
+            decision = manager.report(slot[0].number, report_of(*slot))
             if slot[1] % 4 == 0:
-                book.checkpoint(slot[0].number, slot[1], "somewhere")
+                manager.checkpoint(slot[0].number, slot[1], "somewhere")
             if decision != "continue":
                 live.remove(slot)
             if next(reports) == stop_after:
-                return book
+                return manager
 
 
 def story(record):
@@ -68,16 +68,16 @@ def story(record):
 
 
 def test_the_search_finds_the_best_region_and_stops_bad_trials(tmp_path):
-    book = simulate(make_book(tmp_path / "r.jsonl", proposer=proposer(40)))
-    best = winner(book.record)
-    states = [trial.state for trial in book.record.trials.values()]
-    assert len(states) == 40 and book.complete and book.next() is None
+    manager = simulate(make_manager(tmp_path / "r.jsonl", proposer=proposer(40)))
+    best = winner(manager.record)
+    states = [trial.state for trial in manager.record.trials.values()]
+    assert len(states) == 40 and manager.complete and manager.next() is None
     assert best.metric(METRIC) > 0.8 > accuracy(DEFAULT, EPOCHS)
     assert states.count("stopped") > 10 and best.state == "complete"
 
 
 def test_the_default_comes_first_and_protected_trials_run_to_the_end(tmp_path):
-    trials = simulate(make_book(tmp_path / "r.jsonl")).record.trials
+    trials = simulate(make_manager(tmp_path / "r.jsonl")).record.trials
     assert trials[0].parameters == DEFAULT
     assert [trials[number].origin for number in range(6)] == ["default"] + ["sobol"] * 4 + ["tpe"]
     assert all(trials[number].state == "complete" and trials[number].epoch == EPOCHS for number in range(5))
@@ -87,13 +87,13 @@ def test_the_default_comes_first_and_protected_trials_run_to_the_end(tmp_path):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_search_cut_off_anywhere_goes_on_as_if_nothing_had_been(tmp_path, seed):
-    whole = simulate(make_book(tmp_path / "whole.jsonl"))
+    whole = simulate(make_manager(tmp_path / "whole.jsonl"))
     rng, path = random.Random(seed), tmp_path / "cut.jsonl"
     for _ in range(12):
-        simulate(make_book(path), stop_after=rng.randint(1, 60))
+        simulate(make_manager(path), stop_after=rng.randint(1, 60))
         if rng.random() < 0.5:  # the crash tore the last line
             path.write_bytes(path.read_bytes()[: -rng.randint(2, 40)])
-    resumed = simulate(make_book(path))
+    resumed = simulate(make_manager(path))
     assert resumed.record.mismatches == 0
     assert story(resumed.record) == story(whole.record)
     assert story(Record(path)) == story(whole.record)
@@ -102,7 +102,7 @@ def test_a_search_cut_off_anywhere_goes_on_as_if_nothing_had_been(tmp_path, seed
 def test_with_several_at_a_time_no_finished_trial_is_lost_or_run_twice(tmp_path):
     path, finished = tmp_path / "r.jsonl", {}
     for cut in (30, 41, 77, 53, None):
-        record = simulate(make_book(path, proposer=proposer(concurrent=3)), slots=3, stop_after=cut).record
+        record = simulate(make_manager(path, proposer=proposer(concurrent=3)), slots=3, stop_after=cut).record
         now = {n: s for n, s in story(Record(path)).items() if s[2] != "running"}
         assert all(now[number] == earlier for number, earlier in finished.items())
         finished = now
@@ -113,38 +113,38 @@ def test_with_several_at_a_time_no_finished_trial_is_lost_or_run_twice(tmp_path)
 
 def test_an_epoch_that_comes_out_differently_the_second_time_is_noted_and_counts_once(tmp_path):
     path = tmp_path / "r.jsonl"
-    simulate(make_book(path), stop_after=3)
-    book = make_book(path)
-    trial = book.next()
-    assert book.report(trial.number, report_of(trial, 1) | {METRIC: 0.5}) == "continue"
-    assert book.record.mismatches == 1 and len(book.record.trials[0].reports) == 3
+    simulate(make_manager(path), stop_after=3)
+    manager = make_manager(path)
+    trial = manager.next()
+    assert manager.report(trial.number, report_of(trial, 1) | {METRIC: 0.5}) == "continue"
+    assert manager.record.mismatches == 1 and len(manager.record.trials[0].reports) == 3
 
 
 @pytest.mark.parametrize("failure", ["train_loss is nan at epoch 2", "OutOfMemoryError: CUDA out of memory"])
 def test_a_failed_trial_is_never_best_and_ends_at_once(tmp_path, failure):
-    book = make_book(tmp_path / "r.jsonl")
-    trial = book.next()
-    assert book.report(0, report_of(trial, 1)) == "continue"
+    manager = make_manager(tmp_path / "r.jsonl")
+    trial = manager.next()
+    assert manager.report(0, report_of(trial, 1)) == "continue"
     bad = {"epoch": 2, METRIC: 1.0, "validation_loss": float("nan"), "train_loss": float("inf"), "failure": failure}
-    assert book.report(0, bad) == "failed"
-    simulate(book)
+    assert manager.report(0, bad) == "failed"
+    simulate(manager)
     trials = Record(tmp_path / "r.jsonl").trials
     assert (trials[0].state, trials[0].reason) == ("failed", failure)
-    assert winner(book.record).number != 0
-    told = frozen_trials(SPACE, book.record.trials.values())[0]
+    assert winner(manager.record).number != 0
+    told = frozen_trials(SPACE, manager.record.trials.values())[0]
     assert told.state == optuna.trial.TrialState.FAIL and told.value is None
 
 
 def test_a_trial_that_fails_before_its_first_report_is_told_as_failed(tmp_path):
-    book = make_book(tmp_path / "r.jsonl")
-    book.next()
-    book.fail(0, "the worker died")
-    assert simulate(book).complete
+    manager = make_manager(tmp_path / "r.jsonl")
+    manager.next()
+    manager.fail(0, "the worker died")
+    assert simulate(manager).complete
     assert frozen_trials(SPACE, Record(tmp_path / "r.jsonl").trials.values())[0].state == optuna.trial.TrialState.FAIL
 
 
 def test_optuna_is_told_the_truth(tmp_path):
-    record = simulate(make_book(tmp_path / "r.jsonl")).record
+    record = simulate(make_manager(tmp_path / "r.jsonl")).record
     write_optuna_file(SPACE, record, tmp_path / "optuna.db", "study")
     study = optuna.load_study(study_name="study", storage=f"sqlite:///{tmp_path / 'optuna.db'}")
     assert len(study.trials) == len(record.trials)
@@ -187,12 +187,12 @@ def test_sobol_points_cover_the_space_on_its_own_scale():
 def test_choices_are_searched_too(tmp_path):
     space = {"lr": SPACE["lr"], "optimizer": Range(choice=("adamw", "lion"))}
     one = OptunaProposer(space, {"lr": 1e-3, "optimizer": "adamw"}, 16, 4, 0, "baseline")
-    book = TrialBook(Record(tmp_path / "r.jsonl"), one, epochs=1)
-    while (trial := book.next()) is not None:
+    manager = TrialManager(Record(tmp_path / "r.jsonl"), one, epochs=1)
+    while (trial := manager.next()) is not None:
         bonus = 0.2 * (trial.parameters["optimizer"] == "lion")
-        book.report(trial.number, {"epoch": 1, METRIC: 0.5 + bonus, "validation_loss": 1.0, "train_loss": 1.0})
-    later = [trial.parameters["optimizer"] for trial in book.record.trials.values() if trial.number >= 8]
-    assert winner(book.record).parameters["optimizer"] == "lion" and later.count("lion") > later.count("adamw")
+        manager.report(trial.number, {"epoch": 1, METRIC: 0.5 + bonus, "validation_loss": 1.0, "train_loss": 1.0})
+    later = [trial.parameters["optimizer"] for trial in manager.record.trials.values() if trial.number >= 8]
+    assert winner(manager.record).parameters["optimizer"] == "lion" and later.count("lion") > later.count("adamw")
 
 
 def by_optuna(number, trials, startup):
@@ -213,12 +213,12 @@ def by_optuna(number, trials, startup):
 
 def test_proposals_are_those_of_optuna(tmp_path):
     path = tmp_path / "r.jsonl"
-    simulate(make_book(path, proposer=proposer(concurrent=3)), slots=3, stop_after=230)
-    book = make_book(path, proposer=proposer(concurrent=3))
-    book.fail(max(number for number, trial in book.record.trials.items() if trial.state == "running"), "it died")
-    number, trials = len(book.record.trials), list(book.record.trials.values())
+    simulate(make_manager(path, proposer=proposer(concurrent=3)), slots=3, stop_after=230)
+    manager = make_manager(path, proposer=proposer(concurrent=3))
+    manager.fail(max(number for number, trial in manager.record.trials.items() if trial.state == "running"), "it died")
+    number, trials = len(manager.record.trials), list(manager.record.trials.values())
     assert {trial.state for trial in trials} == {"complete", "stopped", "failed", "running"}
-    assert book.proposer(number, book.record).parameters == by_optuna(number, trials, startup=3)
+    assert manager.proposer(number, manager.record).parameters == by_optuna(number, trials, startup=3)
 
 
 CHOICES = {"optimizer": Range(choice=("adamw", "lion", "sgd")), "batch_size": Range(choice=(32, 64, 128))}
@@ -227,11 +227,11 @@ CHOICES = {"optimizer": Range(choice=("adamw", "lion", "sgd")), "batch_size": Ra
 def run_choices(path, trials, stop_after=None, protected=0):
     """A search among nine configurations, one of them much better, from where it is."""
     one = OptunaProposer(CHOICES, {"optimizer": "adamw", "batch_size": 64}, trials, protected, 0, "baseline")
-    book = TrialBook(Record(path), one, epochs=1)
-    while len(book.record.trials) != stop_after and (trial := book.next()) is not None:
+    manager = TrialManager(Record(path), one, epochs=1)
+    while len(manager.record.trials) != stop_after and (trial := manager.next()) is not None:
         value = 0.5 + 0.3 * (trial.parameters == {"optimizer": "lion", "batch_size": 32})
-        book.report(trial.number, {"epoch": 1, METRIC: value, "validation_loss": 1.0, "train_loss": 1.0})
-    return book.record.trials
+        manager.report(trial.number, {"epoch": 1, METRIC: value, "validation_loss": 1.0, "train_loss": 1.0})
+    return manager.record.trials
 
 
 def test_no_choice_is_run_twice_before_all_have_been(tmp_path):
@@ -250,11 +250,11 @@ def test_a_search_among_choices_that_was_cut_off_goes_on_as_if_nothing_had_been(
 
 def test_an_extended_search_keeps_its_first_trials_and_goes_on_with_the_next_numbers(tmp_path):
     path = tmp_path / "r.jsonl"
-    first = story(simulate(make_book(path, proposer=proposer(12))).record)
-    assert make_book(path, proposer=proposer(12)).complete
-    extended = story(simulate(make_book(path, proposer=proposer(20))).record)
+    first = story(simulate(make_manager(path, proposer=proposer(12))).record)
+    assert make_manager(path, proposer=proposer(12)).complete
+    extended = story(simulate(make_manager(path, proposer=proposer(20))).record)
     assert list(extended) == list(range(20)) and all(extended[number] == trial for number, trial in first.items())
-    assert extended == story(simulate(make_book(tmp_path / "at_once.jsonl", proposer=proposer(20))).record)
+    assert extended == story(simulate(make_manager(tmp_path / "at_once.jsonl", proposer=proposer(20))).record)
 
 
 def test_ties_go_to_the_smaller_loss_then_to_the_earlier_trial(tmp_path):
@@ -267,25 +267,25 @@ def test_ties_go_to_the_smaller_loss_then_to_the_earlier_trial(tmp_path):
 
 def test_listed_runs_are_recognised_by_what_they_run(tmp_path):
     wanted = tuple(TrialState(0, {"lr": lr}, seed, seed, "confirm") for seed in (1, 2) for lr in (0.1, 0.2, 0.1))
-    book = TrialBook(Record(tmp_path / "r.jsonl"), ListProposer(wanted), epochs=1)
-    while (trial := book.next()) is not None:
-        book.report(trial.number, {"epoch": 1, METRIC: 0.5, "validation_loss": 1.0})
-    assert len(book.record.trials) == 4  # tuned = default is run once
+    manager = TrialManager(Record(tmp_path / "r.jsonl"), ListProposer(wanted), epochs=1)
+    while (trial := manager.next()) is not None:
+        manager.report(trial.number, {"epoch": 1, METRIC: 0.5, "validation_loss": 1.0})
+    assert len(manager.record.trials) == 4  # tuned = default is run once
     more = (*wanted, TrialState(0, {"lr": 0.3}, 1, 1, "confirm"))
-    again = TrialBook(Record(tmp_path / "r.jsonl"), ListProposer(more), epochs=1)
+    again = TrialManager(Record(tmp_path / "r.jsonl"), ListProposer(more), epochs=1)
     assert again.next().parameters == {"lr": 0.3} and again.next() is None
 
 
 def test_a_failed_run_that_is_needed_can_be_tried_again(tmp_path):
     path, wanted = tmp_path / "r.jsonl", ListProposer((TrialState(0, {"lr": 0.1}, 1, 1, "confirm"),))
-    book = TrialBook(Record(path), wanted, epochs=2)
-    book.next()
+    manager = TrialManager(Record(path), wanted, epochs=2)
+    manager.next()
     ok = {METRIC: 0.5, "validation_loss": 1.0}
-    book.report(0, {"epoch": 1, **ok})
-    book.report(0, {"epoch": 2, **ok, "failure": "OSError: disk full"})
-    assert book.complete and winner(book.record) is None
-    book.record.retry(0)
-    again = TrialBook(Record(path), wanted, epochs=2)
+    manager.report(0, {"epoch": 1, **ok})
+    manager.report(0, {"epoch": 2, **ok, "failure": "OSError: disk full"})
+    assert manager.complete and winner(manager.record) is None
+    manager.record.retry(0)
+    again = TrialManager(Record(path), wanted, epochs=2)
     assert again.next().number == 0
     assert [again.report(0, {"epoch": epoch, **ok}) for epoch in (1, 2)] == ["continue", "complete"]
     assert [report["epoch"] for report in Record(path).trials[0].reports] == [1, 2]
@@ -296,12 +296,12 @@ def test_a_run_whose_last_weights_were_not_saved_is_run_again(tmp_path):
     path, wanted = tmp_path / "r.jsonl", ListProposer((TrialState(0, {"lr": 0.1}, 1, 1, "confirm"),))
     files: set[int] = {0}
     has_results = {"has_results": lambda trial: trial.number in files}
-    book = TrialBook(Record(path), wanted, epochs=2, **has_results)
-    book.next()
+    manager = TrialManager(Record(path), wanted, epochs=2, **has_results)
+    manager.next()
     for epoch in (1, 2):
-        decision = book.report(0, {"epoch": epoch, METRIC: 0.5, "validation_loss": 1.0})
-    assert decision == "complete" and not book.complete
-    again = TrialBook(Record(path), wanted, epochs=2, **has_results)
+        decision = manager.report(0, {"epoch": epoch, METRIC: 0.5, "validation_loss": 1.0})
+    assert decision == "complete" and not manager.complete
+    again = TrialManager(Record(path), wanted, epochs=2, **has_results)
     assert again.next().number == 0
     assert [again.report(0, {"epoch": e, METRIC: 0.5, "validation_loss": 1.0}) for e in (1, 2)] == [
         "continue", "complete"]
@@ -314,20 +314,20 @@ def test_a_run_whose_last_weights_were_not_saved_is_run_again(tmp_path):
 
 def test_a_trial_whose_workers_died_goes_on_where_it_got_further(tmp_path):
     wanted = ListProposer((TrialState(0, {"lr": 0.1}, 1, 1, "confirm"),))
-    book = TrialBook(Record(tmp_path / "r.jsonl"), wanted, epochs=3)
-    book.next()
-    assert not book.take_back(0)
-    book.report(0, {"epoch": 1, METRIC: 0.5})
-    assert book.take_back(0) and book.next().number == 0
-    assert not book.take_back(0)  # it is where it was when it was handed out
-    book.fail(0, "the worker died")
-    assert book.complete and book.record.trials[0].reason == "the worker died"
+    manager = TrialManager(Record(tmp_path / "r.jsonl"), wanted, epochs=3)
+    manager.next()
+    assert not manager.take_back(0)
+    manager.report(0, {"epoch": 1, METRIC: 0.5})
+    assert manager.take_back(0) and manager.next().number == 0
+    assert not manager.take_back(0)  # it is where it was when it was handed out
+    manager.fail(0, "the worker died")
+    assert manager.complete and manager.record.trials[0].reason == "the worker died"
 
 
 @pytest.mark.parametrize("accuracy", [{}, {METRIC: float("nan")}])
 def test_a_report_without_an_accuracy_ends_the_trial(tmp_path, accuracy):
     wanted = ListProposer((TrialState(0, {"lr": 0.1}, 1, 1, "confirm"),))
-    book = TrialBook(Record(tmp_path / "r.jsonl"), wanted, epochs=3)
-    book.next()
-    assert book.report(0, {"epoch": 1, **accuracy}) == "failed"
+    manager = TrialManager(Record(tmp_path / "r.jsonl"), wanted, epochs=3)
+    manager.next()
+    assert manager.report(0, {"epoch": 1, **accuracy}) == "failed"
     assert METRIC in Record(tmp_path / "r.jsonl").trials[0].reason

@@ -138,8 +138,9 @@ def warnings_of(study: StudyFiles, **changed: Any) -> str:
 
 
 def test_importing_it_loads_nothing_heavy():
-    code = ("import sys; import analysis.sensitivity\n"
-            "print(sorted({'sklearn', 'torch', 'ray', 'optuna', 'study', 'trainables'} & set(sys.modules)))")
+    code = ("import sys; import kdstudy.analysis.sensitivity\n"
+            "print(sorted({'sklearn', 'torch', 'ray', 'optuna', 'kdstudy.study', 'kdstudy.trainables'} "
+            "& set(sys.modules)))")
     run = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True)
     assert (run.returncode, run.stdout.strip()) == (0, "[]"), run.stderr
 

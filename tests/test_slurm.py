@@ -9,8 +9,8 @@ import sys
 import time
 
 import pytest
-from by_hand import here, is_one_line
 from running import wait_until
+from synthetic import here, is_one_line
 
 from kdstudy.config.load import load_study
 
@@ -52,7 +52,7 @@ head.terminate()
 head.wait(60)
 sys.exit(code)
 """
-# In the place of `python -m study.cli`: says what it was started with, and takes a while to end where it is asked to.
+# In the place of `python -m kdstudy`: says what it was started with, and takes a while to end where it is asked to.
 DRIVER = """#!{python}
 import json, os, signal, sys, time
 if sys.argv[1] == "-c":
@@ -175,7 +175,7 @@ def test_the_script_runs_the_very_study_once_with_what_ray_needs(cluster, driver
     ran = json.loads((tmp_path / "ray").read_text())
     own = ran["own"]
     address = own[own.index("--address") + 1]
-    assert started["words"][:3] == ["-m", "study.cli", "run"]
+    assert started["words"][:3] == ["-m", "kdstudy", "run"]
     assert started["words"][4:] == ["--dir", "/shared/my studies/digits", "--until", "distill", "--address", address]
     assert own[0] == "symmetric-run" and own[own.index("--min-nodes") + 1] == "1" and "--num-cpus=2" in own
     # What is given beside these goes to `ray start` on every node, which refuses on one what only a head may have.

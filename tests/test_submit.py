@@ -17,9 +17,9 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-from by_hand import here, is_one_line
 from rich.console import Console
 from running import KDSTUDY, kdstudy, results_of, wait_until
+from synthetic import here, is_one_line
 
 from kdstudy.config.load import load_study
 from kdstudy.launch import common as launch
@@ -168,7 +168,7 @@ def driver_of(study):
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             words = path.read_bytes().decode().split("\0")
-            if words[1:4] == ["-m", "study.cli", "run"] and str(study) in words:
+            if words[1:4] == ["-m", "kdstudy", "run"] and str(study) in words:
                 return int(path.parent.name)
     raise AssertionError("there is no driver")
 
@@ -297,7 +297,7 @@ def test_what_is_shipped_is_small_and_runs_without_an_installation(tmp_path):
     config = load_study("cifar100-small", ("search.trials=44",))
     launch.write_working_dir(config, tmp_path)
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 2e6
-    shown = subprocess.run([sys.executable, "-m", "study.cli", "presets"], cwd=tmp_path, text=True, capture_output=True)
+    shown = subprocess.run([sys.executable, "-m", "kdstudy", "presets"], cwd=tmp_path, text=True, capture_output=True)
     assert "cifar100-small" in shown.stdout
     where = subprocess.run([sys.executable, "-c", "import study; print(study.__file__)"], cwd=tmp_path, text=True,
                            capture_output=True).stdout
@@ -346,13 +346,13 @@ def test_on_a_terminal_progress_takes_the_place_of_progress():
 # -- brought home ------------------------------------------------------------------------------------------------------
 
 
-def test_a_fetched_study_is_whole_and_its_results_are_small(finished_by_hand, tmp_path):
-    code, out, err = here("fetch", str(finished_by_hand), str(tmp_path / "all"))
+def test_a_fetched_study_is_whole_and_its_results_are_small(synthetic_study, tmp_path):
+    code, out, err = here("fetch", str(synthetic_study), str(tmp_path / "all"))
     assert code == 0 and out.startswith(f"{tmp_path}/all: "), err
-    assert relative(tmp_path / "all") == relative(finished_by_hand)
-    code, _, err = here("fetch", str(finished_by_hand), str(tmp_path / "results"), "--results")
+    assert relative(tmp_path / "all") == relative(synthetic_study)
+    code, _, err = here("fetch", str(synthetic_study), str(tmp_path / "results"), "--results")
     assert code == 0, err
-    left_out = relative(finished_by_hand) - relative(tmp_path / "results")
+    left_out = relative(synthetic_study) - relative(tmp_path / "results")
     assert left_out and all(name.endswith((".safetensors", ".npy", ".db")) for name in left_out)
     for copy in ("all", "results"):
         assert here("status", str(tmp_path / copy))[0] == 0
@@ -366,9 +366,9 @@ def relative(folder):
     return {str(path) for path in inside if not any(part.startswith(".") for part in path.parts)}
 
 
-def test_nothing_is_fetched_over_something_else(finished_by_hand, tmp_path):
+def test_nothing_is_fetched_over_something_else(synthetic_study, tmp_path):
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "mine").write_text("kept")
-    code, _, err = here("fetch", str(finished_by_hand), str(tmp_path / "taken"))
+    code, _, err = here("fetch", str(synthetic_study), str(tmp_path / "taken"))
     assert code == 2 and is_one_line(err) and "is not an empty folder; choose another one" in err
     assert os.listdir(tmp_path / "taken") == ["mine"] and os.listdir(tmp_path) == ["taken"]

@@ -7,11 +7,11 @@ import numpy as np
 import optuna
 import pytest
 from running import ONE_AT_A_TIME, kdstudy, results_of, with_set
-from test_search import CHOICES, EPOCHS, METRIC, SPACE, make_book, report_of, simulate, story
+from test_search import CHOICES, EPOCHS, METRIC, SPACE, make_manager, report_of, simulate, story
 
 from kdstudy.config.load import load_study
 from kdstudy.errors import UserError
-from kdstudy.search.manager import TrialBook
+from kdstudy.search.manager import TrialManager
 from kdstudy.search.optuna_file import write_optuna_file
 from kdstudy.search.proposer import OptunaProposer
 from kdstudy.search.runs import winner
@@ -35,11 +35,11 @@ def prior(count=24, value=0.9):
             {"parameters": BEST, "accuracies": [], "state": "failed"}]
 
 
-def warm_book(path, **kwargs):
-    book = make_book(path, **kwargs)
-    if not book.record.prior:
-        book.record.add_prior("studies/other", prior())
-    return book
+def warm_manager(path, **kwargs):
+    manager = make_manager(path, **kwargs)
+    if not manager.record.prior:
+        manager.record.add_prior("studies/other", prior())
+    return manager
 
 
 def distance(trial):
@@ -47,19 +47,19 @@ def distance(trial):
 
 
 def test_tpe_looks_where_the_other_study_found_the_best(tmp_path):
-    cold = simulate(make_book(tmp_path / "cold.jsonl")).record.trials
-    warm = simulate(warm_book(tmp_path / "warm.jsonl")).record.trials
+    cold = simulate(make_manager(tmp_path / "cold.jsonl")).record.trials
+    warm = simulate(warm_manager(tmp_path / "warm.jsonl")).record.trials
     assert [warm[number].parameters for number in range(5)] == [cold[number].parameters for number in range(5)]
     first = range(5, 10)
     assert np.median([distance(warm[n]) for n in first]) < 0.5 * np.median([distance(cold[n]) for n in first])
 
 
 def test_prior_trials_are_no_trials_of_the_study(tmp_path):
-    book = simulate(warm_book(tmp_path / "r.jsonl"))
+    manager = simulate(warm_manager(tmp_path / "r.jsonl"))
     record = Record(tmp_path / "r.jsonl")
     assert list(record.trials) == list(range(20)) and len(record.prior) == 26
     assert winner(record).metric(METRIC) < 0.9  # which is what the other study had
-    assert len(book.record.reports_in_order()) == sum(len(trial.reports) for trial in record.trials.values())
+    assert len(manager.record.reports_in_order()) == sum(len(trial.reports) for trial in record.trials.values())
     write_optuna_file(SPACE, record, tmp_path / "optuna.db", "study")
     told = optuna.load_study(study_name="study", storage=f"sqlite:///{tmp_path / 'optuna.db'}")
     assert len(told.trials) == 20 and told.best_value == winner(record).metric(METRIC)
@@ -68,19 +68,19 @@ def test_prior_trials_are_no_trials_of_the_study(tmp_path):
 def test_rungs_do_not_know_prior_trials(tmp_path):
     """The first to come to a rung passes, however good the other study's were there."""
     proposer = OptunaProposer(SPACE, {"temperature": 4.0, "alpha": 0.5, "lr": 1e-3}, 3, 0, 0, "distill")
-    book = warm_book(tmp_path / "r.jsonl", proposer=proposer)
+    manager = warm_manager(tmp_path / "r.jsonl", proposer=proposer)
     for number in range(2):
-        book.next()
-        book.fail(number, "the worker died")
-    trial = book.next()
+        manager.next()
+        manager.fail(number, "the worker died")
+    trial = manager.next()
     assert not trial.protected
-    assert [book.report(2, report_of(trial, epoch)) for epoch in (1, 2, 3)] == ["continue"] * 3
+    assert [manager.report(2, report_of(trial, epoch)) for epoch in (1, 2, 3)] == ["continue"] * 3
 
 
 def test_a_warm_start_that_was_cut_off_goes_on_as_if_nothing_had_been(tmp_path):
-    whole = simulate(warm_book(tmp_path / "whole.jsonl"))
+    whole = simulate(warm_manager(tmp_path / "whole.jsonl"))
     for cut in (1, 40, 77, 130, None):
-        resumed = simulate(warm_book(tmp_path / "cut.jsonl"), stop_after=cut)
+        resumed = simulate(warm_manager(tmp_path / "cut.jsonl"), stop_after=cut)
     assert story(resumed.record) == story(whole.record) and resumed.record.mismatches == 0
 
 
@@ -90,9 +90,9 @@ def test_a_choice_that_the_other_study_has_run_is_left_until_all_have_been_run(t
     record.add_prior("other", [{"parameters": point, "accuracies": [[1, 0.5]], "state": "complete"}
                                for point in points])
     one = OptunaProposer(CHOICES, points[1], 4, 0, 0, "baseline")
-    book = TrialBook(record, one, epochs=1)
-    while (trial := book.next()) is not None:
-        book.report(trial.number, {"epoch": 1, METRIC: 0.5, "validation_loss": 1.0, "train_loss": 1.0})
+    manager = TrialManager(record, one, epochs=1)
+    while (trial := manager.next()) is not None:
+        manager.report(trial.number, {"epoch": 1, METRIC: 0.5, "validation_loss": 1.0, "train_loss": 1.0})
     assert record.trials[0].parameters == points[1]  # the default, whatever is known of it
     assert {trial.parameters["batch_size"] for trial in record.trials.values()
             if trial.parameters["optimizer"] == "sgd"} == {32, 64, 128}

@@ -15,9 +15,9 @@ import threading
 import time
 
 import pytest
-from by_hand import here, is_one_line
 from rich.console import Console
 from running import KDSTUDY, ONE_AT_A_TIME, kdstudy, wait_until, with_set
+from synthetic import here, is_one_line
 
 from kdstudy.config.load import load_study
 from kdstudy.errors import StudyFailedError
@@ -30,7 +30,7 @@ from kdstudy.watch.display import Display
 from kdstudy.watch.trackers import feed as watch
 
 HAS_MLFLOW, HAS_WANDB = (importlib.util.find_spec(name) is not None for name in ("mlflow", "wandb"))
-CHILD = "import sys; from study.cli import main; sys.argv = ['kdstudy', *sys.argv[1:]]; main()"
+CHILD = "import sys; from kdstudy.cli.main import main; sys.argv = ['kdstudy', *sys.argv[1:]]; main()"
 POINT = {"temperature": 4.0, "alpha": 0.5, "lr": 1e-3}
 
 
@@ -149,8 +149,8 @@ def test_of_many_failures_the_first_are_told_and_the_others_counted(tmp_path):
     assert "reason 9." in out and "reason 10." not in out and "… and 15 more failed trials" in out
 
 
-def test_status_of_a_study_that_is_done_and_of_one_that_begins(finished_by_hand, tmp_path):
-    out = status_of(finished_by_hand)
+def test_status_of_a_study_that_is_done_and_of_one_that_begins(synthetic_study, tmp_path):
+    out = status_of(synthetic_study)
     assert out.count("✓") == 6 and "cut off" not in out and "last worked on" in out
     with StudyLock(tmp_path):  # its driver is still reading the images
         assert f"just started by process {os.getpid()}" in status_of(tmp_path)
@@ -254,9 +254,9 @@ def test_every_is_a_number_that_follow_takes(tmp_path):
 # -- [watch] ----------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_watched_changes_no_stage(finished_by_hand, tmp_path):
+def test_what_is_watched_changes_no_stage(synthetic_study, tmp_path):
     """Every fingerprint is as it was, so switching it on makes nothing run again."""
-    folder = shutil.copytree(finished_by_hand, tmp_path / "study")
+    folder = shutil.copytree(synthetic_study, tmp_path / "study")
     described = json.loads((folder / "stages.json").read_text())["stages"]
     found = []
     for settings in ((), ("watch.tensorboard=true", "watch.mlflow=x", "watch.wandb=y")):
@@ -312,7 +312,8 @@ def add_report(record, number, epoch, decision="continue"):
 
 def watching(home, *settings):
     notes = []
-    return watch.watched(load_study(str(home.folder), settings), home, notes.append), notes
+    return watch.watched(load_study(str(home.folder), settings), home, ("teacher", "baseline", "distill"),
+                         notes.append), notes
 
 
 def expected_of(record):

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""What commands print of results, and how they end when they are stopped."""
 
 import contextlib
 import signal
@@ -11,25 +11,10 @@ from rich.console import Console
 
 from kdstudy.errors import InterruptedStudyError
 from kdstudy.store.storage import Storage
-from kdstudy.trainables.credentials import redact
-
-LOG_WIDTH = 140
+from kdstudy.watch.console import print_prose
 
 
-class _Console(Console):
-    """Prints no secrets."""
-
-    def print(self, *objects: Any, **options: Any) -> None:
-        super().print(*(redact(shown) if isinstance(shown, str) else shown for shown in objects), **options)
-
-
-def _console() -> Console:
-    """The terminal, or a log: wide enough there that lines are not cut."""
-    console = _Console(highlight=False)
-    return console if console.is_terminal else _Console(highlight=False, width=LOG_WIDTH)
-
-
-def _print_results(console: Console, storage: Storage) -> None:
+def print_results(console: Console, storage: Storage) -> None:
     from kdstudy.analysis.results import StudyFiles
     from kdstudy.analysis.tables import console_table
     from kdstudy.store.files import read_json
@@ -38,18 +23,18 @@ def _print_results(console: Console, storage: Storage) -> None:
     results = read_json(folder / "results" / "results.json")
     console.print(f"\n{results['study']}", style="bold", soft_wrap=True, markup=False)
     console.print(console_table(results))
-    console.print(results["verdict"], style="bold", soft_wrap=True, markup=False)
-    console.print(results["scope"], style="dim", soft_wrap=True, markup=False)
+    print_prose(console, results["verdict"], style="bold")
+    print_prose(console, results["scope"], style="dim")
     console.print()
     console.print(f"report   {folder / 'results' / 'report.html'}", soft_wrap=True, markup=False)
     if StudyFiles(folder).has_current_export:
         console.print(f"student  {folder / 'export'}", soft_wrap=True, markup=False)
     if storage.uri is not None:
-        console.print(f"these are copies; the study lives at {storage}", style="dim", soft_wrap=True, markup=False)
+        console.print(f"these are copies; the study is stored at {storage}", style="dim", soft_wrap=True, markup=False)
 
 
 @contextlib.contextmanager
-def _stoppable(place: str) -> Iterator[None]:
+def stoppable(place: str) -> Iterator[None]:
     """Make SIGTERM end the command as Ctrl-C does, both with a word on how to go on."""
 
     def interrupt(number: int, frame: Any) -> None:

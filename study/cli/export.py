@@ -1,14 +1,17 @@
-"""TODO docstring."""
+"""Commands that hand a study's results on: logits, pack, export, fetch."""
 
 from pathlib import Path
 
 import click
 
-from kdstudy.cli.console import _console
-from kdstudy.cli.main import cli
+from kdstudy.cli.group import cli
 from kdstudy.cli.options import LocalPath, trust_option
-from kdstudy.cli.read import _fitting_together
-from kdstudy.cli.resolve import _allow, _resolve_started
+from kdstudy.cli.resolve import allow, files_must_fit, resolve_started
+from kdstudy.stages import logits_file
+from kdstudy.stages.order import STAGES
+from kdstudy.store import fetch as fetching
+from kdstudy.study import Study
+from kdstudy.watch.display import show_bytes
 
 
 @cli.command()
@@ -22,15 +25,11 @@ def logits(study: str, out: Path, place: str | None, overrides: tuple[str, ...],
     """Write the teacher's logits as one file.
 
     Another study of the same images takes them as its teacher: --set teacher.model= --set teacher.logits=OUT. The
-    format is described in study/logits_file.py."""
-    config, storage = _resolve_started(study, place, overrides, everything=True)
-    _allow(config, study, overrides, trust, ("teacher",), storage)
-    from kdstudy.stages import logits_file
-    from kdstudy.study import Study
-    from kdstudy.watch.display import Display, show_bytes
-
-    with _fitting_together(storage):
-        size = logits_file.write(Study(config, storage, Display(_console(), config.stages)), out)
+    format is described in study/stages/logits_file.py."""
+    config, storage = resolve_started(study, place, overrides, everything=True)
+    allow(config, study, overrides, trust, ("teacher",), storage)
+    with files_must_fit(storage):
+        size = logits_file.write(Study(config, storage).context, out)
     click.echo(f"{out}: {show_bytes(size)}")
 
 
@@ -45,12 +44,11 @@ def pack(study: str, out: Path, place: str | None, no_teacher: bool) -> None:
     Without what can be computed again. OUT keeps the settings, the records, the results, every run's predictions, and
     the weights of the teacher and of the best student, so that `report` and `export` work on it. It leaves out the
     teacher's cached logits, the other weights, the Optuna files, and the names of the machines."""
-    _, storage = _resolve_started(study, place, everything=True)
-    from kdstudy.store import packing
-    from kdstudy.watch.display import show_bytes
+    _, storage = resolve_started(study, place, everything=True)
+    from kdstudy.store import packing  # plotly takes long to import
 
-    with _fitting_together(storage):
-        size = packing.pack(storage.folder, out, teacher=not no_teacher)
+    with files_must_fit(storage):
+        size = packing.pack(storage.folder, out, {stage.name: stage.pack for stage in STAGES}, not no_teacher)
     click.echo(f"{out}: {show_bytes(size)}")
 
 
@@ -68,12 +66,12 @@ def export(study: str, out: Path, place: str | None, model: str, overrides: tupl
 
     The winner's configuration, first confirmation seed, last epoch, as safetensors with a config.json: OUT is loaded
     by timm.create_model("local-dir:OUT", pretrained=True)."""
-    config, storage = _resolve_started(study, place, overrides, everything=True)
-    _allow(config, study, overrides, trust, (model,), storage)
-    from kdstudy.stages import export as exporting
+    config, storage = resolve_started(study, place, overrides, everything=True)
+    allow(config, study, overrides, trust, (model,), storage)
+    from kdstudy.stages import export as exporting  # imports torch
 
     write = exporting.export_teacher if model == "teacher" else exporting.export_student
-    with _fitting_together(storage):
+    with files_must_fit(storage):
         accuracy = write(config, storage.folder, out)
     click.echo(f"{out}: {100 * accuracy:.2f} % test accuracy; its README.md says how to load it")
 
@@ -88,9 +86,6 @@ def fetch(study: str, out: Path, place: str | None, results_only: bool) -> None:
     """Copy a study here from a URI or a shared folder.
 
     Also while it runs. On the copy, OUT, all commands work as on the study; `run OUT` goes on with it there."""
-    _, storage = _resolve_started(study, place, everything=not results_only)
-    from kdstudy.store import fetch as fetching
-    from kdstudy.watch.display import show_bytes
-
+    _, storage = resolve_started(study, place, everything=not results_only)
     size = fetching.fetch(storage, out, results_only)
     click.echo(f"{out}: {show_bytes(size)}")

@@ -1,4 +1,4 @@
-"""The kdstudy command."""
+"""The `kdstudy` command, and how it ends: an error that a user can mend is one line."""
 
 import contextlib
 import os
@@ -8,27 +8,12 @@ import warnings
 
 import click
 
-from kdstudy.cli.options import CONTEXT
+from kdstudy.cli import export, read, run, submit  # noqa: F401  they add their commands to the group
+from kdstudy.cli.group import cli
 from kdstudy.errors import InterruptedStudyError, StudyFailedError, UserError
-from kdstudy.trainables import functions
+from kdstudy.store.files import is_full, is_out_of_memory, remedy
 from kdstudy.trainables.credentials import redact
 from kdstudy.trainables.messages import one_line
-
-
-@click.group(context_settings=CONTEXT)
-@click.version_option(package_name="kdstudy", prog_name="kdstudy")
-@click.pass_context
-def cli(context: click.Context) -> None:
-    """Does knowledge distillation help my student, with which temperature, alpha and learning rate, and am I sure?
-
-    STUDY is a preset's name (see `kdstudy presets`), a TOML file, or the folder or URI of a study.
-
-    \b
-    kdstudy run digits            a whole study, in about four minutes on two CPU cores
-    kdstudy plan STUDY            what a study will do, before it does it
-    kdstudy status FOLDER         how far it is
-    """
-    context.with_resource(functions.only_allowed())
 
 
 def main() -> None:
@@ -59,8 +44,6 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except Exception as error:
-        from kdstudy.store.files import is_full, is_out_of_memory, remedy
-
         path = getattr(error, "filename", None)
         if is_out_of_memory(error):
             _fail(f"there is too little memory: {one_line(error)}; free some, or raise the limit with `ulimit -v "
@@ -82,6 +65,3 @@ def _fail(message: str, code: int) -> None:
     click.echo(f"kdstudy: {shown}", err=True)
     sys.exit(code)
 
-
-if __name__ == "__main__":
-    main()

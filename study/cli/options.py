@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Options that several commands share."""
 
 import os
 from collections.abc import Callable
@@ -44,7 +44,7 @@ address_option = click.option("--address", metavar="ADDRESS",
                               help="A running Ray cluster's address.  [default: RAY_ADDRESS, or local]")
 
 
-def _variables(given: tuple[str, ...]) -> dict[str, str]:
+def variables(given: tuple[str, ...]) -> dict[str, str]:
     """Variables from NAME=VALUE, or from this environment for NAME. Raises UserError."""
     variables = {}
     for text in given:

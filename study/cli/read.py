@@ -1,8 +1,6 @@
-"""TODO docstring."""
+"""Commands that only read: status, report, presets, settings."""
 
-import contextlib
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +8,18 @@ import click
 from rich.console import Console
 from rich.markup import escape
 
-from kdstudy.cli.console import _console, _print_results
-from kdstudy.cli.main import cli
+from kdstudy.cli.console import print_results
+from kdstudy.cli.group import cli
 from kdstudy.cli.options import LocalPath
-from kdstudy.cli.resolve import _resolve_begun, _resolve_started
+from kdstudy.cli.resolve import files_must_fit, resolve_begun, resolve_started
 from kdstudy.config.load import (
     load_study,
     preset_names,
 )
 from kdstudy.errors import StudyFailedError, UserError
-from kdstudy.store.storage import Storage
+from kdstudy.stages.order import STAGES
+from kdstudy.watch.console import make_console
+from kdstudy.watch.status import follow_status, show_status
 
 
 @cli.command()
@@ -37,13 +37,11 @@ def status(study: str, place: str | None, follow: bool, every: float | None) -> 
     """
     if every is not None and (math.isnan(every) or not follow):
         raise UserError(f"--every {every:g} is not a number" if follow else "--every means nothing without --follow")
-    storage = _resolve_begun(study, place)
-    from kdstudy.watch.status import follow_status, show_status
-
+    storage = resolve_begun(study, place)
     if follow:
-        follow_status(storage, _console(), every)
+        follow_status(storage, make_console(), STAGES, every)
     else:
-        show_status(storage, _console())
+        show_status(storage, make_console(), STAGES)
 
 
 @cli.command()
@@ -69,15 +67,15 @@ def report(studies: tuple[str, ...], place: str | None, readme: Path | None, ima
     from kdstudy.analysis import report as report_page
     from kdstudy.store.files import read_json
 
-    console, outcomes = _console(), []
+    console, outcomes = make_console(), []
     if compare and len(studies) == 1:
         raise UserError("--compare needs at least two studies; name the others too")
-    homes = {storage.folder: storage for study in studies for storage in (_resolve_started(study, place)[1],)}
-    for folder, storage in homes.items():
-        with _fitting_together(storage):
+    storages = {storage.folder: storage for study in studies for storage in (resolve_started(study, place)[1],)}
+    for folder, storage in storages.items():
+        with files_must_fit(storage):
             report_page.build(folder)
         outcomes.append(read_json(folder / "results" / "results.json"))
-        _print_results(console, storage)
+        print_results(console, storage)
         if images:
             _write_images(console, folder, images)
         try:
@@ -85,27 +83,13 @@ def report(studies: tuple[str, ...], place: str | None, readme: Path | None, ima
         except StudyFailedError as error:  # the page is here all the same
             console.print(f"note: {error}", soft_wrap=True, markup=False)
     if len(outcomes) > 1:
-        names = comparison.distinct_names(outcomes, list(homes))
+        names = comparison.distinct_names(outcomes, list(storages))
         console.print(f"\n{tables.takeaways(outcomes, names)}", soft_wrap=True, markup=False)
         compare = compare or Path("comparison.html")
-        comparison.build(list(homes), compare)
+        comparison.build(list(storages), compare)
         console.print(f"compared {compare}", soft_wrap=True, markup=False)
     if readme:
         _rewrite(readme, outcomes)
-
-
-@contextlib.contextmanager
-def _fitting_together(storage: Storage) -> Iterator[None]:
-    """Turn what is found wrong with a study's files into one line."""
-    try:
-        yield
-    except ValueError as error:
-        raise UserError(f"the files of {storage} do not fit together: {' '.join(str(error).split())}") from None
-    except FileNotFoundError as error:
-        if not str(error.filename).startswith(str(storage.folder)):
-            raise
-        raise UserError(f"{error.filename} is missing; restore it from a copy, or let `kdstudy run {storage}` make it anew"
-                        ) from None
 
 
 def _write_images(console: Console, folder: Path, kind: str) -> None:
@@ -152,7 +136,7 @@ def settings(section: str | None) -> None:
     sections = settings_table()
     if section and section not in sections:
         raise UserError(f"{section!r} is not a section; there are {', '.join(filter(None, sections))}")
-    console = _console()
+    console = make_console()
     for name, lines in sections.items():
         if section in (None, name):
             console.print(f"[{name}]" if name else "above all sections", style="bold", markup=False)

@@ -1,6 +1,7 @@
-"""TODO docstring."""
+"""Which study a command works on, and what of it the user has allowed to run."""
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from kdstudy.config.load import (
@@ -13,26 +14,27 @@ from kdstudy.config.load import (
 )
 from kdstudy.config.settings import StudyConfig, own_functions, places_named
 from kdstudy.errors import UserError
+from kdstudy.stages.order import STAGE_FILES
+from kdstudy.store import check
+from kdstudy.store.files import read_json
 from kdstudy.store.storage import Storage
 from kdstudy.trainables import functions
 
 MODELS = ("teacher", "student")  # the sections that may name a function
 
 
-def _resolve(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, trust: bool,
+def resolve(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, trust: bool,
              sections: tuple[str, ...] = MODELS) -> tuple[StudyConfig, Storage]:
     """The settings and the storage of a study. A started study's own settings hold unless overridden."""
-    from kdstudy.store import check as schema
-
-    config, storage = _locate(study, overrides, place, smoke)
-    _allow(config, study, overrides, trust, sections)
+    config, storage = locate(study, overrides, place, smoke)
+    allow(config, study, overrides, trust, sections)
     if place is not None:
         storage.refresh()
-    schema.check(storage.folder)
+    check.check(storage.folder, STAGE_FILES)
     return config, storage
 
 
-def _locate(study: str, overrides: tuple[str, ...], place: str | None,
+def locate(study: str, overrides: tuple[str, ...], place: str | None,
             smoke: bool = False) -> tuple[StudyConfig, Storage]:
     if "" in (study, place):
         raise UserError(f"{'--dir' if study else 'STUDY'} is empty; name a study folder, or leave it out")
@@ -49,12 +51,12 @@ def _locate(study: str, overrides: tuple[str, ...], place: str | None,
     return config, own if started else Storage(Path("studies") / config.name)
 
 
-def _allow(config: StudyConfig, study: str, overrides: tuple[str, ...], trust: bool, sections: tuple[str, ...],
+def allow(config: StudyConfig, study: str, overrides: tuple[str, ...], trust: bool, sections: tuple[str, ...],
            storage: Storage | None = None) -> None:
     """Allow the functions that the user names: in a TOML file or --set on this command line, or by --trust.
 
-    sections: those whose models the command builds, and `watch` where it sends curves. storage: where `config` comes from,
-    if not from `study`. Raises UserError where a study's folder or URI, which may come from anybody, names another
+    sections: those whose models the command builds, and `watch` where it sends curves. storage: where `config` comes
+    from, if not from `study`. Raises UserError where a study's folder or URI, which may be a stranger's, names another
     function, or a host to ask or tell.
     """
     source, values = storage or study, values_named(study, overrides)
@@ -88,34 +90,45 @@ def _check_named(study: str) -> None:
     raise UserError(f"there is no study {study}; {hint}")
 
 
-def _resolve_started(study: str, place: str | None, overrides: tuple[str, ...] = (),
+def resolve_started(study: str, place: str | None, overrides: tuple[str, ...] = (),
                      everything: bool = False) -> tuple[StudyConfig, Storage]:
     """The settings that a study was started with, and its storage; everything: also what is large.
 
     Raises UserError where it was not started.
     """
     _check_named(study)
-    _, storage = _locate(study, (), place)
+    _, storage = locate(study, (), place)
     storage.refresh(everything)
     folder = storage.folder
     if not (folder / STUDY_FILE).exists():
         raise UserError(f"{storage} has not been started; `kdstudy run {study}` starts it")
-    from kdstudy.store import check as schema
-    from kdstudy.store.files import read_json
-
     if read_json(folder / "stages.json") is None:
         raise UserError(f"{storage}/stages.json is missing or damaged; `kdstudy run {storage}` writes it anew")
-    schema.check(folder)
+    check.check(folder, STAGE_FILES)
     return load_study(str(folder), overrides), storage
 
 
-def _resolve_begun(study: str, place: str | None) -> Storage:
-    """The storage of a study that was started, if only a moment ago: its driver may not have written its settings yet."""
+def resolve_begun(study: str, place: str | None) -> Storage:
+    """The storage of a study that was started, if only a moment ago, before its driver has written its settings."""
     try:
-        return _resolve_started(study, place)[1]
+        return resolve_started(study, place)[1]
     except UserError:
         with contextlib.suppress(UserError):
             storage = Storage.of(place or (study if study not in preset_names() else Path("studies") / study))
             if not (storage.folder / "stages.json").exists() and storage.is_driven():
                 return storage
         raise
+
+
+@contextlib.contextmanager
+def files_must_fit(storage: Storage) -> Iterator[None]:
+    """Turn what is found wrong with a study's files into one line."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"the files of {storage} do not fit together: {' '.join(str(error).split())}") from None
+    except FileNotFoundError as error:
+        if not str(error.filename).startswith(str(storage.folder)):
+            raise
+        raise UserError(f"{error.filename} is missing; restore it from a copy, or let `kdstudy run {storage}` make it "
+                        "anew") from None

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Commands that train, or say what training would cost: run, plan, train."""
 
 import contextlib
 import math
@@ -7,21 +7,24 @@ from pathlib import Path
 import click
 from rich.markup import escape
 
-from kdstudy.cli.console import _console, _print_results, _stoppable
-from kdstudy.cli.main import cli
+from kdstudy.cli.console import print_results, stoppable
+from kdstudy.cli.group import cli
 from kdstudy.cli.options import LocalPath, address_option, study_options, trust_option
-from kdstudy.cli.resolve import MODELS, _resolve
+from kdstudy.cli.resolve import MODELS, resolve
 from kdstudy.config.load import (
     check_parameter,
 )
-from kdstudy.config.settings import STAGE_NAMES, StudyConfig
+from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
+from kdstudy.stages.order import NAMES, OUTPUTS, names
+from kdstudy.watch.console import make_console
+from kdstudy.watch.display import Display
 
 
 @cli.command()
 @study_options
-@click.option("--until", type=click.Choice(STAGE_NAMES), default=STAGE_NAMES[-1], metavar="STAGE",
-              help=f"Stop after a stage: {', '.join(STAGE_NAMES)}.")
+@click.option("--until", type=click.Choice(NAMES), default=NAMES[-1], metavar="STAGE",
+              help=f"Stop after a stage: {', '.join(NAMES)}.")
 @address_option
 @trust_option
 def run(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, until: str,
@@ -33,20 +36,19 @@ def run(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, 
 
     Run the same command again to go on where it was cut off. What is done is not done again.
     """
-    config, storage = _resolve(study, overrides, place, smoke, trust, (*MODELS, "watch"))
-    console = _console()
+    config, storage = resolve(study, overrides, place, smoke, trust, (*MODELS, "watch"))
+    console = make_console()
     console.print(f"[bold]{config.name}[/bold]  {escape(config.about)}", soft_wrap=True)
-    with _stoppable(str(storage)):
+    with stoppable(str(storage)):
         with console.status("reading settings and data") if console.is_terminal else contextlib.nullcontext():
+            from kdstudy.run import run as run_study  # imports Ray and torch
             from kdstudy.study import Study
-            from kdstudy.watch.display import Display
-        work = Study(config, storage, Display(console, config.stages), address)
-        work.run(until)
-    if not work.did_work:
-        console.print(f"Nothing to do: {storage} is complete{'' if until == STAGE_NAMES[-1] else f' up to {until}'}.",
+        did_work = run_study(Study(config, storage), Display(console, names(config)), until=until, address=address)
+    if not did_work:
+        console.print(f"Nothing to do: {storage} is complete{'' if until == NAMES[-1] else f' up to {until}'}.",
                       markup=False)
-    if until in ("report", "export"):
-        _print_results(console, storage)
+    if until in [output.name for output in OUTPUTS]:
+        print_results(console, storage)
 
 
 @cli.command()
@@ -68,10 +70,11 @@ def plan(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool,
                         "one of them out")
     if math.isnan(tflops):
         raise UserError("--tflops nan is not a number")
-    config, storage = _resolve(study, overrides, place, smoke, trust)
-    from kdstudy.plan.plan import show_plan
+    config, storage = resolve(study, overrides, place, smoke, trust)
+    from kdstudy.plan.plan import show_plan  # imports Ray and torch
+    from kdstudy.study import Study
 
-    show_plan(config, storage, _console(), measure, gpus, tflops, address)
+    show_plan(Study(config, storage), make_console(), measure, gpus, tflops, address)
 
 
 @cli.command()
@@ -94,11 +97,11 @@ def train(loop: str, study: str, overrides: tuple[str, ...], place: str | None, 
     kdstudy train baseline STUDY --lr 3e-4
     kdstudy train distill STUDY --temperature 4 --alpha 0.5 --lr 3e-4
     """
-    config, storage = _resolve(study, overrides, place, smoke, trust)
+    config, storage = resolve(study, overrides, place, smoke, trust)
     parameters = _loop_parameters(config, loop, lr=lr, temperature=temperature, alpha=alpha)
-    from kdstudy import train as training
+    from kdstudy import train as training  # imports torch
 
-    training.train(config, storage, loop, parameters, _console(), seed=seed, out=out)
+    training.train(config, storage, loop, parameters, make_console(), seed=seed, out=out)
 
 
 def _loop_parameters(config: StudyConfig, loop: str, **given: float | None) -> dict[str, float]:

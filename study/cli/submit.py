@@ -1,16 +1,18 @@
-"""TODO docstring."""
+"""`kdstudy submit`: a study sent to a cluster. A launcher is one file in `launch/` and one line in `LAUNCHERS`."""
 
 from typing import Any
 
 import click
 
-from kdstudy.cli.console import _console
-from kdstudy.cli.main import cli
-from kdstudy.cli.options import _variables, study_options, trust_option
-from kdstudy.cli.resolve import MODELS, _allow, _locate
+from kdstudy.cli.group import cli
+from kdstudy.cli.options import study_options, trust_option, variables
+from kdstudy.cli.resolve import MODELS, allow, locate
 from kdstudy.config.load import STUDY_FILE
-from kdstudy.config.settings import STAGE_NAMES, StudyConfig
+from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
+from kdstudy.launch import common, kuberay, ray_job, slurm
+from kdstudy.stages.order import NAMES
+from kdstudy.watch.console import make_console
 
 TARGETS = ("ray", "slurm", "kuberay")
 # Options of `submit` that mean something to some of its targets only.
@@ -27,7 +29,7 @@ MEANT_FOR = {
 @study_options
 @click.option("--to", "target", type=click.Choice(TARGETS), default=TARGETS[0], show_default=True,
               help="A running Ray cluster, or a SLURM or Kubernetes one on which Ray is started.")
-@click.option("--until", type=click.Choice(STAGE_NAMES), metavar="STAGE", help="Stop after a stage, as `run` does.")
+@click.option("--until", type=click.Choice(NAMES), metavar="STAGE", help="Stop after a stage, as `run` does.")
 @click.option("--address", metavar="URL",
               help="ray: the cluster's dashboard, http://HOST:8265.  [default: RAY_API_SERVER_ADDRESS or RAY_ADDRESS]")
 @click.option("--pip", is_flag=True, help="ray: install on the nodes what kdstudy needs, where their image lacks it.")
@@ -68,46 +70,38 @@ def submit(context: click.Context, study: str, overrides: tuple[str, ...], place
     for name in sorted(name for name in given if target not in MEANT_FOR[name]):
         option = next(parameter.opts[0] for parameter in context.command.params if parameter.name == name)
         raise UserError(f"{option} means nothing to --to {target}; it belongs to --to {' or '.join(MEANT_FOR[name])}")
-    from kdstudy.launch import common as launch
-
-    config, storage = _locate(study, overrides, place, smoke)
-    _allow(config, study, overrides, trust, (*MODELS, "watch"))
+    config, storage = locate(study, overrides, place, smoke)
+    allow(config, study, overrides, trust, (*MODELS, "watch"))
     place = place or (str(storage) if (storage.folder / STUDY_FILE).is_file() else "")
-    launch.check_place(place)
-    launch.check_paths(config)
-    _submit_to[target](config, place, until, options)
+    common.check_place(place)
+    common.check_paths(config)
+    LAUNCHERS[target](config, place, until, options)
 
 
 def _submit_to_ray(config: StudyConfig, place: str, until: str | None, options: dict[str, Any]) -> None:
-    from kdstudy.launch import ray_job as submitting
-
-    submitting.submit(config, place, _console(), address=options["address"], until=until, pip=options["pip"],
-                      environment=_variables(options["environment"]), detach=options["detach"])
+    ray_job.submit(config, place, make_console(), address=options["address"], until=until, pip=options["pip"],
+                      environment=variables(options["environment"]), detach=options["detach"])
 
 
 def _submit_to_slurm(config: StudyConfig, place: str, until: str | None, options: dict[str, Any]) -> None:
-    from kdstudy.launch import slurm
-
     allocation = slurm.Allocation(*(options[name] for name in (
         "nodes", "gpus_per_node", "cpus_per_node", "time", "partition", "account", "sbatch")))
     content = slurm.script(config, place, allocation, until=until, setup=options["setup"])
     if options["show"]:
         click.echo(content, nl=False)
     else:
-        slurm.submit(content, place, _console())
+        slurm.submit(content, place, make_console())
 
 
 def _submit_to_kuberay(config: StudyConfig, place: str, until: str | None, options: dict[str, Any]) -> None:
-    from kdstudy.launch import kuberay
-
     pods = kuberay.Pods(options["image"] or "", options["workers"], options["cpus_per_node"] or kuberay.WORKER_CPUS,
                         options["gpus_per_node"], options["memory"], options["namespace"],
-                        _variables(options["environment"]), options["env_from"])
+                        variables(options["environment"]), options["env_from"])
     objects = kuberay.manifests(config, place, pods, until)
     if options["show"]:
         click.echo(kuberay.to_yaml(objects), nl=False)
     else:
-        kuberay.submit(objects, place, _console())
+        kuberay.submit(objects, place, make_console())
 
 
-_submit_to = {"ray": _submit_to_ray, "slurm": _submit_to_slurm, "kuberay": _submit_to_kuberay}
+LAUNCHERS = {"ray": _submit_to_ray, "slurm": _submit_to_slurm, "kuberay": _submit_to_kuberay}

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Loading a study file: presets, TOML files, study folders, and overrides on the command line."""
 
 import difflib
 import tomllib
@@ -8,13 +8,14 @@ from typing import Any
 from pydantic import ValidationError
 
 from kdstudy.config.messages import validate
-from kdstudy.config.settings import DefaultPoint, StudyConfig, _credentials_in, _texts
+from kdstudy.config.settings import DefaultPoint, StudyConfig, credentials_in, named_texts
+from kdstudy.config.smoke import smoke as smoke_test
 from kdstudy.config.wording import wording
 from kdstudy.errors import UserError
 from kdstudy.trainables.functions import is_function
 from kdstudy.trainables.messages import one_line
 
-PRESETS = Path(__file__).parent / "presets"
+PRESETS = Path(__file__).resolve().parents[1] / "presets"
 STUDY_FILE = "study.toml"
 LARGEST_FILE = 2**20  # bytes of a study file
 
@@ -45,7 +46,7 @@ def values_named(study: str, overrides: tuple[str, ...]) -> dict[str, Any]:
 
 def texts_in(values: dict[str, Any]) -> set[str]:
     """All texts among settings that are not validated yet."""
-    return {text for _, text in _texts(values)}
+    return {text for _, text in named_texts(values)}
 
 
 def functions_in(values: dict[str, Any]) -> set[str]:
@@ -67,7 +68,7 @@ def load_study(study: str, overrides: tuple[str, ...] = (), smoke: bool = False)
     path = find_study(study)
     values = {"name": path.stem} | _read(path)
     if smoke:  # before the overrides, which have the last word
-        values = validate(values).smoke().to_values()
+        values = smoke_test(validate(values)).to_values()
     for override in overrides:
         _apply_override(values, override)
     return validate(values)
@@ -83,7 +84,7 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid TOML: {one_line(error)}") from None
-    for problem in _credentials_in(values):
+    for problem in credentials_in(values):
         raise UserError(f"{path}: {problem}")
     return values
 

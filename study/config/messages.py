@@ -1,12 +1,12 @@
-"""TODO docstring."""
+"""Validation of settings, with pydantic's errors explained in one line: the key, what is wrong, and the remedy."""
 
 import difflib
 from typing import Any
 
 from pydantic import ValidationError
 
-from kdstudy.config.settings import Range, StudyConfig, _section_model, settings_table
-from kdstudy.config.wording import _shown, location_of, wording
+from kdstudy.config.settings import Range, StudyConfig, section_model, settings_table
+from kdstudy.config.wording import location_of, shown, wording
 from kdstudy.errors import UserError
 
 
@@ -42,12 +42,12 @@ def _explain(error: ValidationError) -> str:
         message = f"must be a table such as {example}"
     if not key:
         return message
-    shown = "" if isinstance(problem["input"], dict) else f" = {_shown(problem['input'])}"
-    return f"{key}{shown}: {message}"
+    value = "" if isinstance(problem["input"], dict) else f" = {shown(problem['input'])}"
+    return f"{key}{value}: {message}"
 
 
 def _keys_beside(location: list[str]) -> list[str]:
     model: Any = StudyConfig
     for part in location[:-1]:
-        model = _section_model(model.model_fields[part]) or Range
+        model = section_model(model.model_fields[part]) or Range
     return list(model.model_fields)

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Whether timm knows the models and optimizers that the settings name, and whether the models take the images."""
 
 import difflib
 from typing import Any

@@ -9,9 +9,7 @@ import tomli_w
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
-from kdstudy.config.messages import validate
-from kdstudy.config.smoke import SMOKE_IMAGES, SMOKE_PIXELS, _merge, _share
-from kdstudy.config.wording import _shown, wording
+from kdstudy.config.wording import shown, wording
 from kdstudy.trainables.credentials import names_a_host, problem_with
 from kdstudy.trainables.functions import is_function
 from kdstudy.trainables.settings import (
@@ -27,8 +25,6 @@ from kdstudy.trainables.settings import (
     ViewSettings,
 )
 
-FINALISTS, OUTPUTS = ("finalists_baseline", "finalists"), ("report", "export")
-STAGE_NAMES = ("teacher", "baseline", "teacher_logits", "distill", *FINALISTS, "confirm_baseline", "confirm", *OUTPUTS)
 Natural = Annotated[int, Field(ge=0, le=1_000_000)]
 Trials = Annotated[int, Field(ge=1, le=10_000)]
 Seeds = Annotated[int, Field(ge=1, le=1000)]
@@ -161,6 +157,7 @@ class SearchSettings(Settings):
     optimizer: Range | None = Field(None, description="{choice = ['adamw', 'lamb']}")
 
 
+ARMS = {"baseline": "baseline", "distill": "distillation"}  # the ways to train a student, and what to call them
 DISTILLATION_ONLY = ("temperature", "alpha")
 SEARCHABLE = (*DISTILLATION_ONLY, "lr", "weight_decay", "warmup", "batch_size", "optimizer")
 
@@ -229,7 +226,7 @@ class StudyConfig(Settings):
     @classmethod
     def _without_credentials(cls, values: Any) -> Any:
         """A study is there to be shown and sent: what it holds is no secret."""
-        for problem in _credentials_in(values):
+        for problem in credentials_in(values):
             raise ValueError(problem)
         return values
 
@@ -254,11 +251,6 @@ class StudyConfig(Settings):
         if self.data.unlabelled and self.data.student_images is None:
             raise ValueError("data.unlabelled needs data.student_images: the others are what is used without labels")
         return self
-
-    @property
-    def stages(self) -> tuple[str, ...]:
-        """The stages that it has: finalists only where they are asked for."""
-        return tuple(name for name in STAGE_NAMES if self.finalists.configurations or name not in FINALISTS)
 
     def space(self, arm: str) -> dict[str, Range]:
         """What is searched in an arm, `baseline` or `distill`."""
@@ -324,40 +316,6 @@ class StudyConfig(Settings):
             rung *= search.reduction_factor
         return rungs
 
-    def smoke(self) -> "StudyConfig":
-        """The same study, every stage of it, small enough for a look: random weights, few images, few trials."""
-        size = max(self.data.image_size or 0, self.teacher.image_size or 0, self.student.image_size or 0, 32)
-        limit, large = max(SMOKE_IMAGES, round(SMOKE_PIXELS / size**2)), size > 64
-        trials = 3 if large else 6
-        changes = {
-            "name": f"{self.name}-smoke",
-            "data": {"limit": min(limit, self.data.limit or limit), "classes": self._smoke_classes(limit // 6),
-                     "train_images": _share(self.data.train_images),
-                     "student_images": _share(self.data.student_images)},
-            "teacher": {"epochs": max(2, self.teacher.epochs // (8 if large else 4)),
-                        "lr": self.teacher.learning_rates[:1], "pretrained": False},
-            "student": {"pretrained": False},
-            "train": {"epochs": max(2, self.train.epochs // 10)},
-            "search": {"trials": trials, "baseline_trials": trials, "protected": trials // 2,
-                       "baseline_protected": trials // 2,
-                       "grace_period": None, "report_every": None, "checkpoint_every": None},
-            "finalists": {"configurations": min(2, self.finalists.configurations), "seeds": 1},
-            "confirm": {"seeds": 2},
-            "views": {"count": None},
-        }
-        if large:  # what fits a GPU's memory does not fit a laptop's
-            changes["teacher"]["batch_size"] = min(8, self.teacher.batch_size)
-            changes["train"]["batch_size"] = min(8, self.train.batch_size)
-            changes["search"]["batch_size"] = None
-        return validate(_merge(self.model_dump(), changes))
-
-    def _smoke_classes(self, most: int) -> int | tuple[str, ...] | None:
-        """A few classes, so that a few images hold them all."""
-        classes = self.data.classes
-        if isinstance(classes, tuple):
-            return classes[:most]
-        return min(classes or most, most) if most < 20 or classes else None
-
     def to_values(self) -> dict[str, Any]:
         """What a study file would hold."""
         return self.model_dump(mode="json", exclude_none=True)
@@ -366,23 +324,23 @@ class StudyConfig(Settings):
         return tomli_w.dumps(self.to_values())
 
 
-def _credentials_in(values: Any) -> Iterator[str]:
+def credentials_in(values: Any) -> Iterator[str]:
     """What is wrong with settings that hold credentials, without them."""
-    for name, text in _texts(values):
+    for name, text in named_texts(values):
         if problem := problem_with(text, is_place=name.split(".")[0] not in ("about", "published")):
             yield f"{name} {problem}"
 
 
-def _texts(values: Any, name: str = "") -> Iterator[tuple[str, str]]:
+def named_texts(values: Any, name: str = "") -> Iterator[tuple[str, str]]:
     """All texts among settings, with their full names."""
     if isinstance(values, str):
         yield name, values
     elif isinstance(values, dict):
         for key, value in values.items():
-            yield from _texts(value, f"{name}.{key}" if name else str(key))
+            yield from named_texts(value, f"{name}.{key}" if name else str(key))
     elif isinstance(values, list | tuple):
         for value in values:
-            yield from _texts(value, name)
+            yield from named_texts(value, name)
 
 
 def _check_dimension(name: str, dimension: Range) -> None:
@@ -394,7 +352,7 @@ def _check_dimension(name: str, dimension: Range) -> None:
         try:
             settings.model_validate({name: value})
         except ValidationError as error:
-            raise ValueError(f"search.{name} reaches {_shown(value)}: {wording(error.errors())}") from None
+            raise ValueError(f"search.{name} reaches {shown(value)}: {wording(error.errors())}") from None
 
 
 def settings_table() -> dict[str, list[tuple[str, str, str]]]:
@@ -402,7 +360,7 @@ def settings_table() -> dict[str, list[tuple[str, str, str]]]:
     fields = StudyConfig.model_fields
     sections = {"": [(name, _default(fields[name]), fields[name].description) for name in ("name", "about", "seed")]}
     for section, field in fields.items():
-        model = _section_model(field)
+        model = section_model(field)
         if model is not None:
             sections[section] = [(name, _default(own), own.description or "")
                                  for name, own in model.model_fields.items()]
@@ -433,7 +391,7 @@ def places_named(config: StudyConfig, watch: bool) -> dict[str, str]:
     return found | {setting: place for setting, place in told.items() if place}
 
 
-def _section_model(field: FieldInfo) -> type[Settings] | None:
+def section_model(field: FieldInfo) -> type[Settings] | None:
     """The group of settings that a field holds, if it holds one."""
     kinds = (field.annotation, *getattr(field.annotation, "__args__", ()))
     return next((kind for kind in kinds if hasattr(kind, "model_fields")), None)

@@ -1,12 +1,51 @@
-"""TODO docstring."""
+"""`--smoke`: a study shrunk so far that every stage of it runs within minutes on a CPU."""
 
 from typing import Any
 
-SMOKE_PIXELS = 1.2e6  # per split: what keeps a first look at 224 pixels within minutes on a CPU
+from kdstudy.config.messages import validate
+from kdstudy.config.settings import StudyConfig
+
+SMOKE_PIXELS = 1.2e6  # per split: what keeps a first try at 224 pixels within minutes on a CPU
 SMOKE_IMAGES = 12  # at least: few classes, each with a few images
 
 
-def _share(amount: float | int | None) -> float | None:
+def smoke(config: StudyConfig) -> StudyConfig:
+    """The same study, every stage of it, small enough for a first try: random weights, few images, few trials."""
+    size = max(config.data.image_size or 0, config.teacher.image_size or 0, config.student.image_size or 0, 32)
+    limit, large = max(SMOKE_IMAGES, round(SMOKE_PIXELS / size**2)), size > 64
+    trials = 3 if large else 6
+    changes = {
+        "name": f"{config.name}-smoke",
+        "data": {"limit": min(limit, config.data.limit or limit), "classes": _classes(config, limit // 6),
+                 "train_images": _portion(config.data.train_images),
+                 "student_images": _portion(config.data.student_images)},
+        "teacher": {"epochs": max(2, config.teacher.epochs // (8 if large else 4)),
+                    "lr": config.teacher.learning_rates[:1], "pretrained": False},
+        "student": {"pretrained": False},
+        "train": {"epochs": max(2, config.train.epochs // 10)},
+        "search": {"trials": trials, "baseline_trials": trials, "protected": trials // 2,
+                   "baseline_protected": trials // 2,
+                   "grace_period": None, "report_every": None, "checkpoint_every": None},
+        "finalists": {"configurations": min(2, config.finalists.configurations), "seeds": 1},
+        "confirm": {"seeds": 2},
+        "views": {"count": None},
+    }
+    if large:  # what fits a GPU's memory does not fit a laptop's
+        changes["teacher"]["batch_size"] = min(8, config.teacher.batch_size)
+        changes["train"]["batch_size"] = min(8, config.train.batch_size)
+        changes["search"]["batch_size"] = None
+    return validate(_merge(config.model_dump(), changes))
+
+
+def _classes(config: StudyConfig, most: int) -> int | tuple[str, ...] | None:
+    """A few classes, so that a few images hold them all."""
+    classes = config.data.classes
+    if isinstance(classes, tuple):
+        return classes[:most]
+    return min(classes or most, most) if most < 20 or classes else None
+
+
+def _portion(amount: float | int | None) -> float | None:
     """Where the data shrink, a share of them still means something, a number does not: then it is half."""
     return 0.5 if isinstance(amount, int) else amount
 

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""How pydantic's errors are worded."""
 
 import re
 from typing import Any
@@ -53,8 +53,8 @@ def _readable(limit: Any) -> str:
     return f"{limit:,}".removesuffix(".0") if isinstance(limit, int | float) else str(limit)
 
 
-def _shown(value: Any) -> str:
-    """A value in a message, where a long one is cut."""
+def shown(value: Any) -> str:
+    """A value in a message, where a long one is cut short."""
     try:
         text = redact(repr(list(value) if isinstance(value, tuple) else value))
     except (ValueError, RecursionError):  # more digits than Python writes, or nested too deep

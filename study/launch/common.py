@@ -9,15 +9,18 @@ import site
 import sys
 import sysconfig
 from pathlib import Path
+from types import ModuleType
 
+import kdstudy
+from kdstudy import analysis, trainables
 from kdstudy.config.load import STUDY_FILE
 from kdstudy.config.settings import StudyConfig, own_functions
 from kdstudy.errors import UserError
 from kdstudy.store.storage import PACKAGES, Storage
 from kdstudy.trainables import functions
+from kdstudy.trainables.sources import NAMES
 
-HERE = Path(__file__).resolve().parents[1]
-OURS = ("study", "trainables", "analysis")
+PARTS = (trainables, analysis)  # packages of kdstudy whose folders may lie elsewhere
 ABSOLUTE = "what is submitted is read elsewhere: give the absolute path there, or a URI"
 
 
@@ -33,8 +36,6 @@ def check_place(place: str) -> None:
 
 def check_paths(config: StudyConfig) -> None:
     """See whether the files that the settings name are named so that every node finds them. Raises UserError."""
-    from kdstudy.trainables.sources import NAMES
-
     named = {"search.warm_start": config.search.warm_start, "teacher.logits": config.teacher.logits,
              "teacher.pretrained": config.teacher.pretrained, "student.pretrained": config.student.pretrained,
              "watch.mlflow": config.watch.mlflow,
@@ -76,7 +77,7 @@ def own_modules(config: StudyConfig) -> list[Path]:
 
 def _modules_in(folder: Path) -> set[Path]:
     """The top-level files and folders of all imported modules that lie there, without this package."""
-    tops = {_top_level(name) for name in tuple(sys.modules) if name.split(".")[0] not in (*OURS, "__main__")}
+    tops = {_top_level(name) for name in tuple(sys.modules) if name.split(".")[0] not in ("kdstudy", "__main__")}
     return {top for top in tops if top is not None and top.parent == folder}
 
 
@@ -100,16 +101,28 @@ def _is_installed(file: Path) -> bool:
 
 
 def write_working_dir(config: StudyConfig, folder: Path) -> None:
-    """Fill a folder from which `python -m study.cli run study.toml` runs where nothing of this project is installed:
-    its packages as they are here, the settings, and the user's own modules."""
-    for package in OURS:  # without the committed results of the presets
-        shutil.copytree(HERE / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "results"))
+    """Fill a folder from which `python -m kdstudy run study.toml` runs where nothing of this project is installed: the
+    package as it is here, the settings, and the user's own modules."""
+    copy_package(folder)
     for path in own_modules(config):
         if path.is_dir():
             shutil.copytree(path, folder / path.name, ignore=shutil.ignore_patterns("__pycache__"))
         else:
             shutil.copyfile(path, folder / path.name)
     (folder / STUDY_FILE).write_text(config.to_toml(), encoding="utf-8")
+
+
+def copy_package(folder: Path) -> None:
+    """Copy this package to a folder from which it can be imported, without the committed results of the presets."""
+    names = [part.__name__.split(".")[1] for part in PARTS]
+    left_out = shutil.ignore_patterns("__pycache__", "results", *names)
+    shutil.copytree(_folder_of(kdstudy), folder / "kdstudy", ignore=left_out)
+    for part, name in zip(PARTS, names, strict=True):
+        shutil.copytree(_folder_of(part), folder / "kdstudy" / name, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def _folder_of(package: ModuleType) -> Path:
+    return Path(package.__file__).resolve().parent
 
 
 def requirements(place: str) -> list[str]:
@@ -132,5 +145,5 @@ def requirements(place: str) -> list[str]:
 
 def command(study_file: str, place: str, until: str | None, *more: str) -> list[str]:
     """The words that run the study there."""
-    return ["python", "-m", "study.cli", "run", study_file, "--dir", place, *(("--until", until) if until else ()),
+    return ["python", "-m", "kdstudy", "run", study_file, "--dir", place, *(("--until", until) if until else ()),
             *more]

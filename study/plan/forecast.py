@@ -1,4 +1,5 @@
-"""When each trial of a study would run, by simulation: the pipeline, as many slots as there are, and early stopping."""
+"""When each trial of a study would run, by simulation: stages that wait for others, as many slots as there are, and
+early stopping."""
 
 from __future__ import annotations
 
@@ -10,7 +11,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from kdstudy.search.rungs import Rungs
-from kdstudy.tune.pipeline import NEEDS, ORDER
 
 DRAWS = 9  # of how good the trials are; fewer where there are thousands
 LIKENESS = 0.9  # correlation of a trial's rank at a rung with how good it is in the end
@@ -22,7 +22,7 @@ class Work:
 
     protected: how many of the first are never stopped. seconds: of an epoch, with its share of reports. overhead:
     seconds of a trial besides its epochs. workers: more than one train a model together, by themselves, one trial after
-    the other.
+    the other. needs: the stages that must have ended before.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Work:
     seconds: float
     overhead: float = 0.0
     workers: int = 1
+    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,10 @@ class Forecast:
 
 
 def forecast(works: list[Work], slots: int, reduction_factor: int, start: float = 0.0) -> Forecast:
-    """What to expect on `slots` slots, the mean over some draws. start: seconds until the first trial begins."""
+    """What to expect on `slots` slots, the mean over some draws.
+
+    works: the stages, those first whose trials come first. start: seconds until the first trial begins.
+    """
     draws = min(DRAWS, max(1, 5000 // max(1, sum(work.runs for work in works))))
     drawn = [_Run(works, slots, reduction_factor, seed).run(start) for seed in range(draws)]
     mean = statistics.fmean
@@ -61,7 +65,7 @@ class _Run:
     """One simulated study: a heap of what happens next."""
 
     def __init__(self, works: list[Work], slots: int, reduction_factor: int, seed: int):
-        self._works = {work.name: work for work in sorted(works, key=lambda work: ORDER.index(work.name))}
+        self._works = {work.name: work for work in works}
         self._slots = self._free = slots
         self._random = np.random.default_rng(seed)
         self._rungs = {name: Rungs(list(work.rungs), reduction_factor) for name, work in self._works.items()}
@@ -101,7 +105,7 @@ class _Run:
 
     def _ready(self) -> Iterator[tuple[str, Work]]:
         for name, work in self._works.items():
-            needed = [need for need in NEEDS.get(name, ()) if need in self._works]
+            needed = [need for need in work.needs if need in self._works]
             if all(self._ended[need] == self._works[need].runs for need in needed):
                 yield name, work
 

@@ -1,4 +1,8 @@
-"""TODO docstring."""
+"""What every node of a cluster is asked before trials run on it: its packages, the study's storage, its free room.
+
+The functions that answer run on the node, where this package may be missing or another version: they import all they
+need, and are sent as they are.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kdstudy.errors import UserError
 from kdstudy.store.storage import Storage
@@ -22,48 +26,51 @@ from kdstudy.trainables.messages import one_line
 from kdstudy.trainables.paths import remove_objects
 from kdstudy.tune.cluster import Node
 
-if TYPE_CHECKING:
-    pass
-OURS = ("study", "trainables")  # what workers run of this package
+PACKAGES = ("kdstudy", "kdstudy.trainables")  # whose source files must be the same on all nodes
+APART = ("trainables", "analysis", "presets")  # folders of kdstudy that count by themselves, or that no worker runs
 VERSIONED = ("ray", "torch", "timm", "numpy")
-NEEDED = ("analysis", "safetensors", "pyarrow", "pydantic", "fsspec")
+NEEDED = ("safetensors", "pyarrow", "pydantic", "fsspec")
 NODE_SECONDS = 120.0  # for a node to answer; the first to import a model of one's own may take long
 NOT_THERE = "not there"
 
 
-def _ask(nodes: list[Node], place: str, mark: str, functions: dict[str, str]) -> dict[Node, dict[str, Any]]:
-    """What `_answer` says on each node, and whether what it has written was `seen` here, or why it is `silent`; all are
-    asked at the same time."""
-    import ray
+def ask(nodes: list[Node], location: str, mark: str, functions: dict[str, str]) -> dict[Node, dict[str, Any]]:
+    """What `_answer` returns on each node, and whether the file that it wrote was `seen` here, or why the node is
+    `silent`. All nodes are asked at the same time.
+
+    location: of the study's storage, where the driver has left a file called `mark`. functions: of the user's own, by
+    setting.
+    """
+    import ray  # takes seconds to import
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     asked = {}
-    with _travels_as_it_is():
+    with _sent_by_value():
         for node in nodes:
             there = NodeAffinitySchedulingStrategy(node.id, soft=False)
             task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(_answer)
-            asked[node] = task.remote(place, mark, _own(mark, node), functions)
+            asked[node] = task.remote(location, mark, _own(mark, node), functions)
     _, silent = ray.wait(list(asked.values()), num_returns=len(asked), timeout=NODE_SECONDS)
-    seen = {node: _taken_away(place, _own(mark, node)) for node in nodes}
+    seen = {node: _take_away(location, _own(mark, node)) for node in nodes}
     return {node: {"silent": f"node {node.name} did not answer within {NODE_SECONDS:g} s; see what keeps it busy, or "
                              "take it out of the cluster"} if task in silent
             else _answer_of(task, node) | {"seen": seen[node]} for node, task in asked.items()}
 
 
 def _answer_of(task: Any, node: Node) -> dict[str, Any]:
-    import ray
+    import ray  # takes seconds to import
 
     try:
         return ray.get(task)
     except ray.exceptions.RayError as error:
-        return {"silent": f"node {node.name} cannot run a task: {one_line(error)}; mend it, or take it out of the "
+        return {"silent": f"node {node.name} cannot run a task: {one_line(error)}; repair it, or take it out of the "
                           "cluster"}
 
 
 @contextlib.contextmanager
-def _travels_as_it_is() -> Iterator[None]:
-    """What is sent to a node brings this module's functions along instead of naming them."""
-    from ray import cloudpickle
+def _sent_by_value() -> Iterator[None]:
+    """Tasks that are sent to a node bring this module's functions along, instead of importing them there."""
+    from ray import cloudpickle  # Ray takes seconds to import
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     try:
@@ -77,24 +84,24 @@ def _own(mark: str, node: Node) -> str:
     return f"{mark}-{node.id}"
 
 
-def _answer(place: str, mark: str, own: str, functions: dict[str, str]) -> dict[str, Any]:
-    """A Ray task: what a node says of itself."""
-    return {"environment": environment(functions), "storage": _use_storage(place, mark, own),
-            "temporary": _temporary()}
+def _answer(location: str, mark: str, own: str, functions: dict[str, str]) -> dict[str, Any]:
+    """A Ray task: a node describes itself."""
+    return {"environment": environment(functions), "storage": _use_storage(location, mark, own),
+            "temporary": temporary_room()}
 
 
-def _temporary() -> tuple[str, int]:
+def temporary_room() -> tuple[str, int]:
     """The folder through which checkpoints pass, and the bytes that are free in it."""
-    return tempfile.gettempdir(), _free(tempfile.gettempdir())
+    return tempfile.gettempdir(), free_bytes(tempfile.gettempdir())
 
 
-def _free(folder: str) -> int:
+def free_bytes(folder: str) -> int:
     return shutil.disk_usage(folder).free
 
 
 def environment(functions: dict[str, str]) -> dict[str, str]:
     """What decides how a process here trains: versions, and digests of source files. Nothing large is imported."""
-    found = {"Python": ".".join(map(str, sys.version_info[:2])), "kdstudy": _digest(OURS)}
+    found = {"Python": ".".join(map(str, sys.version_info[:2])), "kdstudy": _digest()}
     for name in VERSIONED:
         found[name] = _version(name)
     for name in NEEDED:
@@ -114,14 +121,17 @@ def _version(name: str) -> str:
         return "of unknown version"
 
 
-def _digest(packages: tuple[str, ...]) -> str:
+def _digest() -> str:
+    """Of this package's source files by their names below it, which are the same however it is installed."""
     digest = hashlib.blake2b(digest_size=5)
-    for package in packages:
-        spec = importlib.util.find_spec(package)
+    for package in PACKAGES:
+        spec = importlib.util.find_spec(package)  # of a nested package only once its parent is known to be there
         if spec is None or not spec.submodule_search_locations:
             return NOT_THERE
-        for file in sorted(Path(spec.submodule_search_locations[0]).glob("*.py")):
-            digest.update(file.name.encode() + file.read_bytes())
+        root = Path(next(iter(spec.submodule_search_locations)))
+        for name in sorted(file.relative_to(root).as_posix() for file in root.rglob("*.py")):
+            if package != PACKAGES[0] or name.split("/")[0] not in APART:
+                digest.update(name.encode() + (root / name).read_bytes())
     return digest.hexdigest()
 
 
@@ -154,7 +164,7 @@ def check_environment(node: Node, there: dict[str, str], here: dict[str, str], f
         raise UserError(f"node {node.name} has {name} {there[name]}, this machine {here[name]}; {remedy}")
 
 
-def _place(storage: Storage) -> str:
+def probed_location(storage: Storage) -> str:
     """Where a probe may write without leaving a trace: the study's URI, or the nearest folder that there is."""
     if storage.uri is not None:
         return storage.uri
@@ -166,7 +176,7 @@ def _place(storage: Storage) -> str:
 
 
 @contextlib.contextmanager
-def _marked(place: str) -> Iterator[str]:
+def probe(place: str) -> Iterator[str]:
     """A file in `place`, for a while, whose name nobody can guess and which holds its name. Raises UserError."""
     import fsspec
 
@@ -209,7 +219,7 @@ def _reason(error: Exception) -> str:
     return getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _check_storage(node: Node, answer: dict[str, Any], storage: Storage) -> None:
+def check_storage(node: Node, answer: dict[str, Any], storage: Storage) -> None:
     problem = answer["storage"]
     if problem not in (None, NOT_THERE):
         raise UserError(f"node {node.name} cannot {problem}; mend that, or choose another place with --dir")
@@ -219,7 +229,7 @@ def _check_storage(node: Node, answer: dict[str, Any], storage: Storage) -> None
         raise UserError(f"{storage} is not shared with node {node.name}; choose with --dir {remedy}")
 
 
-def _taken_away(place: str, name: str) -> bool:
+def _take_away(place: str, name: str) -> bool:
     """Remove what a node has written; whether it was to be seen here."""
     import fsspec
 

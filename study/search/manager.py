@@ -1,6 +1,6 @@
 """The search: which trial next (Optuna), go on or stop (ASHA), and both of them told the truth.
 
-`TrialBook` decides and records; it knows nothing of Ray's actors, so that tests and simulations can drive it. The
+`TrialManager` decides and records; it knows nothing of Ray's actors, so that tests and simulations can drive it. The
 classes below it hand its decisions to Ray Tune.
 """
 
@@ -13,7 +13,7 @@ from kdstudy.search.runs import Proposer
 from kdstudy.store.record import METRIC, Record, TrialState
 
 
-class TrialBook:
+class TrialManager:
     """Hands out trials, decides after each report, and records both before anything else happens.
 
     has_results: says whether a finished trial's files are there. Where it is given, a trial counts as finished only

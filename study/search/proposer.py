@@ -89,7 +89,7 @@ class OptunaProposer:
         startup = max(1, self.protected + 2 - self.concurrent)
         sampler = optuna.samplers.TPESampler(seed=small_seed(self.seed, self.arm, "tpe", *seeds), multivariate=True,
                                              constant_liar=True, n_startup_trials=startup)
-        study = optuna.create_study(storage=_Told(told), direction="maximize", sampler=sampler)
+        study = optuna.create_study(storage=_FixedTrials(told), direction="maximize", sampler=sampler)
         return study.ask(distributions(self.space)).params
 
     def _key(self, parameters: dict[str, Any]) -> tuple:
@@ -146,7 +146,7 @@ def _frozen(trial: TrialState, dimensions: dict[str, BaseDistribution], now: dat
     )
 
 
-class _Told(optuna.storages.InMemoryStorage):
+class _FixedTrials(optuna.storages.InMemoryStorage):
     """A study that knows these trials, in their order. Optuna's own storages copy each of them at every ask."""
 
     def __init__(self, trials: list[FrozenTrial]):

@@ -1,8 +1,9 @@
-"""TODO docstring."""
+"""What to run, as far as neither Optuna nor Ray is needed to say it: lists of runs, and how runs are told apart."""
 
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from kdstudy.errors import StudyFailedError
 from kdstudy.store.record import METRIC, Record, TrialState
 from kdstudy.trainables.seeds import small_seed
 
@@ -62,3 +63,13 @@ def winner(record: Record) -> TrialState | None:
     """The best last-epoch validation accuracy among trials that ran to the end; ties: validation loss, then number."""
     finished = [trial for trial in record.trials.values() if trial.state == "complete"]
     return min(finished, key=lambda t: (-t.metric(METRIC), t.metric("validation_loss"), t.number), default=None)
+
+
+def best_or_fail(stage: str, record: Record, remedy: str) -> TrialState:
+    """The winner of a stage's trials. Raises StudyFailedError, with the remedy, where there is none."""
+    best = winner(record)
+    if best is None:
+        failed = [trial for trial in record.trials.values() if trial.state == "failed"]
+        reason = f": {len(failed)} failed, the first with {failed[0].reason}" if failed else ""
+        raise StudyFailedError(f"{stage}: no trial reached its last epoch{reason}; {remedy}")
+    return best

@@ -6,24 +6,26 @@ cannot win.
 """
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from kdstudy.analysis.results import ARMS, StudyFiles
 from kdstudy.config.load import STUDY_FILE, load_study
-from kdstudy.config.settings import Range, StudyConfig
+from kdstudy.config.settings import ARMS, Range, StudyConfig
 from kdstudy.errors import UserError
 from kdstudy.search.runs import accuracies
-from kdstudy.store import check as schema
+from kdstudy.store.files import read_json
 from kdstudy.store.record import Record, TrialState
 from kdstudy.store.storage import Storage
 
 
-def read_prior(config: StudyConfig, arm: str, own: Path) -> list[dict[str, Any]]:
+def read_prior(config: StudyConfig, arm: str, own: Path, check: Callable[[Path], None]) -> list[dict[str, Any]]:
     """The finished trials of an arm of the study at search.warm_start, as `Record.add_prior` takes them.
 
     Those outside the ranges of `config` are left out. Accuracies after its last epoch are too, and a trial that did not
-    come so far counts as stopped. `own` is the folder of the study that starts.
+    come so far counts as stopped.
+
+    own: the folder of the study that starts. check: checks the files of a study's folder, raises UserError.
 
     Raises UserError where that is no other study, searched another space, or has no such trial.
     """
@@ -31,15 +33,15 @@ def read_prior(config: StudyConfig, arm: str, own: Path) -> list[dict[str, Any]]
     other = _other_study(place, own)
     space = config.space(arm)
     try:
-        schema.check(other)
+        check(other)
         theirs = load_study(str(other)).space(arm)
     except UserError as error:
         raise UserError(f"search.warm_start = {place!r}: {error}") from None
     if _kinds(theirs) != _kinds(space):
         raise UserError(f"search.warm_start: the {ARMS[arm]} search of {place} has {_show(theirs)}, this study's has "
                         f"{_show(space)}; names, scales and choices must be the same")
-    stage = StudyFiles(other).stage(arm)
-    trials = Record(stage / "record.jsonl", write=False).trials.values() if stage else ()
+    stage = ((read_json(other / "stages.json") or {}).get("stages") or {}).get(arm)
+    trials = Record(other / stage / "record.jsonl", write=False).trials.values() if stage else ()
     prior = [known for trial in trials if (known := _known(trial, space, config.train.epochs))]
     if all(known["state"] == "failed" for known in prior):
         raise UserError(f"search.warm_start: {place} has no finished {ARMS[arm]} trial within the ranges of this "

@@ -17,7 +17,7 @@ from kdstudy.analysis.results import EXPORT_KEY_FILE, StudyFiles
 from kdstudy.analysis.tables import plain, results, show_interval
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import StudyFailedError, UserError
-from kdstudy.stages.work import check_function
+from kdstudy.stages.teacher import check_function
 from kdstudy.store import files
 from kdstudy.trainables import data, models
 from kdstudy.trainables.loop import Evaluator, default_device, to_device

@@ -4,14 +4,161 @@ A search picks the best of many single runs, so its winner is partly the luckies
 surface, which knows their neighbours too, and the default point run again; the best mean over the seeds wins.
 """
 
+from __future__ import annotations
+
 import statistics
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from kdstudy.search.manager import METRIC
-from kdstudy.search.runs import run_key
+from pydantic import Field
+
+from kdstudy.config.settings import StudyConfig
+from kdstudy.errors import StudyFailedError
+from kdstudy.search.runs import METRIC, ListProposer, run_key, search_view_seed
+from kdstudy.stages import students
+from kdstudy.stages.base import COPIES_IN_CHECKPOINT, Space, Stage, StageFolder, Workload
+from kdstudy.stages.search import SEARCHES
 from kdstudy.store.record import Record, TrialState
+from kdstudy.store.schema import Done, Parameters, Part, Share, StageFiles, Whole
+from kdstudy.trainables.seeds import small_seed
+from kdstudy.trainables.settings import ModelSettings
+from kdstudy.watch.progress import show_parameters
 
-STAGES = {"finalists_baseline": "baseline", "finalists": "distill"}  # and the search whose trials they run again
+if TYPE_CHECKING:  # it imports torch, which a finished study can do without
+    from kdstudy.trainables.task import Task
+
+
+class FinalistRow(Part):
+    trial: Whole
+    parameters: Parameters
+    runs: list[Whole | None]
+    accuracies: list[Share | None]
+
+
+class FinalistsDone(Done):
+    runs: Whole
+    rows: Annotated[list[FinalistRow], Field(min_length=1)]
+    winner: Whole
+    parameters: Parameters
+    best_validation: Share
+
+    def run_count(self) -> int:
+        return self.runs
+
+    def trials_named(self) -> set[int]:
+        return {run for row in self.rows for run in row.runs if run is not None}
+
+    def accuracies_named(self) -> dict[int, float]:
+        return {run: accuracy for row in self.rows for run, accuracy in zip(row.runs, row.accuracies, strict=False)
+                if run is not None and accuracy is not None}
+
+
+class FinalistsStage(Stage):
+    """One arm's finalists. arm: the search whose trials run again."""
+
+    arm: ClassVar[str]
+    # What is chosen among the baseline's trials rests on those of the distillation too.
+    needs = tuple(search.name for search in SEARCHES)
+
+    @classmethod
+    def is_wanted(cls, config: StudyConfig) -> bool:
+        return config.finalists.configurations > 0
+
+    def inputs(self) -> list[Any]:
+        return students.shared_inputs(self.context)
+
+    @property
+    def _search(self) -> Any:
+        return self.context.stage(self.arm)
+
+    def is_current(self) -> bool:
+        folder = self.folder
+        done = folder.done
+        if done is None or not self._search.is_current():
+            return False  # the search has changed, so its winner may too
+        record = folder.read_record()
+        return ListProposer(self.runs()).total(record) <= done["runs"] and done["rows"] == self._rows(record)
+
+    def prepare(self) -> None:
+        for search in self.needs:
+            self.context.stage(search).keep_findings()
+
+    # -- its runs -----------------------------------------------------------------------------------------------------
+
+    def _candidate_runs(self) -> dict[int, list[TrialState]]:
+        """Per candidate, the number of its trial in the search, its runs.
+
+        Weights and order are fresh; the views are the search's, whose teacher logits are there already.
+        """
+        config, trials = self.config, self._search.folder.read_record().trials
+        ranking = distinct(self._search.findings["ranking"], trials)
+        chosen = candidates(ranking, config.finalists.configurations)
+        seeds = [small_seed(config.seed, "finalists", index) for index in range(config.finalists.seeds)]
+        return {number: [TrialState(0, trials[number].parameters, seed, search_view_seed(config.seed), "finalist", True,
+                                    f"trial {number}") for seed in seeds] for number in chosen}
+
+    def runs(self) -> tuple[TrialState, ...]:
+        """Seed by seed, so that all candidates are compared as early as can be."""
+        return tuple(run for of_one_seed in zip(*self._candidate_runs().values(), strict=True) for run in of_one_seed)
+
+    def task(self) -> Task:
+        # Like a search's, but these runs are never stopped, so they report only when they are saved.
+        task = students.arm_task(self.context, self.arm, [search_view_seed(self.config.seed)])
+        return replace(task, report_every=self.config.checkpoint_every)
+
+    def _rows(self, record: Record) -> list[dict[str, Any]]:
+        return rows(record, self._candidate_runs())
+
+    def close(self, folder: StageFolder) -> None:
+        record = folder.record()
+        found = self._rows(record)
+        best = winner(found)
+        if best is None:
+            raise StudyFailedError(f"{self.name}: every configuration failed on fresh seeds; run the same command "
+                                   "again to try again, or set finalists.configurations = 0 to do without")
+        seeds = self.config.finalists.seeds
+        kept = "the search's winner" if best["trial"] == self._search.folder.done["winner"] else (
+            "the default point" if best["trial"] == 0 else f"trial {best['trial']}")
+        folder.finish({
+            **folder.origin(record),
+            "outcome": f"{len(found)} configurations on {seeds} fresh seed{'s' if seeds > 1 else ''} · {kept} is best, "
+                       f"{100 * mean(best):.1f} % validation at {show_parameters(best['parameters'])}",
+            "seconds": record.seconds, "runs": len(record.trials), "rows": found, "winner": best["trial"],
+            "parameters": best["parameters"], "best_validation": mean(best),
+        })
+
+    # -- for the plan -------------------------------------------------------------------------------------------------
+
+    def workload(self) -> Workload:
+        config = self.config
+        # At most: the default point may be among the best.
+        candidates_at_most = min(config.finalists.configurations + 1, config.trials(self.arm))
+        return Workload(runs=candidates_at_most * config.finalists.seeds, epochs=config.train.epochs,
+                        images=len(self.context.splits.student_train), models=(config.student,),
+                        passes=students.passes(self.context, self.arm),
+                        paced_by=students.paced_by(self.context, self.arm))
+
+    def space(self, runs: int, size: Callable[[ModelSettings], int]) -> Space:
+        return Space(COPIES_IN_CHECKPOINT * size(self.config.student))
+
+
+class BaselineFinalists(FinalistsStage):
+    name = "finalists_baseline"
+    arm = loop = "baseline"
+    files = StageFiles(FinalistsDone, frozenset({"finalist"}), distils=False)
+
+
+class DistillFinalists(FinalistsStage):
+    name = "finalists"
+    arm = loop = "distill"
+    files = StageFiles(FinalistsDone, frozenset({"finalist"}), distils=True)
+
+    def inputs(self) -> list[Any]:
+        return [*super().inputs(), *students.soft_inputs(self.context)]
+
+
+FINALISTS = {stage.arm: stage for stage in (BaselineFinalists, DistillFinalists)}
 
 
 def distinct(ranking: list[int], trials: dict[int, TrialState]) -> list[int]:

@@ -23,17 +23,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from kdstudy.errors import UserError
+from kdstudy.stages.context import Context
 from kdstudy.store import files
-
-if TYPE_CHECKING:
-    from kdstudy.study import Study
 
 FORMAT = "kdstudy logits 1"
 PLAIN = "train"
@@ -76,7 +74,7 @@ class LogitsFile:
         return float((self.validation == self.labels).mean())
 
 
-def read(path: Path, study: Study) -> LogitsFile:
+def read(path: Path, context: Context) -> LogitsFile:
     """Open a file and see whether it belongs to a study's images. Raises ValueError with the first thing that does not.
     """
     if not path.is_file():
@@ -95,25 +93,25 @@ def read(path: Path, study: Study) -> LogitsFile:
         if kind not in ("I64", "I32", "F16", "F32", "F64") or kind.startswith("I") != (name == "validation"):
             raise ValueError(f"its {name} are {kind}; logits are to be F16, and the validation predictions I64")
     try:
-        for problem in _problems(study, metadata, shapes):
+        for problem in _problems(context, metadata, shapes):
             raise ValueError(problem)
     except (AttributeError, RecursionError):
         raise ValueError("its metadata are not those of a logits file") from None
-    return LogitsFile(path, study.config.view_count, study.splits.validation.labels)
+    return LogitsFile(path, context.config.view_count, context.splits.validation.labels)
 
 
-def _problems(study: Study, metadata: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
-    splits, count, classes = study.splits, study.config.view_count, len(study.splits.class_names)
+def _problems(context: Context, metadata: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
+    splits, count, classes = context.splits, context.config.view_count, len(context.splits.class_names)
     if json.loads(metadata.get("classes", "[]")) != list(splits.class_names):
         yield "its classes are not those of the data in the same order"
     digests = json.loads(metadata.get("images", "{}"))
-    for name in [name for name in study.image_hashes if name != "train"]:
-        if digests.get(name) != study.image_hashes[name]:
+    for name in [name for name in context.image_hashes if name != "train"]:
+        if digests.get(name) != context.image_hashes[name]:
             yield f"its {name.replace('_', ' ')} images are not this study's; use the same data settings"
-    plain = PLAIN in shapes and not study.augments
-    if not plain and json.loads(metadata.get("views", "null")) != view_settings(study):
+    plain = PLAIN in shapes and not context.augments
+    if not plain and json.loads(metadata.get("views", "null")) != view_settings(context):
         yield f"its views are {metadata.get('views')}, not this study's; use the same settings in [views]"
-    for seed in study.view_seeds:
+    for seed in context.view_seeds:
         name, images = f"views.{seed}", len(splits.student_train)
         if splits.unlabelled is not None:
             needed, found = (count, len(splits.unlabelled), classes), shapes.get(f"unlabelled.{seed}")
@@ -133,11 +131,11 @@ def _problems(study: Study, metadata: dict[str, str], shapes: dict[str, tuple[in
             yield f"its {name} are {shapes.get(name)}, but {shape} are needed"
 
 
-def view_settings(study: Study) -> dict[str, Any]:
-    return study.config.views.model_dump(exclude={"cache_gib", "count"})
+def view_settings(context: Context) -> dict[str, Any]:
+    return context.config.views.model_dump(exclude={"cache_gib", "count"})
 
 
-def write(study: Study, out: Path) -> int:
+def write(context: Context, out: Path) -> int:
     """Write the logits of a study's teacher; returns the file's size in bytes.
 
     Raises UserError where there are none.
@@ -145,13 +143,13 @@ def write(study: Study, out: Path) -> int:
     from kdstudy.analysis.results import StudyFiles
 
     _check_target(out)
-    found = StudyFiles(study.folder)
+    found = StudyFiles(context.folder)
     done = found.done("teacher_logits")
     if done is None:
-        raise UserError(f"{study.folder} has no teacher logits yet; run `kdstudy run {study.folder} --until "
+        raise UserError(f"{context.folder} has no teacher logits yet; run `kdstudy run {context.folder} --until "
                         "teacher_logits` first")
     if not done["cached"]:
-        raise UserError(f"{study.folder} keeps no teacher logits: {done['outcome']}; make views.cache_gib larger")
+        raise UserError(f"{context.folder} keeps no teacher logits: {done['outcome']}; make views.cache_gib larger")
     stage = found.stage("teacher_logits")
     tensors = {"validation": files.read_array(stage / "validation.npy"), "test": found.teacher_logits()}
     for seed in done["view_seeds"]:
@@ -159,11 +157,11 @@ def write(study: Study, out: Path) -> int:
             if (path := stage / f"{kind}-{seed}.npy").exists():
                 tensors[f"{kind}.{seed}"] = files.read_array(path)
     if not any(name.startswith("views.") for name in tensors):
-        raise UserError(f"{study.folder} is a packed study, which leaves the teacher's logits out; write them from the "
-                        "study that was packed, or run it anew with --dir")
+        raise UserError(f"{context.folder} is a packed study, which leaves the teacher's logits out; write them from "
+                        "the study that was packed, or run it anew with --dir")
     metadata = {"format": FORMAT, "teacher": (found.done("teacher") or {}).get("model", ""),
-                "classes": json.dumps(list(study.splits.class_names)), "views": json.dumps(view_settings(study)),
-                "images": json.dumps(study.image_hashes)}
+                "classes": json.dumps(list(context.splits.class_names)), "views": json.dumps(view_settings(context)),
+                "images": json.dumps(context.image_hashes)}
     with files.written(out) as draft:
         save_file({name: np.ascontiguousarray(array) for name, array in tensors.items()}, draft, metadata)
         draft.chmod(0o644)

@@ -1,7 +1,8 @@
-"""What the files of a study must look like. They may come from another machine, or from somebody else."""
+"""Checks of a study's files, which may come from another machine or from a stranger, before anything uses them."""
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,28 +11,16 @@ from pydantic import ValidationError
 from kdstudy.config.wording import location_of, wording
 from kdstudy.errors import UserError
 from kdstudy.store.files import digest_of, read_json
-from kdstudy.store.schema import (
-    DONE,
-    EVENTS,
-    ORIGINS,
-    Confirmation,
-    Description,
-    Done,
-    Event,
-    Finalists,
-    Part,
-    Report,
-    Search,
-    Session,
-    Trial,
-)
+from kdstudy.store.schema import EVENTS, Description, Done, Event, OfTrial, Part, Report, Session, StageFiles, Trial
 from kdstudy.trainables.paths import not_plain
 
-WRITTEN_BY_OTHERS = ("wandb",)  # with links to places of its own; nothing of it is read
+WRITTEN_BY_OTHERS = ("wandb",)  # holds links to other places; nothing of it is read
 
 
-def check(folder: Path) -> None:
-    """See whether the files of a started study are what they must be; what is missing or half written is no damage.
+def check(folder: Path, stages: Mapping[str, StageFiles]) -> None:
+    """Check the files of a study that has begun. What is missing or half written is no damage.
+
+    stages: what the folder of each kind of stage must look like, by the stage's name.
 
     Raises UserError with one line that names the first file that is damaged.
     """
@@ -40,24 +29,24 @@ def check(folder: Path) -> None:
     for name, stage in description.stages.items() if description else ():
         if stage.rpartition("-")[0] != name:
             raise _damaged(folder / "stages.json", f"stages.{name} is the folder of another stage")
-    # Also those of other settings: with these settings again, they go on.
+    # Also those of other settings: once the study has these settings again, they go on.
     for stage in sorted(folder.glob("*-*")):
-        if (name := stage.name.rpartition("-")[0]) in DONE and stage.is_dir():
-            _check_stage(name, stage)
+        if (name := stage.name.rpartition("-")[0]) in stages and stage.is_dir():
+            _check_stage(name, stage, stages[name])
 
 
 def check_plain(folder: Path, apart: tuple[str, ...] = ()) -> None:
-    """See whether a folder holds files and folders alone, but for some of the folders in it. Raises UserError."""
+    """Check that a folder holds nothing but files and folders; those named in `apart` are skipped. Raises UserError."""
     if (found := not_plain(folder, apart)) is not None:
         raise _refused(found)
 
 
-def check_stage(name: str, folder: Path) -> None:
-    """Likewise for one stage's folder, which may lie in another study. Raises UserError."""
+def check_stage(name: str, folder: Path, expected: StageFiles) -> None:
+    """Check one stage's folder, which may lie in another study. Raises UserError."""
     if folder.is_symlink():
         raise _refused(folder)
     check_plain(folder)
-    _check_stage(name, folder)
+    _check_stage(name, folder, expected)
 
 
 def _refused(found: Path) -> UserError:
@@ -65,9 +54,9 @@ def _refused(found: Path) -> UserError:
                      "remove it, or replace it with a copy of its own")
 
 
-def _check_stage(name: str, folder: Path) -> None:
+def _check_stage(name: str, folder: Path, expected: StageFiles) -> None:
     # The done-mark first: a driver that is at work may finish the stage between the two.
-    done = _checked(folder / "done.json", DONE[name]) if name in DONE else None
+    done = _checked(folder / "done.json", expected.done)
     record = folder / "record.jsonl"
     if not record.is_file():
         if done and done.record:
@@ -78,26 +67,22 @@ def _check_stage(name: str, folder: Path) -> None:
         lines = content.count(b"\n")
         raise _spoilt(record, f"it has {lines} lines, but had {done.record.lines} when its stage was done"
                       if lines < done.record.lines else "it is not what it was when its stage was done")
-    trials = _check_lines(name, record, content, bool(done))
+    trials = _RecordCheck(name, record, expected, bool(done)).check(content)
     if done:
-        _check_together(name, folder / "done.json", done, trials)
+        _check_together(folder / "done.json", done, trials)
 
 
-def _check_together(stage: str, path: Path, done: Done, trials: dict[int, float | None]) -> None:
-    """See whether a done-mark says of its record's trials what the record does."""
-    if stage == "teacher_logits" or not trials:
+def _check_together(path: Path, done: Done, trials: dict[int, float | None]) -> None:
+    """Check that a done-mark agrees with its record about the record's trials."""
+    if not trials:
         return
-    if missing := _trials_named(done) - trials.keys():
+    if missing := done.trials_named() - trials.keys():
         raise _damaged(path, f"the record has no trial {min(missing)}")
-    if isinstance(done, Search | Confirmation | Finalists) and len(trials) < _run_count(done):
-        raise _damaged(path, f"it speaks of {_run_count(done)} trials, the record of {len(trials)}")
-    for trial, said in _accuracies_named(done).items():
+    if len(trials) < done.run_count():
+        raise _damaged(path, f"it speaks of {done.run_count()} trials, the record of {len(trials)}")
+    for trial, said in done.accuracies_named().items():
         if trials[trial] is None or not math.isclose(trials[trial], said, abs_tol=1e-9):
             raise _damaged(path, f"it says that trial {trial} reached {said:g}, the record {trials[trial]}")
-
-
-def _run_count(done: Done) -> int:
-    return done.trials if isinstance(done, Search) else done.runs
 
 
 def _checked(path: Path, kind: type[Part]) -> Any | None:
@@ -125,56 +110,71 @@ def _again(record: Path) -> str:
     return f"{record.parent} and let `kdstudy run` do that stage again"
 
 
-def _check_lines(stage: str, path: Path, content: bytes, done: bool) -> dict[int, float | None]:
-    """Per trial of a record its last validation accuracy. A last line may be half written.
-
-    Raises UserError where a line is not what it must be, or does not belong where it stands.
-    """
-    trials: dict[int, float | None] = {}
-    seen: set[tuple[int, int]] = set()  # trial and epoch of the reports that count
-    most_epochs, lines = 0, [line for line in content.split(b"\n") if line]
-    for number, line in enumerate(lines, 1):
-        try:
-            event = json.loads(line)
-            checked = EVENTS.get(event["event"], Event).model_validate(event)
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            if number == len(lines) and not _is_json(line):
-                break
-            raise _damaged_record(path, number, done, _why(error)) from None
-        if event["sequence"] != number - 1:
-            raise _damaged_record(path, number, done, f"its sequence is {event['sequence']}, not {number - 1}")
-        trial = getattr(checked, "trial", None)
-        if isinstance(checked, Session):
-            most_epochs = max(most_epochs, checked.epochs or 0)
-        elif isinstance(checked, Trial):
-            if trial in trials:
-                raise _damaged_record(path, number, done, f"trial {trial} begins a second time")
-            if not _belongs(stage, checked):
-                raise _damaged_record(path, number, done, f"its trial is none of {stage}")
-            trials[trial] = None
-        elif trial is not None and trial not in trials:
-            raise _damaged_record(path, number, done, f"there is no trial {trial} before it")
-        elif isinstance(checked, Report):
-            if most_epochs and checked.epoch > most_epochs:
-                raise _damaged_record(path, number, done, f"epoch {checked.epoch} is beyond the last, {most_epochs}")
-            if checked.decision == "failed":  # it may well be at an epoch that was reported
-                continue
-            if (trial, checked.epoch) in seen:
-                raise _damaged_record(path, number, done, f"trial {trial} reports epoch {checked.epoch} again")
-            seen.add((trial, checked.epoch))
-            trials[trial] = checked.metrics.validation_accuracy
-    return trials
+class _MisplacedError(Exception):
+    """An event that does not belong where it stands: why."""
 
 
-def _belongs(stage: str, trial: Trial) -> bool:
-    """Whether a stage has trials of that kind."""
-    distils = trial.parameters.temperature is not None
-    if stage in ("teacher", "baseline", "finalists_baseline", "confirm_baseline") and distils:
-        return False
-    if stage in ("distill", "finalists", "confirm") and not distils:
-        return False
-    origins = ORIGINS.get(stage.removesuffix("_baseline"))
-    return origins is None or trial.origin in origins
+class _RecordCheck:
+    """Reads a record line by line and remembers what the next line must fit."""
+
+    def __init__(self, stage: str, path: Path, expected: StageFiles, done: bool):
+        self._stage, self._path, self._expected, self._done = stage, path, expected, done
+        self._trials: dict[int, float | None] = {}  # the last validation accuracy of each
+        self._seen: set[tuple[int, int]] = set()  # trial and epoch of the reports so far, failures apart
+        self._most_epochs = 0
+
+    def check(self, content: bytes) -> dict[int, float | None]:
+        """The last validation accuracy of each trial. The last line may be half written.
+
+        Raises UserError where a line is not what it must be, or does not belong where it stands.
+        """
+        lines = [line for line in content.split(b"\n") if line]
+        for number, line in enumerate(lines, 1):
+            try:
+                event = json.loads(line)
+                checked = EVENTS.get(event["event"], Event).model_validate(event)
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
+                if number == len(lines) and not _is_json(line):
+                    break
+                raise self._damaged(number, _why(error)) from None
+            try:
+                self._take(checked, number)
+            except _MisplacedError as why:
+                raise self._damaged(number, str(why)) from None
+        return self._trials
+
+    def _take(self, event: Event, number: int) -> None:
+        if event.sequence != number - 1:
+            raise _MisplacedError(f"its sequence is {event.sequence}, not {number - 1}")
+        if isinstance(event, Session):
+            self._most_epochs = max(self._most_epochs, event.epochs or 0)
+        elif isinstance(event, Trial):
+            self._begin(event)
+        elif isinstance(event, OfTrial) and event.trial not in self._trials:
+            raise _MisplacedError(f"there is no trial {event.trial} before it")
+        elif isinstance(event, Report):
+            self._report(event)
+
+    def _begin(self, trial: Trial) -> None:
+        if trial.trial in self._trials:
+            raise _MisplacedError(f"trial {trial.trial} begins a second time")
+        if not self._expected.has(trial):
+            raise _MisplacedError(f"its trial is none of {self._stage}")
+        self._trials[trial.trial] = None
+
+    def _report(self, report: Report) -> None:
+        if self._most_epochs and report.epoch > self._most_epochs:
+            raise _MisplacedError(f"epoch {report.epoch} is beyond the last, {self._most_epochs}")
+        if report.decision == "failed":  # this may be at an epoch that was reported before
+            return
+        if (report.trial, report.epoch) in self._seen:
+            raise _MisplacedError(f"trial {report.trial} reports epoch {report.epoch} again")
+        self._seen.add((report.trial, report.epoch))
+        self._trials[report.trial] = report.metrics.validation_accuracy
+
+    def _damaged(self, line: int, why: str) -> UserError:
+        gone = _again(self._path) if self._done else "that line and those after it, to run again what they tell"
+        return UserError(f"{self._path} is damaged at line {line}: {why}; restore it from a copy, or remove {gone}")
 
 
 def _why(error: Exception) -> str:
@@ -184,32 +184,9 @@ def _why(error: Exception) -> str:
     return "it is no event"
 
 
-def _damaged_record(path: Path, line: int, done: bool, why: str) -> UserError:
-    gone = _again(path) if done else "that line and those after it, to run again what they tell"
-    return UserError(f"{path} is damaged at line {line}: {why}; restore it from a copy, or remove {gone}")
-
-
 def _is_json(line: bytes) -> bool:
     try:
         json.loads(line)
     except (ValueError, RecursionError):
         return False
     return True
-
-
-def _trials_named(done: Done) -> set[int]:
-    """The trials of its own record that a done-mark speaks of."""
-    if isinstance(done, Search):
-        return {done.winner, *done.ranking}
-    rows = getattr(done, "rows", ())
-    return {run for row in rows for run in row.runs if run is not None}
-
-
-def _accuracies_named(done: Done) -> dict[int, float]:
-    """The last validation accuracies, 0 to 1, that a done-mark gives for trials of its own record."""
-    if isinstance(done, Search):
-        return {done.winner: done.best_validation}
-    if isinstance(done, Finalists):
-        return {run: accuracy for row in done.rows for run, accuracy in zip(row.runs, row.accuracies, strict=False)
-                if run is not None and accuracy is not None}
-    return {}

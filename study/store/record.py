@@ -68,7 +68,7 @@ class Record:
     """A stage's record: read it by making it, change it by its methods. A line that was cut off is dropped."""
 
     def __init__(self, path: Path, write: bool = True, storage: Storage | None = None):
-        self.path, self._home = path, storage or Storage(path.parent)
+        self.path, self._storage = path, storage or Storage(path.parent)
         self.trials: dict[int, TrialState] = {}
         self.prior: list[TrialState] = []  # of another study, numbered on their own
         self.prior_study: str | None = None
@@ -110,7 +110,7 @@ class Record:
 
     def reopened(self) -> "Record":
         """The record as it is on the disk."""
-        return Record(self.path, storage=self._home)
+        return Record(self.path, storage=self._storage)
 
     def begin_session(self, **facts: Any) -> None:
         self._append({"event": "session", "host": socket.gethostname(), "pid": os.getpid(), **facts})
@@ -151,7 +151,7 @@ class Record:
     def _append(self, event: dict[str, Any]) -> None:
         event = {"sequence": self._sequence, "time": round(time.time(), 3), **_without_secrets(event)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._home.append(self.path, json.dumps(event, allow_nan=False), event["sequence"])
+        self._storage.append(self.path, json.dumps(event, allow_nan=False), event["sequence"])
         self._replay(event)
 
     def _replay(self, event: dict[str, Any]) -> None:

@@ -1,11 +1,15 @@
-"""TODO docstring."""
+"""What the files of a study must look like. They may come from another machine, or from a stranger.
 
+What only one stage writes is described in that stage's own file, by a subclass of `Done` and a `StageFiles`.
+"""
+
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from kdstudy.trainables.paths import is_inside_by_name
-from kdstudy.trainables.settings import Line, ModelSettings
+from kdstudy.trainables.settings import Line
 
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -50,7 +54,7 @@ class Parameters(Part):
     warmup: Share | None = None
     batch_size: Annotated[Whole, Field(ge=1)] | None = None
     optimizer: Line | None = None
-    first_view: Whole | None = None  # of a piece of the teacher's answers
+    first_view: Whole | None = None  # of a piece of the teacher's logits
     view_count: Whole | None = None
 
 
@@ -85,7 +89,7 @@ class RecordSeal(Part):
 
 
 class Done(Part):
-    """done.json of any stage."""
+    """done.json of any stage. A stage's own subclass adds fields, and says what they claim about its record."""
 
     outcome: str
     seconds: Seconds
@@ -93,74 +97,43 @@ class Done(Part):
     files: dict[InnerPath, Whole] | list[InnerPath] = Field(default_factory=dict)
     record: RecordSeal | None = None  # earlier versions had none
 
+    def run_count(self) -> int:
+        """How many trials the record must have at least."""
+        return 0
 
-class Member(Part):
-    model: ModelSettings
-    weights: FileName
-    normalised: Annotated[list[list[float]], Field(min_length=2, max_length=2)] | None
+    def trials_named(self) -> set[int]:
+        """The trials of the stage's own record that the done-mark refers to."""
+        return set()
 
-
-class Teacher(Done):
-    model: str
-    members: list[Member]
-    kind: str | None
-    family: str | None
-    parameters: Parameters
-    model_parameters: Annotated[Whole, Field(ge=1)] | None
-    best_validation: Share
-    trials: Whole
-    weights: str
+    def accuracies_named(self) -> dict[int, float]:
+        """The last validation accuracies, 0 to 1, that it states for trials of its own record."""
+        return {}
 
 
-class Search(Done):
-    trials: Annotated[Whole, Field(ge=1)]
-    winner: Whole
-    parameters: Parameters
-    best_validation: Share
-    kind: str
-    family: str
-    ranking: list[Whole] = Field(default_factory=list)
-    only_shared: Parameters | None = None
+@dataclass(frozen=True)
+class StageFiles:
+    """What the folder of one kind of stage must look like.
 
+    done: the model of its done-mark. origins: the origins that its trials may have. distils: whether its trials have a
+    temperature; None where there is nothing to check.
+    """
 
-class TeacherLogits(Done):
-    cached: bool
-    view_seeds: list[Whole]
+    done: type[Done]
+    origins: frozenset[str]
+    distils: bool | None = None
 
+    def is_done(self, content: Any) -> bool:
+        """Whether this is what the stage's done-mark looks like."""
+        try:
+            self.done.model_validate(content)
+        except ValidationError:
+            return False
+        return True
 
-class FinalistRow(Part):
-    trial: Whole
-    parameters: Parameters
-    runs: list[Whole | None]
-    accuracies: list[Share | None]
-
-
-class Finalists(Done):
-    runs: Whole
-    rows: Annotated[list[FinalistRow], Field(min_length=1)]
-    winner: Whole
-    parameters: Parameters
-    best_validation: Share
-
-
-class ConfirmedRow(Part):
-    arm: Literal["baseline", "distilled"]
-    configuration: Annotated[str, Field(pattern="^(default|tuned|only .*)$")]
-    parameters: Parameters
-    trial: Whole | None
-    runs: Annotated[list[Whole], Field(min_length=1)]
-
-
-class Confirmation(Done):
-    runs: Whole
-    seeds: list[Whole]
-    rows: Annotated[list[ConfirmedRow], Field(min_length=2)]
-    model_parameters: Annotated[Whole, Field(ge=1)]
-
-
-DONE = {"teacher": Teacher, "baseline": Search, "distill": Search, "teacher_logits": TeacherLogits,
-        "finalists_baseline": Finalists, "finalists": Finalists, "confirm_baseline": Confirmation,
-        "confirm": Confirmation}
+    def has(self, trial: "Trial") -> bool:
+        """Whether the stage has trials of that kind."""
+        distils = trial.parameters.temperature is not None
+        return trial.origin in self.origins and self.distils in (None, distils)
 
 
 class Event(Part):
@@ -224,16 +197,3 @@ class Session(Event):
 
 EVENTS = {"session": Session, "prior": Prior, "trial": Trial, "report": Report, "checkpoint": Checkpoint, "end": End,
           "retry": OfTrial, "mismatch": OfTrial}
-
-
-def is_done(stage: str, content: Any) -> bool:
-    """Whether this is what a stage's done-mark looks like."""
-    try:
-        DONE[stage].model_validate(content)
-    except ValidationError:
-        return False
-    return True
-
-
-ORIGINS = {"teacher": {"teacher"}, "teacher_logits": {"teacher_logits"}, "finalists": {"finalist"},
-           "confirm": {"confirm"}, "baseline": {"default", "sobol", "tpe"}, "distill": {"default", "sobol", "tpe"}}

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import os
+import platform
 import re
 import resource
 import shutil
@@ -338,4 +339,17 @@ def waiting_note(given: Share) -> str | None:
         return None
     shown = " and ".join(f"{free.get(kind, 0):g} of {total[kind]:g} {kind}s" for kind in ("CPU", "GPU")
                          if total.get(kind))
-    return f"note: other jobs hold the cluster ({shown} are free); trials begin when they let go"
+    return f"other jobs hold the cluster ({shown} are free); trials begin when they let go"
+
+
+def describe_machine() -> str:
+    """What the study runs on, for a reader of its times."""
+    import ray
+
+    resources = ray.cluster_resources()
+    nodes = sum(node["Alive"] for node in ray.nodes())
+    gpus = [name.removeprefix("accelerator_type:") for name in resources if name.startswith("accelerator_type:")]
+    parts = [f"{resources.get('CPU', 0):g} CPU cores ({platform.machine()})"]
+    if count := resources.get("GPU", 0):
+        parts.append(f"{count:g} GPUs" + (f" ({', '.join(sorted(gpus))})" if gpus else ""))
+    return " and ".join(parts) + (f" on {nodes} nodes" if nodes > 1 else "")

@@ -30,14 +30,14 @@ class _Relay(UserCallback):
 def run_parallel(job: Job, storage: Storage, share: Share, workers: int, retries: int) -> None:
     """Run a stage's trials one after the other, each by so many workers at a time. What goes wrong for good is entered
     as the trial's failure."""
-    while trial := job.book.next():
+    while trial := job.trials.next():
         try:
             for report, path in _reports(storage, trial_config(job, trial, storage), share, workers, retries):
-                job.book.report(trial.number, reported(report))
+                job.trials.report(trial.number, reported(report))
                 if path:
                     enter_checkpoint(job, storage, trial.number, report["epoch"], storage.relative(path), tidied=True)
         except ray.train.TrainingFailedError as error:
-            job.book.fail(trial.number, reason_of(error))
+            job.trials.fail(trial.number, reason_of(error))
 
 
 def _reports(storage: Storage, config: dict[str, Any], share: Share, workers: int,

@@ -4,52 +4,79 @@ while others run. So no worker waits for the last trial of a stage that the next
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
-from kdstudy.config.settings import FINALISTS
+import ray
+import torch
+
 from kdstudy.errors import StorageError, StudyFailedError
-from kdstudy.trainables import stages
-from kdstudy.trainables.files import ANSWER_FILES, RESULT_FILES
+from kdstudy.search.manager import TrialManager
+from kdstudy.search.runs import run_key
+from kdstudy.stages.base import Stage, StageFolder
+from kdstudy.stages.order import priority
+from kdstudy.study import Study
+from kdstudy.trainables import stages as loops
+from kdstudy.trainables.loop import default_device, to_device
+from kdstudy.trainables.task import Task
+from kdstudy.trainables.teacher_logits import held_out
+from kdstudy.tune import ddp
 from kdstudy.tune.cluster import remote_work
-from kdstudy.tune.tuner import Job
-
-if TYPE_CHECKING:
-    from kdstudy.stages.inputs import Stage
-    from kdstudy.study import Study
-
-SEARCHED = ("baseline", "distill")
-NEEDS = {"teacher_logits": ("teacher",), "distill": ("teacher_logits",),
-         # What is chosen among the baseline's trials rests on those of the distillation too.
-         **dict.fromkeys(FINALISTS, SEARCHED),
-         "confirm_baseline": (*SEARCHED, *FINALISTS), "confirm": (*SEARCHED, *FINALISTS)}
-# Whose trials come first: what others wait for, then what nobody does.
-ORDER = ("teacher", "teacher_logits", *SEARCHED, *FINALISTS, "confirm_baseline", "confirm")
+from kdstudy.tune.connection import Connection
+from kdstudy.tune.tuner import Job, run_trials
+from kdstudy.watch.display import Display
 
 
 class Pipeline:
     """The stages of a study that train or evaluate models; what `tuner.run_trials` calls work.
 
-    failures: why stages could not be closed or opened; what needs them is left out, the others go on.
+    names: of the stages that are wanted. before_work: called before the first stage that is not done yet; raises
+    UserError where the study cannot work.
+
+    failures: why stages could not be closed or opened; what needs them is left out, the others go on. did_work: whether
+    there was anything to do.
     """
 
-    def __init__(self, study: Study, names: list[str]):
-        self._study, self._waiting = study, sorted(names, key=ORDER.index)
-        self._wanted = set(names)
+    def __init__(self, study: Study, names: Iterable[str], display: Display, connection: Connection,
+                 before_work: Callable[[], None]):
+        self._study, self._display, self._connection = study, display, connection
+        self._before_work = before_work
+        self._waiting = sorted(names, key=priority)
+        self._wanted = set(self._waiting)
         self.jobs: list[Job] = []
         self.failures: list[StudyFailedError] = []
+        self.did_work = self._began = False
         self._done: set[str] = set()
-        self._stages: dict[str, Stage] = {}
+        self._folders: dict[str, StageFolder] = {}
         self._meter, self._read_at_begin = Meter(), {}
         self._images: dict[int, object] = {}
+
+    def run(self) -> None:
+        """Do the stages that are not done, each as soon as it can begin. Raises the first failure."""
+        try:
+            self.advance()
+            if not self.is_ended():
+                run_trials(self, self._study.storage, self._connection.share, self._resources.worker_retries,
+                           slots=self._connection.slots)
+        finally:
+            self._display.stop()
+        if self.failures:
+            raise self.failures[0]
+
+    @property
+    def _resources(self):
+        return self._study.config.resources
+
+    # -- what `run_trials` asks ---------------------------------------------------------------------------------------
 
     def advance(self) -> None:
         """Close the stages whose trials have ended, and open those that can begin."""
         for job in self.jobs:
-            if job.open and job.book.complete:
+            if job.open and job.trials.complete:
                 self._close(job)
         while ready := [name for name in self._waiting if self._is_ready(name)]:
             self._waiting.remove(ready[0])
-            self._open(ready[0])
+            self._open(self._study.stages[ready[0]])
 
     def is_ended(self) -> bool:
         return not any(job.open for job in self.jobs) and not any(map(self._is_ready, self._waiting))
@@ -58,71 +85,123 @@ class Pipeline:
         self._meter.set(trials, slots)
 
     def _is_ready(self, name: str) -> bool:
-        return all(needed in self._done or needed not in self._wanted for needed in NEEDS.get(name, ()))
+        needs = self._study.stages[name].needs
+        return all(needed in self._done or needed not in self._wanted for needed in needs)
 
-    def _open(self, name: str) -> None:
-        study = self._study
-        stage = study.prepared(name)
-        if study.is_current(stage):
-            self._done.add(name)
-            study.show(stage, reused=True)
+    # -- opening ------------------------------------------------------------------------------------------------------
+
+    def _open(self, stage: Stage) -> None:
+        folder, taken = self._study.opened(stage)
+        self.did_work |= taken
+        if stage.is_current():
+            self._done.add(stage.name)
+            self._show(folder, reused=True)
             return
-        self._stages[name] = stage
+        self._folders[stage.name] = folder
         try:
-            study.make_ready(stage)
-            self._show_stages(also=name)
-            if study.is_given(stage):
-                with remote_work(name):
-                    study.take_given(stage)
-                self._ended(stage)
+            self._begin_work(folder)
+            if stage.is_given:
+                with remote_work(stage.name):
+                    stage.take_given(folder, self._measure)
+                self._ended(folder)
                 return
-            self._read_at_begin[name] = self._meter.read()
-            self._add_job(stage)
+            self._read_at_begin[stage.name] = self._meter.read()
+            self._add_job(stage, folder)
         except StorageError:
             raise
         except StudyFailedError as error:
             self._note_failure(error)
 
-    def _add_job(self, stage: Stage) -> None:
-        study = self._study
-        book = study.book(stage, lambda: study.display.trials({job.stage: job.book for job in self.jobs if job.open}))
-        job = Job(stage.name, book, stages.put(study.task(stage.name), self._images),
-                  ANSWER_FILES if stage.name == "teacher_logits" else RESULT_FILES)
+    def _begin_work(self, folder: StageFolder) -> None:
+        self.did_work = True
+        if not self._began:
+            self._began = True
+            self._display.begin(folder.name, text="starting")
+            self._before_work()
+        folder.path.mkdir(parents=True, exist_ok=True)
+        self._show_running(also=folder.name)
+
+    def _add_job(self, stage: Stage, folder: StageFolder) -> None:
+        trials = self._manager(stage, folder)
+        job = Job(stage.name, stage.loop, trials, loops.put(stage.task(), self._images), stage.result_files)
         self.jobs.append(job)
-        self.jobs.sort(key=lambda job: ORDER.index(job.stage))
-        if not book.complete:
-            study.begin_session(book)
-            if study.is_parallel(stage):
-                study.run_parallel(job)
-        if book.complete:
+        self.jobs.sort(key=lambda job: priority(job.stage))
+        if not trials.complete:
+            self._begin_session(trials)
+            if stage.workers > 1:  # its trials are no business of Ray Tune's
+                ddp.run_parallel(job, self._study.storage, self._connection.share, stage.workers,
+                                 self._resources.worker_retries)
+        if trials.complete:
             self._close(job)
+
+    def _manager(self, stage: Stage, folder: StageFolder) -> TrialManager:
+        """What decides on a stage's trials, from where its record says that they are."""
+        record, slots = folder.record(), self._connection.slots.count()
+        stage.begin_record(record)
+        if (runs := stage.runs()) is not None:
+            # A search can do without a failed trial; these runs are all needed, so a new start tries them again.
+            wanted = {run_key(run) for run in runs}
+            for trial in list(record.trials.values()):
+                if trial.state == "failed" and run_key(trial) in wanted:
+                    record.retry(trial.number)
+        return TrialManager(record, stage.proposer(slots), epochs=stage.epochs, rungs=stage.rungs,
+                            reduction_factor=self._study.config.search.reduction_factor,
+                            has_results=stage.result_check(folder), scored=stage.scored,
+                            on_change=self._show_trials)
+
+    def _begin_session(self, trials: TrialManager) -> None:
+        share = replace(self._connection.share, concurrent=self._connection.slots.count())
+        trials.record.begin_session(epochs=trials.epochs, rungs=trials.rungs, wanted=trials.total,
+                                    protected=trials.protected, share=str(share))
+
+    def _measure(self, task: Task) -> float:
+        """A teacher's validation accuracy, 0 to 1, measured on a worker. Raises Ray's errors."""
+        share = self._connection.share
+        return ray.get(ray.remote(num_cpus=share.cpus, num_gpus=share.gpus)(measure_teacher).remote(task))
+
+    # -- closing ------------------------------------------------------------------------------------------------------
 
     def _close(self, job: Job) -> None:
         job.open = False
-        stage = self._stages[job.stage]
-        stage.facts = self._utilisation(job.stage)
+        folder = self._folders[job.stage]
+        folder.facts = self._utilisation(job.stage)
         try:
-            self._study.close(stage)
+            self._study.stages[job.stage].close(folder)
         except StorageError:
             raise
         except StudyFailedError as error:
             self._note_failure(error)
         else:
-            self._ended(stage)
+            self._ended(folder)
 
-    def _ended(self, stage: Stage) -> None:
-        self._done.add(stage.name)
-        self._study.show(stage)
-        self._show_stages()
+    def _ended(self, folder: StageFolder) -> None:
+        self._done.add(folder.name)
+        self._show(folder)
+        self._show_running()
 
     def _note_failure(self, error: StudyFailedError) -> None:
         self.failures.append(error)
-        self._show_stages()
+        self._show_running()
 
-    def _show_stages(self, also: str | None = None) -> None:
+    # -- what is shown ------------------------------------------------------------------------------------------------
+
+    def _show(self, folder: StageFolder, reused: bool = False) -> None:
+        """Leave a line about a stage that is done."""
+        done = folder.done
+        outcome = done["outcome"] + (f" (taken from {done['taken_from']})" if reused and "taken_from" in done else "")
+        if mismatches := folder.read_record().mismatches:
+            outcome += f" · {mismatches} repeated reports came out differently"
+        if not reused and "utilisation" in done:
+            outcome += f" · {100 * done['utilisation']:.0f} % of {done['slots']:.3g} slots in use"
+        self._display.end(folder.name, outcome, done["seconds"], reused)
+
+    def _show_running(self, also: str | None = None) -> None:
         running = [job.stage for job in self.jobs if job.open] + ([also] if also else [])
         if running:
-            self._study.display.now(*running)
+            self._display.now(*running)
+
+    def _show_trials(self) -> None:
+        self._display.trials({job.stage: job.trials for job in self.jobs if job.open})
 
     def _utilisation(self, name: str) -> dict[str, float]:
         """How many trials could run while a stage did, on average, and the share of that which was used, by it or by
@@ -130,6 +209,15 @@ class Pipeline:
         used, offered, seconds = (now - then for now, then in zip(self._meter.read(), self._read_at_begin[name],
                                                                   strict=True))
         return {"utilisation": used / offered, "slots": offered / seconds} if offered else {}
+
+
+def measure_teacher(task: Task) -> float:
+    """A Ray task: the teacher's accuracy on the validation images, 0 to 1."""
+    torch.set_num_threads(task.threads)
+    device = default_device()
+    images, labels = to_device(task.validation, device)
+    logits = held_out(task.load_teacher(device), images, labels)
+    return (logits.argmax(1) == labels).double().mean().item()
 
 
 class Meter:

@@ -1,4 +1,4 @@
-"""TrialBooks run by Ray Tune: searcher, scheduler and callback that only pass on what the books decide."""
+"""Trials run by Ray Tune: searcher, scheduler and callback only pass on what the trial managers decide."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 from kdstudy.errors import InterruptedStudyError, StorageError, StudyFailedError, UserError
-from kdstudy.search.manager import TrialBook
+from kdstudy.search.manager import TrialManager
 from kdstudy.store import files
 from kdstudy.store.record import TrialState
 from kdstudy.store.storage import TUNE, Storage
@@ -34,7 +34,7 @@ NOWHERE = (0, "running")
 
 
 class _DriverOnly:
-    """Tune copies its arguments and pickles them for a restore that we never use: the book is neither."""
+    """Tune copies its arguments and pickles them for a restore that we never use: the manager is neither."""
 
     def __deepcopy__(self, memo: dict) -> "_DriverOnly":
         return self
@@ -45,13 +45,15 @@ class _DriverOnly:
 
 @dataclass
 class Job:
-    """A stage's trials: the book that decides on them and the task they share, as a reference into the object store.
+    """A stage's trials: the manager that decides on them, and the task that they share.
 
-    results: what is kept of a last checkpoint that counts as a result. open: until what they found is put together.
+    loop: which of the loops in `kdstudy.trainables` runs them. task: a reference into Ray's object store. results: what
+    is kept of a last checkpoint, where that is a result. open: until what they found is put together.
     """
 
     stage: str
-    book: TrialBook
+    loop: str
+    trials: TrialManager
     task: Any
     results: tuple[str, ...] = RESULT_FILES
     open: bool = True
@@ -63,7 +65,7 @@ class Work(Protocol):
     jobs: list[Job]  # all that have been opened, those first whose trials come first
 
     def advance(self) -> None:
-        """Close the jobs whose books are complete, and open those that can begin now."""
+        """Close the jobs whose managers are complete, and open those that can begin now."""
 
     def is_ended(self) -> bool:
         """Whether no job is open and none will be."""
@@ -73,15 +75,15 @@ class Work(Protocol):
 
 
 class _JobSearcher(_DriverOnly, Searcher):
-    """Asks the books for trials, the first job first, as long as there is room. Nothing is saved: the records hold all
-    there is.
+    """Asks the managers for trials, the first job first, as long as there is room. Nothing is saved: the records hold
+    all there is.
 
     interrupted: not empty once nothing more is to begin. only_cut_off: hand out no new trials.
     """
 
     def __init__(self, work: Work, storage: Storage, slots: Slots, interrupted: list[int], only_cut_off: bool):
         super().__init__(metric="validation_accuracy", mode="max")
-        self._work, self._home, self._slots = work, storage, slots
+        self._work, self._storage, self._slots = work, storage, slots
         self._interrupted, self._only_cut_off = interrupted, only_cut_off
         self._handed_out: set[str] = set()
         self._changed = False
@@ -95,9 +97,9 @@ class _JobSearcher(_DriverOnly, Searcher):
         if len(self._handed_out) >= self._slots.count():
             return None
         for job in self._work.jobs:
-            if job.open and (job.book.waiting or not self._only_cut_off) and (trial := job.book.next()):
+            if job.open and (job.trials.waiting or not self._only_cut_off) and (trial := job.trials.next()):
                 self._handed_out.add(trial_id)
-                return trial_config(job, trial, self._home)
+                return trial_config(job, trial, self._storage)
         return None if self._handed_out else Searcher.FINISHED
 
     def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
@@ -112,7 +114,7 @@ class _JobSearcher(_DriverOnly, Searcher):
 
 
 class _JobScheduler(_DriverOnly, FIFOScheduler):
-    """Stops what the books stop. Trials never end by themselves, so every report, the last one too, comes by here
+    """Stops what the managers stop. Trials never end by themselves, so every report, the last one too, comes by here
     before Tune does anything else."""
 
     def __init__(self, work: Work, slots: Slots):
@@ -142,8 +144,8 @@ class _JobScheduler(_DriverOnly, FIFOScheduler):
             cache.increase_max(resources, by=more)
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
-        book = _job(self._work, trial.config["stage"]).book
-        decision = book.report(trial.config["number"], reported(result))
+        manager = _job(self._work, trial.config["stage"]).trials
+        decision = manager.report(trial.config["number"], reported(result))
         return TrialScheduler.CONTINUE if decision == "continue" else TrialScheduler.STOP
 
 
@@ -154,7 +156,7 @@ class _JobCallback(_DriverOnly, tune.Callback):
     """
 
     def __init__(self, work: Work, storage: Storage, slots: Slots):
-        self._work, self._home, self._slots = work, storage, slots
+        self._work, self._storage, self._slots = work, storage, slots
         self._problem: Exception | None = None
         self._given_up = 0  # trials, since the last report of any
         self.at_work: set[Name] = set()  # stage and number of the trials whose workers are up
@@ -172,8 +174,8 @@ class _JobCallback(_DriverOnly, tune.Callback):
     def on_checkpoint(self, iteration: int, trials: list, trial: Any, checkpoint: tune.Checkpoint, **info: Any) -> None:
         try:
             stage, number = _name(trial)
-            enter_checkpoint(_job(self._work, stage), self._home, number, trial.last_result["epoch"],
-                             self._home.relative(checkpoint.path))
+            enter_checkpoint(_job(self._work, stage), self._storage, number, trial.last_result["epoch"],
+                             self._storage.relative(checkpoint.path))
         except Exception as error:  # Tune would log it and go on
             self._problem = error
 
@@ -186,34 +188,34 @@ class _JobCallback(_DriverOnly, tune.Callback):
         stage, number = _name(trial)
         self.at_work.discard((stage, number))
         self._count()
-        _forget(self._home, trial.storage.experiment_dir_name, trial.storage.trial_dir_name)
-        checkpoint = _job(self._work, stage).book.record.trials[number].checkpoint
+        _forget(self._storage, trial.storage.experiment_dir_name, trial.storage.trial_dir_name)
+        checkpoint = _job(self._work, stage).trials.record.trials[number].checkpoint
         if checkpoint and _run_of(checkpoint["path"]):
-            _forget(self._home, *Path(checkpoint["path"]).parts[1:3])
+            _forget(self._storage, *Path(checkpoint["path"]).parts[1:3])
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """Tune gives a trial up: its workers died, or could not save, more often than they may."""
         (stage, number), reason = _name(trial), _why(trial)
-        book = _job(self._work, stage).book
+        manager = _job(self._work, stage).trials
         self.at_work.discard((stage, number))
         self._count()
         _, not_saved, why = reason.partition(f"{NotSavedError.__name__}: ")
         if not_saved:
             raise StorageError(f"cannot save {stage} trial {number}: {why}; {KEPT}")
-        if book.take_back(number):
+        if manager.take_back(number):
             return
         self._given_up += 1
         if self._given_up == TRIES:
             raise StudyFailedError(f"the workers of {TRIES} trials in a row died before any trial reported, last with: "
                                    f"{reason}; {KEPT}")
-        book.fail(number, reason)
+        manager.fail(number, reason)
 
 
 def trial_config(job: Job, trial: TrialState, storage: Storage) -> dict[str, Any]:
     """What a worker is told of a trial. A checkpoint that was cut off lacks its mark: then the trial starts anew."""
     checkpoint = storage.checkpoint(trial.checkpoint["path"], CHECKPOINT_MARK) if trial.checkpoint else None
-    return {"stage": job.stage, "task": job.task, "number": trial.number, "parameters": trial.parameters,
-            "seed": trial.seed, "view_seed": trial.view_seed, "checkpoint": checkpoint}
+    return {"stage": job.stage, "loop": job.loop, "task": job.task, "number": trial.number,
+            "parameters": trial.parameters, "seed": trial.seed, "view_seed": trial.view_seed, "checkpoint": checkpoint}
 
 
 def reported(result: dict[str, Any]) -> dict[str, Any]:
@@ -224,11 +226,11 @@ def reported(result: dict[str, Any]) -> dict[str, Any]:
 def enter_checkpoint(job: Job, storage: Storage, number: int, epoch: int, path: str, tidied: bool = False) -> None:
     """Enter a trial's checkpoint by its path relative to the study, and remove the one before. The last one, if it
     counts as a result, is first copied to the stage's own folder. tidied: of its own run Ray removes what is old."""
-    book = job.book
-    earlier, kept = book.record.trials[number].checkpoint, path
-    if book.has_results and epoch == book.epochs:
-        kept = storage.keep(job.results, path, book.record.path.parent / "runs" / f"{number:03d}")
-    book.checkpoint(number, epoch, kept)
+    manager = job.trials
+    earlier, kept = manager.record.trials[number].checkpoint, path
+    if manager.has_results and epoch == manager.epochs:
+        kept = storage.keep(job.results, path, manager.record.path.parent / "runs" / f"{number:03d}")
+    manager.checkpoint(number, epoch, kept)
     if earlier and _run_of(earlier["path"]) and earlier["path"] != path:
         # Of an earlier run the trial's whole folder; of this one the checkpoint that is out of date.
         below = Path(earlier["path"]).parts[1:]
@@ -260,8 +262,9 @@ def _run_of(checkpoint: str) -> str | None:
 
 def run_trials(work: Work, storage: Storage, share: Share, worker_retries: int,
                trainable: type[tune.Trainable] = StageTrainable, slots: Slots | None = None) -> None:
-    """Run until there is nothing left to do. `storage` is the study's; `slots` says how many trials run at a time, and on
-    which nodes none, where that changes.
+    """Run until there is nothing left to do.
+
+    storage: the study's. slots: how many trials run at a time, and which nodes get none, where that changes.
 
     An exception out of Tune becomes a resume from the records, as often as that gets any further. Where it does not,
     the trials that were running go on one at a time, and one that still takes Ray down with it is marked failed.
@@ -274,10 +277,10 @@ def run_trials(work: Work, storage: Storage, share: Share, worker_retries: int,
     work.advance()
     while not work.is_ended():
         before, one_by_one = _reached(work), max(stuck.values(), default=0) >= TRIES - 1
-        problem, at_work = _try(work, storage, share, worker_retries, trainable, OneSlot(slots) if one_by_one else slots,
-                                only_cut_off=one_by_one)
+        problem, at_work = _try(work, storage, share, worker_retries, trainable,
+                                OneSlot(slots) if one_by_one else slots, only_cut_off=one_by_one)
         for job in _open(work):
-            job.book.reopen()
+            job.trials.reopen()
         work.advance()
         if work.is_ended():
             return
@@ -291,7 +294,7 @@ def run_trials(work: Work, storage: Storage, share: Share, worker_retries: int,
             raise StudyFailedError(f"Ray Tune failed {TRIES} times and got no further, last with: "
                                    f"{problem or UNFINISHED}; {KEPT}")
         for job in _open(work):
-            job.book.record.begin_session(after=problem or UNFINISHED)
+            job.trials.record.begin_session(after=problem or UNFINISHED)
 
 
 def _open(work: Work) -> list[Job]:
@@ -300,24 +303,24 @@ def _open(work: Work) -> list[Job]:
 
 def _fail_culprit(work: Work, stuck: Counter[Name], problem: str | None) -> bool:
     """Mark the trial failed that has been running alone whenever Ray failed; whether there is one."""
-    books = {job.stage: job.book for job in work.jobs}
+    managers = {job.stage: job.trials for job in work.jobs}
     culprits = [(stage, number) for (stage, number), times in stuck.items()
-                if times >= TRIES and books[stage].record.trials[number].state == "running"]
+                if times >= TRIES and managers[stage].record.trials[number].state == "running"]
     for stage, number in culprits:
-        book = books[stage]
-        book.fail(number, f"Ray failed {TRIES} times in a row while it ran: {problem}")
+        manager = managers[stage]
+        manager.fail(number, f"Ray failed {TRIES} times in a row while it ran: {problem}")
     return bool(culprits)
 
 
 def _reached(work: Work) -> dict[Name, tuple[int, str]]:
     """How far each trial is: its last epoch and its state."""
     return {(job.stage, trial.number): (trial.epoch, trial.state)
-            for job in work.jobs for trial in job.book.record.trials.values()}
+            for job in work.jobs for trial in job.trials.record.trials.values()}
 
 
 def _try(work: Work, storage: Storage, share: Share, worker_retries: int, trainable: type[tune.Trainable],
          slots: Slots, only_cut_off: bool) -> tuple[str | None, set[Name]]:
-    """Let Tune run the books until it ends or fails. Returns why it failed, and which trials were at work then."""
+    """Let Tune run the managers until it ends or fails. Returns why it failed, and which trials were at work then."""
     callback, problem = _JobCallback(work, storage, slots), None
     work.occupied(0, slots.count())
     with _interrupts() as interrupted:

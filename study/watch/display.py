@@ -13,9 +13,10 @@ from rich.text import Text
 
 from kdstudy.store.record import METRIC, TrialState
 from kdstudy.watch import progress
+from kdstudy.watch.console import print_prose
 
 if TYPE_CHECKING:  # it imports Ray and Optuna, which a reader can do without
-    from kdstudy.search.manager import TrialBook
+    from kdstudy.search.manager import TrialManager
 
 PLAIN_INTERVAL = 15.0  # seconds between lines where the output is not a terminal
 STAGE_WIDTH = 16
@@ -48,9 +49,9 @@ class Display:
         """Show where the current stage is."""
         self._show(lambda: text)
 
-    def trials(self, books: dict[str, TrialBook]) -> None:
+    def trials(self, managers: dict[str, TrialManager]) -> None:
         """Show the progress of the stages that run now. Put into words only when it is shown: trials may be many."""
-        self._show(lambda: self._describe(books))
+        self._show(lambda: self._describe(managers))
 
     def _show(self, text: Callable[[], str]) -> None:
         self._text = text
@@ -62,6 +63,10 @@ class Display:
         """Leave a stage's line behind."""
         line = self._line((stage,), "=" if reused else "✓", outcome, "" if reused else clock(seconds))
         self.console.print(line, soft_wrap=not self.console.is_terminal)
+
+    def note(self, text: str) -> None:
+        """Leave a line about something that is no harm to the study."""
+        print_prose(self.console, f"note: {text}")
 
     def stop(self) -> None:
         if self._live:
@@ -88,50 +93,54 @@ class Display:
     def _now(self) -> Table | Text:
         return self._line(self._current, "…", self._text(), clock(time.monotonic() - self._started))
 
-    def _describe(self, books: dict[str, TrialBook]) -> str:
-        trials = [trial for book in books.values() for trial in _trials(book)]
-        total = sum(book.total for book in books.values())
-        running = sum(len(book.running) for book in books.values())
-        ended = len(trials) - running - sum(book.waiting for book in books.values())
+    def _describe(self, managers: dict[str, TrialManager]) -> str:
+        trials = [trial for manager in managers.values() for trial in _trials(manager)]
+        total = sum(manager.total for manager in managers.values())
+        running = sum(len(manager.running) for manager in managers.values())
+        ended = len(trials) - running - sum(manager.waiting for manager in managers.values())
         counts = {state: sum(trial.state == state for trial in trials) for state in ("stopped", "failed")}
         # Of a teacher and its student, or of both arms, the later's.
-        best = next((f"{100 * max(values):.1f} %{f' ({_words(stage)})' if len(books) > 1 else ''}"
-                     for stage, book in reversed(books.items()) if (values := _accuracies(book))), None)
+        best = next((f"{100 * max(values):.1f} %{f' ({_words(stage)})' if len(managers) > 1 else ''}"
+                     for stage, manager in reversed(managers.items()) if (values := _accuracies(manager))), None)
         filled = round(ended / total * BAR_WIDTH)
         parts = [f"{'━' * filled}{'╌' * (BAR_WIDTH - filled)} {ended}/{total} trials", f"{running} running"]
         parts += [f"{count} {state}" for state, count in counts.items() if count]
         parts += [f"best {best}"] if best else []
-        left = _seconds_left(books)
+        left = _seconds_left(managers)
         return " · ".join(parts + ([f"about {clock(left)} left"] if left is not None else []))
 
 
-def _seconds_left(books: dict[str, TrialBook]) -> float | None:
+def _seconds_left(managers: dict[str, TrialManager]) -> float | None:
     """If as many trials run at a time as now; None before anything is known. A stage of which nothing is known yet
     counts like the slowest of the others."""
-    known = {stage: seconds for stage, book in books.items()
-             if (seconds := progress.seconds_per_run(_trials(book), book.epochs, book.record.session.get("time", 0)))}
+    known = {stage: seconds for stage, manager in managers.items() if (seconds := _seconds_per_run(manager))}
     if not known:
         return None
-    work = sum(_runs_left(book) * known.get(stage, max(known.values())) for stage, book in books.items())
-    return work / max(1, sum(len(book.running) for book in books.values()))
+    work = sum(_runs_left(manager) * known.get(stage, max(known.values())) for stage, manager in managers.items())
+    return work / max(1, sum(len(manager.running) for manager in managers.values()))
 
 
-def _accuracies(book: TrialBook) -> list[float]:
-    return [value for trial in _trials(book) if (value := trial.metric(METRIC)) is not None]
+def _seconds_per_run(manager: TrialManager) -> float | None:
+    return progress.seconds_per_run(_trials(manager), manager.epochs, manager.record.session.get("time", 0))
+
+
+def _accuracies(manager: TrialManager) -> list[float]:
+    return [value for trial in _trials(manager) if (value := trial.metric(METRIC)) is not None]
 
 
 def _words(stage: str) -> str:
     return stage.replace("_", " ")
 
 
-def _trials(book: TrialBook) -> tuple[TrialState, ...]:
+def _trials(manager: TrialManager) -> tuple[TrialState, ...]:
     """As they are now: the terminal is drawn by a thread of its own, while trials are added."""
-    return tuple(book.record.trials.values())
+    return tuple(manager.record.trials.values())
 
 
-def _runs_left(book: TrialBook) -> float:
-    """Full runs' worth of epochs that a book still expects."""
-    return progress.runs_left(dict(book.record.trials), book.total, book.epochs, book.protected, book.may_stop)
+def _runs_left(manager: TrialManager) -> float:
+    """Full runs' worth of epochs that a manager still expects."""
+    return progress.runs_left(dict(manager.record.trials), manager.total, manager.epochs, manager.protected,
+                              manager.may_stop)
 
 
 def clock(seconds: float) -> str:

@@ -2,10 +2,10 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kdstudy.config.load import STUDY_FILE, load_study
-from kdstudy.config.settings import OUTPUTS, StudyConfig
+from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import StudyFailedError, UserError
 from kdstudy.store.files import read_json
 from kdstudy.store.record import METRIC, Record, TrialState
@@ -26,20 +26,30 @@ MOST_NODES = 4
 EVERY, EVERY_REMOTE = 5.0, 30.0  # seconds between two looks at a folder, at an object store
 
 
-class Sight:
-    """A study as it was at the last look."""
+class StageKind(Protocol):
+    """What is known of a stage without an open study; see `kdstudy.stages.base.Stage`."""
 
-    def __init__(self, storage: Storage):
-        self.storage = storage
+    name: str
+
+    def is_wanted(self, config: StudyConfig) -> bool: ...
+    def trials_expected(self, config: StudyConfig) -> int | None: ...
+    def images_per_epoch(self, data: dict[str, Any], trial: TrialState) -> int: ...
+
+
+class Snapshot:
+    """A study as its files told at the last update. kinds: of all stages that a study may have, in their order."""
+
+    def __init__(self, storage: Storage, kinds: Sequence[StageKind]):
+        self.storage, self._kinds = storage, kinds
         self.driver: str | None = None
         self.config: StudyConfig | None = None
         self.description: dict[str, Any] = {}
-        self.stages: list[StageSight] = []
+        self.stages: list[StageSnapshot] = []
         self._records: dict[Path, Record] = {}
         self.now = time.time()
 
-    def look(self, fetch: bool = True) -> "Sight":
-        """See how it stands now; fetch: bring this machine's copy up to date first. Raises UserError where the study
+    def update(self, fetch: bool = True) -> "Snapshot":
+        """Read how it stands now. fetch: bring this machine's copy up to date first. Raises UserError where the study
         is out of reach."""
         # The driver first: of one that ends meanwhile, all that it has written is read.
         driver = self.storage.driver()
@@ -49,13 +59,9 @@ class Sight:
         self.driver, self.now = driver, time.time()
         self.config = load_study(str(folder)) if (folder / STUDY_FILE).is_file() else None
         self.description = read_json(folder / "stages.json") or {}
-        self.stages = [StageSight(name, self._folder_of(name), self) for name in self._names()]
+        wanted = [kind for kind in self._kinds if self.config and self.description and kind.is_wanted(self.config)]
+        self.stages = [StageSnapshot(kind, self._folder_of(kind.name), self) for kind in wanted]
         return self
-
-    def _names(self) -> list[str]:
-        if self.config is None or not self.description:
-            return []
-        return [name for name in self.config.stages if name not in OUTPUTS]
 
     def _folder_of(self, stage: str) -> Path | None:
         name = self.description["stages"].get(stage)
@@ -85,11 +91,11 @@ class Sight:
         return results.get("verdict") if isinstance(results, dict) else None
 
 
-class StageSight:
-    """A stage as it was at a look. done: what its done-mark says, while no trial runs."""
+class StageSnapshot:
+    """A stage as its files told. done: what its done-mark says, while no trial runs."""
 
-    def __init__(self, name: str, folder: Path | None, study: Sight):
-        self.name, self._study = name, study
+    def __init__(self, kind: StageKind, folder: Path | None, study: Snapshot):
+        self.name, self._kind, self._study = kind.name, kind, study
         self.begun = folder is not None
         self.record = study.record(folder) if folder else None
         self.trials: list[TrialState] = list(self.record.trials.values()) if self.record else []
@@ -109,11 +115,8 @@ class StageSight:
     def wanted(self) -> int | None:
         """How many trials there are to be: what the driver said, else what the settings say."""
         said = self.record.session.get("wanted") if self.record else None
-        config = self._study.config
-        if said is None and self.name in ("baseline", "distill"):
-            said = config.trials(self.name)
-        elif said is None and self.name == "teacher":
-            said = len(config.teacher.learning_rates)
+        if said is None:
+            said = self._kind.trials_expected(self._study.config)
         return said if said is None else max(said, len(self.trials))
 
     def line(self) -> tuple[Text, str]:
@@ -148,7 +151,8 @@ class StageSight:
         pace = progress.pace(self.record)
         if pace is None:
             return []
-        images = sum(epochs * self._images(self.record.trials[number]) for number, epochs in pace.epochs.items())
+        images = sum(epochs * self._kind.images_per_epoch(self._study.description["data"], self.record.trials[number])
+                     for number, epochs in pace.epochs.items())
         parts = [f"{3600 * pace.ended / pace.seconds:,.3g} trials/h, {images / pace.seconds:,.0f} images/s"]
         left = self._seconds_left(pace)
         return parts + ([f"about {clock(left)} left"] if left is not None else [])
@@ -161,17 +165,6 @@ class StageSight:
         left = progress.runs_left(self.record.trials, wanted, epochs, protected,
                                   bool(self.record.session.get("rungs")))
         return progress.seconds_left(left, sum(pace.epochs.values()) / epochs, pace.seconds)
-
-    def _images(self, trial: TrialState) -> int:
-        """How many images an epoch of a trial sees; a piece of the teacher's answers is one."""
-        data = self._study.description["data"]
-        if self.name == "teacher":
-            return data["train"]
-        if self.name != "teacher_logits":
-            return data["student_train"]
-        views = trial.parameters.get("view_count", 0)
-        return views * (data["student_train"] + data.get("unlabelled", 0)) if views else \
-            data["validation"] + data["test"]
 
     def _silence(self) -> str:
         return f"last report {clock(max(0.0, self._study.now - self.record.last_time))} ago"
@@ -187,39 +180,39 @@ class StageSight:
                 best and best.metric(METRIC))
 
 
-def show_status(storage: Storage, console: Console) -> None:
+def show_status(storage: Storage, console: Console, kinds: Sequence[StageKind]) -> None:
     """Print how far a study is. Raises UserError where it is out of reach."""
-    console.print(_page(_first_look(storage), console), soft_wrap=True)
+    console.print(_page(_first_snapshot(storage, kinds), console), soft_wrap=True)
 
 
-def follow_status(storage: Storage, console: Console, every: float | None = None) -> None:
+def follow_status(storage: Storage, console: Console, kinds: Sequence[StageKind], every: float | None = None) -> None:
     """Show how far a study is until no driver works on it: on a terminal in place, in a log a line for what has
     changed. every: seconds between two looks.
 
     Raises StudyFailedError where the driver has gone before the study was done.
     """
     with contextlib.suppress(KeyboardInterrupt):
-        _follow(storage, console, every or (EVERY if storage.uri is None else EVERY_REMOTE))
+        _follow(storage, console, kinds, every or (EVERY if storage.uri is None else EVERY_REMOTE))
 
 
-def _follow(storage: Storage, console: Console, every: float) -> None:
-    study = _first_look(storage)
+def _follow(storage: Storage, console: Console, kinds: Sequence[StageKind], every: float) -> None:
+    study = _first_snapshot(storage, kinds)
     with _shown(study, console) as show:
         while study.driver is not None:
             time.sleep(every)
             with _out_of_reach_told(console):
-                study.look()
+                study.update()
                 show()
         if not study.complete:
-            raise StudyFailedError(f"no driver works on {storage}, and it is not done; `kdstudy run {storage}` goes on with "
-                                   "it")
+            raise StudyFailedError(f"no driver works on {storage}, and it is not done; `kdstudy run {storage}` goes on "
+                                   "with it")
 
 
-def _first_look(storage: Storage) -> Sight:
+def _first_snapshot(storage: Storage, kinds: Sequence[StageKind]) -> Snapshot:
     """The copy of what lies at a URI has just been brought up to date; once more where a driver may have ended since.
     """
-    study = Sight(storage).look(fetch=False)
-    return study if study.driver or study.complete else study.look()
+    study = Snapshot(storage, kinds).update(fetch=False)
+    return study if study.driver or study.complete else study.update()
 
 
 @contextlib.contextmanager
@@ -232,7 +225,7 @@ def _out_of_reach_told(console: Console) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _shown(study: Sight, console: Console) -> Iterator[Callable[[], None]]:
+def _shown(study: Snapshot, console: Console) -> Iterator[Callable[[], None]]:
     """What to call after every look."""
     if console.is_terminal:
         with Live(_page(study, console), console=console, auto_refresh=False, vertical_overflow="visible") as live:
@@ -250,11 +243,11 @@ def _shown(study: Sight, console: Console) -> Iterator[Callable[[], None]]:
     yield tell
 
 
-def _news(study: Sight) -> dict[str, tuple]:
+def _news(study: Snapshot) -> dict[str, tuple]:
     return {stage.name: stage.news() for stage in study.stages}
 
 
-def _changes(study: Sight, told: dict[str, tuple]) -> list[tuple[str, str]]:
+def _changes(study: Snapshot, told: dict[str, tuple]) -> list[tuple[str, str]]:
     """The stages of which there is something new since `told`, which is brought up to date, and what it is."""
     now = _news(study)
     changed = [(stage.name, stage.line()[0].plain) for stage in study.stages if now[stage.name] != told.get(stage.name)]
@@ -262,7 +255,7 @@ def _changes(study: Sight, told: dict[str, tuple]) -> list[tuple[str, str]]:
     return changed
 
 
-def _page(study: Sight, console: Console) -> RenderableType:
+def _page(study: Snapshot, console: Console) -> RenderableType:
     """A line on the study, one per stage, one per failure, the verdict."""
     name = study.description.get("name", study.storage.folder.name)
     failures = [failure for stage in study.stages for failure in stage.failures()]
@@ -271,7 +264,7 @@ def _page(study: Sight, console: Console) -> RenderableType:
                  *([Text(study.verdict, style="bold")] if study.verdict else []))
 
 
-def _stage_lines(study: Sight, console: Console) -> list[RenderableType]:
+def _stage_lines(study: Snapshot, console: Console) -> list[RenderableType]:
     lines = [(stage.name.replace("_", " "), *stage.line()) for stage in study.stages]
     if not console.is_terminal:  # a log has no width: one line, however long, so that it can be searched
         width = max((len(name) for name, *_ in lines), default=0)
@@ -282,7 +275,7 @@ def _stage_lines(study: Sight, console: Console) -> list[RenderableType]:
     return [table] if lines else []
 
 
-def _who_and_when(study: Sight) -> str:
+def _who_and_when(study: Snapshot) -> str:
     """Who works on it, since when; or who did, from when to when."""
     records = study.own
     if not records:

@@ -1,1 +1,1 @@
-"""Where curves can be followed besides `kdstudy status`: one file per tracker, `feed.py` sends them what is recorded."""
+"""Where curves can be followed besides `kdstudy status`: one file each; `feed.py` feeds them from the records."""

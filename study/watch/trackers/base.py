@@ -1,12 +1,14 @@
-"""TODO docstring."""
+"""What a tracker must offer, and a trial as trackers see it."""
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
+from kdstudy.config.settings import StudyConfig
 from kdstudy.store.record import TrialState
+from kdstudy.store.storage import Storage
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,18 @@ class Run:
         return self.name
 
 
-class Sink(Protocol):
-    """Where curves go. What it raises is told to the user once, and tried again later."""
+class Tracker(Protocol):
+    """Where curves go. What it raises is told to the user once, and tried again later.
+
+    setting: in `[watch]`; where that is empty or false, the tracker is not wanted. package: that it needs, and the
+    extra that brings it; None where it comes with kdstudy. folder: in the study's, where it writes to one.
+    """
+
+    setting: ClassVar[str]
+    package: ClassVar[str | None]
+    folder: ClassVar[str | None]
+
+    def __init__(self, config: StudyConfig, storage: Storage): ...
 
     def open(self) -> bool:
         """Make ready; False where it is too early for that."""
@@ -48,7 +60,12 @@ class Sink(Protocol):
         """Nothing comes any more; so long there is to bring to an end what is under way."""
 
 
-def _digest(*parts: str) -> str:
+def location_of(storage: Storage) -> str:
+    """Where the study is stored, in a way that tells it from all others."""
+    return storage.uri or str(storage.folder.resolve())
+
+
+def digest(*parts: str) -> str:
     return hashlib.blake2b("\n".join(parts).encode(), digest_size=8).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""MLflow."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
 from kdstudy.store.record import TrialState
-from kdstudy.watch.trackers.base import Run, _digest, values_of
+from kdstudy.store.storage import Storage
+from kdstudy.watch.trackers.base import Run, digest, location_of, values_of
 
 MOST_VALUES = 900  # that MLflow takes at a time
 
@@ -20,25 +22,29 @@ class MLflow:
     """A run per trial, by Ray's MLflowLoggerCallback; a run that is there already is gone on with.
 
     Its own way to log a report asks the server twice for every value, so that is done here for all of them at once,
-    with the time of the report. where: a URI; or a folder, which gets a mlflow.db, for MLflow no longer writes plain
-    files. place: where the study lives, which tells its runs from those of others.
+    with the time of the report. watch.mlflow is a URI; or a folder, which gets a mlflow.db, for MLflow no longer writes
+    plain files. Runs are told from those of other studies by where the study is stored.
     """
 
-    def __init__(self, where: str, experiment: str, place: str):
+    setting = package = "mlflow"
+    folder = None
+
+    def __init__(self, config: StudyConfig, storage: Storage):
+        where, location = config.watch.mlflow, location_of(storage)
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         import mlflow  # noqa: F401  it sets up its logging
         from ray.air.integrations.mlflow import MLflowLoggerCallback
 
         for name in ("mlflow", "alembic"):
             logging.getLogger(name).setLevel(logging.ERROR)
-        self._uri, self._study = where, _digest(place)
+        self._uri, self._study = where, digest(location)
         if "://" not in where and not where.startswith("databricks"):
             folder = Path(os.path.expanduser(where)).absolute()
             with _made(folder, "watch.mlflow"):
                 folder.mkdir(parents=True, exist_ok=True)
             self._uri = f"sqlite:///{folder}/mlflow.db"
-        self._callback = MLflowLoggerCallback(tracking_uri=self._uri, experiment_name=experiment,
-                                              tags={"study": place, "study.id": self._study})
+        self._callback = MLflowLoggerCallback(tracking_uri=self._uri, experiment_name=config.name,
+                                              tags={"study": location, "study.id": self._study})
         self._runs: dict[str, Any] = {}  # of this study, by name, as they were at the beginning
 
     def open(self) -> bool:

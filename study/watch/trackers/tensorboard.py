@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""TensorBoard."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from kdstudy.config.settings import StudyConfig
 from kdstudy.store.record import METRIC, TrialState
+from kdstudy.store.storage import Storage
 from kdstudy.trainables.paths import remove
 from kdstudy.watch.trackers.base import Run, values_of
 
@@ -21,12 +23,15 @@ class TensorBoard:
     and starts a new file whenever a trial goes on.
     """
 
-    def __init__(self, folder: Path, parameters: dict[str, Any]):
+    setting = folder = "tensorboard"
+    package = None
+
+    def __init__(self, config: StudyConfig, storage: Storage):
         # Here, in the main thread: they import torch.
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.record_writer import masked_crc32c
 
-        self._folder, self._parameters = folder, parameters
+        self._folder, self._parameters = storage.folder / self.folder, config.default_parameters("distill")
         self._event, self._checksum = Event, masked_crc32c
         self._seen: set[str] = set()  # folders of stages
 

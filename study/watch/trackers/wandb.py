@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Weights & Biases."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import os
 import time
 from typing import Any
 
+from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
 from kdstudy.store.record import TrialState
+from kdstudy.store.storage import Storage
 from kdstudy.watch.trackers.base import Run, values_of
 
 
@@ -18,7 +20,11 @@ class WeightsAndBiases:
     """A run per trial, by Ray's WandbLoggerCallback, whose processes run beside the driver. A trial that goes on does
     so in the same run; what had ended before this driver began is not sent again."""
 
-    def __init__(self, project: str):
+    setting = package = "wandb"
+    folder = None  # it publishes what it writes itself
+
+    def __init__(self, config: StudyConfig, storage: Storage):
+        project = config.watch.wandb
         from ray.air.integrations.wandb import WandbLoggerCallback
 
         mode = os.environ.get("WANDB_MODE")

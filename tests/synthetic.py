@@ -1,4 +1,4 @@
-"""The command in this process, and a study for it that is made in no time."""
+"""The command in this process, and a finished study for it that was never trained."""
 
 import contextlib
 import io
@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, settings
-from rich.console import Console
 
 from kdstudy.cli.main import main
 from kdstudy.config.load import load_study
@@ -21,7 +20,6 @@ from kdstudy.store.storage import Storage
 from kdstudy.study import Study
 from kdstudy.trainables import models
 from kdstudy.trainables.task import write_predictions
-from kdstudy.watch.display import Display
 
 LONGEST_SECONDS = 120  # what nothing here takes, however many processes share the machine
 EXAMPLES, MANY_EXAMPLES = 30, 1500
@@ -82,12 +80,12 @@ SHORT = ("search.trials=3", "search.baseline_trials=3", "search.protected=1", "s
 def write_finished(folder: Path, *settings: str) -> Path:
     """A study with every stage done in no time: models that were never trained, and records that were made up."""
     config = load_study("digits", (*SHORT, *settings), smoke=True)
-    study = Study(config, Storage(folder), Display(Console(file=io.StringIO()), config.stages))
+    study = Study(config, Storage(folder))
     folder.mkdir(parents=True)
     (folder / "study.toml").write_text(config.to_toml())
     made = [_write_teacher(study), *(_write_search(study, arm) for arm in ("baseline", "distill")),
             _write_logits(study), *(_write_confirmation(study, name) for name in ("confirm_baseline", "confirm"))]
-    splits = study.splits
+    splits = study.context.splits
     data = {name: len(getattr(splits, name)) for name in ("train", "student_train", "validation", "test")}
     write_json(folder / "stages.json", {
         "name": config.name, "epochs": config.train.epochs, "rungs": config.rungs, "machine": "a desk",
@@ -114,7 +112,7 @@ def _record(stage, runs, epochs, *origins) -> None:
 
 
 def _write_teacher(study) -> Path:
-    stage = study.stage("teacher")
+    stage = study.stages["teacher"].folder
     _record(stage, [({"lr": 3e-3}, "")], study.config.teacher.epochs, "teacher")
     model = _model(study, "teacher")
     models.save_weights(model, stage.path / "model.safetensors")
@@ -136,7 +134,7 @@ def _of_arm(arm: str, point: dict) -> dict:
 
 
 def _write_search(study, arm: str) -> Path:
-    stage = study.stage(arm)
+    stage = study.stages[arm].folder
     _record(stage, [(_of_arm(arm, point), "") for point in POINTS], study.config.train.epochs, "default", "sobol")
     stage.finish({"kind": "Transformer", "family": "VisionTransformer", "outcome": "made up", "seconds": 1.0,
                   "trials": 3, "complete": 3, "stopped": 0, "failed": 0, "winner": 2, "ranking": [2, 1, 0],
@@ -146,20 +144,20 @@ def _write_search(study, arm: str) -> Path:
 
 
 def _write_logits(study) -> Path:
-    stage, splits = study.stage("teacher_logits"), study.splits
+    stage, splits = study.stages["teacher_logits"].folder, study.context.splits
     stage.path.mkdir(parents=True)
     generator = np.random.default_rng(0)
-    for seed in study.view_seeds:
+    for seed in study.context.view_seeds:
         shape = (study.config.view_count, len(splits.student_train), 10)
         np.save(stage.path / f"views-{seed}.npy", generator.normal(size=shape).astype(np.float16))
     np.save(stage.path / "validation.npy", generator.integers(0, 10, len(splits.validation)))
     write_predictions(_model(study, "teacher"), splits.test, stage.path / "test.parquet")
-    stage.finish({"outcome": "made up", "seconds": 1.0, "cached": True, "view_seeds": study.view_seeds})
+    stage.finish({"outcome": "made up", "seconds": 1.0, "cached": True, "view_seeds": study.context.view_seeds})
     return stage.path
 
 
 def _write_confirmation(study, name: str) -> Path:
-    stage, arm = study.stage(name), "baseline" if name == "confirm_baseline" else "distill"
+    stage, arm = study.stages[name].folder, "baseline" if name == "confirm_baseline" else "distill"
     row_arm = "baseline" if arm == "baseline" else "distilled"
     rows = [{"arm": row_arm, "configuration": configuration, "parameters": _of_arm(arm, POINTS[trial]), "trial": trial,
              "runs": [index, index + 2]} for index, (configuration, trial) in enumerate([("default", 0), ("tuned", 2)])]
@@ -169,7 +167,7 @@ def _write_confirmation(study, name: str) -> Path:
         model, folder = _model(study, "student"), stage.path / "runs" / f"{run:03d}"
         folder.mkdir(parents=True)
         models.save_weights(model, folder / "model.safetensors")
-        write_predictions(model, study.splits.test, folder / "test.parquet")
+        write_predictions(model, study.context.splits.test, folder / "test.parquet")
     stage.finish({"outcome": "made up", "seconds": 1.0, "runs": 4, "seeds": [1, 2], "rows": rows,
                   "model_parameters": model.parameter_count})
     return stage.path

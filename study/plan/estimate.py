@@ -1,0 +1,198 @@
+"""What each stage costs: runs, epochs, operations, and seconds where anything is known of them."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from kdstudy.errors import MissingTeacherError
+from kdstudy.plan.forecast import Work
+from kdstudy.stages.base import Stage, StageFolder, Workload
+from kdstudy.stages.context import Context
+from kdstudy.study import Study
+from kdstudy.trainables import models
+from kdstudy.trainables.settings import ModelSettings
+from kdstudy.trainables.task import start
+
+MEASURED_STEPS = 3
+MEASURED_BATCH = 32
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One stage's work.
+
+    flop_per_image: floating-point operations. seconds: of an epoch, with its share of the reports, or None; estimated:
+    from the number of operations. overhead: seconds of a trial besides its epochs. took: seconds, where it is done.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    load: Workload
+    flop_per_image: float
+    seconds: float | None
+    overhead: float
+    estimated: bool
+    took: float | None = None
+
+    @property
+    def done(self) -> bool:
+        return self.took is not None
+
+    def work(self) -> Work:
+        """For the forecast; where the cost of an epoch is not known, its number of operations stands for it."""
+        load = self.load
+        seconds = load.images * self.flop_per_image if self.seconds is None else self.seconds
+        if load.rungs:
+            return Work(self.name, load.runs, load.protected, load.epochs, load.rungs, seconds, self.overhead,
+                        needs=self.needs)
+        return Work(self.name, load.runs, load.runs, 1, (), seconds * load.epochs, self.overhead, load.workers,
+                    self.needs)
+
+    def flop(self, epochs: float) -> float:
+        return epochs * self.load.images * self.flop_per_image
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds of an epoch, and of a trial besides its epochs."""
+
+    epoch: float
+    overhead: float = 0.0
+
+
+def make_plan(study: Study, measure: bool = False, flop_rate: float | None = None,
+              only_gpu: bool = False) -> list[StagePlan]:
+    """The stages that train or evaluate models. Costs per epoch come from the study's own records where there are any,
+    from a few timed steps where `measure` asks for them, from an assumed `flop_rate` (operations a second), or else
+    they are None. only_gpu: records count only where the trials ran on GPUs."""
+    loads = {name: stage.workload() for name, stage in study.stages.items()}
+    paces = _paces(study, loads, measure, flop_rate, only_gpu)
+    known = paces.get("baseline") or paces.get("distill")
+    overhead, sizes = known.overhead if known else 0.0, ModelSizes(study.context)
+    return [_stage_plan(stage, loads[name], paces.get(name), overhead, sizes, flop_rate)
+            for name, stage in study.stages.items()]
+
+
+def _stage_plan(stage: Stage, load: Workload, pace: Pace | None, overhead: float, sizes: ModelSizes,
+                flop_rate: float | None) -> StagePlan:
+    if not load.runs:
+        pace = Pace(0.0)
+    flop = load.passes * sum(map(sizes.forward_flop, load.models))
+    estimated = bool(flop_rate) and not pace
+    seconds = load.images * flop / flop_rate / load.workers if estimated else pace and pace.epoch
+    return StagePlan(stage.name, stage.needs, load, flop, seconds, overhead, estimated, _took(stage))
+
+
+def _took(stage: Stage) -> float | None:
+    """Seconds; None where the stage is not done."""
+    folder = _folder(stage)
+    return folder.done["seconds"] if folder is not None and stage.is_current() else None
+
+
+def _folder(stage: Stage) -> StageFolder | None:
+    """None where it depends on a teacher that is not there yet."""
+    try:
+        return stage.folder
+    except MissingTeacherError:
+        return None
+
+
+# -- models -----------------------------------------------------------------------------------------------------------
+
+
+class ModelSizes:
+    """What models cost. Each is built once, without memory for its weights."""
+
+    def __init__(self, context: Context):
+        self._context = context
+        self._built: dict[str, models.Classifier] = {}
+        self._flop: dict[str, float] = {}
+
+    def parameters(self, settings: ModelSettings) -> int:
+        return self._model(settings).parameter_count
+
+    def image_size(self, settings: ModelSettings) -> int:
+        """Pixels that the model sees."""
+        return self._model(settings).size
+
+    def forward_flop(self, settings: ModelSettings) -> float:
+        """Floating-point operations of one image's forward pass (a multiply-add counts as two)."""
+        key = settings.model_dump_json()
+        if key not in self._flop:
+            model = self._model(settings)
+            images = torch.zeros(1, self._context.splits.channels, model.size, model.size, device="meta")
+            with FlopCounterMode(display=False) as counter, torch.no_grad():
+                model.net.eval()(images)
+            self._flop[key] = counter.get_total_flops()
+        return self._flop[key]
+
+    def _model(self, settings: ModelSettings) -> models.Classifier:
+        key = settings.model_dump_json()
+        if key not in self._built:
+            with torch.device("meta"):
+                plain = settings.model_copy(update={"pretrained": False})
+                self._built[key] = models.build(plain, **self._context.shape)
+        return self._built[key]
+
+
+# -- seconds ----------------------------------------------------------------------------------------------------------
+
+
+def _paces(study: Study, loads: dict[str, Workload], measure: bool, flop_rate: float | None,
+           only_gpu: bool) -> dict[str, Pace]:
+    """What is known of how long an epoch takes, by stage: from its record, else from timed steps where `measure` asks
+    for them, else from a stage that trains the same model."""
+    paces = {name: pace for name, stage in study.stages.items() if (pace := _recorded_pace(stage, only_gpu))}
+    for name in ("teacher", "baseline") if measure else ():
+        if name not in paces and loads[name].runs:
+            paces[name] = Pace(_measure(study.stages[name]) / loads[name].workers)
+    known = dict(paces)
+    for name, load in loads.items():
+        # Of inference, operations say more than the pace of a training.
+        stand_ins = load.paced_by if load.passes > 1 or not flop_rate else ()
+        for other, factor in stand_ins:
+            if name not in paces and other in known:
+                paces[name] = Pace(known[other].epoch * factor, known[other].overhead)
+    return paces
+
+
+def _recorded_pace(stage: Stage, only_gpu: bool) -> Pace | None:
+    """Medians over what is on record: of the time between reports, and of what a trial takes besides."""
+    folder = _folder(stage)
+    if folder is None or not folder.record_path.exists():
+        return None
+    trials = [trial for trial in folder.read_record().trials.values() if trial.reports
+              and not (only_gpu and " gpu " not in (trial.where or ""))]
+    if not stage.scored:  # a piece of the logits: it reports once, and its views are its epochs
+        views = [(trial.reports[0]["time"] - trial.begun) / trial.parameters["view_count"] for trial in trials
+                 if trial.parameters["view_count"]]
+        return Pace(statistics.median(views)) if views else None
+    paces = [(after["time"] - before["time"]) / (after["epoch"] - before["epoch"]) for trial in trials
+             for before, after in pairwise(trial.reports) if after["epoch"] > before["epoch"]]
+    if not paces:
+        return None
+    pace = statistics.median(paces)
+    besides = [trial.reports[0]["time"] - trial.begun - pace * trial.reports[0]["epoch"] for trial in trials]
+    return Pace(pace, max(0.0, statistics.median(besides)))
+
+
+def _measure(stage: Stage) -> float:
+    """Seconds per epoch, with its share of the reports, from a few steps on a few images here."""
+    task = stage.task()
+    few = task.train.take(torch.arange(min(MEASURED_BATCH, len(task.train), task.training.batch_size)).numpy())
+    seen = task.validation.take(torch.arange(min(MEASURED_BATCH, len(task.validation))).numpy())
+    training = start(replace(task, train=few, validation=seen), {"lr": 1e-4}, seed=0, view_seed=0)
+    training.run(1)
+    started = time.perf_counter()
+    for _ in range(MEASURED_STEPS):
+        training.train_epoch()
+    trained = time.perf_counter()
+    training.validation.report(training.model, training.autocast)
+    reported = (time.perf_counter() - trained) / len(seen) * len(task.validation)
+    return (trained - started) / MEASURED_STEPS / len(few) * len(task.train) + reported / task.report_every

@@ -1,0 +1,75 @@
+"""One driver, from beginning to end: it checks the study, runs the stages that are not done, and writes the outputs."""
+
+from __future__ import annotations
+
+import time
+
+from kdstudy.config.models import trained_models
+from kdstudy.plan import preflight
+from kdstudy.stages.base import Output
+from kdstudy.stages.order import NAMES, OUTPUTS
+from kdstudy.store import files
+from kdstudy.study import Study
+from kdstudy.tune.cluster import cluster_address
+from kdstudy.tune.connection import Connection
+from kdstudy.tune.pipeline import Pipeline
+from kdstudy.watch.display import Display
+from kdstudy.watch.trackers import feed
+
+
+def run(study: Study, display: Display, *, until: str = NAMES[-1], address: str | None = None) -> bool:
+    """Do every stage and output up to `until` that is not done, from wherever the study is.
+
+    address: of a Ray cluster that is up; RAY_ADDRESS or this machine unless given. Returns whether there was anything
+    to do. Raises UserError, StudyFailedError, InterruptedStudyError.
+    """
+    driver = _Driver(study, display, address, NAMES[: NAMES.index(until) + 1])
+    return driver.run()
+
+
+class _Driver:
+    def __init__(self, study: Study, display: Display, address: str | None, wanted: tuple[str, ...]):
+        self._study, self._display, self._address = study, display, address
+        self._stages = [name for name in study.stages if name in wanted]
+        self._outputs = [output for output in OUTPUTS if output.name in wanted]
+
+    def run(self) -> bool:
+        study, storage = self._study, self._study.storage
+        if storage.uri is None:
+            preflight.check_writable(storage)
+        connection = Connection(self._address, study.config.resources, preflight.cluster_checks(study),
+                                self._display.note, study.note_machine)
+        with (storage.driven(), connection, files.full_disk_noticed(study.folder),
+              feed.watched(study.config, storage, [name for name, stage in study.stages.items() if stage.scored],
+                           self._display.note)):
+            files.remove_drafts(study.folder)
+            study.begin(self._display.note)
+            pipeline = Pipeline(study, self._stages, self._display, connection, self._before_work)
+            pipeline.run()
+            storage.forget_tune()
+            written = [self._write(output) for output in self._outputs]
+        return pipeline.did_work or any(written)
+
+    def _before_work(self) -> None:
+        """What could not work is found before the first trial; pretrained weights are fetched once, here."""
+        study = self._study
+        preflight.check_settings(study, self._address, self._stages)
+        if cluster_address(self._address) is None:
+            preflight.check_here(study)
+        for section, settings in trained_models(study.config).items():
+            if settings.pretrained and not (section == "teacher" and study.stages["teacher"].folder.done):
+                self._display.update("fetching pretrained weights")
+                study.context.initial_weights(section)
+        self._display.update("connecting to Ray")
+
+    def _write(self, output: Output) -> bool:
+        started, study = time.monotonic(), self._study
+        self._display.begin(output.name, text="writing")
+        try:
+            changed = output.write(study.config, study.folder)
+        finally:
+            self._display.stop()
+        self._display.end(output.name, f"{study.storage}/{output.path}", time.monotonic() - started,
+                          reused=not changed)
+        study.storage.publish(study.folder / output.published)
+        return changed

@@ -1,0 +1,218 @@
+"""The confirmation: each arm's default and winner retrained on fresh paired seeds, and tested once.
+
+The baseline's confirmation is a stage of its own, so that studies with another teacher share it.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from kdstudy.errors import StudyFailedError
+from kdstudy.search.runs import ListProposer, run_key
+from kdstudy.stages import students
+from kdstudy.stages.base import COPIES_IN_CHECKPOINT, Space, Stage, StageFolder, Workload
+from kdstudy.stages.finalists import FINALISTS
+from kdstudy.stages.search import SEARCHES
+from kdstudy.stages.teacher import count_parameters
+from kdstudy.store import files
+from kdstudy.store.predictions import copy_predictions
+from kdstudy.store.record import Record, TrialState
+from kdstudy.store.schema import Done, Parameters, Part, StageFiles, Whole
+from kdstudy.trainables.files import TEST_ANSWERS, WEIGHTS
+from kdstudy.trainables.settings import ModelSettings
+
+if TYPE_CHECKING:  # it imports torch, which a finished study can do without
+    from kdstudy.trainables.task import Task
+
+ONLY = "only {} tuned"  # the configuration that leaves temperature and alpha at their defaults
+
+
+class ConfirmedRow(Part):
+    arm: Literal["baseline", "distilled"]
+    configuration: Annotated[str, Field(pattern="^(default|tuned|only .*)$")]
+    parameters: Parameters
+    trial: Whole | None
+    runs: Annotated[list[Whole], Field(min_length=1)]
+
+
+class ConfirmationDone(Done):
+    runs: Whole
+    seeds: list[Whole]
+    rows: Annotated[list[ConfirmedRow], Field(min_length=2)]
+    model_parameters: Annotated[Whole, Field(ge=1)]
+
+    def run_count(self) -> int:
+        return self.runs
+
+    def trials_named(self) -> set[int]:
+        return {run for row in self.rows for run in row.runs}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """One row of the results table. trial: its number in the search, where it is one of the search's points."""
+
+    arm: str  # baseline, distilled
+    name: str  # default, tuned, or ONLY of what both arms search
+    parameters: dict[str, Any]
+    trial: int | None
+
+
+class ConfirmationStage(Stage):
+    """One arm's confirmation. arm: the search whose winner is retrained. row: the arm's name in the table."""
+
+    arm: ClassVar[str]
+    row: ClassVar[str]
+    needs = (*(search.name for search in SEARCHES), *(stage.name for stage in FINALISTS.values()))
+
+    @classmethod
+    def pack(cls, source: Path, target: Path, done: dict[str, Any], teacher: bool) -> None:
+        """All predictions; logits and weights of the best student alone."""
+        chosen = {row["runs"][0] for row in done["rows"]
+                  if (row["arm"], row["configuration"]) == ("distilled", "tuned")}
+        for run in sorted((source / "runs").iterdir()):
+            best, kept = int(run.name) in chosen, target / "runs" / run.name
+            kept.mkdir(parents=True)
+            copy_predictions(run / TEST_ANSWERS, kept / TEST_ANSWERS, logits=best)
+            if best:
+                shutil.copyfile(run / WEIGHTS, kept / WEIGHTS)
+
+    def inputs(self) -> list[Any]:
+        return [*students.shared_inputs(self.context), self.context.image_hashes["test"]]
+
+    def is_current(self) -> bool:
+        folder = self.folder
+        done = folder.done
+        if done is None or self._choice() is None:
+            return False  # the search has changed, so its winner may too
+        record = folder.read_record()
+        return ListProposer(self.runs()).total(record) <= done["runs"] and done["rows"] == self._rows(record)
+
+    def prepare(self) -> None:
+        for search in SEARCHES:
+            self.context.stage(search.name).keep_findings()
+
+    # -- its runs -----------------------------------------------------------------------------------------------------
+
+    def _choice(self) -> dict[str, Any] | None:
+        """The done-mark that names the arm's winner: the finalists' where there are such, else the search's. None
+        where that stage is not current."""
+        search, finalists = self.context.stage(self.arm), self.context.stage(FINALISTS[self.arm].name)
+        if not search.is_current():
+            return None
+        if not finalists.is_wanted(self.config):
+            return search.folder.done
+        return finalists.folder.done if finalists.is_current() else None
+
+    def _configurations(self) -> list[Configuration]:
+        """The arm at the default point, tuned, and, so that the worth of a learning rate is not taken for that of
+        distillation, the distillation with only that tuned."""
+        best, default = self._choice(), self.config.default_parameters(self.arm)
+        shared = self.context.stage(self.arm).findings["only_shared"]
+        only = [Configuration(self.row, ONLY.format(" and ".join(shared)), default | shared, None)] if shared else []
+        return [Configuration(self.row, "default", default, 0), *only,
+                Configuration(self.row, "tuned", best["parameters"], best["winner"])]
+
+    def runs(self) -> tuple[TrialState, ...]:
+        """All runs, seed by seed, so that pairs are complete as early as can be."""
+        configurations = self._configurations()
+        return tuple(self._run(one, seed) for seed in self.context.confirm_seeds for one in configurations)
+
+    def _run(self, configuration: Configuration, seed: int) -> TrialState:
+        label = f"{configuration.arm} {configuration.name}"
+        return TrialState(0, configuration.parameters, seed, seed, "confirm", True, label)
+
+    def _exported_run(self) -> TrialState | None:
+        """The run that is exported, if it is one of this stage's."""
+        return None
+
+    def task(self) -> Task:
+        # These runs are never stopped, so they report only when they are saved.
+        task = students.arm_task(self.context, self.arm, self.context.confirm_seeds)
+        return replace(task, report_every=self.config.checkpoint_every, keep_weights=True,
+                       test=self.context.splits.test)
+
+    def result_check(self, folder: StageFolder) -> Callable[[TrialState], bool]:
+        """Only the run that is exported needs its weights: a packed study has no others."""
+        exported = self._exported_run()
+        exported_key = run_key(exported) if exported else None
+
+        def has_results(trial: TrialState) -> bool:
+            needed = [TEST_ANSWERS, WEIGHTS] if run_key(trial) == exported_key else [TEST_ANSWERS]
+            return all((self.context.folder / trial.checkpoint["path"] / name).exists() for name in needed)
+
+        return has_results
+
+    def _rows(self, record: Record) -> list[dict[str, Any]]:
+        """Per row of the table: what ran, and the numbers of its runs, one per seed."""
+        numbers = {run_key(trial): trial.number for trial in record.trials.values()}
+        return [{"arm": one.arm, "configuration": one.name, "parameters": one.parameters, "trial": one.trial,
+                 "runs": [numbers.get(run_key(self._run(one, seed))) for seed in self.context.confirm_seeds]}
+                for one in self._configurations()]
+
+    def close(self, folder: StageFolder) -> None:
+        record = folder.record()
+        wanted = {run_key(run) for run in self.runs()}
+        for trial in record.trials.values():
+            if trial.state == "failed" and run_key(trial) in wanted:
+                raise StudyFailedError(f"confirmation run {trial.number} ({trial.label}) failed: {trial.reason}; run "
+                                       "the same command again to try it again")
+        found = self._rows(record)
+        earlier = files.read_json(folder.path / "done.json") or {}
+        weights = next(folder.path.glob(f"runs/*/{WEIGHTS}"), None)  # a packed baseline has none
+        folder.finish({
+            **folder.origin(record),
+            "outcome": f"{len(wanted)} runs on {self.config.confirm.seeds} fresh paired seeds",
+            "seconds": record.seconds, "runs": len(record.trials), "seeds": self.context.confirm_seeds, "rows": found,
+            "model_parameters": count_parameters(files.read_weights(weights)) if weights
+            else earlier["model_parameters"],
+        })
+
+    # -- for the plan -------------------------------------------------------------------------------------------------
+
+    def workload(self) -> Workload:
+        return Workload(runs=self._row_count * self.config.confirm.seeds, epochs=self.config.train.epochs,
+                        images=len(self.context.splits.student_train), models=(self.config.student,),
+                        passes=students.passes(self.context, self.arm),
+                        paced_by=students.paced_by(self.context, self.arm))
+
+    @property
+    def _row_count(self) -> int:
+        """Of the results table, at most."""
+        return 2
+
+    def space(self, runs: int, size: Callable[[ModelSettings], int]) -> Space:
+        student, splits = size(self.config.student), self.context.splits
+        predictions = len(splits.test) * (2 * len(splits.class_names) + 16)
+        return Space(COPIES_IN_CHECKPOINT * student, runs * (student + predictions),
+                     "confirmed runs (fewer with fewer confirm.seeds)")
+
+
+class BaselineConfirmation(ConfirmationStage):
+    name = "confirm_baseline"
+    arm = loop = row = "baseline"
+    files = StageFiles(ConfirmationDone, frozenset({"confirm"}), distils=False)
+
+
+class DistillConfirmation(ConfirmationStage):
+    name = "confirm"
+    arm = loop = "distill"
+    row = "distilled"
+    files = StageFiles(ConfirmationDone, frozenset({"confirm"}), distils=True)
+
+    def inputs(self) -> list[Any]:
+        return [*super().inputs(), *students.soft_inputs(self.context)]
+
+    def _exported_run(self) -> TrialState:
+        """The best student: the tuned distillation on the first seed."""
+        return self._run(self._configurations()[-1], self.context.confirm_seeds[0])
+
+    @property
+    def _row_count(self) -> int:
+        return 2 + bool(self.config.shared_parameters)

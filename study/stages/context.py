@@ -1,0 +1,120 @@
+"""What all stages of a study share: its settings, storage and images, and access to each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from kdstudy.config.models import trained_models
+from kdstudy.config.settings import StudyConfig
+from kdstudy.errors import UserError
+from kdstudy.search.runs import search_view_seed
+from kdstudy.store.fingerprints import hash_images
+from kdstudy.store.schema import StageFiles
+from kdstudy.store.storage import Storage
+from kdstudy.trainables import data
+from kdstudy.trainables.data import Splits
+from kdstudy.trainables.seeds import small_seed
+
+
+class Context:
+    """A study as its stages see it. Images are read, and weights fetched, when they are first asked for.
+
+    kinds: the classes of all stages, subclasses of `kdstudy.stages.base.Stage`.
+    """
+
+    def __init__(self, config: StudyConfig, storage: Storage, kinds: Iterable[type]):
+        self.config, self.storage, self.folder = config, storage, storage.folder
+        self._stages = {kind.name: kind(self) for kind in kinds}
+        self._weights: dict[str, dict[str, np.ndarray] | None] = {}
+
+    # -- the stages ---------------------------------------------------------------------------------------------------
+
+    @property
+    def stages(self) -> dict[str, Any]:
+        """Those that the study has, by name, in their order."""
+        return {name: stage for name, stage in self._stages.items() if stage.is_wanted(self.config)}
+
+    def stage(self, name: str) -> Any:
+        """Also one that this study does not have."""
+        return self._stages[name]
+
+    @property
+    def stage_files(self) -> dict[str, StageFiles]:
+        return {name: stage.files for name, stage in self._stages.items()}
+
+    # -- images and models --------------------------------------------------------------------------------------------
+
+    @cached_property
+    def splits(self) -> Splits:
+        """Raises UserError where the images cannot be read."""
+        try:
+            return data.load(self.config.data)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+
+    @cached_property
+    def image_hashes(self) -> dict[str, str]:
+        """A digest of the images and labels of each split."""
+        names = ("train", "student_train", "validation", "test", "unlabelled")
+        return {name: hash_images(images) for name in names if (images := getattr(self.splits, name)) is not None}
+
+    @property
+    def image_size(self) -> int:
+        """Pixels, for models that do not name their own."""
+        return self.config.data.image_size or self.splits.image_size
+
+    @property
+    def shape(self) -> dict[str, int]:
+        """What the data require of every model: classes, channels, image_size."""
+        return {"classes": len(self.splits.class_names), "channels": self.splits.channels,
+                "image_size": self.image_size}
+
+    def initial_weights(self, section: str) -> dict[str, np.ndarray] | None:
+        """The weights with which a section's training begins; None is random. Fetched once, here, and handed to the
+        workers. Raises UserError."""
+        from kdstudy.trainables import models  # imports torch
+
+        if section not in self._weights:
+            try:
+                self._weights[section] = models.pretrained_weights(trained_models(self.config)[section], **self.shape)
+            except ValueError as error:
+                raise UserError(f"{section}.{error}") from None
+        return self._weights[section]
+
+    def family(self, section: str) -> dict[str, str]:
+        """What kind of model a section's is, and of which class."""
+        from kdstudy.trainables import models  # imports torch
+
+        kind, family = models.kind_of(trained_models(self.config)[section], **self.shape)
+        return {"kind": kind, "family": family}
+
+    # -- seeds and views ----------------------------------------------------------------------------------------------
+
+    @property
+    def confirm_seeds(self) -> list[int]:
+        return [small_seed(self.config.seed, "confirm", index) for index in range(self.config.confirm.seeds)]
+
+    @property
+    def view_seeds(self) -> list[int]:
+        """One for the search, one for every confirmation seed."""
+        return [search_view_seed(self.config.seed), *self.confirm_seeds]
+
+    @property
+    def augments(self) -> bool:
+        """Whether views differ from the plain images."""
+        views = self.config.views
+        return bool(views.shift or views.flip or views.scale or views.mixup)
+
+    @property
+    def logits_bytes(self) -> int:
+        """Of the teacher's logits for all views, once they are kept."""
+        splits = self.splits
+        return 2 * len(self.view_seeds) * self.config.view_count * splits.seen_by_student * len(splits.class_names)
+
+    @property
+    def logits_fit(self) -> bool:
+        return self.logits_bytes <= self.config.views.cache_gib * 2**30

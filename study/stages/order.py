@@ -1,0 +1,51 @@
+"""The list of stages. A new stage is one file beside this one, and one line here.
+
+Everything else follows from the stages themselves: their order, what each of them needs, which trials come first, their
+names in settings and messages.
+"""
+
+from __future__ import annotations
+
+from kdstudy.config.settings import StudyConfig
+from kdstudy.stages.base import Output, Stage
+from kdstudy.stages.confirm import BaselineConfirmation, DistillConfirmation
+from kdstudy.stages.finalists import BaselineFinalists, DistillFinalists
+from kdstudy.stages.outputs import Export, Report
+from kdstudy.stages.search import BaselineSearch, DistillSearch
+from kdstudy.stages.teacher import TeacherStage
+from kdstudy.stages.teacher_logits import TeacherLogitsStage
+
+STAGES: tuple[type[Stage], ...] = (
+    TeacherStage, BaselineSearch, TeacherLogitsStage, DistillSearch, BaselineFinalists, DistillFinalists,
+    BaselineConfirmation, DistillConfirmation,
+)
+OUTPUTS: tuple[Output, ...] = (Report(), Export())
+
+NAMES = tuple(kind.name for kind in (*STAGES, *OUTPUTS))
+STAGE_FILES = {stage.name: stage.files for stage in STAGES}
+
+
+def names(config: StudyConfig) -> tuple[str, ...]:
+    """The stages and outputs that a study with these settings has, in their order."""
+    return (*(stage.name for stage in STAGES if stage.is_wanted(config)), *(output.name for output in OUTPUTS))
+
+
+def priority(name: str) -> tuple[int, int]:
+    """A key that sorts stages by whose trials come first: those that most others wait for, in a chain."""
+    kinds = {stage.name: stage for stage in STAGES}
+
+    def waiting(stage: str) -> int:
+        return max((1 + waiting(other) for other, kind in kinds.items() if stage in kind.needs), default=0)
+
+    return -waiting(name), NAMES.index(name)
+
+
+def may_overlap(one: str, other: str) -> bool:
+    """Whether trials of two stages may run at the same time: neither waits for the other."""
+    kinds = {stage.name: stage for stage in STAGES}
+
+    def before(name: str) -> set[str]:
+        needs = kinds[name].needs
+        return {*needs, *(earlier for need in needs for earlier in before(need))}
+
+    return one not in before(other) and other not in before(one)

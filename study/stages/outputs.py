@@ -1,0 +1,37 @@
+"""What is written once the stages are done: the report, and the exported student."""
+
+from pathlib import Path
+
+from kdstudy.config.settings import StudyConfig
+from kdstudy.stages.base import Output
+
+
+class Report(Output):
+    """The results table and the page, rebuilt only where something has changed."""
+
+    name = "report"
+    path = "results/report.html"
+    published = "results"
+
+    def write(self, config: StudyConfig, folder: Path) -> bool:
+        from kdstudy.analysis import report  # plotly and scikit-learn take a second to import
+
+        return report.build(folder)
+
+
+class Export(Output):
+    """The best distilled student, as a folder that plain timm loads."""
+
+    name = "export"
+    path = "export"
+    published = "export"
+
+    def write(self, config: StudyConfig, folder: Path) -> bool:
+        from kdstudy.analysis.results import StudyFiles  # pandas takes long to import
+
+        if StudyFiles(folder).has_current_export:
+            return False
+        from kdstudy.stages import export  # imports torch
+
+        export.export_student(config, folder, folder / self.path)
+        return True

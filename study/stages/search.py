@@ -1,0 +1,209 @@
+"""The searches: that of the baseline, and that of the distillation."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from kdstudy.config.settings import StudyConfig
+from kdstudy.errors import MissingTeacherError, UserError
+from kdstudy.search import warm_start
+from kdstudy.search.runs import METRIC, Proposer, best_or_fail, search_view_seed
+from kdstudy.stages import students
+from kdstudy.stages.base import COPIES_IN_CHECKPOINT, Space, Stage, StageFolder, Workload
+from kdstudy.store import check
+from kdstudy.store.record import Record
+from kdstudy.store.schema import Done, Parameters, Share, StageFiles, Whole
+from kdstudy.trainables.settings import ModelSettings
+from kdstudy.watch.progress import show_parameters
+
+if TYPE_CHECKING:  # it imports torch, which a finished study can do without
+    from kdstudy.trainables.task import Task
+
+ORIGINS = frozenset({"default", "sobol", "tpe"})
+
+
+class SearchDone(Done):
+    trials: Annotated[Whole, Field(ge=1)]
+    winner: Whole
+    parameters: Parameters
+    best_validation: Share
+    kind: str
+    family: str
+    ranking: list[Whole] = Field(default_factory=list)
+    only_shared: Parameters | None = None
+
+    def run_count(self) -> int:
+        return self.trials
+
+    def trials_named(self) -> set[int]:
+        return {self.winner, *self.ranking}
+
+    def accuracies_named(self) -> dict[int, float]:
+        return {self.winner: self.best_validation}
+
+
+class SearchStage(Stage):
+    """One arm's search. arm: `baseline` or `distill`."""
+
+    arm: ClassVar[str]
+
+    @classmethod
+    def trials_expected(cls, config: StudyConfig) -> int:
+        return config.trials(cls.arm)
+
+    def inputs(self) -> list[Any]:
+        config = self.config
+        space = {name: dimension.model_dump() for name, dimension in config.space(self.arm).items()}
+        inputs = [*students.shared_inputs(self.context), space, config.default_parameters(self.arm),
+                  config.protected(self.arm), config.rungs, config.search.reduction_factor, config.report_every]
+        return [*inputs, {"warm_start": config.search.warm_start}] if config.search.warm_start else inputs
+
+    def is_current(self) -> bool:
+        done = self.folder.done
+        return done is not None and done["trials"] >= self.config.trials(self.arm)
+
+    def may_take_over(self, neighbour: StageFolder) -> bool:
+        # A search with another budget would make the arms unequal.
+        done = neighbour.done
+        if done is None or done["trials"] != self.config.trials(self.arm):
+            return False
+        return not self.is_warm_started or self._starts_alike(neighbour)
+
+    # -- its trials ---------------------------------------------------------------------------------------------------
+
+    @property
+    def rungs(self) -> list[int]:
+        return self.config.rungs
+
+    def runs(self) -> None:
+        return None
+
+    def proposer(self, slots: int) -> Proposer:
+        from kdstudy.search.proposer import OptunaProposer  # Optuna and SciPy take a second to import
+
+        return OptunaProposer.of(self.config, self.arm, slots)
+
+    def task(self) -> Task:
+        return students.arm_task(self.context, self.arm, [search_view_seed(self.config.seed)])
+
+    def close(self, folder: StageFolder) -> None:
+        from kdstudy.search.optuna_file import write_optuna_file  # Optuna takes long to import
+
+        record = folder.record()
+        best = best_or_fail(self.name, record, "change the settings, or remove "
+                            f"{self.context.storage}/{folder.path.name} to search again")
+        write_optuna_file(self.config.space(self.arm), record, folder.path / "optuna.db",
+                          f"{self.config.name}-{self.name}")
+        trials = list(record.trials.values())
+        states = {state: sum(trial.state == state for trial in trials) for state in ("complete", "stopped", "failed")}
+        counts = ", ".join(f"{count} {state}" for state, count in states.items() if count)
+        started = f" · started from {len(record.prior)} trials of {record.prior_study}" if record.prior else ""
+        folder.finish({
+            **self.context.family("student"),
+            "outcome": f"{len(trials)} trials ({counts}) · best {100 * best.metric(METRIC):.1f} % validation at "
+                       f"{show_parameters(best.parameters)}{started}",
+            "seconds": record.seconds, "trials": len(trials), **states, "winner": best.number,
+            "parameters": best.parameters, "best_validation": best.metric(METRIC),
+            "default_validation": record.trials[0].metric(METRIC) if record.trials[0].state == "complete" else None,
+        })
+
+    # -- a warm start -------------------------------------------------------------------------------------------------
+
+    @property
+    def is_warm_started(self) -> bool:
+        """Whether it starts from another study's search."""
+        return bool(self.config.search.warm_start and self.config.space(self.arm))
+
+    def begin_record(self, record: Record) -> None:
+        if self.is_warm_started and not record.prior:
+            record.add_prior(self.config.search.warm_start, self._read_prior())
+
+    def prior_trials(self) -> int:
+        """How many trials of another study it starts from, or has started from. Raises UserError."""
+        with contextlib.suppress(MissingTeacherError):
+            if prior := self.folder.read_record().prior:
+                return len(prior)
+        return len(self._read_prior())
+
+    def _read_prior(self) -> list[dict[str, Any]]:
+        def check_study(folder: Path) -> None:
+            check.check(folder, self.context.stage_files)
+
+        return warm_start.read_prior(self.config, self.arm, self.context.folder, check_study)
+
+    def _starts_alike(self, neighbour: StageFolder) -> bool:
+        """Whether a neighbour's search began with what this one would; if that is gone since, it is taken on trust."""
+        prior = neighbour.read_record().prior
+        with contextlib.suppress(UserError):
+            return [trial.parameters for trial in prior] == [known["parameters"] for known in self._read_prior()]
+        return True
+
+    # -- for other stages ---------------------------------------------------------------------------------------------
+
+    @property
+    def findings(self) -> dict[str, Any]:
+        """What the sensitivity analysis says of the finished search.
+
+        ranking: its full-budget trials by the fitted surface, the best first. only_shared: for the distillation, the
+        best values of what both arms search, with the rest at its defaults; None where nothing can be said.
+        """
+        done = self.folder.done
+        return done if "ranking" in done else self._found
+
+    @cached_property
+    def _found(self) -> dict[str, Any]:
+        from kdstudy.analysis import sensitivity  # scikit-learn takes a second to import
+        from kdstudy.analysis.results import StudyFiles
+
+        ranking, best = sensitivity.choices(StudyFiles(self.context.folder), self.arm)
+        shared = self.config.shared_parameters if best else []
+        return {"ranking": ranking, "only_shared": {name: self._rounded(name, best[name]) for name in shared} or None}
+
+    def _rounded(self, name: str, value: Any) -> Any:
+        """Three significant digits, within the range: what the table shows is what runs."""
+        dimension = getattr(self.config.search, name)
+        if dimension.choice is not None:
+            return value
+        low, high = dimension.bounds
+        return min(max(float(f"{value:.3g}"), low), high)
+
+    def keep_findings(self) -> None:
+        """Write them to the done-mark: on another machine, or with more trials of the other arm, they might differ."""
+        folder = self.folder
+        if (done := folder.done) and "ranking" not in done:
+            folder.finish(done | self.findings)
+
+    # -- for the plan -------------------------------------------------------------------------------------------------
+
+    def workload(self) -> Workload:
+        config, trials = self.config, self.config.trials(self.arm)
+        return Workload(runs=trials, protected=min(trials, config.protected(self.arm) + 1), epochs=config.train.epochs,
+                        images=len(self.context.splits.student_train), models=(config.student,),
+                        passes=students.passes(self.context, self.arm), rungs=tuple(config.rungs),
+                        paced_by=students.paced_by(self.context, self.arm))
+
+    def space(self, runs: int, size: Callable[[ModelSettings], int]) -> Space:
+        return Space(COPIES_IN_CHECKPOINT * size(self.config.student))
+
+
+class BaselineSearch(SearchStage):
+    name = arm = loop = "baseline"
+    files = StageFiles(SearchDone, ORIGINS, distils=False)
+
+
+class DistillSearch(SearchStage):
+    name = arm = loop = "distill"
+    needs = ("teacher_logits",)
+    files = StageFiles(SearchDone, ORIGINS, distils=True)
+
+    def inputs(self) -> list[Any]:
+        return [*super().inputs(), *students.soft_inputs(self.context)]
+
+
+SEARCHES = (BaselineSearch, DistillSearch)

@@ -1,0 +1,291 @@
+"""The teacher: trained here, one run per learning rate, or given as trained models or as a file of logits."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+from pydantic import Field
+from safetensors.numpy import save_file
+
+from kdstudy.config.settings import StudyConfig
+from kdstudy.errors import MissingTeacherError, StudyFailedError, UserError
+from kdstudy.search.runs import METRIC, best_or_fail
+from kdstudy.stages import logits_file, students
+from kdstudy.stages.base import BACKWARD, COPIES_IN_CHECKPOINT, Space, Stage, StageFolder, Workload
+from kdstudy.stages.logits_file import LogitsFile
+from kdstudy.store import files
+from kdstudy.store.fingerprints import changed, existing, fingerprint, hash_file, hash_input, model_inputs
+from kdstudy.store.record import TrialState
+from kdstudy.store.schema import Done, FileName, Parameters, Part, Share, StageFiles, Whole
+from kdstudy.trainables.paths import inside, remove
+from kdstudy.trainables.seeds import small_seed
+from kdstudy.trainables.settings import ModelSettings
+
+if TYPE_CHECKING:  # they import torch, which a finished study can do without
+    from kdstudy.trainables.models import Trained
+    from kdstudy.trainables.task import Member, Task
+
+WEIGHTS = "model.safetensors"
+REPORTS = 20  # of a teacher's run
+
+
+class MemberFile(Part):
+    """One model of the teacher, as its done-mark describes it."""
+
+    model: ModelSettings
+    weights: FileName
+    normalised: Annotated[list[list[float]], Field(min_length=2, max_length=2)] | None
+
+
+class TeacherDone(Done):
+    model: str
+    members: list[MemberFile]
+    kind: str | None
+    family: str | None
+    parameters: Parameters
+    model_parameters: Annotated[Whole, Field(ge=1)] | None
+    best_validation: Share
+    trials: Whole
+    weights: str
+
+
+class TeacherStage(Stage):
+    name = "teacher"
+    loop = "teacher"
+    files = StageFiles(TeacherDone, frozenset({"teacher"}), distils=False)
+
+    @classmethod
+    def trials_expected(cls, config: StudyConfig) -> int:
+        return len(config.teacher.learning_rates)
+
+    @classmethod
+    def images_per_epoch(cls, data: dict[str, Any], trial: TrialState) -> int:
+        return data["train"]
+
+    @classmethod
+    def pack(cls, source: Path, target: Path, done: dict[str, Any], teacher: bool) -> None:
+        for file in source.glob("*.safetensors") if teacher else ():
+            shutil.copyfile(file, target / file.name)
+
+    def inputs(self) -> list[Any]:
+        config, images, teacher = self.config, self.context.image_hashes, self.config.teacher
+        if teacher.logits:
+            return ["logits", hash_input(existing(teacher.logits, "teacher.logits"))]
+        if teacher.trained:
+            found = [file for folder in teacher.trained
+                     for file in sorted(existing(folder, "teacher.trained", folder=True).glob("*")) if file.is_file()]
+            digests = [hash_input(file) for file in found if file.suffix in (".json", ".safetensors", ".bin")]
+            return ["trained", digests, images["validation"], self.context.image_size, teacher.precision]
+        return [config.seed, model_inputs("teacher", teacher.model_settings), changed(teacher.train_settings),
+                teacher.lr, students.view_inputs(config, exclude=("count",)), images["train"], images["validation"],
+                self.context.image_size]
+
+    # -- trained here -------------------------------------------------------------------------------------------------
+
+    @property
+    def epochs(self) -> int:
+        return self.config.teacher.epochs
+
+    @property
+    def workers(self) -> int:
+        return self.config.resources.teacher_workers
+
+    def runs(self) -> tuple[TrialState, ...]:
+        """One per learning rate, otherwise alike."""
+        seed = small_seed(self.config.seed, "teacher")
+        return tuple(TrialState(0, {"lr": lr}, seed, seed, "teacher") for lr in self.config.teacher.learning_rates)
+
+    def task(self) -> Task:
+        config, training = self.config, self.config.teacher.train_settings
+        every = max(1, training.epochs // REPORTS)
+        # views.count limits the views whose logits are kept; the teacher itself sees a fresh one every epoch.
+        views = config.views.model_copy(update={"count": None})
+        return replace(students.plain_task(self.context), train=self.context.splits.train,
+                       model=config.teacher.model_settings, training=training, views=views, report_every=every,
+                       checkpoint_every=5 * every, keep_weights=True, unlabelled=None,
+                       weights=self.context.initial_weights("teacher"))
+
+    def result_check(self, folder: StageFolder) -> Callable[[TrialState], bool]:
+        def has_weights(trial: TrialState) -> bool:
+            if (folder.path / WEIGHTS).exists():
+                return True  # already chosen; the others have been removed
+            return (self.context.folder / trial.checkpoint["path"] / WEIGHTS).exists()
+
+        return has_weights
+
+    def close(self, folder: StageFolder) -> None:
+        record = folder.record()
+        best = best_or_fail(self.name, record, "run the same command again to try again")
+        weights, teacher = folder.path / WEIGHTS, self.config.teacher
+        if not weights.exists():
+            files.copy_file(inside(self.context.folder, best.checkpoint["path"]) / WEIGHTS, weights)
+        remove(folder.path / "runs", folder.path, if_possible=True)
+        parameters, tried = count_parameters(files.read_weights(weights)), len(teacher.learning_rates)
+        member = {"model": teacher.model_settings.model_copy(update={"pretrained": False}).model_dump(),
+                  "weights": WEIGHTS, "normalised": None}
+        folder.finish({
+            "model": teacher.title, **self.context.family("teacher"), "members": [member],
+            "outcome": f"{teacher.model} · {100 * best.metric(METRIC):.1f} % validation · {parameters:,} parameters"
+                       + (f", best of {tried} learning rates" if tried > 1 else ""),
+            "seconds": record.seconds, "trial": best.number, "parameters": best.parameters,
+            "model_parameters": parameters, "best_validation": best.metric(METRIC), "trials": tried,
+            "weights": hash_file(weights),
+        })
+
+    # -- given --------------------------------------------------------------------------------------------------------
+
+    @property
+    def is_given(self) -> bool:
+        return self.config.teacher.is_given
+
+    @cached_property
+    def given_members(self) -> list[Trained]:
+        """The models of a teacher that is trained already. Raises UserError where they do not fit the data."""
+        return [self._given_member(folder) for folder in self.config.teacher.trained or ()]
+
+    def _given_member(self, folder: str) -> Trained:
+        from kdstudy.trainables import models  # imports torch
+
+        names = self.context.splits.class_names
+        try:
+            member = models.read_trained(Path(os.path.expanduser(folder)), self.config.teacher.function)
+            if member.classes == len(names):
+                models.check_trained(member, **self.context.shape)
+        except ValueError as error:
+            raise UserError(f"teacher.trained: {folder}: {error}") from None
+        if member.classes != len(names):
+            raise UserError(f"teacher.trained: {folder} knows {member.classes} classes, but the data have "
+                            f"{len(names)}; train it on these data, or choose data.classes accordingly")
+        if member.class_names and member.class_names != names:
+            raise UserError(f"teacher.trained: the classes of {folder} are not those of the data in the same "
+                            f"order: {member.class_names[:3]} … against {names[:3]} …")
+        return member
+
+    @cached_property
+    def given_logits(self) -> LogitsFile:
+        """The file at teacher.logits. Raises UserError where it does not fit the study."""
+        path = Path(os.path.expanduser(self.config.teacher.logits))
+        try:
+            return logits_file.read(path, self.context)
+        except ValueError as error:
+            raise UserError(f"teacher.logits = {self.config.teacher.logits!r}: {error}") from None
+
+    def check_given(self) -> None:
+        """Raises UserError where what is given does not fit the study."""
+        _ = self.given_logits if self.config.teacher.logits else self.given_members
+
+    def take_given(self, folder: StageFolder, measure: Callable[[Task], float]) -> None:
+        """Keep the given weights with the study, and measure the teacher on the validation images."""
+        started = time.monotonic()
+        if self.config.teacher.logits:
+            self._finish_given(folder, self.given_logits.accuracy, started, {
+                "weights": self.inputs()[1], "members": [], "model_parameters": None, "kind": None, "family": None})
+            return
+        from kdstudy.trainables import models  # both import torch
+        from kdstudy.trainables.task import Teacher
+
+        members, digests, parameters = [], [], 0
+        for index, member in enumerate(self.given_members):
+            path = folder.path / f"member-{index}.safetensors"
+            save_file(member.weights, path)
+            members.append({"model": member.model.model_dump(), "weights": path.name,
+                            "normalised": [list(member.mean), list(member.std)]})
+            digests.append(hash_file(path))
+            parameters += count_parameters(member.weights)
+        task = replace(students.plain_task(self.context), teacher=Teacher(self._members(folder.path, members)))
+        accuracy = measure(task)
+        kinds = {models.kind_of(member.model, **self.context.shape) for member in self.given_members}
+        kind, family = kinds.pop() if len(kinds) == 1 else ("ensemble", "ensemble")
+        self._finish_given(folder, accuracy, started, {
+            # How the weights are used matters as much as what they are: image size, mean and std.
+            "weights": fingerprint(digests, [{**member, "weights": None} for member in members]),
+            "members": members, "model_parameters": parameters, "kind": kind, "family": family})
+
+    def _finish_given(self, folder: StageFolder, accuracy: float, started: float, facts: dict[str, Any]) -> None:
+        title, count = self.config.teacher.title, len(facts["members"])
+        folder.finish({
+            "model": title, **facts, "outcome": f"{title} · given · {100 * accuracy:.1f} % validation"
+            + (f" · mean logits of {count} models" if count > 1 else ""),
+            "seconds": time.monotonic() - started, "parameters": {}, "best_validation": accuracy, "trials": 0,
+        })
+
+    # -- for other stages ---------------------------------------------------------------------------------------------
+
+    @property
+    def done(self) -> dict[str, Any]:
+        """What the done-mark says. Raises MissingTeacherError where the teacher is not there yet."""
+        done = self.folder.done
+        if done is None:
+            raise MissingTeacherError
+        return done
+
+    @property
+    def weights_hash(self) -> str:
+        """What tells this teacher from others. Raises MissingTeacherError."""
+        return self.done["weights"]
+
+    def members(self) -> tuple[Member, ...]:
+        """The trained models. Raises MissingTeacherError, or StudyFailedError where their files are damaged."""
+        return self._members(self.folder.path, self.done["members"])
+
+    def _members(self, folder: Path, described: list[dict[str, Any]]) -> tuple[Member, ...]:
+        return tuple(self._member(folder, member) for member in described)
+
+    def _member(self, folder: Path, described: dict[str, Any]) -> Member:
+        from kdstudy.trainables import models  # both import torch
+        from kdstudy.trainables.task import Member
+
+        check_function(described["model"]["model"], self.config)
+        settings, path = ModelSettings.model_validate(described["model"]), folder / described["weights"]
+        weights, normalised = files.read_weights(path), described["normalised"]
+        try:
+            models.check(settings, **self.context.shape)
+            models.check_weights(settings, weights, **self.context.shape)
+            if normalised:
+                models.check_normalisation(*normalised, self.context.splits.channels)
+        except ValueError as error:
+            raise StudyFailedError(f"{path}: {error}; restore it from a copy") from None
+        return Member(settings, self.config.teacher.train_settings, weights,
+                      tuple(map(tuple, normalised)) if normalised else None)
+
+    @property
+    def models(self) -> tuple[ModelSettings, ...]:
+        """The models whose logits the student learns from; none where there is only a file of logits."""
+        if self.config.teacher.is_given:
+            return tuple(member.model for member in self.given_members)
+        return (self.config.teacher.model_settings,)
+
+    # -- for the plan -------------------------------------------------------------------------------------------------
+
+    def workload(self) -> Workload:
+        teacher = self.config.teacher
+        return Workload(runs=0 if teacher.is_given else len(teacher.learning_rates), epochs=teacher.epochs,
+                        images=len(self.context.splits.train), models=self.models, passes=BACKWARD,
+                        workers=self.workers)
+
+    def space(self, runs: int, size: Callable[[ModelSettings], int]) -> Space:
+        weights = sum(map(size, self.models))
+        return Space(COPIES_IN_CHECKPOINT * weights, (runs + 1) * weights,
+                     "trained teachers (one for each teacher.lr)")
+
+
+def check_function(model: str, config: StudyConfig) -> None:
+    """Check that a function that a file names as a model is one that the study's own settings name, since it will be
+    called. Raises UserError."""
+    if ":" in model and model not in (config.teacher.model, config.teacher.function):
+        raise UserError(f"the teacher's model is the function {model}, which is called only where the study says so: "
+                        f"set teacher.function = {model!r}")
+
+
+def count_parameters(weights: dict[str, np.ndarray]) -> int:
+    """Trainable numbers among a model's weights: all but the running statistics of normalisation layers."""
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    return sum(array.size for name, array in weights.items() if name.rsplit(".", 1)[-1] not in buffers)

@@ -1,0 +1,227 @@
+"""The teacher's logits for every view, computed once in pieces that are trials of their own, or given as a file."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from kdstudy.errors import StudyFailedError
+from kdstudy.search.runs import run_key
+from kdstudy.stages import students
+from kdstudy.stages.base import BACKWARD, Space, Stage, StageFolder, Workload
+from kdstudy.store import files
+from kdstudy.store.predictions import copy_predictions
+from kdstudy.store.record import TrialState
+from kdstudy.store.schema import Done, StageFiles, Whole
+from kdstudy.trainables.files import ANSWER_FILES, TEST_ANSWERS, UNLABELLED, VALIDATION, VIEWS
+from kdstudy.trainables.paths import inside, remove
+from kdstudy.trainables.settings import ModelSettings
+from kdstudy.watch.display import show_bytes
+
+if TYPE_CHECKING:  # it imports torch, which a finished study can do without
+    from kdstudy.trainables.task import Task, Teacher
+
+PIECES = 5  # into which a view seed's views are cut, so that they are spread over workers
+
+
+class TeacherLogitsDone(Done):
+    cached: bool
+    view_seeds: list[Whole]
+
+
+class TeacherLogitsStage(Stage):
+    name = "teacher_logits"
+    needs = ("teacher",)
+    loop = "teacher_logits"
+    files = StageFiles(TeacherLogitsDone, frozenset({"teacher_logits"}))
+    scored = False
+    result_files = ANSWER_FILES
+    wanted_by: ClassVar[tuple[str, ...]] = ("distill", "finalists", "confirm")  # the stages that distil
+
+    @classmethod
+    def images_per_epoch(cls, data: dict[str, Any], trial: TrialState) -> int:
+        views = trial.parameters.get("view_count", 0)
+        return views * (data["student_train"] + data.get("unlabelled", 0)) if views else \
+            data["validation"] + data["test"]
+
+    @classmethod
+    def pack(cls, source: Path, target: Path, done: dict[str, Any], teacher: bool) -> None:
+        shutil.copyfile(source / VALIDATION, target / VALIDATION)
+        copy_predictions(source / TEST_ANSWERS, target / TEST_ANSWERS, logits=True)
+
+    def inputs(self) -> list[Any]:
+        config, teacher = self.config, self.context.stage("teacher")
+        return [teacher.weights_hash, teacher.done["members"], self.context.image_hashes, self.context.image_size,
+                students.view_inputs(config), config.train.epochs, config.teacher.precision]
+
+    def is_current(self) -> bool:
+        folder = self.folder
+        done = folder.done
+        if done is None:
+            return False
+        kept = all(files.is_whole_array(folder.path / f"views-{seed}.npy") for seed in self.context.view_seeds)
+        # A packed study has none; they are wanted only where there is still something to distil.
+        if kept or (set(done["view_seeds"]) >= set(self.context.view_seeds) and self._distillation_done()):
+            return True
+        return not self.config.teacher.logits and not self.context.logits_fit
+
+    def _distillation_done(self) -> bool:
+        stages = self.context.stages
+        return all(stages[name].is_current() for name in self.wanted_by if name in stages)
+
+    # -- computed here ------------------------------------------------------------------------------------------------
+
+    @property
+    def epochs(self) -> int:
+        return 1
+
+    def runs(self) -> tuple[TrialState, ...]:
+        """The pieces that are not there yet: the held-out images, then the views, those of the search first."""
+        folder, runs = self.folder.path, []
+        if not (folder / TEST_ANSWERS).exists():
+            runs.append(TrialState(0, {"first_view": 0, "view_count": 0}, 0, 0, "teacher_logits", True,
+                                   "held-out images"))
+        for view_seed in self._kept_seeds:
+            if not files.is_whole_array(folder / f"views-{view_seed}.npy"):
+                runs += self._pieces(view_seed)
+        return tuple(runs)
+
+    @property
+    def _kept_seeds(self) -> list[int]:
+        """The view seeds whose logits are kept: none where they do not fit."""
+        return self.context.view_seeds if self.context.logits_fit else []
+
+    def _pieces(self, view_seed: int) -> list[TrialState]:
+        """The runs that compute the logits for one view seed's views, in their order."""
+        parts = [views for views in np.array_split(range(self.config.view_count), PIECES) if len(views)]
+        return [TrialState(0, {"first_view": int(views[0]), "view_count": len(views)}, 0, view_seed, "teacher_logits",
+                           True, f"views {views[0]} to {views[-1]} of view seed {view_seed}") for views in parts]
+
+    def task(self) -> Task:
+        from kdstudy.trainables.task import Teacher  # imports torch
+
+        return replace(students.plain_task(self.context), teacher=Teacher(self.context.stage("teacher").members()),
+                       test=self.context.splits.test, keep_weights=True)
+
+    def result_check(self, folder: StageFolder) -> Callable[[TrialState], bool]:
+        """A piece is there as long as its own files are, or what has been put together of them."""
+
+        def has_logits(piece: TrialState) -> bool:
+            own = self.context.folder / piece.checkpoint["path"]
+            if piece.parameters["view_count"]:
+                whole = folder.path / f"views-{piece.view_seed}.npy"
+                return files.is_whole_array(whole) or files.is_whole_array(own / VIEWS)
+            return any((path / TEST_ANSWERS).exists() for path in (folder.path, own))
+
+        return has_logits
+
+    def close(self, folder: StageFolder) -> None:
+        """Put the pieces together."""
+        record = folder.record()
+        runs = record.trials.values()
+        if failed := [run for run in runs if run.state == "failed"]:
+            raise StudyFailedError(f"teacher_logits: {failed[0].label} failed: {failed[0].reason}; run the same "
+                                   "command again to try again")
+        pieces = {run_key(run): inside(self.context.folder, run.checkpoint["path"]) for run in runs}
+        for run in runs:
+            if not run.parameters["view_count"] and pieces[run_key(run)].exists():
+                for name in (VALIDATION, TEST_ANSWERS):
+                    files.copy_file(pieces[run_key(run)] / name, folder.path / name)
+        for view_seed in self._kept_seeds:
+            if not files.is_whole_array(folder.path / f"views-{view_seed}.npy"):
+                own = [pieces[run_key(piece)] for piece in self._pieces(view_seed)]
+                self._save_views(folder, view_seed, *self._joined(own))
+                for piece in own:  # at once: together they are as large as the whole
+                    remove(piece, folder.path, if_possible=True)
+        remove(folder.path / "runs", folder.path, if_possible=True)
+        self._finish(folder, self.context.logits_fit, record.seconds)
+
+    def _joined(self, pieces: list[Path]) -> tuple[np.ndarray, np.ndarray | None]:
+        """The logits (V, N, C) for all views, from those of each piece; also for the images without labels."""
+        names = (VIEWS, UNLABELLED) if self.context.splits.unlabelled else (VIEWS,)
+        labelled, *unlabelled = (np.concatenate([files.read_array(piece / name) for piece in pieces])
+                                 for name in names)
+        return labelled, unlabelled[0] if unlabelled else None
+
+    def _save_views(self, folder: StageFolder, view_seed: int, logits: np.ndarray,
+                    unlabelled: np.ndarray | None) -> None:
+        arrays = {f"unlabelled-{view_seed}.npy": unlabelled, f"views-{view_seed}.npy": logits}
+        for name, array in arrays.items():  # the views last: they say that both are there
+            if array is not None:
+                files.write_array(folder.path / name, array)
+                self.context.storage.publish(folder.path / name)
+
+    def _finish(self, folder: StageFolder, fits: bool, seconds: float) -> None:
+        seeds, images = self.context.view_seeds, self.context.splits.seen_by_student
+        size = show_bytes(self.context.logits_bytes)
+        budget = f"{self.config.views.cache_gib:g} GiB of views.cache_gib"
+        folder.finish({
+            "outcome": f"{self.config.view_count} views × {images} images × {len(seeds)} view seeds, {size} in fp16"
+                       if fits else f"would need {size}, more than the {budget}: the teacher runs in the loop instead",
+            "seconds": seconds, "cached": fits, "view_seeds": seeds if fits else [],
+        })
+
+    # -- given --------------------------------------------------------------------------------------------------------
+
+    @property
+    def is_given(self) -> bool:
+        return bool(self.config.teacher.logits)
+
+    def take_given(self, folder: StageFolder, measure: Callable[[Task], float]) -> None:
+        """Unpack the file at teacher.logits to where the study's own logits would be."""
+        import torch
+
+        from kdstudy.trainables.task import write_answers  # imports torch
+
+        started, given = time.monotonic(), self.context.stage("teacher").given_logits
+        for view_seed in self.context.view_seeds:
+            self._save_views(folder, view_seed, *given.views(view_seed))
+        files.write_array(folder.path / VALIDATION, given.validation.astype(np.int64))
+        with tempfile.TemporaryDirectory() as temporary:
+            path = Path(temporary) / TEST_ANSWERS
+            write_answers(torch.from_numpy(given.test.astype(np.float32)), self.context.splits.test.labels, path)
+            files.write_bytes(folder.path / TEST_ANSWERS, path.read_bytes())
+        self._finish(folder, True, time.monotonic() - started)
+
+    # -- for other stages ---------------------------------------------------------------------------------------------
+
+    def teacher(self, view_seeds: list[int]) -> Teacher:
+        """The trained teacher with its logits for these view seeds; its models go along only where some are missing.
+
+        Raises MissingTeacherError.
+        """
+        from kdstudy.trainables.task import Teacher  # imports torch
+
+        folder = self.folder.path
+
+        def stored(kind: str) -> dict[int, np.ndarray]:
+            paths = {seed: folder / f"{kind}-{seed}.npy" for seed in view_seeds}
+            return {seed: files.read_array(path) for seed, path in paths.items() if path.exists()}
+
+        logits = stored("views")
+        members = () if len(logits) == len(view_seeds) else self.context.stage("teacher").members()
+        return Teacher(members, files.read_array(folder / VALIDATION), logits, stored("unlabelled"))
+
+    # -- for the plan -------------------------------------------------------------------------------------------------
+
+    def workload(self) -> Workload:
+        splits, models = self.context.splits, self.context.stage("teacher").models
+        views = len(self._kept_seeds) * self.config.view_count if models else 0
+        runs = min(PIECES, self.config.view_count) * len(self._kept_seeds) if views else 0
+        workers, share = self.config.resources.teacher_workers, splits.seen_by_student / len(splits.train)
+        return Workload(runs=runs, epochs=views / runs if runs else 0, images=splits.seen_by_student, models=models,
+                        passes=1, paced_by=(("teacher", workers * share / BACKWARD),))
+
+    def space(self, runs: int, size: Callable[[ModelSettings], int]) -> Space:
+        context = self.context
+        logits = context.logits_bytes if self.config.teacher.logits or context.logits_fit else 0
+        # Pieces come first and go as they are put together, a view seed at a time.
+        return Space(logits // runs if runs else 0, logits + logits // len(context.view_seeds),
+                     "the teacher's logits (none with a smaller views.cache_gib)")
