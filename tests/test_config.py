@@ -7,7 +7,7 @@ import pytest
 from kdstudy.config.load import load_study, preset_names
 from kdstudy.config.messages import validate
 from kdstudy.config.models import check_models
-from kdstudy.config.smoke import smoke
+from kdstudy.config.smoke import smoke_study
 from kdstudy.errors import UserError
 
 PROBLEMS = {
@@ -92,7 +92,7 @@ def test_broken_toml_names_file_and_place(tmp_path):
 def test_presets_are_valid_survive_writing_and_shrink(name):
     config = load_study(name)
     assert validate(tomllib.loads(config.to_toml())) == config
-    smoke = smoke(config)
+    smoke = smoke_study(config)
     search = smoke.search
     trials = 3 if config.data.image_size == 224 else 6
     counts = (search.trials, search.baseline_trials, search.protected, smoke.confirm.seeds)
@@ -106,7 +106,7 @@ def test_a_smoke_study_takes_few_images_where_they_are_large():
     assert load_study("cifar100-small", smoke=True).data.limit == 293
     assert load_study("digits", smoke=True).data.limit > 1077  # all of them
     named = ("data.classes=['a', 'b', 'c', 'd', 'e', 'f']",)
-    assert smoke(load_study("cifar100", named)).data.classes == ("a", "b", "c", "d")
+    assert smoke_study(load_study("cifar100", named)).data.classes == ("a", "b", "c", "d")
 
 
 def test_a_smoke_study_of_settings_that_are_valid_is_valid():

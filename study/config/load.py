@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from kdstudy.config.messages import validate
 from kdstudy.config.settings import DefaultPoint, StudyConfig, credentials_in, named_texts
-from kdstudy.config.smoke import smoke as smoke_test
+from kdstudy.config.smoke import smoke_study
 from kdstudy.config.wording import wording
 from kdstudy.errors import UserError
 from kdstudy.trainables.functions import is_function
@@ -68,7 +68,7 @@ def load_study(study: str, overrides: tuple[str, ...] = (), smoke: bool = False)
     path = find_study(study)
     values = {"name": path.stem} | _read(path)
     if smoke:  # before the overrides, which have the last word
-        values = smoke_test(validate(values)).to_values()
+        values = smoke_study(validate(values)).to_values()
     for override in overrides:
         _apply_override(values, override)
     return validate(values)

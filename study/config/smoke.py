@@ -9,7 +9,7 @@ SMOKE_PIXELS = 1.2e6  # per split: what keeps a first try at 224 pixels within m
 SMOKE_IMAGES = 12  # at least: few classes, each with a few images
 
 
-def smoke(config: StudyConfig) -> StudyConfig:
+def smoke_study(config: StudyConfig) -> StudyConfig:
     """The same study, every stage of it, small enough for a first try: random weights, few images, few trials."""
     size = max(config.data.image_size or 0, config.teacher.image_size or 0, config.student.image_size or 0, 32)
     limit, large = max(SMOKE_IMAGES, round(SMOKE_PIXELS / size**2)), size > 64
