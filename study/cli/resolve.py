@@ -6,21 +6,18 @@ from pathlib import Path
 
 from kdstudy.config.load import (
     STUDY_FILE,
-    functions_in,
     load_study,
     preset_names,
-    texts_in,
     values_named,
 )
-from kdstudy.config.settings import StudyConfig, own_functions, places_named
+from kdstudy.config.permission import MODELS, functions_allowed
+from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
 from kdstudy.stages.order import STAGE_FILES
 from kdstudy.store import check
 from kdstudy.store.files import read_json
 from kdstudy.store.storage import Storage
 from kdstudy.trainables import functions
-
-MODELS = ("teacher", "student")  # the sections that may name a function
 
 
 def resolve(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, trust: bool,
@@ -59,26 +56,8 @@ def allow(config: StudyConfig, study: str, overrides: tuple[str, ...], trust: bo
     from, if not from `study`. Raises UserError where a study's folder or URI, which may be a stranger's, names another
     function, or a host to ask or tell.
     """
-    source, values = storage or study, values_named(study, overrides)
-    own = functions_in(values)
-    named = {setting: name for setting, name in own_functions(config).items() if setting.split(".")[0] in sections}
-    for setting, name in named.items():
-        try:
-            functions.check_kind(name)
-        except ValueError as error:
-            raise UserError(str(error).replace("model = ", f"{setting} = ", 1)) from None
-    functions.allow(named.values() if trust else own)
-    if trust:
-        return
-    for setting, name in named.items():
-        if name not in own:
-            raise UserError(f"{setting} = {name!r} is a function that {source} names, not you, and its code would run; "
-                            "if you trust whoever made that study, add --trust")
-    texts = texts_in(values)
-    for setting, place in places_named(config, watch="watch" in sections).items():
-        if place not in texts:
-            raise UserError(f"{setting} = {place!r} is a place that {source} names, not you, and it would be asked or "
-                            f"told; if you trust it, add --trust, else give your own, or none, with --set {setting}=…")
+    functions.allow(functions_allowed(config, values_named(study, overrides), storage or study, trust=trust,
+                                      remedy="add --trust", sections=sections))
 
 
 def _check_named(study: str) -> None:

@@ -10,10 +10,11 @@ from rich.markup import escape
 from kdstudy.cli.console import print_results, stoppable
 from kdstudy.cli.group import cli
 from kdstudy.cli.options import LocalPath, address_option, study_options, trust_option
-from kdstudy.cli.resolve import MODELS, resolve
+from kdstudy.cli.resolve import resolve
 from kdstudy.config.load import (
     check_parameter,
 )
+from kdstudy.config.permission import MODELS
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
 from kdstudy.stages.order import NAMES, OUTPUTS, names

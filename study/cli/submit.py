@@ -6,8 +6,9 @@ import click
 
 from kdstudy.cli.group import cli
 from kdstudy.cli.options import study_options, trust_option, variables
-from kdstudy.cli.resolve import MODELS, allow, locate
+from kdstudy.cli.resolve import allow, locate
 from kdstudy.config.load import STUDY_FILE
+from kdstudy.config.permission import MODELS
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
 from kdstudy.launch import common, kuberay, ray_job, slurm

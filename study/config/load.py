@@ -2,6 +2,7 @@
 
 import difflib
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,26 @@ def load_study(study: str, overrides: tuple[str, ...] = (), smoke: bool = False)
         values = smoke_study(validate(values)).to_values()
     for override in overrides:
         _apply_override(values, override)
+    return validate(values)
+
+
+def load_values(study: str | Mapping[str, Any], changes: Mapping[str, Any], smoke: bool = False) -> StudyConfig:
+    """Settings from a preset's name, a TOML file, a study folder or a dict of sections, changed by further sections.
+
+    changes: sections of which some settings replace others, or settings that belong to no section.
+
+    Raises UserError with one line that names the key and the remedy.
+    """
+    if isinstance(study, Mapping):
+        values = {"name": "study", **study}
+    else:
+        path = find_study(study)
+        values = {"name": path.stem} | _read(path)
+    if smoke:  # before the changes, which have the last word
+        values = smoke_study(validate(values)).to_values()
+    for name, change in changes.items():
+        section = values.get(name)
+        values[name] = {**section, **change} if isinstance(change, Mapping) and isinstance(section, Mapping) else change
     return validate(values)
 
 

@@ -11,7 +11,6 @@ import sysconfig
 from pathlib import Path
 from types import ModuleType
 
-import kdstudy
 from kdstudy import analysis, trainables
 from kdstudy.config.load import STUDY_FILE
 from kdstudy.config.settings import StudyConfig, own_functions
@@ -20,6 +19,7 @@ from kdstudy.store.storage import PACKAGES, Storage
 from kdstudy.trainables import functions
 from kdstudy.trainables.sources import NAMES
 
+OURS = Path(__file__).resolve().parents[1]
 PARTS = (trainables, analysis)  # packages of kdstudy whose folders may lie elsewhere
 ABSOLUTE = "what is submitted is read elsewhere: give the absolute path there, or a URI"
 
@@ -116,7 +116,7 @@ def copy_package(folder: Path) -> None:
     """Copy this package to a folder from which it can be imported, without the committed results of the presets."""
     names = [part.__name__.split(".")[1] for part in PARTS]
     left_out = shutil.ignore_patterns("__pycache__", "results", *names)
-    shutil.copytree(_folder_of(kdstudy), folder / "kdstudy", ignore=left_out)
+    shutil.copytree(OURS, folder / "kdstudy", ignore=left_out)
     for part, name in zip(PARTS, names, strict=True):
         shutil.copytree(_folder_of(part), folder / "kdstudy" / name, ignore=shutil.ignore_patterns("__pycache__"))
 

@@ -24,9 +24,10 @@ END_SECONDS = 4.0
 
 
 def show_plan(study: Study, console: Console, measure: bool = False, gpus: int | None = None,
-              tflops: float = ASSUMED_TFLOPS, address: str | None = None) -> None:
+              tflops: float = ASSUMED_TFLOPS, address: str | None = None) -> list[StagePlan]:
     """Print the plan, for this machine, for the cluster at `address` or in RAY_ADDRESS, or, as an estimate, for `gpus`
-    GPUs that each do `tflops` 10^12 operations a second. Raises UserError where the study cannot work there."""
+    GPUs that each do `tflops` 10^12 operations a second. Returns what it has printed of the stages. Raises UserError
+    where the study cannot work there."""
     config = study.config
     study.storage.refresh(everything=True)  # done-marks vouch for all files
     preflight.check_settings(study, address, machine=not gpus)
@@ -60,6 +61,7 @@ def show_plan(study: Study, console: Console, measure: bool = False, gpus: int |
                       "Times of an epoch are those on record.", soft_wrap=True)
     elif any(plan.seconds is None for plan in plans) and not measure:
         console.print("\nTimes appear once epochs are on record, or with --measure, which times a few steps here.")
+    return plans
 
 
 def _machine(study: Study, console: Console, address: str | None, gpus: int | None) -> tuple[Share, str]:

@@ -1,0 +1,183 @@
+"""The Python API: for notebooks and scripts what the commands are for a terminal."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from rich.console import Console
+
+from kdstudy.analysis import frames, report
+from kdstudy.analysis.results import StudyFiles
+from kdstudy.config.load import STUDY_FILE, is_own_file, load_study, load_values
+from kdstudy.config.permission import functions_allowed
+from kdstudy.config.settings import StudyConfig
+from kdstudy.errors import UserError
+from kdstudy.stages.order import NAMES, STAGE_FILES, names
+from kdstudy.store import check
+from kdstudy.store.storage import Storage
+from kdstudy.study import Study
+from kdstudy.watch.console import make_console
+from kdstudy.watch.display import Display
+
+Settings = StudyConfig | str | Path | Mapping[str, Any]
+
+
+def load(study: Settings, *, smoke: bool = False, trust: bool = False, **changes: Any) -> StudyConfig:
+    """The settings of a study, validated.
+
+    study: a preset's name, a TOML file, the folder or URI of a study, a dict of sections, or settings. smoke: shrink it
+    to a few short trials. trust: accept functions and hosts that the folder of a study names, which may come from a
+    stranger. changes: sections with settings to change, such as `train={"epochs": 3}`, or `seed=1`.
+
+    Raises UserError with one line that names the setting and the remedy.
+    """
+    named: Mapping[str, Any] = changes
+    if isinstance(study, StudyConfig):
+        study = study.to_values()
+    if isinstance(study, Mapping):
+        return load_values(study, changes, smoke)
+    source = str(study)
+    if "://" in source:
+        storage = Storage.of(source)
+        storage.refresh()
+        source = str(storage.folder)
+    settings = load_values(source, changes, smoke)
+    if not is_own_file(source):
+        functions_allowed(settings, dict(named), study, trust=trust, remedy="give trust=True to kdstudy.load")
+    return settings
+
+
+def plan(settings: Settings, folder: str | Path | None = None, *, measure: bool = False, gpus: int | None = None,
+         tflops: float = 40.0, address: str | None = None, console: Console | None = None) -> pd.DataFrame:
+    """Print what a study will do and cost; nothing is started.
+
+    folder: where the study is, or would be, stored: a path or a URI. measure: time a few training steps here. gpus:
+    estimate for so many GPUs of `tflops` 10^12 operations a second each. address: of a Ray cluster that is up.
+
+    Returns a row per stage: runs, protected (never stopped), epochs (of a run), images (of an epoch), flop_per_image,
+    seconds_per_epoch (NaN where nothing is known of it), done. Raises UserError where the study cannot work.
+    """
+    from kdstudy.plan.plan import show_plan  # imports Ray and torch
+
+    study = _study(settings, folder)
+    plans = show_plan(study, console or make_console(), measure, gpus, tflops, address)
+    return pd.DataFrame([
+        {"stage": one.name, "runs": one.load.runs, "protected": one.load.protected, "epochs": one.load.epochs,
+         "images": one.load.images, "flop_per_image": one.flop_per_image, "seconds_per_epoch": one.seconds,
+         "done": one.done} for one in plans])
+
+
+def run(settings: Settings, folder: str | Path | None = None, *, until: str = NAMES[-1], address: str | None = None,
+        console: Console | None = None) -> OpenStudy:
+    """Run a study to its end, or go on with it: what is done is not done again.
+
+    folder: where the study is stored, a path or a URI; `studies/NAME` unless given. until: the stage after which to
+    stop. address: of a Ray cluster that is up; RAY_ADDRESS, or this machine, unless given. A Ray that is already started
+    in this process is used and left running.
+
+    Raises UserError, StudyFailedError, InterruptedStudyError.
+    """
+    study = _study(settings, folder)
+    run_study(study, until=until, address=address, console=console)
+    return OpenStudy(study.storage)
+
+
+def run_study(study: Study, *, until: str, address: str | None, console: Console | None = None) -> bool:
+    """Run a study; returns whether there was anything to do. Raises as `run` does."""
+    from kdstudy.run import run as run_driver  # imports Ray and torch
+
+    display = Display(console or make_console(), names(study.config))
+    return run_driver(study, display, until=until, address=address)
+
+
+def open(folder: str | Path) -> OpenStudy:
+    """A study that has begun, from its folder or URI; also while it runs. Raises UserError where there is none."""
+    storage = Storage.of(folder)
+    storage.refresh()
+    if not (storage.folder / STUDY_FILE).is_file():
+        raise UserError(f"{storage} is not the folder of a study: there is no {STUDY_FILE} in it")
+    check.check(storage.folder, STAGE_FILES)
+    return OpenStudy(storage)
+
+
+def _study(settings: Settings, folder: str | Path | None) -> Study:
+    config = settings if isinstance(settings, StudyConfig) else load(settings)
+    begun = not isinstance(settings, StudyConfig | Mapping) and not is_own_file(str(settings))
+    storage = Storage.of(folder if folder is not None else settings if begun else Path("studies") / config.name)
+    storage.refresh()
+    check.check(storage.folder, STAGE_FILES)
+    return Study(config, storage)
+
+
+@dataclass(frozen=True)
+class OpenStudy:
+    """A study as its files told when each of these was first asked for. `kdstudy.open` again shows what is new."""
+
+    storage: Storage
+
+    @property
+    def folder(self) -> Path:
+        """The study's folder, or this machine's copy of what is stored at a URI."""
+        return self.storage.folder
+
+    @cached_property
+    def settings(self) -> StudyConfig:
+        return load_study(str(self.folder))
+
+    @cached_property
+    def _files(self) -> StudyFiles:
+        return StudyFiles(self.folder)
+
+    @cached_property
+    def trials(self) -> pd.DataFrame:
+        """A row per trial of every stage; see `kdstudy.analysis.frames.trials`."""
+        return frames.trials(self._files)
+
+    @cached_property
+    def curves(self) -> pd.DataFrame:
+        """A row per report of every trial; see `kdstudy.analysis.frames.curves`."""
+        return frames.curves(self._files)
+
+    @cached_property
+    def results(self) -> pd.DataFrame:
+        """The results table, a row per configuration; see `kdstudy.analysis.frames.results`."""
+        return frames.results(self._files)
+
+    @property
+    def verdict(self) -> str | None:
+        """Whether distillation helps, in one sentence; None until the confirmation is done."""
+        return self._outcome["verdict"] if self._files.confirmation is not None else None
+
+    @cached_property
+    def _outcome(self) -> dict[str, Any]:
+        return frames.outcome(self._files)
+
+    @property
+    def figures(self) -> list[str]:
+        """The names of the report's figures that can be drawn now."""
+        return list(self._figures)
+
+    def figure(self, name: str) -> go.Figure:
+        """A figure of the report. Raises KeyError where it cannot be drawn now, or is not known."""
+        if name not in self._figures:
+            raise KeyError(f"there is no figure {name!r}; there are {', '.join(self._figures) or 'none yet'}")
+        return self._figures[name]
+
+    @cached_property
+    def _figures(self) -> dict[str, go.Figure]:
+        return report.figures(self.folder)
+
+    def __repr__(self) -> str:
+        return f"<study {self.settings.name} at {self.storage}: {self.verdict or 'no verdict yet'}>"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: verdict and table."""
+        verdict = html.escape(self.verdict or f"{self.settings.name}: no verdict yet")
+        return f"<p><strong>{verdict}</strong></p>{self.results.to_html(index=False, na_rep='')}"
