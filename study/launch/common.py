@@ -15,7 +15,8 @@ from kdstudy import analysis, trainables
 from kdstudy.config.load import STUDY_FILE
 from kdstudy.config.settings import StudyConfig, own_functions
 from kdstudy.errors import UserError
-from kdstudy.store.storage import PACKAGES, Storage
+from kdstudy.store.object_store import PACKAGES
+from kdstudy.store.storage import Storage
 from kdstudy.trainables import functions
 from kdstudy.trainables.sources import NAMES
 
