@@ -28,7 +28,7 @@ from kdstudy.store import files
 from kdstudy.store.lease import Lease
 from kdstudy.trainables.credentials import problem_with, redact
 from kdstudy.trainables.messages import one_line
-from kdstudy.trainables.paths import MAGIC, inside, is_inside_by_name, remove, remove_objects
+from kdstudy.trainables.paths import MAGIC, cache_folder, inside, is_inside_by_name, remove, remove_objects
 
 RECORD, PARTS = "record.jsonl", "record.parts"
 BASE = ".record.base"  # the copy's names for what its record is put together from
@@ -445,8 +445,6 @@ def _tag(info: dict[str, Any]) -> str:
 
 def _copies_of(parent: str) -> Path:
     """Where this machine keeps its copies of the studies below a URI."""
-    from kdstudy.trainables.sources import cache_folder
-
     return cache_folder() / "studies" / hashlib.blake2b(parent.encode(), digest_size=5).hexdigest()
 
 
