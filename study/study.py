@@ -331,7 +331,7 @@ class Study(StageWork):
 
         import torch
 
-        from kdstudy.trainables.task import write_answers
+        from kdstudy.trainables.predictions import write_logits
 
         started, given = time.monotonic(), self._logits_file
         for view_seed in self.view_seeds:
@@ -339,7 +339,7 @@ class Study(StageWork):
         files.write_array(stage.path / "validation.npy", given.validation.astype(np.int64))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "test.parquet"
-            write_answers(torch.from_numpy(given.test.astype(np.float32)), self.splits.test.labels, path)
+            write_logits(torch.from_numpy(given.test.astype(np.float32)), self.splits.test.labels, path)
             files.write_bytes(stage.path / "test.parquet", path.read_bytes())
         self._finish_logits(stage, True, time.monotonic() - started)
 
@@ -460,7 +460,7 @@ def _measure_teacher(task: Task) -> float:
     """A Ray task: the teacher's accuracy on the validation images, 0 to 1."""
     import torch
 
-    from kdstudy.trainables.loop import default_device, to_device
+    from kdstudy.trainables.device import default_device, to_device
     from kdstudy.trainables.teacher_logits import held_out
 
     torch.set_num_threads(task.threads)

@@ -20,7 +20,7 @@ from kdstudy.store.record import TrialState
 from kdstudy.store.storage import Storage
 from kdstudy.study import Study
 from kdstudy.trainables import models
-from kdstudy.trainables.task import write_predictions
+from kdstudy.trainables.predictions import write_predictions
 from kdstudy.watch.display import Display
 
 LONGEST_SECONDS = 120  # what nothing here takes, however many processes share the machine

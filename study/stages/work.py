@@ -21,7 +21,7 @@ from kdstudy.store import files
 from kdstudy.store.fingerprints import hash_file
 from kdstudy.store.record import Record, TrialState
 from kdstudy.store.storage import Storage
-from kdstudy.trainables.files import TEST_ANSWERS, UNLABELLED, VALIDATION, VIEWS
+from kdstudy.trainables.files import TEST_PREDICTIONS, UNLABELLED_LOGITS, VALIDATION_PREDICTIONS, VIEW_LOGITS
 from kdstudy.trainables.paths import inside, remove
 from kdstudy.trainables.seeds import small_seed
 from kdstudy.trainables.settings import ModelSettings
@@ -124,9 +124,11 @@ class StageWork(StudyInputs):
     def _has_answers(self, stage: Stage, piece: TrialState) -> bool:
         """Whether a piece of the teacher's answers is there, or what has been put together of it."""
         if piece.parameters["view_count"]:
-            whole, part = stage.path / f"views-{piece.view_seed}.npy", self.folder / piece.checkpoint["path"] / VIEWS
+            whole = stage.path / f"views-{piece.view_seed}.npy"
+            part = self.folder / piece.checkpoint["path"] / VIEW_LOGITS
             return files.is_whole_array(whole) or files.is_whole_array(part)
-        return any((folder / TEST_ANSWERS).exists() for folder in (stage.path, self.folder / piece.checkpoint["path"]))
+        folders = (stage.path, self.folder / piece.checkpoint["path"])
+        return any((folder / TEST_PREDICTIONS).exists() for folder in folders)
 
     def _plain_task(self) -> Task:
         """What the student's runs share, whatever the stage."""
@@ -265,7 +267,7 @@ class StageWork(StudyInputs):
         folders = {run_key(run): inside(self.folder, run.checkpoint["path"]) for run in runs}
         for run in runs:
             if not run.parameters["view_count"] and folders[run_key(run)].exists():
-                for name in (VALIDATION, TEST_ANSWERS):
+                for name in (VALIDATION_PREDICTIONS, TEST_PREDICTIONS):
                     files.copy_file(folders[run_key(run)] / name, stage.path / name)
         for view_seed in self.view_seeds if self.logits_fit else ():
             if not files.is_whole_array(stage.path / f"views-{view_seed}.npy"):
@@ -278,7 +280,7 @@ class StageWork(StudyInputs):
 
     def _joined(self, folders: list[Path]) -> tuple[np.ndarray, np.ndarray | None]:
         """The answers for all views from those of each piece; also for the images without labels."""
-        names = (VIEWS, UNLABELLED) if self.splits.unlabelled else (VIEWS,)
+        names = (VIEW_LOGITS, UNLABELLED_LOGITS) if self.splits.unlabelled else (VIEW_LOGITS,)
         labelled, *unlabelled = (np.concatenate([files.read_array(folder / name) for folder in folders])
                                  for name in names)
         return labelled, unlabelled[0] if unlabelled else None

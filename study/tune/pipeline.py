@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from kdstudy.config.settings import FINALISTS
 from kdstudy.errors import StorageError, StudyFailedError
-from kdstudy.trainables import stages
-from kdstudy.trainables.files import ANSWER_FILES, RESULT_FILES
+from kdstudy.trainables.files import LOGITS_FILES, RESULT_FILES
+from kdstudy.trainables.object_store import put_task
 from kdstudy.tune.cluster import remote_work
 from kdstudy.tune.tuner import Job
 
@@ -86,8 +86,8 @@ class Pipeline:
     def _add_job(self, stage: Stage) -> None:
         study = self._study
         book = study.book(stage, lambda: study.display.trials({job.stage: job.book for job in self.jobs if job.open}))
-        job = Job(stage.name, book, stages.put(study.task(stage.name), self._images),
-                  ANSWER_FILES if stage.name == "teacher_logits" else RESULT_FILES)
+        job = Job(stage.name, book, put_task(study.task(stage.name), self._images),
+                  LOGITS_FILES if stage.name == "teacher_logits" else RESULT_FILES)
         self.jobs.append(job)
         self.jobs.sort(key=lambda job: ORDER.index(job.stage))
         if not book.complete:
