@@ -79,8 +79,8 @@ def run(settings: Settings, folder: str | Path | None = None, *, until: str = NA
     """Run a study to its end, or go on with it: what is done is not done again.
 
     folder: where the study is stored, a path or a URI; `studies/NAME` unless given. until: the stage after which to
-    stop. address: of a Ray cluster that is up; RAY_ADDRESS, or this machine, unless given. A Ray that was started in this
-    process before is used and left running.
+    stop. address: of a Ray cluster that is up; RAY_ADDRESS, or this machine, unless given. If Ray was started in this
+    process before, that is used and left running.
 
     Raises UserError, StudyFailedError, InterruptedStudyError.
     """

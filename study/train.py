@@ -16,8 +16,9 @@ from kdstudy.search.runs import search_view_seed
 from kdstudy.store import files
 from kdstudy.store.storage import Storage
 from kdstudy.study import Study
+from kdstudy.trainables.device import default_device, to_device
 from kdstudy.trainables.distill import start_distillation
-from kdstudy.trainables.loop import Training, default_device, to_device
+from kdstudy.trainables.loop import Training
 from kdstudy.trainables.seeds import small_seed
 from kdstudy.trainables.task import Member, Task, Teacher, save, start
 from kdstudy.trainables.teacher_logits import held_out

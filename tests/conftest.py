@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from running import ONE_AT_A_TIME, kdstudy
 
-from kdstudy.trainables.data import ImageSet
+from kdstudy.trainables.images import ImageSet
 
 # Two test processes on two cores: one thread each, as the trials have.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -19,7 +19,7 @@ from kdstudy.store.record import TrialState
 from kdstudy.store.storage import Storage
 from kdstudy.study import Study
 from kdstudy.trainables import models
-from kdstudy.trainables.task import write_predictions
+from kdstudy.trainables.predictions import write_predictions
 
 LONGEST_SECONDS = 120  # what nothing here takes, however many processes share the machine
 EXAMPLES, MANY_EXAMPLES = 30, 1500

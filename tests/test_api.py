@@ -30,7 +30,8 @@ def test_a_script_plans_runs_and_reads_a_study(tmp_path):
     done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=tmp_path, text=True, capture_output=True, timeout=600,
                           env=os.environ | {"KDSTUDY_CACHE": str(tmp_path / "cache")})
     assert done.returncode == 0, done.stdout + done.stderr
-    said = dict(line.split(" ", 1) for line in done.stdout.splitlines() if line.split(" ", 1)[0].isupper() and " " in line)
+    words = [line.split(" ", 1) for line in done.stdout.splitlines()]
+    said = {name: rest[0] for name, *rest in words if name.isupper() and rest}
     outcome = results_of(tmp_path / "mine")
     assert said["VERDICT"] == outcome["verdict"] and said["AGAIN"].startswith("True ")
     assert "effects" in said["FIGURES"].split()
@@ -47,7 +48,7 @@ def test_settings_come_from_presets_dicts_and_changes(tmp_path):
     assert again == settings
     (tmp_path / "own.toml").write_text(settings.to_toml())
     assert kdstudy.load(tmp_path / "own.toml") == settings
-    with pytest.raises(UserError, match="train.epoch is not a setting"):
+    with pytest.raises(UserError, match=r"train\.epoch is not a setting"):
         kdstudy.load("digits", train={"epoch": 3})
 
 
@@ -81,6 +82,6 @@ def test_a_strangers_functions_are_refused_unless_trusted(synthetic_study, tmp_p
     model = next(line for line in text.split("[student]")[1].splitlines() if line.startswith("model"))
     (received / "study.toml").write_text(text.replace(model, 'model = "theirs.nets:tiny"'))
     (received / "stages.json").write_text((synthetic_study / "stages.json").read_text())
-    with pytest.raises(UserError, match="names, not you, and its code would run; .*trust=True"):
+    with pytest.raises(UserError, match=r"names, not you, and its code would run; .*trust=True"):
         kdstudy.load(received)
     assert kdstudy.load(received, trust=True).student.model == "theirs.nets:tiny"

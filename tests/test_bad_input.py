@@ -392,7 +392,7 @@ def test_a_great_many_command_lines_work_or_end_in_one_line(things, words):
     ("plan", "../things/big.toml"): "big.toml is no study file: it is larger than 1 MiB",
     ("plan", "digits", "--set", "student.args.depth=1000000"): "student.args: depth must be a number up to 100,000",
     ("plan", "digits", "--set", "student.args.depth=100000"): "more than 10,000 weight tensors",
-    ("plan", "digits", "--set", "student.args.checkpoint_path=x.pth"): "checkpoint_path is no argument of a model",
+    ("plan", "digits", "--set", "student.args.checkpoint_path=x.pth"): "checkpoint_path is not an argument of a model",
     ("plan", "digits", "--set", "train.epochs=1000000000000"): "= 1000000000000: must be at most 1,000,000",
     ("plan", "digits", "--set", "confirm.seeds=100000"): "confirm.seeds = 100000: must be at most 1,000",
     ("plan", "digits", "--set", "data.image_size=1000000"): "data.image_size = 1000000: must be at most 4,096",

@@ -110,8 +110,8 @@ def test_a_smoke_study_takes_few_images_where_they_are_large():
 
 
 def test_a_smoke_study_of_settings_that_are_valid_is_valid():
-    load_study("cifar100", ("search.batch_size={choice=[64, 128]}",)).smoke()
-    smoke = load_study("cifar100-small", ("data.student_images=500", "data.unlabelled=1.0")).smoke()
+    smoke_study(load_study("cifar100", ("search.batch_size={choice=[64, 128]}",)))
+    smoke = smoke_study(load_study("cifar100-small", ("data.student_images=500", "data.unlabelled=1.0")))
     assert smoke.data.student_images == 0.5 and smoke.data.unlabelled == 1
 
 

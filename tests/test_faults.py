@@ -77,7 +77,7 @@ def test_a_stop_is_not_lost_where_exceptions_are(number, place, kept):
     """Python drops what is raised while an object is deleted, and Ray deletes many."""
     script = f"""
 import os, time
-from kdstudy.cli import main as cli
+from kdstudy.cli import console
 from kdstudy import errors
 
 class Deleted:
@@ -86,7 +86,7 @@ class Deleted:
         time.sleep(0.01)
 
 try:
-    with cli._stoppable({place!r}):
+    with console.stoppable({place!r}):
         Deleted()
         time.sleep(20)
         print("went on")

@@ -47,8 +47,8 @@ def test_a_published_pair_runs_from_images_to_an_exported_student(name, smoke_st
     config = json.loads((folder / "export" / "config.json").read_text())
     assert config["pretrained_cfg"]["input_size"] == [3, 224, 224]
     assert "Traceback" not in printed[name]
-    answers = pd.read_parquet(next(folder.glob("confirm-*/runs/001")) / "test.parquet")
-    assert len(answers) == 24
+    predictions = pd.read_parquet(next(folder.glob("confirm-*/runs/001")) / "test.parquet")
+    assert len(predictions) == 24
 
 
 def test_the_pairs_share_the_students_baseline_and_the_teacher(smoke_studies):

@@ -4,9 +4,9 @@ import pytest
 import torch
 from running import kdstudy, results_of
 
-from kdstudy.trainables.loop import autocast_dtype
+from kdstudy.trainables.device import autocast_dtype, release_memory
 from kdstudy.trainables.settings import ModelSettings, TrainSettings, ViewSettings
-from kdstudy.trainables.task import Task, release_memory, start
+from kdstudy.trainables.task import Task, start
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 MODEL = ModelSettings(model="resnet18", args={"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}, image_size=32)

@@ -83,7 +83,7 @@ def test_mixup_mixes_the_two_labels_cross_entropies():
 
 
 def test_half_precision_logits_lose_nothing_in_the_softmax():
-    """fp16 logits of size 300: in half precision the log-softmax would be off by more than the answer's digits."""
+    """fp16 logits of size 300: in half precision the log-softmax would be off by more than the result's digits."""
     student, teacher = torch.tensor(STUDENT * 60).half(), torch.tensor(TEACHER * 60).half()
     loss = soft_loss(student, teacher, 4.0)
     expected = 16 * divergence(student.double().numpy(), teacher.double().numpy(), 4.0).mean()

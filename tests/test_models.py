@@ -129,8 +129,8 @@ def test_a_function_makes_a_model(tmp_path):
     ("my_models:large", "cannot be imported: module 'my_models' has no attribute 'large'"),
     ("my_models:number", "is not a function"),
     ("my_models:words", "returns a str, not a torch.nn.Module"),
-    ("my_models:features", "answers of the shape (2, 8, 32, 32) for 2 images of"),
-    ("local-dir:exports/teacher", "is a place, not a model; for a trained teacher set teacher.trained"),
+    ("my_models:features", "returns logits of the shape (2, 8, 32, 32) for 2 images and"),
+    ("local-dir:exports/teacher", "is the address of a model, not its name; for a trained teacher set teacher.trained"),
 ])
 def test_a_function_that_is_not_there_is_one_line(tmp_path, name, said):
     (tmp_path / "my_models.py").write_text(
@@ -139,6 +139,20 @@ def test_a_function_that_is_not_there_is_one_line(tmp_path, name, said):
     with pytest.raises(ValueError) as caught:
         models.check(ModelSettings(model=name), **SHAPE)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("module", ["analysis", "study", "trainables"])
+def test_a_module_of_the_users_own_may_be_called_what_folders_here_are_called(tmp_path, monkeypatch, module):
+    monkeypatch.delitem(sys.modules, module, raising=False)
+    (tmp_path / f"{module}.py").write_text(FUNCTION)
+    models.check(ModelSettings(model=f"{module}:small"), **SHAPE)
+    del sys.modules[module]
+
+
+@pytest.mark.parametrize("name", ["torch.hub:load", "os:system", "timm.models:load_checkpoint", "kdstudy.train:train"])
+def test_functions_of_packages_without_models_are_refused(name):
+    with pytest.raises(ValueError, match=f"^model = '{name}': functions of '.*' are refused"):
+        models.check(ModelSettings(model=name), **SHAPE)
 
 
 @pytest.mark.parametrize(("name", "kind"), [
@@ -195,7 +209,7 @@ def test_a_folder_calls_no_function_that_the_study_does_not_name(tmp_path):
     ({}, "holds no config.json"),
     ({"study.toml": ""}, "it is a study; `kdstudy export .* --model teacher` writes the folder"),
     ({"config.json": "{}"}, "holds no model.safetensors"),
-    ({"config.json": "{}", "model.safetensors": "x"}, "is not a model that can be read"),
+    ({"config.json": "{}", "model.safetensors": "x"}, "it cannot be read as a model"),
 ])
 def test_a_folder_without_a_model_is_one_line(tmp_path, files, said):
     for name, content in files.items():

@@ -260,7 +260,7 @@ def test_of_two_that_take_over_a_stale_lease_one_gets_it(machine, monkeypatch):
 
 def test_a_store_out_of_reach_is_one_line_and_leaves_the_record_as_it_was(machine, monkeypatch):
     home = Storage.of("s3://bucket/away")
-    record = Record(home.folder / "baseline-1" / "record.jsonl", home=home)
+    record = Record(home.folder / "baseline-1" / "record.jsonl", storage=home)
     record.add_trial(trial(0))
     written = record.path.read_bytes()
     monkeypatch.setattr(home._files, "pipe_file", unreachable)

@@ -18,8 +18,8 @@ from safetensors.numpy import load_file
 from kdstudy.config.load import load_study
 from kdstudy.config.settings import ResourceSettings
 from kdstudy.errors import UserError
-from kdstudy.trainables.data import ImageSet
-from kdstudy.trainables.parallel import ParallelTraining
+from kdstudy.trainables.ddp import ParallelTraining
+from kdstudy.trainables.images import ImageSet
 from kdstudy.trainables.settings import ModelSettings, TrainSettings, ViewSettings
 from kdstudy.trainables.task import Task, start
 from kdstudy.tune.cluster import share
@@ -44,7 +44,7 @@ def task(images=21):
 def take_part(rank, size, images, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
     training = start(task(images), PARAMETERS, **SEEDS, kind=ParallelTraining)
-    training.share_out()
+    training.join_group()
     report = training.run(3)
     if rank == 0:
         training.save(folder)
@@ -104,9 +104,9 @@ def test_a_teacher_trained_by_two_is_as_good_and_serves_every_later_stage(tmp_pa
     for name, settings in (("two", TOGETHER), ("one", with_set(["teacher.epochs=16"]))):
         (tmp_path / name).mkdir()
         kdstudy("run", "digits", "--smoke", "--dir", "mine", *settings, cwd=tmp_path / name)
-        (answers,) = (tmp_path / name).glob("mine/teacher_logits-*/test.parquet")
-        answers = pd.read_parquet(answers)
-        accuracies[name] = (answers["label"] == answers["prediction"]).mean()
+        (predictions,) = (tmp_path / name).glob("mine/teacher_logits-*/test.parquet")
+        predictions = pd.read_parquet(predictions)
+        accuracies[name] = (predictions["label"] == predictions["prediction"]).mean()
     noise = np.sqrt(0.05 * 0.95 / 360 * 2)  # of a difference of two models that are right in 95 % of 360 images
     assert abs(accuracies["two"] - accuracies["one"]) < 3 * noise
     assert min(accuracies.values()) > 0.9

@@ -302,11 +302,11 @@ def test_resources_that_another_job_holds_are_noted(ray):
     assert waiting_note(Share(1, 0, 1)) is None
     held = waiting_note(given)
     ray.kill(other)
-    assert held.startswith("note: other jobs hold the cluster (") and " GPUs are free)" in held
+    assert held.startswith("other jobs hold the cluster (") and " GPUs are free)" in held
 
 
 def test_a_node_that_does_not_answer_is_named(ray, nodes, tmp_path, monkeypatch):
-    monkeypatch.setattr(preflight, "NODE_SECONDS", 2)
+    monkeypatch.setattr("kdstudy.plan.nodes.NODE_SECONDS", 2)
     raylet = nodes.raylet("older")
     os.kill(raylet, signal.SIGSTOP)
     try:

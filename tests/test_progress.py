@@ -39,7 +39,7 @@ def test_nothing_is_known_before_the_first_report():
 def managers(tmp_path, monkeypatch):
     """Two stages of four trials of ten epochs each, one of each running; the clock is set by hand."""
     clock = {"now": 0.0}
-    monkeypatch.setattr("study.record.time.time", lambda: clock["now"])
+    monkeypatch.setattr("kdstudy.store.record.time.time", lambda: clock["now"])
     found = {}
     for stage, seconds in (("baseline", 1.0), ("distill", 3.0)):
         runs = [TrialState(0, {"lr": lr}, 0, 0, "listed", True, "") for lr in (0.1, 0.2, 0.3, 0.4)]

@@ -13,9 +13,11 @@ import pytest
 from PIL import Image
 
 from kdstudy.cli.main import main
-from kdstudy.trainables import data, sources
+from kdstudy.trainables import data
 from kdstudy.trainables.data import load
+from kdstudy.trainables.images import ImageSet, Raw
 from kdstudy.trainables.settings import DataSettings
+from kdstudy.trainables.sources import image_folder
 
 NAMES = ("bird", "cat", "dog")
 
@@ -100,7 +102,7 @@ def test_images_of_any_size_are_brought_to_the_stored_size_and_grey_ones_stay_gr
 def test_decoded_images_are_kept_until_a_file_changes(tmp_path, monkeypatch):
     folder = write_folder(tmp_path / "pets")
     first = read(folder)
-    monkeypatch.setattr(sources, "_decode", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(image_folder, "decode", lambda *_: pytest.fail("decoded again"))
     again = read(folder)
     assert (first.train.images == again.train.images).all() and again.class_names == NAMES
     monkeypatch.undo()
@@ -209,7 +211,7 @@ def test_without_a_network_it_says_which_file_to_put_where(tmp_path, monkeypatch
 
 def test_images_that_memory_cannot_hold_are_refused_before_they_are_decoded(tmp_path, monkeypatch):
     folder = write_folder(tmp_path / "pets")
-    monkeypatch.setattr(sources.os, "sysconf", lambda name: 100)  # 100 pages of 100 bytes
+    monkeypatch.setattr(os, "sysconf", lambda name: 100)  # 100 pages of 100 bytes
     with pytest.raises(ValueError, match=r"GiB of memory; make data\.stored_size smaller"):
         read(folder)
 
@@ -221,9 +223,9 @@ def raw(train=60, test=30, classes=6, seed=0):
     rng = np.random.default_rng(seed)
 
     def images(count):
-        return data.ImageSet(rng.integers(0, 256, (count, 1, 4, 4)).astype(np.uint8), np.arange(count) % classes)
+        return ImageSet(rng.integers(0, 256, (count, 1, 4, 4)).astype(np.uint8), np.arange(count) % classes)
 
-    return data.Raw(tuple("abcdef"[:classes]), images(train), None, images(test))
+    return Raw(tuple("abcdef"[:classes]), images(train), None, images(test))
 
 
 def test_a_subset_of_classes_is_evenly_spread_or_named_and_renumbered():
@@ -314,7 +316,7 @@ BAD = {
     "moved folder": (lambda tmp: "pictures/of-pets", {}, "pictures/of-pets); known names: digits"),
     "unknown scheme": (lambda tmp: "ftp8://host/data", {}, "cannot be opened"),
     "no images": (lambda tmp: write_bytes(tmp / "e" / "notes.txt", b"x").parent, {}, "holds no images: looked for"),
-    "a file of another kind": (lambda tmp: write_bytes(tmp / "images.zip", b"x"), {}, "of a kind that is not read"),
+    "a file of another kind": (lambda tmp: write_bytes(tmp / "images.zip", b"x"), {}, "is a file of an unknown kind"),
     "folder one level too high": (lambda tmp: (folder_with(tmp, lambda f: None), tmp)[1], {},
                                   "name the one right above them"),
     "no column of labels": (lambda tmp: parquet_without_labels(tmp), {}, "no column can hold labels"),
@@ -323,11 +325,11 @@ BAD = {
     "classes differ": (lambda tmp: folder_with(tmp, lambda f: (f / "test" / "dog").rename(f / "test" / "wolf")), {},
                        "the classes of train and test differ: test lacks 'dog'"),
     "corrupt image": (lambda tmp: folder_with(tmp, lambda f: (f / "train/cat/3.png").write_bytes(b"no image")), {},
-                      "train/cat/3.png cannot be decoded (it is no image)"),
+                      "train/cat/3.png cannot be decoded (it is not an image)"),
     "truncated image": (lambda tmp: folder_with(tmp, lambda f: (f / "train/cat/3.png").write_bytes(
         (f / "train/cat/3.png").read_bytes()[:120])), {}, "train/cat/3.png cannot be decoded"),
     "image outside a class": (lambda tmp: folder_with(tmp, lambda f: picture(1).save(f / "train" / "stray.png")), {},
-                              "train/stray.png lies in no class folder"),
+                              "train/stray.png is not in a class folder"),
     "no train folder": (lambda tmp: folder_with(tmp, lambda f: (f / "train").rename(f / "val")), {},
                         "has test, val but no train folder"),
     "two validation folders": (lambda tmp: folder_with(tmp, lambda f: [write_folder(f, ("val",)),
@@ -341,7 +343,7 @@ BAD = {
                             sorted((f / "train" / "cat").iterdir())[1:]]), {},
                             "cannot be stratified: a class has 1 image"),
     "a share of nothing": (lambda tmp: write_folder(tmp / "pets"), {"validation": 0.01},
-                           "1 of 36 images split off leave one side with fewer than the 3 classes"),
+                           "splitting off 1 of 36 images leaves one side with fewer images than the 3 classes"),
     "test share beside a test split": (lambda tmp: write_folder(tmp / "pets"), {"test": 0.2}, "remove data.test"),
     "unknown class": (lambda tmp: write_folder(tmp / "pets"), {"classes": ("cat", "dgo")}, "did you mean 'dog'?"),
     "more than there are": (lambda tmp: write_folder(tmp / "pets"), {"train_images": 5000},
@@ -374,7 +376,8 @@ BAD = {
     "floats": (lambda tmp: arrays(tmp, images=U8 / 255, labels=np.arange(30) % 3), {}, "must be uint8, 0 to 255"),
     "five channels": (lambda tmp: arrays(tmp, images=np.zeros((30, 5, 8, 8), np.uint8), labels=np.arange(30) % 3), {},
                       "with 1 or 3 channels"),
-    "labels and images": (lambda tmp: arrays(tmp, images=U8, labels=np.arange(29) % 3), {}, "30, but its labels 29"),
+    "labels and images": (lambda tmp: arrays(tmp, images=U8, labels=np.arange(29) % 3), {},
+                          "images has 30 entries, but labels has 29"),
     "objects": (lambda tmp: arrays(tmp, images=U8, labels=np.array([{}] * 30)), {}, "holds Python objects"),
     "a class of nobody": (lambda tmp: arrays(tmp, images=U8, labels=np.arange(30) % 2 * 2), {"classes": ("0", "1")},
                           "class '1' has no image"),
@@ -402,4 +405,4 @@ def test_the_command_says_it_in_one_line_with_exit_code_2(tmp_path, capsys, monk
         main()
     assert left.value.code == 2
     error = capsys.readouterr().err.strip()
-    assert "\n" not in error and "train/cat/3.png cannot be decoded (it is no image)" in error
+    assert "\n" not in error and "train/cat/3.png cannot be decoded (it is not an image)" in error

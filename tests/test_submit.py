@@ -236,7 +236,7 @@ def silent():
 
 
 def test_a_dashboard_that_is_not_there_is_said_soon(monkeypatch, silent):
-    monkeypatch.setattr("study.submit.ANSWER_SECONDS", 2)
+    monkeypatch.setattr("kdstudy.launch.ray_job.ANSWER_SECONDS", 2)
     for address in (f"http://127.0.0.1:{free_port()}", "http://no-such-host.invalid:8265", silent):
         assert refused(monkeypatch, address).startswith(f"no Ray dashboard answers at {address}; check --address "
                                                         "(http://HOST:8265, as `ray start --head` prints it)")
@@ -299,7 +299,7 @@ def test_what_is_shipped_is_small_and_runs_without_an_installation(tmp_path):
     assert sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) < 2e6
     shown = subprocess.run([sys.executable, "-m", "kdstudy", "presets"], cwd=tmp_path, text=True, capture_output=True)
     assert "cifar100-small" in shown.stdout
-    where = subprocess.run([sys.executable, "-c", "import study; print(study.__file__)"], cwd=tmp_path, text=True,
+    where = subprocess.run([sys.executable, "-c", "import kdstudy; print(kdstudy.__file__)"], cwd=tmp_path, text=True,
                            capture_output=True).stdout
     assert Path(where.strip()).is_relative_to(tmp_path)
     assert load_study(str(tmp_path / "study.toml")) == config

@@ -8,11 +8,13 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from kdstudy.trainables.device import to_device
 from kdstudy.trainables.distill import start_distillation
-from kdstudy.trainables.loop import Objective, Training, batches, to_device
+from kdstudy.trainables.loop import Objective, Training, batches
 from kdstudy.trainables.losses import soft_loss
+from kdstudy.trainables.predictions import write_predictions
 from kdstudy.trainables.settings import ModelSettings, TrainSettings, ViewSettings
-from kdstudy.trainables.task import Member, Task, Teacher, start, write_predictions
+from kdstudy.trainables.task import Member, Task, Teacher, start
 from kdstudy.trainables.teacher_logits import LiveLogits, compute, held_out
 
 CPU = torch.device("cpu")
@@ -112,7 +114,7 @@ def test_cached_logits_equal_live_ones_to_fp16(cached):
 
 
 def test_cached_and_live_teacher_train_the_same_student(cached):
-    """Live answers, computed in the cache's own chunks, against the cache: the weights after three epochs."""
+    """Live logits, computed in the cache's own chunks, against the cache: the weights after three epochs."""
 
     class InChunks(LiveLogits):
         def __call__(self, view, indices):
@@ -127,7 +129,7 @@ def test_cached_and_live_teacher_train_the_same_student(cached):
     assert (weights(with_cache) - weights(live)).abs().max() < 1e-4
 
 
-def test_without_a_cache_the_teacher_answers_in_the_loop(task, cached):
+def test_without_a_cache_the_teacher_computes_its_logits_in_the_loop(task, cached):
     with_cache, report = run(cached)
     live, again = run(task)
     assert (weights(with_cache) - weights(live)).abs().max() < 2e-2
@@ -246,7 +248,7 @@ def test_the_soft_loss_is_the_mean_over_all_images_the_hard_one_over_those_with_
 
 @pytest.mark.parametrize("views", [ViewSettings(shift=1), ViewSettings(scale=0.1)])
 def test_a_batch_may_be_too_small_for_any_image_without_label(with_unlabelled, monkeypatch, views):
-    monkeypatch.setattr("trainables.views.RENDER_AHEAD_BYTES", 0)  # as for a large data set
+    monkeypatch.setattr("kdstudy.trainables.views.RENDER_AHEAD_BYTES", 0)  # as for a large data set
     _, report = run(replace(with_unlabelled, unlabelled_ratio=0.12, views=views, training=TrainSettings(
         epochs=2, batch_size=9)), epochs=2)  # batches of 9, 9 and 2
     assert report["epoch"] == 2
@@ -265,17 +267,17 @@ def test_with_images_without_labels_a_run_resumes_exactly(with_unlabelled, tmp_p
     assert (weights(whole) - weights(live)).abs().max() < 2e-2
 
 
-def test_several_teachers_answer_with_the_mean_of_their_logits_each_at_its_own_size(task):
+def test_the_logits_of_several_teachers_are_averaged_each_at_its_own_size(task):
     small = TEACHER.model_copy(update={"image_size": 24})
     other = {name: tensor.numpy() for name, tensor in task.build_model(small, seed=6).net.state_dict().items()}
     first = task.teacher.members[0]
     second = replace(first, model=small, weights=other, normalised=((0.4,), (0.3,)))
-    answers = []
+    logits = []
     for members in ((first,), (second,), (first, second)):
         together = replace(task, teacher=Teacher(members))
         teacher = together.load_teacher(CPU)
         live = LiveLogits(teacher, partial(together.make_views, view_seed=7, device=CPU))
-        answers.append((live(2, torch.arange(48)).float(), held_out(teacher, *to_device(task.validation, CPU))))
-    for one, two, mean in zip(*answers, strict=True):
+        logits.append((live(2, torch.arange(48)).float(), held_out(teacher, *to_device(task.validation, CPU))))
+    for one, two, mean in zip(*logits, strict=True):
         assert (one - two).abs().max() > 0.01
         np.testing.assert_allclose(mean, (one + two) / 2, atol=2e-3, rtol=2e-3)

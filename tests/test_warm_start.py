@@ -16,9 +16,15 @@ from kdstudy.search.optuna_file import write_optuna_file
 from kdstudy.search.proposer import OptunaProposer
 from kdstudy.search.runs import winner
 from kdstudy.search.warm_start import read_prior
+from kdstudy.stages.order import STAGE_FILES
+from kdstudy.store import check
 from kdstudy.store.record import Record
 
 BEST = {"temperature": 2.0, "alpha": 0.8, "lr": 1e-2}
+
+
+def check_files(folder):
+    check.check(folder, STAGE_FILES)
 
 
 def prior(count=24, value=0.9):
@@ -121,7 +127,7 @@ def config_of(other, *settings):
 
 def test_what_is_read_are_the_finished_trials(other, tmp_path):
     record = Record(next(other.glob("distill-*")) / "record.jsonl", write=False)
-    found = read_prior(config_of(other), "distill", tmp_path / "mine")
+    found = read_prior(config_of(other), "distill", tmp_path / "mine", check_files)
     assert [trial["state"] for trial in found] == [trial.state for trial in record.trials.values()]
     for kept, trial in zip(found, record.trials.values(), strict=True):
         assert kept["parameters"] == trial.parameters
@@ -131,17 +137,17 @@ def test_what_is_read_are_the_finished_trials(other, tmp_path):
 
 def test_trials_outside_the_ranges_are_left_out(other, tmp_path):
     low = 1e-3  # the default point's
-    found = read_prior(config_of(other, f"search.lr.log=[{low}, 1e-2]"), "baseline", tmp_path / "mine")
-    everything = read_prior(config_of(other), "baseline", tmp_path / "mine")
+    found = read_prior(config_of(other, f"search.lr.log=[{low}, 1e-2]"), "baseline", tmp_path / "mine", check_files)
+    everything = read_prior(config_of(other), "baseline", tmp_path / "mine", check_files)
     assert found == [trial for trial in everything if trial["parameters"]["lr"] >= low]
     assert 0 < len(found) < len(everything)
 
 
 def test_trials_of_another_length_count_as_far_as_both_go(other, tmp_path):
     here = load_study(str(other)).train.epochs
-    longer = read_prior(config_of(other, f"train.epochs={2 * here}"), "distill", tmp_path / "mine")
+    longer = read_prior(config_of(other, f"train.epochs={2 * here}"), "distill", tmp_path / "mine", check_files)
     assert {trial["state"] for trial in longer} == {"stopped"}
-    shorter = read_prior(config_of(other, f"train.epochs={here // 2}"), "distill", tmp_path / "mine")
+    shorter = read_prior(config_of(other, f"train.epochs={here // 2}"), "distill", tmp_path / "mine", check_files)
     assert all(trial["accuracies"][-1][0] <= here // 2 for trial in shorter)
     assert {trial["state"] for trial in shorter} >= {"complete"}
 
@@ -162,14 +168,14 @@ WRONG = {  # what is named, settings of the study that starts, what it says
 def test_a_warm_start_that_cannot_be_is_one_line_that_names_the_setting(name, other):
     place, settings, message = WRONG[name]
     with pytest.raises(UserError, match=message) as raised:
-        read_prior(config_of(other.parent / place, *settings), "baseline", other.parent / "mine")
+        read_prior(config_of(other.parent / place, *settings), "baseline", other.parent / "mine", check_files)
     assert str(raised.value).startswith("search.warm_start") and "\n" not in str(raised.value)
 
 
 def test_a_study_that_has_not_searched_an_arm_is_no_start_for_it(other):
     shutil.rmtree(next(other.glob("distill-*")))
     with pytest.raises(UserError, match=r"has no finished distillation trial"):
-        read_prior(config_of(other), "distill", other.parent / "mine")
+        read_prior(config_of(other), "distill", other.parent / "mine", check_files)
 
 
 def test_a_study_starts_from_another_and_then_needs_it_no_more(other):

@@ -21,12 +21,12 @@ from synthetic import here, is_one_line
 
 from kdstudy.config.load import load_study
 from kdstudy.errors import StudyFailedError
+from kdstudy.stages.order import STAGES
 from kdstudy.store.files import StudyLock, write_json, write_text
 from kdstudy.store.record import Record, TrialState
 from kdstudy.store.storage import Storage
 from kdstudy.study import Study
 from kdstudy.watch import status
-from kdstudy.watch.display import Display
 from kdstudy.watch.trackers import feed as watch
 
 HAS_MLFLOW, HAS_WANDB = (importlib.util.find_spec(name) is not None for name in ("mlflow", "wandb"))
@@ -242,7 +242,7 @@ def test_on_a_terminal_it_is_drawn_anew_in_its_place(tmp_path):
 def follow_here(folder, screen):
     console = Console(file=screen, force_terminal=True, width=200, highlight=False)
     with contextlib.suppress(StudyFailedError):
-        status.follow_status(Storage(folder), console, 0.5)
+        status.follow_status(Storage(folder), console, STAGES, 0.5)
 
 
 def test_every_is_a_number_that_follow_takes(tmp_path):
@@ -261,8 +261,9 @@ def test_what_is_watched_changes_no_stage(synthetic_study, tmp_path):
     found = []
     for settings in ((), ("watch.tensorboard=true", "watch.mlflow=x", "watch.wandb=y")):
         config = load_study(str(folder), settings)
-        study = Study(config, Storage(folder), Display(Console(file=io.StringIO()), config.stages))
-        found.append({name: (study.stage(name).path.name, study.is_current(study.stage(name))) for name in described})
+        study = Study(config, Storage(folder))
+        found.append({name: (study.stages[name].folder.path.name, study.stages[name].is_current())
+                      for name in described})
     assert found[0] == found[1] and {name: folder for name, (folder, _) in found[1].items()} == described
     assert found[1]["teacher"][1] and found[1]["distill"][1]
 

@@ -1,1 +1,1 @@
-"""How one model is trained: data, views, models, losses and the loops. Knows nothing of searches."""
+"""How one model is trained: images, views, models, losses and training loops. Searches are not its concern."""

@@ -1,9 +1,9 @@
-"""Secrets: refused where they stand in a URI, and taken out of whatever is printed or written."""
+"""Secrets: refused in URIs, and removed from all that is printed or written."""
 
 import os
 import re
 
-# The user and password of a URI. A secret may hold slashes, so what is before the @ may look like a path.
+# The user and password of a URI. A password may hold slashes, so the part before the @ may look like a path.
 USERINFO = re.compile(r"\b([a-zA-Z][a-zA-Z0-9+.-]*://)([^\s/@:?#\"'<>]*)(:[^\s@\"'<>]*)?@")
 PORT = re.compile(r":\d+(/.*)?")  # host:port/path@…
 NAME_IS_SECRET = (
@@ -16,12 +16,13 @@ PARAMETER = re.compile(rf"(?i)([?&;](?:{NAME_IS_SECRET})=)([^\s&;\"'<>]+)")
 HEADER = re.compile(r"(?i)\b(bearer|basic)\s+[a-z0-9+/_.=-]{8,}")
 AWS_KEY = re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b")
 VARIABLE = re.compile(r"(?i)(?:^|_)(?:secrets?|tokens?|password|passwd|passphrase|pwd|credentials?|key|apikey)(?:_|$)")
-SHORTEST = 8  # characters: what is shorter is found everywhere
+SHORTEST = 8  # characters; a shorter value would match ordinary text
 HIDDEN = "***"
 NO_SECRETS = ("anonymous", "git")  # users that need no password
-# Where a user alone is no secret.
+# Schemes in which a user without a password is not a secret.
 USERS_ARE_NAMES = ("abfs", "abfss", "git+ssh", "hdfs", "sftp", "ssh", "wasb", "wasbs")
-OWN_HOSTS = ("file", "gcs", "gs", "s3", "s3a")  # schemes whose host is the service's or one that this machine names
+# Schemes whose host is not in the URI: it is the service's own, or this machine's settings name it.
+OWN_HOSTS = ("file", "gcs", "gs", "s3", "s3a")
 REMEDY = {
     "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE",
     "gs": "GOOGLE_APPLICATION_CREDENTIALS",
@@ -31,37 +32,38 @@ REMEDY = {
 SAME_AS = {"s3a": "s3", "s3n": "s3", "gcs": "gs", "abfss": "abfs", "az": "abfs", "wasb": "abfs", "https": "http"}
 
 
-def problem_with(text: str, is_place: bool = True) -> str | None:
-    """Why a path or a URI is refused: it holds credentials, and would be written down with them. None where it does
-    not. Nothing secret is in the answer. is_place: without it, the text is prose that may speak of a URI."""
+def problem_with(text: str, is_location: bool = True) -> str | None:
+    """Why a path or URI is refused: it holds credentials, which would be recorded with it. None if it holds none.
+
+    The result does not contain the secret. is_location: False for prose, which may mention a URI with parameters.
+    """
     scheme = text.partition("://")[0].strip().lower()
     if "://" not in text:
         return None
     if _hides_user(text) != text:
         what = "credentials in a URI"
-    elif is_place and PARAMETER.search(text):
+    elif is_location and PARAMETER.search(text):
         what = "a secret among a URI's parameters"
     else:
         return None
     variables = REMEDY.get(SAME_AS.get(scheme, scheme), "the environment variables of its client")
-    return f"holds {what}, for whoever reads the study to see; take them out and set {variables}"
+    return f"holds {what}, which everyone who reads the study would see; take them out and set {variables}"
 
 
 def names_a_host(text: str) -> bool:
-    """Whether who reads a URI asks a host that the URI itself names, and may show it the credentials of this machine.
-    """
+    """Whether reading a URI contacts a host that the URI itself names, and may send it this machine's credentials."""
     scheme, separator, rest = text.partition("://")
     return bool(separator) and (scheme.lower() not in OWN_HOSTS or "?" in rest)
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether a variable of that name holds a secret, and not the path of one."""
+    """Whether an environment variable of that name holds a secret, not just the path of one."""
     return bool(VARIABLE.search(name)) and not name.upper().endswith(("_PATH", "_FILE", "_CREDENTIALS"))
 
 
 def redact(text: str) -> str:
-    """A text without the secrets in it: those of URIs and headers, and the values of this process's variables that are
-    called a secret, token, password or key."""
+    """Replace the secrets in a text by ***: those in URIs and headers, and the values of this process's environment
+    variables whose names say secret, token, password or key."""
     if "://" in text:
         text = _hides_user(text)
     text = AWS_KEY.sub(HIDDEN, HEADER.sub(rf"\1 {HIDDEN}", PARAMETER.sub(rf"\1{HIDDEN}", text)))
@@ -85,7 +87,7 @@ def _hides_user(text: str) -> str:
 
 
 def _secret_values() -> list[str]:
-    """The longest first, so that none is left in part. What is a path is no secret, but names where one lies."""
+    """The longest first, so that none remains in part. Paths are left out: they only say where a secret is."""
     values = {value for name, value in os.environ.items()
               if is_secret_name(name) and len(value) >= SHORTEST and not value.startswith(("/", "~"))}
     return sorted(values, key=len, reverse=True)

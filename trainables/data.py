@@ -1,44 +1,26 @@
-"""Images in memory: uint8 arrays, split once, stratified, by a seed of their own."""
+"""The images of a study: loaded, checked, and split once, stratified by class, with a seed of their own."""
 
+import difflib
 import hashlib
 from dataclasses import dataclass, replace
 
 import numpy as np
 
+from kdstudy.trainables import sources
+from kdstudy.trainables.images import ImageSet, Raw
 from kdstudy.trainables.settings import DataSettings
 
-HELD_OUT = {"validation": 0.1, "test": 0.2}  # shares where neither the settings nor the source say
-
-
-@dataclass(frozen=True)
-class ImageSet:
-    """Images (N, C, H, W) uint8 and labels (N,) int64."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, indices: np.ndarray) -> "ImageSet":
-        return ImageSet(np.ascontiguousarray(self.images[indices]), self.labels[indices])
-
-
-@dataclass(frozen=True)
-class Raw:
-    """What a source holds: its splits as they are given; `validation` and `test` may be missing."""
-
-    class_names: tuple[str, ...]
-    train: ImageSet
-    validation: ImageSet | None = None
-    test: ImageSet | None = None
+HELD_OUT = {"validation": 0.1, "test": 0.2}  # shares, if neither the settings nor the source determine the split
 
 
 @dataclass(frozen=True)
 class Splits:
-    """Disjoint splits. `student_train` is the part of `train` that the student sees with labels, `unlabelled` what it
-    sees without. `duplicates` counts the images of one split whose pixels also occur in another, before any were
-    dropped; `dropped` how many training images were left out for it."""
+    """Disjoint splits.
+
+    student_train: the part of `train` that the student sees with labels. unlabelled: the part that it sees without,
+    None if none. duplicates: how many images of one split have the same pixels as one of another, before any were
+    dropped, by pair of splits, such as "train_test". dropped: how many training images were left out as duplicates.
+    """
 
     train: ImageSet
     student_train: ImageSet
@@ -55,21 +37,20 @@ class Splits:
 
     @property
     def image_size(self) -> int:
+        """Pixels; images are square."""
         return self.train.images.shape[2]
 
     @property
     def seen_by_student(self) -> int:
-        """How many images the student sees, with labels and without."""
+        """How many images the student sees, with and without labels."""
         return len(self.student_train) + (len(self.unlabelled) if self.unlabelled is not None else 0)
 
 
 def load(settings: DataSettings) -> Splits:
     """Read and split the images. The same settings and files give the same splits on every machine.
 
-    Raises ValueError, in one line that names the setting or the file, where the images cannot be read or split.
+    Raises ValueError, in one line that names the setting or the file, if the images cannot be read or split.
     """
-    from kdstudy.trainables import sources
-
     raw = sources.read(settings)
     check(raw, settings.source)
     raw = _subset(raw, settings.classes)
@@ -77,34 +58,37 @@ def load(settings: DataSettings) -> Splits:
     return split(raw, settings)
 
 
-def _given(raw: Raw) -> dict[str, ImageSet]:
-    return {name: images for name in ("train", "validation", "test") if (images := getattr(raw, name)) is not None}
+# -- checks -----------------------------------------------------------------------------------------------------------
 
 
 def check(raw: Raw, source: str) -> None:
-    """See whether what a source gave can be trained on. Raises ValueError."""
-    names = f"data.source = {source!r}"
-    if len(raw.class_names) < 2:
-        raise ValueError(f"{names} has {len(raw.class_names)} class; at least two are needed (an image folder has a "
-                         "folder per class: name the one right above them)")
-    for name in raw.class_names:
-        if any(0xD800 <= ord(char) < 0xE000 for char in name):
-            raise ValueError(f"{names}: the name of class {name!r} is not UTF-8; rename it")
-    for name, images in _given(raw).items():
+    """Raises ValueError if a model cannot be trained on what a source returned. source: data.source, for messages."""
+    where = f"data.source = {source!r}"
+    _check_names(raw.class_names, where)
+    for name, images in raw.splits.items():
         if not len(images):
-            raise ValueError(f"{names}: its {name} split is empty")
+            raise ValueError(f"{where}: its {name} split is empty")
         low, high = images.labels.min(), images.labels.max()
         if low < 0 or high >= len(raw.class_names):
-            raise ValueError(f"{names}: labels of its {name} split go from {low} to {high}, but there are "
+            raise ValueError(f"{where}: labels of its {name} split go from {low} to {high}, but there are "
                              f"{len(raw.class_names)} classes, 0 to {len(raw.class_names) - 1}")
         if images.images.shape[1:] != raw.train.images.shape[1:]:
-            raise ValueError(f"{names}: images of its {name} split are {_shape(images)}, those of train "
+            raise ValueError(f"{where}: images of its {name} split are {_shape(images)}, those of train "
                              f"{_shape(raw.train)}; set data.stored_size to bring all to one size")
 
 
+def _check_names(names: tuple[str, ...], where: str) -> None:
+    if len(names) < 2:
+        raise ValueError(f"{where} has {len(names)} class; at least two are needed (an image folder has a folder per "
+                         "class: name the one right above them)")
+    for name in names:
+        if any(0xD800 <= ord(char) < 0xE000 for char in name):  # surrogates, from a file name that is not UTF-8
+            raise ValueError(f"{where}: the name of class {name!r} is not UTF-8; rename it")
+
+
 def check_classes(raw: Raw, source: str) -> None:
-    """See whether every class has an image in every split. Raises ValueError."""
-    for name, images in _given(raw).items():
+    """Raises ValueError unless every class has an image in every split. source: data.source, for messages."""
+    for name, images in raw.splits.items():
         counts = np.bincount(images.labels, minlength=len(raw.class_names))
         if (counts == 0).any():
             empty = raw.class_names[int(np.argmin(counts))]
@@ -117,59 +101,54 @@ def _shape(images: ImageSet) -> str:
     return f"{height}x{width} with {channels} channel{'s' if channels > 1 else ''}"
 
 
+# -- a subset of the classes ------------------------------------------------------------------------------------------
+
+
 def _subset(raw: Raw, classes: int | tuple[str, ...] | None) -> Raw:
-    """The wanted classes only, with labels renumbered in their original order."""
+    """Keep only the wanted classes, renumbered in their original order. classes: how many, or which; None for all."""
     if classes is None:
         return raw
-    if isinstance(classes, int):
-        number = min(classes, len(raw.class_names))
-        kept = [index * len(raw.class_names) // number for index in range(number)]
-    else:
-        for name in classes:
-            if name not in raw.class_names:
-                raise ValueError(f"data.classes: {name!r} is not a class of the data{_nearest(name, raw.class_names)}")
-        kept = sorted({raw.class_names.index(name) for name in classes})
+    kept = _kept_labels(classes, raw.class_names)
     if len(kept) < 2:
         raise ValueError(f"data.classes = {list(classes) if isinstance(classes, tuple) else classes} leaves "
                          f"{len(kept)} class; at least two are needed")
     renumbered = np.full(len(raw.class_names), -1)
     renumbered[kept] = np.arange(len(kept))
 
-    def keep(images: ImageSet | None) -> ImageSet | None:
-        if images is None:
-            return None
+    def keep(images: ImageSet) -> ImageSet:
         images = images.take(np.flatnonzero(renumbered[images.labels] >= 0))
         return replace(images, labels=renumbered[images.labels])
 
-    return Raw(tuple(raw.class_names[index] for index in kept), keep(raw.train), keep(raw.validation), keep(raw.test))
+    return replace(raw.map_splits(keep), class_names=tuple(raw.class_names[label] for label in kept))
 
 
-def _nearest(name: str, names: tuple[str, ...]) -> str:
-    import difflib
+def _kept_labels(classes: int | tuple[str, ...], names: tuple[str, ...]) -> list[int]:
+    """The labels of so many classes, spread evenly over all, or of those named. Raises ValueError for unknown names."""
+    if isinstance(classes, int):
+        number = min(classes, len(names))
+        return [index * len(names) // number for index in range(number)]
+    for name in classes:
+        if name not in names:
+            raise ValueError(f"data.classes: {name!r} is not a class of the data; {_hint(name, names)}")
+    return sorted({names.index(name) for name in classes})
 
-    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
-    return f"; did you mean {nearest[0]!r}?" if nearest else f"; it has {', '.join(names[:10])}" + (
-        " …" if len(names) > 10 else "")
+
+def _hint(name: str, names: tuple[str, ...]) -> str:
+    if nearest := difflib.get_close_matches(name, names, n=1, cutoff=0.5):
+        return f"did you mean {nearest[0]!r}?"
+    return f"it has {', '.join(names[:10])}" + (" …" if len(names) > 10 else "")
+
+
+# -- splits -----------------------------------------------------------------------------------------------------------
 
 
 def split(raw: Raw, settings: DataSettings) -> Splits:
-    """Hold out what is not given, count duplicates, and cut down to what the settings ask for."""
+    """Hold out the splits that the source lacks, count duplicates, and reduce the images to what the settings ask for.
+
+    Raises ValueError, which names the setting, if there are too few images.
+    """
     seed = settings.split_seed
-    if raw.test is not None and settings.test is not None:
-        raise ValueError(f"data.test = {settings.test:g} holds out a share, but {settings.source!r} has a test split "
-                         "of its own; remove data.test")
-    test_share = HELD_OUT["test"] if settings.test is None else settings.test
-    own_validation = raw.validation is not None and settings.validation is None
-    validation_share = HELD_OUT["validation"] if settings.validation is None else settings.validation
-    held_out = (0 if raw.test is not None else test_share) + (0 if own_validation else validation_share)
-    if held_out >= 1:
-        raise ValueError("data.validation + data.test must leave images to train on; make their sum smaller than 1")
-    train, test, validation = raw.train, raw.test, raw.validation
-    if test is None:
-        train, test = _stratified(train, test_share, seed, "data.test")
-        validation_share /= 1 - test_share  # shares are of all images that have no split of their own
-    if not own_validation:
-        train, validation = _stratified(train, validation_share, seed, "data.validation")
+    train, validation, test = _held_out(raw, settings)
     duplicates, train, dropped = _duplicates(train, validation, test, drop=settings.drop_duplicates)
     if settings.limit:
         train, validation, test = (_at_most(images, settings.limit, seed) for images in (train, validation, test))
@@ -182,15 +161,31 @@ def split(raw: Raw, settings: DataSettings) -> Splits:
                   duplicates, dropped)
 
 
+def _held_out(raw: Raw, settings: DataSettings) -> tuple[ImageSet, ImageSet, ImageSet]:
+    """Training, validation and test images: the source's own, or shares of its training images."""
+    if raw.test is not None and settings.test is not None:
+        raise ValueError(f"data.test = {settings.test:g} holds out a share, but {settings.source!r} has a test split "
+                         "of its own; remove data.test")
+    test_share = HELD_OUT["test"] if settings.test is None else settings.test
+    validation_share = HELD_OUT["validation"] if settings.validation is None else settings.validation
+    uses_own_validation = raw.validation is not None and settings.validation is None
+    if (0 if raw.test is not None else test_share) + (0 if uses_own_validation else validation_share) >= 1:
+        raise ValueError("data.validation + data.test must leave images to train on; make their sum smaller than 1")
+    train, validation, test = raw.train, raw.validation, raw.test
+    if test is None:
+        train, test = _stratified(train, test_share, settings.split_seed, "data.test")
+        validation_share /= 1 - test_share  # both are shares of the images before either is held out
+    if not uses_own_validation:
+        train, validation = _stratified(train, validation_share, settings.split_seed, "data.validation")
+    return train, validation, test
+
+
 def _portion(images: ImageSet, amount: float | int | None, seed: int, setting: str) -> tuple[ImageSet, ImageSet]:
-    """A stratified part of the images, as a share or a number, and the rest."""
-    if amount is None or (isinstance(amount, float) and amount == 1):
+    """A stratified part of the images, and the rest. amount: a share (float) or a number (int); None for all."""
+    if isinstance(amount, int) and amount > len(images):
+        raise ValueError(f"{setting} = {amount} is more than the {len(images)} training images there are")
+    if amount is None or amount == (len(images) if isinstance(amount, int) else 1):
         return images, images.take(np.arange(0))
-    if isinstance(amount, int):
-        if amount > len(images):
-            raise ValueError(f"{setting} = {amount} is more than the {len(images)} training images there are")
-        if amount == len(images):
-            return images, images.take(np.arange(0))
     rest, portion = _stratified(images, amount, seed, setting)
     return portion, rest
 
@@ -200,34 +195,34 @@ def _at_most(images: ImageSet, limit: int, seed: int) -> ImageSet:
 
 
 def _stratified(images: ImageSet, amount: float | int, seed: int, setting: str) -> tuple[ImageSet, ImageSet]:
-    """Split off a share or a number of the images so that every class keeps its share; returns (rest, split off).
+    """Split off a share or a number of the images, in which every class keeps its share. Returns (rest, split off).
 
-    Raises ValueError where there are too few images for that.
+    Raises ValueError, which names the setting, if there are too few images for that.
     """
-    from sklearn.model_selection import train_test_split
+    from sklearn.model_selection import train_test_split  # scikit-learn takes long to import
 
-    counts = np.bincount(images.labels)
-    if counts.min() < 2:
-        raise ValueError(f"{setting} = {amount:.3g} cannot be stratified: a class has {counts.min()} image; at least "
-                         "two are needed")
+    problem, classes = f"{setting} = {amount:.3g} cannot be stratified", np.bincount(images.labels)
+    if classes.min() < 2:
+        raise ValueError(f"{problem}: a class has {classes.min()} image; at least two are needed")
     try:
         rest, off = train_test_split(
             np.arange(len(images)), test_size=amount, random_state=seed, stratify=images.labels
         )
     except ValueError:
-        wanted = amount if isinstance(amount, int) else int(np.ceil(amount * len(images)))
-        raise ValueError(f"{setting} = {amount:.3g} cannot be stratified: {wanted} of {len(images)} images split off "
-                         f"leave one side with fewer than the {len(counts)} classes") from None
+        number = amount if isinstance(amount, int) else int(np.ceil(amount * len(images)))
+        raise ValueError(f"{problem}: splitting off {number} of {len(images)} images leaves one side with fewer images "
+                         f"than the {len(classes)} classes") from None
     for name, part in (("split off", off), ("left", rest)):
-        if (np.bincount(images.labels[part], minlength=len(counts)) == 0).any():
-            raise ValueError(f"{setting} = {amount:.3g} cannot be stratified: {len(part)} images {name} do not hold "
-                             f"every one of the {len(counts)} classes; choose another amount")
+        if (np.bincount(images.labels[part], minlength=len(classes)) == 0).any():
+            raise ValueError(f"{problem}: the {len(part)} images {name} do not include all {len(classes)} classes; "
+                             "choose another amount")
     return images.take(np.sort(rest)), images.take(np.sort(off))
 
 
 def _duplicates(train: ImageSet, validation: ImageSet, test: ImageSet, *,
                 drop: bool) -> tuple[dict[str, int], ImageSet, int]:
-    """Count images of one split whose pixels are also in another; optionally without them in train."""
+    """Count the images of one split whose pixels also occur in another. Returns the counts, the training images, and
+    how many were dropped from them, which are none unless `drop`."""
     own, held = _digests(train), {"validation": _digests(validation), "test": _digests(test)}
     within = {name: np.isin(own, digests) for name, digests in held.items()}
     counts = {
@@ -241,6 +236,6 @@ def _duplicates(train: ImageSet, validation: ImageSet, test: ImageSet, *,
 
 
 def _digests(images: ImageSet) -> np.ndarray:
-    """A 64-bit digest of every image's pixels."""
+    """A 64-bit digest of every image's pixels, (N,) uint64."""
     digests = [hashlib.blake2b(np.ascontiguousarray(image), digest_size=8).digest() for image in images.images]
     return np.frombuffer(b"".join(digests), dtype=np.uint64)

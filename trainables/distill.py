@@ -6,7 +6,8 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from kdstudy.trainables.loop import Objective, Targets, Training, default_device
+from kdstudy.trainables.device import default_device
+from kdstudy.trainables.loop import Objective, Targets, Training
 from kdstudy.trainables.task import Task, start
 from kdstudy.trainables.teacher_logits import CachedLogits, LiveLogits
 from kdstudy.trainables.trainable import StudyTrainable
@@ -14,7 +15,8 @@ from kdstudy.trainables.views import Views
 
 
 def start_distillation(task: Task, parameters: dict, *, seed: int, view_seed: int) -> Training:
-    """Begin a distillation run. `parameters` hold temperature, alpha, lr and whatever else the search varies."""
+    """Start a distillation run. parameters: temperature, alpha, lr, and whatever training settings the search varies.
+    """
     objective = Objective(parameters["temperature"], parameters["alpha"])
     if objective.alpha:
         objective = with_teacher(objective, task, view_seed)
@@ -22,7 +24,7 @@ def start_distillation(task: Task, parameters: dict, *, seed: int, view_seed: in
 
 
 def with_teacher(objective: Objective, task: Task, view_seed: int) -> Objective:
-    """The teacher's cached answers where there are any for this view seed, else the teacher itself."""
+    """Add the teacher to an objective: its cached logits if it has any for this view seed, else the teacher itself."""
     device, teacher = default_device(), None
 
     def targets(cached: dict[int, np.ndarray], make_views: Callable[[int, int, torch.device], Views]) -> Targets:
@@ -42,7 +44,8 @@ def with_teacher(objective: Objective, task: Task, view_seed: int) -> Objective:
 
 
 class DistillTrainable(StudyTrainable):
-    """Distils the teacher into the student. Its parameters: temperature, alpha, lr; alpha = 0 is the baseline."""
+    """Distils the teacher into the student. Its parameters: those of `start_distillation`; without temperature and
+    alpha it is the baseline."""
 
     def start(self, config: dict) -> Training:
         parameters = {"temperature": 1.0, "alpha": 0.0} | config["parameters"]

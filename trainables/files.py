@@ -1,10 +1,10 @@
-"""The names of the files that trials leave behind. Nothing is imported: whoever reads a finished study needs no torch.
-"""
+"""The names of the files that trials leave behind. This module imports nothing, so that reading a finished study needs
+no torch."""
 
-CHECKPOINT_MARK = "training.json"  # written last: a folder without it is a checkpoint that was cut off
+CHECKPOINT_MARK = "training.json"  # written last: a checkpoint folder without it is incomplete
 WEIGHTS = "model.safetensors"
-TEST_ANSWERS = "test.parquet"
-# Of the pieces of the teacher's answers.
-VIEWS, UNLABELLED, VALIDATION = "views.npy", "unlabelled.npy", "validation.npy"
-RESULT_FILES = (WEIGHTS, TEST_ANSWERS)
-ANSWER_FILES = (VIEWS, UNLABELLED, VALIDATION, TEST_ANSWERS)
+TEST_PREDICTIONS = "test.parquet"
+# Of the pieces of the teacher's logits, besides its predictions for the test images.
+VIEW_LOGITS, UNLABELLED_LOGITS, VALIDATION_PREDICTIONS = "views.npy", "unlabelled.npy", "validation.npy"
+RESULT_FILES = (WEIGHTS, TEST_PREDICTIONS)
+LOGITS_FILES = (VIEW_LOGITS, UNLABELLED_LOGITS, VALIDATION_PREDICTIONS, TEST_PREDICTIONS)

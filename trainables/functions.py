@@ -1,7 +1,7 @@
-"""Functions of the user's own that build models, package.module:function: which may be called, and how they are found.
+"""The user's own functions that build models, package.module:function: which may be called, and how they are found.
 
-Whoever names a function has its code run. So while a command works on a study, only those are called that its user has
-named or trusted: see `only_allowed`. In a worker, which gets what such a command has seen through, all are.
+Naming a function runs its code, and a study may come from a stranger. So within `only_allowed`, as in every command,
+only those functions are called that the user has named or trusted. Workers call all: a command has let them pass.
 """
 
 import contextlib
@@ -15,21 +15,21 @@ from typing import Any
 
 from kdstudy.trainables.messages import one_line
 
-# What can be made to do anything at all by its arguments, torch.hub.load for one, and is no model function.
-NO_MODELS = frozenset(sys.stdlib_module_names) | {"torch", "timm", "ray", "pip", "setuptools", "study", "trainables",
-                                                  "analysis"}
-FOLDER = "KDSTUDY_FUNCTIONS"  # for workers, which Tune moves elsewhere: the folder in which the command was given
-_allowed: set[str] | None = None  # all
+# Packages whose functions are refused: with the right arguments some run anything, such as torch.hub.load.
+NO_MODELS = frozenset(sys.stdlib_module_names) | {"torch", "timm", "ray", "pip", "setuptools", "kdstudy"}
+# The variable that tells workers the command's current folder: Tune starts them in another one.
+FOLDER = "KDSTUDY_FUNCTIONS"
+_allowed: set[str] | None = None  # None allows all
 
 
 def is_function(name: str) -> bool:
-    """Whether a model is named as package.module:function and not by timm's name."""
+    """Whether a model's name is that of a function, package.module:function, and not timm's."""
     return ":" in name
 
 
 @contextlib.contextmanager
 def only_allowed() -> Iterator[None]:
-    """For a while no function is called but those that `allow` names."""
+    """Within this context, only functions that `allow` has named may be called."""
     global _allowed
     earlier, _allowed = _allowed, set()
     try:
@@ -39,39 +39,48 @@ def only_allowed() -> Iterator[None]:
 
 
 def allow(names: Iterable[str]) -> None:
+    """Let functions be called until the current `only_allowed` ends."""
     if _allowed is not None:
         _allowed.update(names)
 
 
 def may_be_called() -> bool:
-    """Whether there may be a function to call."""
+    """Whether any function may be called."""
     return _allowed is None or bool(_allowed)
 
 
 def check_kind(name: str) -> None:
-    """See whether this could be a function of somebody's own. Raises ValueError."""
+    """Raises ValueError if a name cannot be that of one of the user's own functions."""
     if name.startswith(("local-dir:", "hf-hub:", "hf_hub:")):
-        raise ValueError(f"model = {name!r} is a place, not a model; for a trained teacher set teacher.trained to its "
-                         "folder, else name the model and set pretrained to true or to a weights file")
-    top = name.partition(":")[0].partition(".")[0]
-    if top in NO_MODELS:
-        raise ValueError(f"model = {name!r}: what {top or 'it'} has is no model function; name a function of your own, "
-                         "or a timm model")
+        raise ValueError(f"model = {name!r} is the address of a model, not its name; for a trained teacher set "
+                         "teacher.trained to its folder, else name the model and set pretrained to true or to a "
+                         "weights file")
+    _check_package(name, name.partition(":")[0])
+
+
+def _check_package(name: str, module: str) -> None:
+    package = module.partition(".")[0]
+    if package in NO_MODELS:
+        raise ValueError(f"model = {name!r}: functions of {package!r} are refused; name a function of your own, or a "
+                         "timm model")
 
 
 def check(name: str) -> None:
-    """See whether a function may be called, before anything of it is imported. Raises ValueError."""
+    """Raises ValueError if a function may not be called. Imports nothing of it."""
     check_kind(name)
     if _allowed is not None and name not in _allowed:
         raise ValueError(f"model = {name!r} is a function that you have not named; if you trust it, add --trust")
 
 
 def load(name: str) -> Callable[..., Any]:
-    """Import package.module:function, also from the folder one is in. Raises ValueError."""
+    """Import package.module:function, also from the current folder.
+
+    Raises ValueError if it may not be called, cannot be imported, or is not a function.
+    """
     check(name)
     module_name, _, function_name = name.partition(":")
     folder = os.environ.get(FOLDER) or os.getcwd()
-    if folder not in sys.path:  # last: nothing in it stands in for a package
+    if folder not in sys.path:  # last, so that nothing in it replaces an installed package
         sys.path.append(folder)
     try:
         function = getattr(importlib.import_module(module_name), function_name)
@@ -79,18 +88,14 @@ def load(name: str) -> Callable[..., Any]:
         raise ValueError(f"model = {name!r} cannot be imported: {one_line(error)}") from None
     if not callable(function):
         raise ValueError(f"model = {name!r} is not a function")
-    if (inspect.isroutine(function) or inspect.isclass(function)) and _top_of(function) in NO_MODELS:
-        raise ValueError(f"model = {name!r} is {_top_of(function)}'s; name a function of your own, or a timm model")
+    if inspect.isroutine(function) or inspect.isclass(function):  # the named module may have imported it
+        _check_package(name, str(getattr(function, "__module__", "")))
     return function
 
 
-def _top_of(function: Callable) -> str:
-    return str(getattr(function, "__module__", "")).partition(".")[0]
-
-
 def source_file(name: str) -> Path:
-    """The file that defines package.module:function. Raises ValueError where it cannot be imported."""
+    """The Python file that defines package.module:function. Raises ValueError if it cannot be imported or has none."""
     try:
         return Path(inspect.getsourcefile(sys.modules[load(name).__module__]))
     except (TypeError, KeyError, AttributeError):
-        raise ValueError(f"model = {name!r} has no Python file that defines it") from None
+        raise ValueError(f"model = {name!r} is not defined in a Python file") from None

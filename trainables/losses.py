@@ -1,9 +1,10 @@
 """The distillation loss, as pure functions.
 
-loss = (1 - alpha) * CE(student, label) + alpha * T^2 * KL(teacher_T || student_T)
+    loss = (1 - alpha) * CE(student, label) + alpha * T^2 * KL(teacher_T || student_T)
 
-after Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015: the soft targets are softened by
-the temperature T, and T^2 keeps the size of their gradient independent of T. `alpha` is the weight of the SOFT term.
+Source: Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015, arXiv:1503.02531, section 2.
+The index T marks softmax of the logits divided by the temperature T. The factor T^2 keeps the size of the soft
+gradient independent of T. `alpha` is the weight of the SOFT term.
 """
 
 from typing import NamedTuple
@@ -13,16 +14,19 @@ import torch.nn.functional as F
 
 
 class Loss(NamedTuple):
-    total: torch.Tensor  # scalar
-    hard: torch.Tensor  # scalar: cross-entropy with the labels
-    soft: torch.Tensor | None  # scalar: T^2 * KL, None where there is no teacher in the loss
+    """A batch's loss and its parts, all scalars."""
+
+    total: torch.Tensor
+    hard: torch.Tensor  # cross-entropy with the labels
+    soft: torch.Tensor | None  # T^2 * KL; None if the teacher has no part in the loss
 
 
 def hard_loss(student_logits: torch.Tensor, labels: torch.Tensor, partner_labels: torch.Tensor | None = None,
               partner_weight: torch.Tensor | None = None) -> torch.Tensor:
-    """Mean cross-entropy of logits (B, C) with labels (B,), in fp32.
+    """Mean cross-entropy of logits (B, C) with labels (B,), a scalar in fp32.
 
-    Under mixup: each image's cross-entropy is (1 - w) times that of its label plus w times that of its partner's.
+    With mixup, partner_labels (B,) int64 and partner_weight (B,): each image's cross-entropy is (1 - w) times that with
+    its own label plus w times that with its partner's.
     """
     log_probabilities = F.log_softmax(student_logits.float(), dim=1)
     if partner_labels is None:
@@ -33,7 +37,8 @@ def hard_loss(student_logits: torch.Tensor, labels: torch.Tensor, partner_labels
 
 
 def soft_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """T^2 * KL(teacher || student), mean over the batch, of logits (B, C), in fp32 whatever the logits come in."""
+    """T^2 * KL(teacher || student) of logits (B, C), the mean over the batch: a scalar in fp32, whatever the logits'
+    precision."""
     student = F.log_softmax(student_logits.float() / temperature, dim=1)
     teacher = F.log_softmax(teacher_logits.float() / temperature, dim=1)
     return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
@@ -43,10 +48,11 @@ def distillation_loss(student_logits: torch.Tensor, labels: torch.Tensor, teache
                       temperature: float, alpha: float, partner_labels: torch.Tensor | None = None,
                       partner_weight: torch.Tensor | None = None,
                       unlabelled_logits: torch.Tensor | None = None) -> Loss:
-    """The distillation loss of logits (B, C). At alpha = 0 it is the hard loss bit for bit, teacher or not.
+    """The distillation loss of logits (B, C). With alpha = 0 it is the hard loss, bit for bit, even with a teacher.
 
-    unlabelled_logits: (U, C) of images that count in the soft loss alone; teacher_logits then are (B + U, C).
-    Raises ValueError where alpha > 0 and there are no teacher logits.
+    labels, partner_labels, partner_weight: as in `hard_loss`. unlabelled_logits: the student's logits (U, C) for images
+    that only the soft loss uses; teacher_logits are then (B + U, C), otherwise (B, C). Raises ValueError if alpha > 0
+    without teacher logits.
     """
     hard = hard_loss(student_logits, labels, partner_labels, partner_weight)
     if alpha == 0:

@@ -1,30 +1,31 @@
-"""What the training loops need to know, as typed and validated settings (no torch import here)."""
+"""The settings of images, views, models and training, typed and validated. Does not import torch."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-# Upper bounds are far above what is of use: they keep a slip of the key from taking an hour or all memory.
+# Upper bounds are far above useful values: they keep a typing error from taking an hour or all memory.
 PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
-Count = Annotated[int, Field(ge=1, le=10**12)]  # of what there is, or all of it
+Count = Annotated[int, Field(ge=1, le=10**12)]  # more than there are means all
 Pixels = Annotated[int, Field(ge=1, le=4096)]
 PositiveFloat = Annotated[float, Field(gt=0, le=1_000_000)]
 LearningRate = Annotated[float, Field(gt=0, le=1000)]
-# What is printed as it is: nothing in it may begin a new line or steer a terminal.
+# Printed verbatim, so it must not hold control characters, which begin a new line or control the terminal.
 Line = Annotated[str, Field(pattern=r"^\P{Cc}*$")]
-# TOML has lists where frozen settings hold tuples.
+# TOML has lists; frozen settings hold tuples.
 FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+MOST_IN_ARGS, DEEPEST_ARGS = 100_000, 10  # the largest number, and the deepest nesting, of a model's arguments
 
 
 class Settings(BaseModel):
-    """A frozen group of settings that refuses unknown names, wrong types and numbers that are not finite."""
+    """A frozen group of settings. Unknown names, wrong types and numbers that are not finite are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, protected_namespaces=(), allow_inf_nan=False,
                               str_max_length=4096)
 
 
-# How many images: a share below or equal to 1.0, or a whole number.
+# How many images: a share (a float up to 1.0), or a whole number.
 Amount = Annotated[float, Field(gt=0, le=1)] | Count
 
 
@@ -32,59 +33,56 @@ class DataSettings(Settings):
     """Which images there are and how they are split."""
 
     source: Annotated[Line, Field(min_length=1)] = Field(
-        "digits", description="digits, a data set of torchvision, or a folder, a .npz file or their URI"
+        "digits", description="digits, a data set of torchvision, or the path or URI of a folder or .npz file"
     )
-    label_column: Line | None = Field(None, description="where Parquet files have several that could be meant")
+    label_column: Line | None = Field(None, description="of Parquet files, if several could hold the labels")
     classes: Annotated[Count | tuple[str, ...] | None, FromList] = Field(
-        None, description="a subset: so many, evenly spread over the list of classes, or their names"
+        None, description="a subset: how many, spread evenly over the list of classes, or their names"
     )
-    image_size: Pixels | None = Field(None, description="pixels; what models see unless they say otherwise")
+    image_size: Pixels | None = Field(None, description="pixels, for models that do not set their own")
     stored_size: Pixels | None = Field(
-        None, description="pixels; images that are larger, or not square, are brought to it when they are read"
+        None, description="pixels; larger images, and those that are not square, are resized to it when read"
     )
     validation: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="share held out for the search; unless given, the source's own split, or else a tenth"
+        None, description="share held out for the search; by default the source's own split, else a tenth"
     )
     test: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="share held out for the confirmation where the source has no test split; a fifth unless given"
+        None, description="share held out for the confirmation if the source has no test split; by default a fifth"
     )
-    train_images: Amount | None = Field(None, description="how many training images there are, for teacher and student")
+    train_images: Amount | None = Field(None, description="how many training images to use, for teacher and student")
     student_images: Amount | None = Field(
-        None, description="how many of them the student sees; the teacher sees all"
+        None, description="how many of these the student sees with labels; the teacher sees all"
     )
     unlabelled: Annotated[float, Field(ge=0, le=1000)] = Field(
-        0.0, description="images without label beside each labelled one in the student's batches, for the soft loss"
+        0.0, description="unlabelled images per labelled one in the student's batches, for the soft loss alone"
     )
-    drop_duplicates: bool = Field(False, description="leave out training images that also are in a held-out split")
-    limit: Count | None = Field(None, description="at most so many images per split, for a first look")
+    drop_duplicates: bool = Field(False, description="leave out training images that are also in a held-out split")
+    limit: Count | None = Field(None, description="the most images per split, for a quick trial run")
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
-        0, description="of everything that is held out or left out"
+        0, description="determines which images are held out or left out"
     )
 
 
 class ViewSettings(Settings):
     """The augmentation. A view of an image is a pure function of (view seed, view, image)."""
 
-    shift: Annotated[int, Field(ge=0, le=4096)] = Field(0, description="largest shift in stored pixels, zero padded")
-    flip: bool = Field(False, description="mirror every other image")
-    scale: Fraction = Field(0.0, description="largest relative zoom, in or out")
+    shift: Annotated[int, Field(ge=0, le=4096)] = Field(0, description="largest shift, in stored pixels; zero padded")
+    flip: bool = Field(False, description="mirror images, with probability 1/2")
+    scale: Fraction = Field(0.0, description="largest zoom in or out, relative to the image")
     mixup: Annotated[float, Field(ge=0, le=0.5)] = Field(0.0, description="largest weight of the mixup partner")
-    count: PositiveInt | None = Field(None, description="different views; one per epoch unless given")
-    cache_gib: PositiveFloat = Field(4.0, description="memory for teacher logits, all view seeds together")
-
-
-MOST_IN_ARGS = 100_000
+    count: PositiveInt | None = Field(None, description="how many different views; by default one per epoch")
+    cache_gib: PositiveFloat = Field(4.0, description="memory for the teacher's logits, all view seeds together")
 
 
 def _plain_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
-    """See whether arguments can be written as JSON, and are no larger than any model takes. Raises ValueError."""
+    """Return the arguments. Raises ValueError if they are not JSON values, or larger than any model's."""
     for name, value in arguments.items():
         _check_argument(name, value, depth=1)
     return arguments
 
 
 def _check_argument(name: str, value: Any, depth: int) -> None:
-    if depth > 10:
+    if depth > DEEPEST_ARGS:
         raise ValueError(f"{name.split('.')[0]} is nested more than ten deep")
     if isinstance(value, dict | list | tuple):
         for key, part in value.items() if isinstance(value, dict) else enumerate(value):
@@ -97,24 +95,24 @@ def _check_argument(name: str, value: Any, depth: int) -> None:
 
 
 class ModelSettings(Settings):
-    """A model by name plus keyword arguments, never patched afterwards, so that it can be rebuilt."""
+    """A model by its name and keyword arguments. Nothing else changes it, so that it can be rebuilt from them."""
 
-    model: Line = Field(description="a timm model, with a tag or without, or package.module:function")
+    model: Line = Field(description="a timm model, with or without a tag, or package.module:function")
     args: Annotated[dict[str, Any], AfterValidator(_plain_arguments)] = Field(
         default_factory=dict, description="keyword arguments of timm.create_model"
     )
-    pretrained: bool | Line = Field(False, description="true: timm's weights from the hub; or a weights file's path")
-    image_size: Pixels | None = Field(None, description="pixels; data.image_size unless given")
+    pretrained: bool | Line = Field(False, description="true for timm's weights from its hub, or a weights file's path")
+    image_size: Pixels | None = Field(None, description="pixels; by default data.image_size")
 
 
 class TrainSettings(Settings):
-    """How a model is trained; the learning rate comes with each run."""
+    """How a model is trained. The learning rate is not a setting here: each run has its own."""
 
-    epochs: PositiveInt = Field(10, description="the last one counts")
+    epochs: PositiveInt = Field(10, description="passes over the training images; the last one counts")
     batch_size: PositiveInt = Field(128, description="labelled images per update")
-    optimizer: Line = Field("adamw", description="any timm optimizer by name")
-    weight_decay: Annotated[float, Field(ge=0, le=1000)] = Field(0.05, description="the optimizer's")
-    warmup: Fraction = Field(0.1, description="share of all updates with a linearly rising learning rate")
-    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="fp32 or bf16; auto: bf16 on GPUs")
-    channels_last: Literal["auto", "yes", "no"] = Field("auto", description="memory format; auto: for CNNs")
-    compile: bool = Field(False, description="torch.compile the model; pays on GPUs for long runs")
+    optimizer: Line = Field("adamw", description="the name of any timm optimizer")
+    weight_decay: Annotated[float, Field(ge=0, le=1000)] = Field(0.05, description="of the optimizer")
+    warmup: Fraction = Field(0.1, description="share of all updates during which the learning rate rises linearly")
+    precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="fp32 or bf16; auto means bf16 on GPUs")
+    channels_last: Literal["auto", "yes", "no"] = Field("auto", description="memory format; auto means for CNNs")
+    compile: bool = Field(False, description="use torch.compile; worthwhile for long runs on GPUs")

@@ -1,4 +1,4 @@
-"""The teacher: a large model trained on labels, on the training split alone."""
+"""The teacher: a model trained on labels, with all training images."""
 
 from kdstudy.trainables.loop import Training
 from kdstudy.trainables.task import start

@@ -1,8 +1,8 @@
 """Deterministic augmentation: view v of image i is a pure function of (view seed, v, i).
 
-Everything random about a view is drawn here, for all images at once, from a counter-based generator keyed by
-(view seed, view). Nothing depends on batches or on their order, so teacher and student see the same view, each at its
-own image size, and the teacher's answers can be computed beforehand.
+All randomness of a view is drawn here, for all images at once, from a counter-based generator keyed by (view seed,
+view). Nothing depends on batches or on their order, so teacher and student see the same view, each at its own image
+size, and the teacher's logits can be computed beforehand.
 """
 
 from dataclasses import dataclass
@@ -13,25 +13,25 @@ import torch.nn.functional as F
 
 from kdstudy.trainables.settings import ViewSettings
 
-# Rendered views of a whole epoch are kept if they fit; otherwise every batch is rendered on its own.
+# A whole epoch's view is rendered at once if it fits into this; otherwise each batch is rendered by itself.
 RENDER_AHEAD_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
 class ViewParameters:
-    """What happens to each of N images in one view. All arrays have N entries."""
+    """What happens to each of N images in one view. All tensors are (N,)."""
 
-    shift_x: torch.Tensor  # pixels of the stored image, int64
-    shift_y: torch.Tensor
+    shift_x: torch.Tensor  # int64, pixels of the stored image
+    shift_y: torch.Tensor  # likewise
     flip: torch.Tensor  # bool
-    zoom: torch.Tensor  # 1 is unchanged, float32
-    partner: torch.Tensor  # index of the image mixed in, int64
-    partner_weight: torch.Tensor  # 0 .. settings.mixup, float32
+    zoom: torch.Tensor  # float32, 1 leaves the size unchanged
+    partner: torch.Tensor  # int64, index of the image that is mixed in
+    partner_weight: torch.Tensor  # float32, 0 to settings.mixup
 
 
 def draw_view(settings: ViewSettings, view_seed: int, view: int, images: int) -> ViewParameters:
-    """Draw one view's parameters for all images. Row i depends on (view_seed, view, i) alone, apart from the mixup
-    partner, which is an index into all `images`."""
+    """Draw one view's parameters for a number of images. Entry i depends on (view_seed, view, i) alone, except for the
+    mixup partner, which also depends on that number."""
     uniform = np.random.Generator(np.random.Philox(key=[view_seed, view])).random((images, 6))
     steps = 2 * settings.shift + 1
     return ViewParameters(
@@ -46,18 +46,19 @@ def draw_view(settings: ViewSettings, view_seed: int, view: int, images: int) ->
 
 @dataclass(frozen=True)
 class Batch:
-    """Views of some images, ready for a model."""
+    """One view of some images, ready for a model. The last two are None without mixup."""
 
-    images: torch.Tensor  # (B, C, size, size), 0..1, float32
-    labels: torch.Tensor  # (B,)
-    partner_labels: torch.Tensor | None  # (B,), None without mixup
-    partner_weight: torch.Tensor | None  # (B,)
+    images: torch.Tensor  # (B, C, size, size) float32, 0..1
+    labels: torch.Tensor  # (B,) int64
+    partner_labels: torch.Tensor | None  # (B,) int64
+    partner_weight: torch.Tensor | None  # (B,) float32
 
 
 class Views:
-    """All views of a set of images, rendered at one model's image size on the device where the images lie.
+    """All views of a set of images, rendered at one model's image size, on the device where the images lie.
 
-    images: (N, C, H, W) uint8; labels: (N,) int64; both on one device. View `count` is view 0 again.
+    images: (N, C, H, W) uint8; labels: (N,) int64; both on one device. count: how many different views there are; view
+    `count` is view 0 again. size: pixels.
     """
 
     def __init__(self, images: torch.Tensor, labels: torch.Tensor, settings: ViewSettings, *,
@@ -70,7 +71,7 @@ class Views:
         return len(self.labels)
 
     def batch(self, view: int, indices: torch.Tensor) -> Batch:
-        """The given view of the images at `indices` (B,)."""
+        """One view of the images at `indices` (B,)."""
         self._select(view % self.count)
         parameters = self._parameters
         images = self._render(indices)
@@ -81,7 +82,7 @@ class Views:
         return Batch(images, self.labels[indices], self.labels[partner], weight)
 
     def _select(self, view: int) -> None:
-        """Make one view the current one: draw its parameters and, where memory allows, render it ahead."""
+        """Make a view the current one: draw its parameters and, if memory allows, render it for all images."""
         if view == self._view:
             return
         drawn = draw_view(self.settings, self.view_seed, view, len(self))
@@ -101,9 +102,10 @@ class Views:
 
 def render(images: torch.Tensor, shift_x: torch.Tensor, shift_y: torch.Tensor, flip: torch.Tensor,
            zoom: torch.Tensor, settings: ViewSettings, size: int) -> torch.Tensor:
-    """Shift, mirror and zoom uint8 images (B, C, H, W), and bring them to (B, C, size, size) in 0..1.
+    """Shift, mirror and zoom uint8 images (B, C, H, W), and resize them to (B, C, size, size) float32 in 0..1.
 
-    Without zoom, pixels are moved, not interpolated; then they are resized as at test time.
+    shift_x, shift_y, flip, zoom: (B,), as in ViewParameters. Without zoom, pixels are moved without interpolation and
+    then resized as at test time.
     """
     if settings.scale:
         return _zoomed(images, shift_x, shift_y, flip, zoom, size)
@@ -113,7 +115,8 @@ def render(images: torch.Tensor, shift_x: torch.Tensor, shift_y: torch.Tensor, f
 
 
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Bicubic, antialiased where it shrinks: what timm's test-time transform does for the models used here."""
+    """Resize images (B, C, H, W) in 0..1 to (B, C, size, size), as timm's transform at test time does for most models:
+    bicubic, antialiased when shrinking."""
     if images.shape[-2:] == (size, size):
         return images
     resized = F.interpolate(images, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
@@ -121,7 +124,7 @@ def resize(images: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _moved(images: torch.Tensor, shift_x: torch.Tensor, shift_y: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
-    """Exact integer shifts and mirroring by indexing; what comes in from outside is zero."""
+    """Shift by whole pixels and mirror, by indexing. Pixels from outside the image are zero."""
     batch, channels, height, width = images.shape
     rows = torch.arange(height, device=images.device) + shift_y[:, None]
     columns = torch.arange(width, device=images.device) + shift_x[:, None]
@@ -135,9 +138,9 @@ def _moved(images: torch.Tensor, shift_x: torch.Tensor, shift_y: torch.Tensor, f
 
 def _zoomed(images: torch.Tensor, shift_x: torch.Tensor, shift_y: torch.Tensor, flip: torch.Tensor,
             zoom: torch.Tensor, size: int) -> torch.Tensor:
-    """Zoom, shift, mirror and enlarge in one bilinear sampling; what comes in from outside is zero.
+    """Zoom, shift, mirror and enlarge in one bilinear sampling. Pixels from outside the image are zero.
 
-    What has to shrink is sampled at the stored size first and then resized as at test time, antialiased.
+    Images that must shrink are first sampled at the stored size, and then resized as at test time, antialiased.
     """
     batch, channels, height, width = images.shape
     rows, columns = max(size, height), max(size, width)

@@ -5,9 +5,7 @@ from typing import Any
 
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
-from kdstudy.trainables.settings import (
-    ModelSettings,
-)
+from kdstudy.trainables.settings import ModelSettings
 
 
 def check_models(config: StudyConfig, *, classes: int, channels: int, image_size: int) -> None:
@@ -43,7 +41,7 @@ def _check_optimizer(key: str, name: Any, known: list[str]) -> None:
         nearest = difflib.get_close_matches(str(name), known, n=1, cutoff=0.4)
         hint = f"did you mean {nearest[0]!r}?" if nearest else "see timm.optim.list_optimizers()"
         raise UserError(f"{key} = {name!r} is not a timm optimizer; {hint}")
-    from kdstudy.trainables.loop import check_optimizer
+    from kdstudy.trainables.optimizer import check_optimizer
 
     try:
         check_optimizer(str(name))

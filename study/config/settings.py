@@ -327,7 +327,7 @@ class StudyConfig(Settings):
 def credentials_in(values: Any) -> Iterator[str]:
     """What is wrong with settings that hold credentials, without them."""
     for name, text in named_texts(values):
-        if problem := problem_with(text, is_place=name.split(".")[0] not in ("about", "published")):
+        if problem := problem_with(text, is_location=name.split(".")[0] not in ("about", "published")):
             yield f"{name} {problem}"
 
 

@@ -24,7 +24,7 @@ from kdstudy.store import files
 from kdstudy.store.predictions import copy_predictions
 from kdstudy.store.record import Record, TrialState
 from kdstudy.store.schema import Done, Parameters, Part, StageFiles, Whole
-from kdstudy.trainables.files import TEST_ANSWERS, WEIGHTS
+from kdstudy.trainables.files import TEST_PREDICTIONS, WEIGHTS
 from kdstudy.trainables.settings import ModelSettings
 
 if TYPE_CHECKING:  # it imports torch, which a finished study can do without
@@ -79,7 +79,7 @@ class ConfirmationStage(Stage):
         for run in sorted((source / "runs").iterdir()):
             best, kept = int(run.name) in chosen, target / "runs" / run.name
             kept.mkdir(parents=True)
-            copy_predictions(run / TEST_ANSWERS, kept / TEST_ANSWERS, logits=best)
+            copy_predictions(run / TEST_PREDICTIONS, kept / TEST_PREDICTIONS, logits=best)
             if best:
                 shutil.copyfile(run / WEIGHTS, kept / WEIGHTS)
 
@@ -144,7 +144,7 @@ class ConfirmationStage(Stage):
         exported_key = run_key(exported) if exported else None
 
         def has_results(trial: TrialState) -> bool:
-            needed = [TEST_ANSWERS, WEIGHTS] if run_key(trial) == exported_key else [TEST_ANSWERS]
+            needed = [TEST_PREDICTIONS, WEIGHTS] if run_key(trial) == exported_key else [TEST_PREDICTIONS]
             return all((self.context.folder / trial.checkpoint["path"] / name).exists() for name in needed)
 
         return has_results

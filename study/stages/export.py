@@ -20,7 +20,8 @@ from kdstudy.errors import StudyFailedError, UserError
 from kdstudy.stages.teacher import check_function
 from kdstudy.store import files
 from kdstudy.trainables import data, models
-from kdstudy.trainables.loop import Evaluator, default_device, to_device
+from kdstudy.trainables.device import default_device, to_device
+from kdstudy.trainables.evaluator import Evaluator
 from kdstudy.trainables.models import Classifier
 from kdstudy.trainables.paths import remove
 from kdstudy.trainables.settings import ModelSettings

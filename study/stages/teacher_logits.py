@@ -20,7 +20,13 @@ from kdstudy.store import files
 from kdstudy.store.predictions import copy_predictions
 from kdstudy.store.record import TrialState
 from kdstudy.store.schema import Done, StageFiles, Whole
-from kdstudy.trainables.files import ANSWER_FILES, TEST_ANSWERS, UNLABELLED, VALIDATION, VIEWS
+from kdstudy.trainables.files import (
+    LOGITS_FILES,
+    TEST_PREDICTIONS,
+    UNLABELLED_LOGITS,
+    VALIDATION_PREDICTIONS,
+    VIEW_LOGITS,
+)
 from kdstudy.trainables.paths import inside, remove
 from kdstudy.trainables.settings import ModelSettings
 from kdstudy.watch.display import show_bytes
@@ -42,7 +48,7 @@ class TeacherLogitsStage(Stage):
     loop = "teacher_logits"
     files = StageFiles(TeacherLogitsDone, frozenset({"teacher_logits"}))
     scored = False
-    result_files = ANSWER_FILES
+    result_files = LOGITS_FILES
     wanted_by: ClassVar[tuple[str, ...]] = ("distill", "finalists", "confirm")  # the stages that distil
 
     @classmethod
@@ -53,8 +59,8 @@ class TeacherLogitsStage(Stage):
 
     @classmethod
     def pack(cls, source: Path, target: Path, done: dict[str, Any], teacher: bool) -> None:
-        shutil.copyfile(source / VALIDATION, target / VALIDATION)
-        copy_predictions(source / TEST_ANSWERS, target / TEST_ANSWERS, logits=True)
+        shutil.copyfile(source / VALIDATION_PREDICTIONS, target / VALIDATION_PREDICTIONS)
+        copy_predictions(source / TEST_PREDICTIONS, target / TEST_PREDICTIONS, logits=True)
 
     def inputs(self) -> list[Any]:
         config, teacher = self.config, self.context.stage("teacher")
@@ -85,7 +91,7 @@ class TeacherLogitsStage(Stage):
     def runs(self) -> tuple[TrialState, ...]:
         """The pieces that are not there yet: the held-out images, then the views, those of the search first."""
         folder, runs = self.folder.path, []
-        if not (folder / TEST_ANSWERS).exists():
+        if not (folder / TEST_PREDICTIONS).exists():
             runs.append(TrialState(0, {"first_view": 0, "view_count": 0}, 0, 0, "teacher_logits", True,
                                    "held-out images"))
         for view_seed in self._kept_seeds:
@@ -117,8 +123,8 @@ class TeacherLogitsStage(Stage):
             own = self.context.folder / piece.checkpoint["path"]
             if piece.parameters["view_count"]:
                 whole = folder.path / f"views-{piece.view_seed}.npy"
-                return files.is_whole_array(whole) or files.is_whole_array(own / VIEWS)
-            return any((path / TEST_ANSWERS).exists() for path in (folder.path, own))
+                return files.is_whole_array(whole) or files.is_whole_array(own / VIEW_LOGITS)
+            return any((path / TEST_PREDICTIONS).exists() for path in (folder.path, own))
 
         return has_logits
 
@@ -132,7 +138,7 @@ class TeacherLogitsStage(Stage):
         pieces = {run_key(run): inside(self.context.folder, run.checkpoint["path"]) for run in runs}
         for run in runs:
             if not run.parameters["view_count"] and pieces[run_key(run)].exists():
-                for name in (VALIDATION, TEST_ANSWERS):
+                for name in (VALIDATION_PREDICTIONS, TEST_PREDICTIONS):
                     files.copy_file(pieces[run_key(run)] / name, folder.path / name)
         for view_seed in self._kept_seeds:
             if not files.is_whole_array(folder.path / f"views-{view_seed}.npy"):
@@ -145,7 +151,7 @@ class TeacherLogitsStage(Stage):
 
     def _joined(self, pieces: list[Path]) -> tuple[np.ndarray, np.ndarray | None]:
         """The logits (V, N, C) for all views, from those of each piece; also for the images without labels."""
-        names = (VIEWS, UNLABELLED) if self.context.splits.unlabelled else (VIEWS,)
+        names = (VIEW_LOGITS, UNLABELLED_LOGITS) if self.context.splits.unlabelled else (VIEW_LOGITS,)
         labelled, *unlabelled = (np.concatenate([files.read_array(piece / name) for piece in pieces])
                                  for name in names)
         return labelled, unlabelled[0] if unlabelled else None
@@ -178,16 +184,16 @@ class TeacherLogitsStage(Stage):
         """Unpack the file at teacher.logits to where the study's own logits would be."""
         import torch
 
-        from kdstudy.trainables.task import write_answers  # imports torch
+        from kdstudy.trainables.predictions import write_logits  # imports torch
 
         started, given = time.monotonic(), self.context.stage("teacher").given_logits
         for view_seed in self.context.view_seeds:
             self._save_views(folder, view_seed, *given.views(view_seed))
-        files.write_array(folder.path / VALIDATION, given.validation.astype(np.int64))
+        files.write_array(folder.path / VALIDATION_PREDICTIONS, given.validation.astype(np.int64))
         with tempfile.TemporaryDirectory() as temporary:
-            path = Path(temporary) / TEST_ANSWERS
-            write_answers(torch.from_numpy(given.test.astype(np.float32)), self.context.splits.test.labels, path)
-            files.write_bytes(folder.path / TEST_ANSWERS, path.read_bytes())
+            path = Path(temporary) / TEST_PREDICTIONS
+            write_logits(torch.from_numpy(given.test.astype(np.float32)), self.context.splits.test.labels, path)
+            files.write_bytes(folder.path / TEST_PREDICTIONS, path.read_bytes())
         self._finish(folder, True, time.monotonic() - started)
 
     # -- for other stages ---------------------------------------------------------------------------------------------
@@ -207,7 +213,7 @@ class TeacherLogitsStage(Stage):
 
         logits = stored("views")
         members = () if len(logits) == len(view_seeds) else self.context.stage("teacher").members()
-        return Teacher(members, files.read_array(folder / VALIDATION), logits, stored("unlabelled"))
+        return Teacher(members, files.read_array(folder / VALIDATION_PREDICTIONS), logits, stored("unlabelled"))
 
     # -- for the plan -------------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from kdstudy.errors import UserError
 from kdstudy.trainables import functions
-from kdstudy.trainables.data import ImageSet
+from kdstudy.trainables.images import ImageSet
 from kdstudy.trainables.settings import ModelSettings, Settings
 
 # Raised when the meaning of a stage's files changes, so that older folders are not taken for current ones.

@@ -306,7 +306,7 @@ class Storage:
 
 def _copies_of(parent: str) -> Path:
     """Where this machine keeps its copies of the studies below a URI."""
-    from kdstudy.trainables.sources import cache_folder
+    from kdstudy.trainables.paths import cache_folder
 
     return cache_folder() / "studies" / hashlib.blake2b(parent.encode(), digest_size=5).hexdigest()
 

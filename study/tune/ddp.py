@@ -10,7 +10,7 @@ from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
 from kdstudy.store.storage import Storage
-from kdstudy.trainables.parallel import train
+from kdstudy.trainables.ddp import train
 from kdstudy.tune.cluster import Share
 from kdstudy.tune.tuner import Job, enter_checkpoint, reason_of, reported, trial_config
 

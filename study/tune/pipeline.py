@@ -16,8 +16,8 @@ from kdstudy.search.runs import run_key
 from kdstudy.stages.base import Stage, StageFolder
 from kdstudy.stages.order import priority
 from kdstudy.study import Study
-from kdstudy.trainables import stages as loops
-from kdstudy.trainables.loop import default_device, to_device
+from kdstudy.trainables.device import default_device, to_device
+from kdstudy.trainables.object_store import put_task
 from kdstudy.trainables.task import Task
 from kdstudy.trainables.teacher_logits import held_out
 from kdstudy.tune import ddp
@@ -123,7 +123,7 @@ class Pipeline:
 
     def _add_job(self, stage: Stage, folder: StageFolder) -> None:
         trials = self._manager(stage, folder)
-        job = Job(stage.name, stage.loop, trials, loops.put(stage.task(), self._images), stage.result_files)
+        job = Job(stage.name, stage.loop, trials, put_task(stage.task(), self._images), stage.result_files)
         self.jobs.append(job)
         self.jobs.sort(key=lambda job: priority(job.stage))
         if not trials.complete:

@@ -18,8 +18,8 @@ from kdstudy.search.manager import TrialManager
 from kdstudy.store import files
 from kdstudy.store.record import TrialState
 from kdstudy.store.storage import TUNE, Storage
+from kdstudy.trainables.any_loop import AnyLoopTrainable
 from kdstudy.trainables.files import CHECKPOINT_MARK, RESULT_FILES
-from kdstudy.trainables.stages import StageTrainable
 from kdstudy.trainables.trainable import NotSavedError
 from kdstudy.tune.cluster import Share
 from kdstudy.tune.slots import OneSlot, Slots, selector
@@ -261,7 +261,7 @@ def _run_of(checkpoint: str) -> str | None:
 
 
 def run_trials(work: Work, storage: Storage, share: Share, worker_retries: int,
-               trainable: type[tune.Trainable] = StageTrainable, slots: Slots | None = None) -> None:
+               trainable: type[tune.Trainable] = AnyLoopTrainable, slots: Slots | None = None) -> None:
     """Run until there is nothing left to do.
 
     storage: the study's. slots: how many trials run at a time, and which nodes get none, where that changes.

@@ -1,6 +1,6 @@
-"""One model trained by several processes, a GPU each: the loop of every other run, with each batch divided among them.
+"""One model trained by several processes, with a GPU each, which divide every batch among them.
 
-`train` runs in each worker of Ray Train's TorchTrainer, which joins them to a process group.
+`train` runs in each worker of Ray Train's TorchTrainer, which joins the workers to a process group.
 """
 
 import tempfile
@@ -16,19 +16,21 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kdstudy.trainables.loop import Training
 from kdstudy.trainables.losses import Loss
-from kdstudy.trainables.stages import fetch, where_it_runs
+from kdstudy.trainables.object_store import fetch_task
 from kdstudy.trainables.task import Task, save, start
-from kdstudy.trainables.trainable import continue_from, describe, is_checkpoint_due, not_finite
+from kdstudy.trainables.trainable import continue_from, describe, is_checkpoint_due, not_finite, where_it_runs
 
 
 class ParallelTraining(Training):
-    """A process's part of a training: it takes its share of every batch, and gradients are averaged over the processes
-    (DistributedDataParallel), weighted so that the step is that of the whole batch. On GPUs, batch norm sees the whole
-    batch too; on CPUs, where torch has no such layer, each process's own share.
+    """One process's part in a training. It computes its share of every batch.
+
+    DistributedDataParallel averages the gradients over the processes. Shares are weighted by their size, so each step
+    is that of the whole batch. On GPUs batch norm uses the whole batch too; on CPUs, for which torch has no such layer,
+    each process's own share.
     """
 
-    def share_out(self) -> None:
-        """Begin to train together; once weights are as they are to begin with."""
+    def join_group(self) -> None:
+        """Train together with the other processes from now on. Call it when the weights are those to start from."""
         if self.device.type == "cuda":
             self.model.net = convert_sync_batchnorm(self.model.net)
         self.forward = DistributedDataParallel(self.forward)
@@ -37,7 +39,7 @@ class ParallelTraining(Training):
     def _step(self, indices: torch.Tensor, unlabelled: torch.Tensor | None) -> Loss:
         own = indices[self._rank::self._size]
         weight = len(own) * self._size / len(indices)
-        # A last batch may be too small for all; whoever gets nothing of it takes part without a say.
+        # If a last batch is too small for all processes, those without a share take one image with weight 0.
         loss = self._loss(own if len(own) else indices[:1], unlabelled)
         self._update(loss.total * weight)
         parts = [part for part in loss if part is not None]
@@ -47,21 +49,21 @@ class ParallelTraining(Training):
 
 
 def train(config: dict[str, Any]) -> None:
-    """A worker's part of one trial; reports as the other trainables do, to Ray Train.
+    """One worker's part in a trial. It reports to Ray Train what StudyTrainable reports to Tune.
 
-    config: task, parameters, seed, view_seed and checkpoint, as a trial's. What goes wrong at the start goes wrong in
-    all workers, and is reported as `failure`. Later the others wait for the one: it raises, and Ray Train starts all of
-    them anew from the last checkpoint.
+    config: task (the reference that `put_task` returned), parameters, seed, view_seed and checkpoint, as a trial's. An
+    error at the start occurs in all workers and is reported as `failure`. A later error is raised, since the other
+    workers would wait for this one: Ray Train then restarts all of them from the last checkpoint.
     """
     if torch.cuda.is_available():
         torch.cuda.set_device(ray.train.torch.get_device())
-    task = fetch(config["task"])
+    task = fetch_task(config["task"])
     try:
         training = _begin(task, config)
     except Exception as error:
         ray.train.report({"epoch": 0, "failure": describe(error)})
         return
-    while not training.finished and _go_on(training, task):
+    while not training.finished and _continue(training, task):
         pass
 
 
@@ -74,17 +76,17 @@ def _begin(task: Task, config: dict[str, Any]) -> ParallelTraining:
     checkpoint = restarted.path if restarted else config["checkpoint"]
     if checkpoint and not continue_from(training, checkpoint):
         training = begin()
-    training.share_out()
+    training.join_group()
     return training
 
 
-def _go_on(training: ParallelTraining, task: Task) -> bool:
-    """Train as many epochs as are reported at a time, and report them; False where that is the end of it."""
+def _continue(training: ParallelTraining, task: Task) -> bool:
+    """Train for `task.report_every` epochs and report them. Returns False if the training has failed."""
     report = training.run(task.report_every)
     report |= {"failure": not_finite(report), "where": where_it_runs()}
     first = dist.get_rank() == 0
     failed = torch.tensor(float(report["failure"] is not None and first), device=training.device)
-    dist.broadcast(failed, 0)  # all or none
+    dist.broadcast(failed, 0)  # all processes stop, or none
     with tempfile.TemporaryDirectory() as folder:
         saved = first and not failed and is_checkpoint_due(training, task)
         if saved:

@@ -1,0 +1,94 @@
+"""Weights to start training from: timm's, from its hub, or those in a local file."""
+
+import contextlib
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from timm.models import load_state_dict
+from torch import nn
+
+from kdstudy.trainables.functions import is_function
+from kdstudy.trainables.messages import one_line
+from kdstudy.trainables.models.building import create, create_arguments
+from kdstudy.trainables.settings import ModelSettings
+
+FITTING = 0.5  # share of its tensors that a function's model must find in a file
+
+
+def pretrained_weights(settings: ModelSettings, *, classes: int, channels: int,
+                       image_size: int) -> dict[str, np.ndarray] | None:
+    """The weights to start from, by timm's names and without the head's; None if `pretrained` is false.
+
+    timm adapts them to the image size and the number of channels. Raises ValueError, in one line that begins with
+    `pretrained`, if they cannot be downloaded or do not fit the model.
+    """
+    if not settings.pretrained:
+        return None
+    arguments = create_arguments(settings, classes=classes, channels=channels, image_size=image_size)
+    try:
+        state = read_state(settings.pretrained) if isinstance(settings.pretrained, str) else None
+        if is_function(settings.model):
+            return _fitting(create(settings.model, **arguments), state)
+        return _adapted(settings.model, arguments, state)
+    except Exception as error:
+        shown = "true" if settings.pretrained is True else repr(settings.pretrained)
+        remedy = ("give a local file instead, pretrained = \"weights.safetensors\", or false for random weights"
+                  if settings.pretrained is True else f"the file must hold weights of {settings.model}")
+        raise ValueError(f"pretrained = {shown}: no weights for {settings.model} ({one_line(error)[:120]}); "
+                         f"{remedy}") from None
+
+
+def read_state(path: str) -> dict[str, torch.Tensor]:
+    """A state_dict from a safetensors file, or from a .pth file that holds nothing but tensors: no code is unpickled.
+
+    Raises ValueError if there is no such file, and whatever timm raises if it is damaged.
+    """
+    file = Path(os.path.expanduser(path))
+    if not file.is_file():
+        raise ValueError(f"{path} {'is a folder' if file.is_dir() else 'does not exist'}")
+    return load_state_dict(str(file), weights_only=True)
+
+
+def _fitting(net: nn.Module, state: dict[str, torch.Tensor] | None) -> dict[str, np.ndarray]:
+    """The weights of a file that a function's model has too, in the same shape."""
+    if state is None:
+        raise ValueError("there is no hub for a function's model")
+    own = net.state_dict()
+    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    if len(fitting) < FITTING * len(own):
+        raise ValueError(f"{len(fitting)} of {len(own)} tensors fit")
+    return {name: value.numpy() for name, value in fitting.items()}
+
+
+def _adapted(model: str, arguments: dict[str, Any], state: dict[str, torch.Tensor] | None) -> dict[str, np.ndarray]:
+    """timm's weights, or those of a file (state), as timm loads them into the model."""
+    # With another number of classes than the weights have, timm leaves the head out, whatever the data have.
+    arguments = arguments | {"num_classes": timm.get_pretrained_cfg(model).num_classes + 1}
+    with contextlib.redirect_stderr(io.StringIO()):  # progress bars would tear the display
+        weights = _without_head(_load(model, arguments, state, seed=0))
+    if state is not None:
+        # timm leaves what the file lacks as it was, random: with another seed it has other values.
+        again = _without_head(_load(model, arguments, state, seed=1))
+        absent = [name for name, array in weights.items() if not np.array_equal(array, again[name])]
+        if absent:
+            raise ValueError(f"{len(absent)} of {len(weights)} tensors are not in it, such as {absent[0]}")
+    return weights
+
+
+def _load(model: str, arguments: dict[str, Any], state: dict[str, torch.Tensor] | None, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    # A copy, because timm changes the state_dict that it is given.
+    overlay = {} if state is None else {"pretrained_cfg_overlay": {"state_dict": dict(state), "custom_load": False}}
+    return timm.create_model(model, pretrained=True, **overlay, **arguments)
+
+
+def _without_head(net: nn.Module) -> dict[str, np.ndarray]:
+    heads = net.pretrained_cfg.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else heads
+    return {name: tensor.numpy() for name, tensor in net.state_dict().items()
+            if name.rsplit(".", 1)[0] not in heads}

@@ -1,0 +1,54 @@
+"""Where images come from: data sets by name, image folders, Parquet files and arrays.
+
+To add a source, write one module that defines SOURCE, as those imported here do, and add one line to SOURCES.
+"""
+
+import difflib
+from pathlib import Path
+
+from kdstudy.trainables.images import Raw
+from kdstudy.trainables.settings import DataSettings
+from kdstudy.trainables.sources import arrays, digits, image_folder, parquet, torchvision_sets
+from kdstudy.trainables.sources.base import FileSource, NamedSource
+from kdstudy.trainables.sources.location import Location
+
+SOURCES: tuple[NamedSource | FileSource, ...] = (  # the first one that fits is read
+    digits.SOURCE,
+    torchvision_sets.SOURCE,
+    parquet.SOURCE,
+    image_folder.SOURCE,
+    arrays.SOURCE,
+)
+NAMES = tuple(name for source in SOURCES if isinstance(source, NamedSource) for name in source.names)
+
+
+def read(settings: DataSettings) -> Raw:
+    """Read the images that `data.source` names, or that lie at its path or URI.
+
+    Raises ValueError, in one line that names the setting or the file, if there are none or they cannot be read.
+    """
+    for source in SOURCES:
+        if isinstance(source, NamedSource) and settings.source in source.names:
+            return source.read(settings)
+    location = Location(settings.source)
+    if not location.exists:
+        raise ValueError(_not_found(location))
+    for source in SOURCES:
+        if isinstance(source, FileSource) and source.recognises(location):
+            return source.read(location, settings)
+    raise ValueError(_not_recognised(location))
+
+
+def _not_found(location: Location) -> str:
+    nearest = difflib.get_close_matches(location.source, NAMES, n=1, cutoff=0.8)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"known names: {', '.join(NAMES)}"
+    is_relative = "://" not in location.source and not Path(location.source).is_absolute()
+    tried = f" (looked for {location.path})" if is_relative else ""
+    return (f"data.source = {location.source!r} is neither a known name nor a file or folder that exists{tried}; "
+            f"{hint}; or give the path of your images with --set data.source=PATH")
+
+
+def _not_recognised(location: Location) -> str:
+    *others, last = [source.looked_for for source in SOURCES if isinstance(source, FileSource)]
+    what = "is a file of an unknown kind" if location.is_file else "holds no images"
+    return f"data.source = {location.source!r} {what}: looked for {', for '.join(others)}, and for {last}"
