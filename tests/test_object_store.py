@@ -263,7 +263,7 @@ def test_a_store_out_of_reach_is_one_line_and_leaves_the_record_as_it_was(machin
     record = Record(home.folder / "baseline-1" / "record.jsonl", storage=home)
     record.add_trial(trial(0))
     written = record.path.read_bytes()
-    monkeypatch.setattr(home._files, "pipe_file", unreachable)
+    monkeypatch.setattr(home._remote.system, "pipe_file", unreachable)
     with pytest.raises(StorageError, match=r"^cannot reach s3://bucket/away: .*run the same command again$"):
         record.add_trial(trial(1))
     assert record.path.read_bytes() == written and list(record.trials) == [0]

@@ -32,7 +32,8 @@ def project(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("path", ["", "."])
 def test_a_study_runs_to_its_end_beside_modules_of_the_same_names(project, path):
-    environment = os.environ | {"PYTHONPATH": path} if path else os.environ
+    found = os.pathsep.join(filter(None, [path, os.environ.get("PYTHONPATH")]))
+    environment = os.environ | ({"PYTHONPATH": found} if found else {})
     printed = kdstudy("run", "digits", "--smoke", *with_set(SHORT), cwd=project, env=environment).stdout
     assert "8/8 export" in printed
     rows = {(row["arm"], row["configuration"]) for row in results_of(project / "studies" / "digits-smoke")["rows"]}
