@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from kdstudy.analysis.results import StudyFiles
+from kdstudy.analysis.study_files import StudyFiles
 from kdstudy.config.load import STUDY_FILE
 from kdstudy.config.models import check_models, trained_models
 from kdstudy.config.settings import OUTPUTS, STAGE_NAMES, StudyConfig

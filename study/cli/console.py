@@ -30,8 +30,8 @@ def _console() -> Console:
 
 
 def _print_results(console: Console, storage: Storage) -> None:
-    from kdstudy.analysis.results import StudyFiles
-    from kdstudy.analysis.tables import console_table
+    from kdstudy.analysis.console_table import console_table
+    from kdstudy.analysis.study_files import StudyFiles
     from kdstudy.store.files import read_json
 
     folder = storage.folder

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdstudy.analysis.results import ARMS
+from kdstudy.analysis.study_files import ARMS
 from kdstudy.config.settings import OUTPUTS, ResourceSettings, StudyConfig
 from kdstudy.errors import MissingTeacherError
 from kdstudy.plan import preflight

@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from kdstudy.analysis.results import ARMS, StudyFiles
+from kdstudy.analysis.study_files import ARMS, StudyFiles
 from kdstudy.config.load import STUDY_FILE, load_study
 from kdstudy.config.settings import Range, StudyConfig
 from kdstudy.errors import UserError

@@ -142,7 +142,7 @@ def write(study: Study, out: Path) -> int:
 
     Raises UserError where there are none.
     """
-    from kdstudy.analysis.results import StudyFiles
+    from kdstudy.analysis.study_files import StudyFiles
 
     _check_target(out)
     found = StudyFiles(study.folder)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kdstudy.analysis.results import StudyFiles
+from kdstudy.analysis.study_files import StudyFiles
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import StudyFailedError, UserError
 from kdstudy.search.manager import METRIC
@@ -333,9 +333,9 @@ class StageWork(StudyInputs):
         if "ranking" in done:
             return done
         if arm not in self._found:
-            from kdstudy.analysis import sensitivity
+            from kdstudy.analysis.sensitivity.ranking import choices
 
-            ranking, best = sensitivity.choices(StudyFiles(self.folder), arm)
+            ranking, best = choices(StudyFiles(self.folder), arm)
             best = best if self.config.shared_parameters else None
             self._found[arm] = {"ranking": ranking,
                                 "only_shared": best and {name: self._rounded(name, best[name])
