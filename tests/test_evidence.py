@@ -83,7 +83,7 @@ def test_the_exported_student_and_its_twin_are_compared_image_by_image(complete)
     assert (exported["only_student"], exported["only_baseline"]) == alone
     # Exact McNemar: twice the smaller tail of a fair coin.
     assert exported["p"] == pytest.approx(min(1, 2 * stats.binom.cdf(min(alone), sum(alone), 0.5)))
-    assert f"{alone[0]} are right in the first alone and {alone[1]}" in cards_of(folder)["These very weights"].text
+    assert f"{alone[0]} are right in the first alone and {alone[1]}" in cards_of(folder)["The exported weights"].text
 
 
 def test_the_value_that_won_stands_beside_what_fresh_seeds_gave(complete):  # noqa: F811

@@ -109,9 +109,9 @@ def failure(folder: Path, before: str = "", **environment: str) -> str:
     code = (f"import sys; from pathlib import Path\n{before}\nfrom test_images import exhibits, images\n"
             "try: images.write_images(exhibits(), Path(sys.argv[1]) / 'images', 'svg')\n"
             "except images.ImagesUnavailable as error: assert isinstance(error, ValueError); print(error)")
-    tests = Path(__file__).parent
+    places = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
     run = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, timeout=120,
-                         env=os.environ | {"PYTHONPATH": f"{tests}:{tests.parent}"} | environment)
+                         env=os.environ | {"PYTHONPATH": places} | environment)
     assert run.returncode == 0, run.stderr
     assert not list(folder.iterdir())
     return run.stdout.strip()

@@ -95,7 +95,7 @@ def budget(name: str, analysis: StudyAnalysis) -> Exhibit:
 def _time_caption(study: StudyFiles) -> str:
     saved = study.spent.loc[study.spent["kind"] == "saved", "seconds"].sum()
     first = (f"Early stopping saved {100 * saved / study.spent['seconds'].sum():.0f} % of the training time that the "
-             "same trials would have taken to their ends" if saved else "No trial was stopped early")
+             "same trials would have taken without it" if saved else "No trial was stopped early")
     taken = [stage for stage in study.planned if "taken_from" in (study.done(stage) or {})]
     others = f"; taken from another study: {', '.join(taken).replace('_', ' ')}" if taken else ""
     return (f"{first}{others}. Time is summed over trials that ran side by side, so it is more than the wall time; "

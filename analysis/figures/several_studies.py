@@ -1,6 +1,7 @@
 """Several studies below each other: what distillation gained in each, and the price of not tuning."""
 
 import html
+import textwrap
 from typing import Any
 
 import plotly.graph_objects as go
@@ -14,7 +15,7 @@ CONFIGURATIONS = {"tuned": ("circle", "tuned"), "only": ("square-open", "only wh
                   "default": ("diamond-open", "default point")}
 SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star")  # per parameter, over and over
 PARAMETER_COLOURS = (COLOURS["distill"], COLOURS["baseline"], COLOURS["teacher"], NEUTRAL)
-LONGEST_NAME = 16  # of a study, on one line
+LONGEST_LINE, MOST_LINES = 16, 4  # of a study's name beside the axis, in characters
 
 
 def gains(names: list[str], outcomes: list[dict[str, Any]]) -> go.Figure | None:
@@ -81,6 +82,8 @@ def _by_study(figure: go.Figure, shown: list[str], axis_title: str) -> go.Figure
 
 
 def _wrapped(name: str) -> str:
-    """A study's name; a long one on two lines, after its first hyphen."""
-    text = html.escape(name)
-    return text.replace("-", "‑<br>", 1) if len(name) > LONGEST_NAME else text
+    """A study's name; a long one, which may contain its folder, on several lines, the first up to its first hyphen."""
+    lines = name.replace("-", "‑\n", 1).split("\n") if len(name) > LONGEST_LINE else [name]
+    pieces = [piece for line in lines for piece in textwrap.wrap(line, LONGEST_LINE)]
+    shown = pieces if len(pieces) <= MOST_LINES else [*pieces[:MOST_LINES - 1], "…"]
+    return "<br>".join(map(html.escape, shown))

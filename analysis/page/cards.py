@@ -97,7 +97,7 @@ def _confidence_card(measured: Calibration | None) -> Card | None:
 
 
 def _checkpoint_card(exported: dict[str, Any]) -> Card:
-    return Card("These very weights", f"{exported['accuracy']:.1f} against {exported['baseline']:.1f} %",
+    return Card("The exported weights", f"{exported['accuracy']:.1f} against {exported['baseline']:.1f} %",
                 f"The exported student and the tuned baseline of the same seed: of {exported['images']:,} test images "
                 f"{exported['only_student']} are right in the first alone and {exported['only_baseline']} in the "
                 f"second alone (exact McNemar test, {_p(exported['p'])}). This compares two checkpoints, not "

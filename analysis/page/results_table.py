@@ -1,6 +1,7 @@
 """The results table as HTML, of one study and of several."""
 
 import html
+import re
 from typing import Any
 
 from kdstudy.analysis import tables
@@ -37,7 +38,12 @@ def _row(row: dict[str, Any]) -> str:
 
 def _cell(tag: str, column: str, text: str) -> str:
     label = f' data-label="{html.escape(column)}"' if tag == "td" and text else ""
-    return f"<{tag}{' class=number' if column in tables.NUMERIC else ''}{label}>{html.escape(text)}</{tag}>"
+    return f"<{tag}{' class=number' if column in tables.NUMERIC else ''}{label}>{html.escape(_bound(text))}</{tag}>"
+
+
+def _bound(text: str) -> str:
+    """The text with hyperparameters and their values, such as T 4, on the same line."""
+    return re.sub(r"\b(T|α|lr) (?=\d)", "\\1\N{NO-BREAK SPACE}", text)
 
 
 def _takeaway_cells(outcome: dict[str, Any]) -> str:
