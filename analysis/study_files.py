@@ -283,7 +283,7 @@ def _is_failure(event: dict[str, Any]) -> bool:
 def _predictions(path: Path) -> pd.DataFrame:
     table = read_columns(path, "label", "prediction")
     if not all(pd.api.types.is_integer_dtype(kind) for kind in table.dtypes):
-        raise ValueError(f"{path} cannot be read: its labels and predictions are no whole numbers")
+        raise ValueError(f"{path} cannot be read: its labels and predictions are not whole numbers")
     return table
 
 

@@ -1,6 +1,7 @@
 """The report: right numbers, one self-contained page, at every state of a study."""
 
 import html
+import io
 import json
 import re
 import shutil
@@ -12,9 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from plotly.offline import get_plotlyjs
+from rich.console import Console
 from scipy import stats
 
 from kdstudy.analysis import report, tables
+from kdstudy.analysis.console_table import console_table
 from kdstudy.analysis.figures import gain, learning_curves, style, trial_panels
 from kdstudy.analysis.study_files import StudyFiles
 
@@ -357,6 +360,22 @@ def test_takeaways_put_studies_side_by_side_with_what_was_published(complete, tm
     assert rows[0][7].startswith(f"{means['distilled', 'tuned'] - means['baseline', 'tuned']:+.2f} [")
     assert rows[0][9] == "+1.34 (Large → Small)" and "single run, best test epoch" in table
     assert f"- other: {first['verdict']}" in table
+
+
+def test_the_terminals_table_breaks_no_number_and_no_word_at_80_columns(complete):
+    outcome = json.loads(built(complete[0], "results.json"))
+    only = outcome["rows"][-2] | {"configuration": "only weight_decay, batch_size, warmup and optimizer tuned"}
+    printed = io.StringIO()
+    Console(file=printed, width=80).print(console_table({"rows": [*outcome["rows"], only]}))
+    lines = printed.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    for row in outcome["rows"]:
+        if row["gain"]:
+            line = next(line for line in lines if f"{row['test_mean']:.2f} ± {row['test_sd']:.2f}" in line)
+            assert tables.gain_cell(row["gain"]) in line
+            assert tables.show_hyperparameters(row, 2).replace(",", "") in line
+    words = {word for line in lines for word in line.split()}
+    assert {"distilled", "weight_decay,", "batch_size,", "warmup", "optimizer", "tuned", "hyperparameters"} <= words
 
 
 def test_one_block_of_a_readme_is_rewritten_and_the_rest_left_alone(complete, tmp_path):

@@ -1,6 +1,7 @@
 """The list of the report's figures: each has one entry, and its name never changes.
 
-The name is the figure's in the Python API, its file's with --images, and its place on the page (#s-NAME).
+The same name stands for the figure in `report.figures`, for its file with --images, and for its section on the page
+(#s-NAME).
 """
 
 from collections.abc import Callable

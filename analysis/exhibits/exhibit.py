@@ -13,7 +13,8 @@ class Exhibit:
 
     absent: the sentence that replaces a figure that cannot be drawn yet. narrow: the figure for phones, where it
     differs. notes: (kind, sentence) above the caption; a kind is `finding`, `note` or `warning`. nav: its name in the
-    page's list of contents, if it is in it. group: neighbours of one group stand side by side where there is room.
+    page's list of contents; empty where it is not listed. group: neighbours of one group stand side by side where there
+    is room.
     """
 
     name: str

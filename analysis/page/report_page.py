@@ -30,7 +30,7 @@ def report_page(analysis: StudyAnalysis) -> str:
 
 
 def _verdict(analysis: StudyAnalysis, outcome: dict[str, Any], gain: Exhibit) -> str:
-    return (f"<section class=verdict><p class=answer>{html.escape(outcome['verdict'])}</p>\n"
+    return (f"<section class=verdict><p class=headline>{html.escape(outcome['verdict'])}</p>\n"
             + (f"<p class=note>{gain.caption}</p>{plot(gain)}" if gain.figure else "")
             + f"\n{cards_html(analysis)}\n<p class=scope>{html.escape(outcome['scope'])}</p>"
             + f"{_progress(analysis.study)}</section>")
