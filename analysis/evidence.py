@@ -1,4 +1,4 @@
-"""What else is known about the gain: is it the teacher's or the learning rate's, the winner's luck, how many seeds."""
+"""What else is known about the gain: does it come from the teacher, was the winner lucky, how many seeds are needed."""
 
 from __future__ import annotations
 
@@ -6,44 +6,27 @@ from typing import Any
 
 import numpy as np
 
-from kdstudy.analysis.results import FINALIST_STAGES, SEARCH_OF, StudyFiles
-from kdstudy.analysis.significance import (
-    Interval,
-    crossed_interval,
-    mcnemar,
-    paired_t_interval,
-    seeds_needed,
-    smallest_gain,
-)
+from kdstudy.analysis.gain import gain
+from kdstudy.analysis.significance import mcnemar, seeds_needed, smallest_gain
+from kdstudy.analysis.study_files import FINALIST_STAGES, SEARCH_OF, StudyFiles
 
-ONLY = "only "  # how the configuration begins that leaves temperature and alpha at their defaults
-GAINS_IN_QUESTION = (0.5, 1.0, 2.0, 5.0)  # points
-
-
-def points(interval: Interval) -> dict[str, float]:
-    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "p": interval.p}
-
-
-def gain(right: np.ndarray, baseline: np.ndarray) -> dict[str, Any] | None:
-    """The gain of `right` over `baseline`, (seeds, N) bool each, in points; none at all where one seed allows no
-    interval."""
-    differences = 100 * (right.astype(float) - baseline.astype(float))
-    seeds, images = differences.shape
-    if seeds < 2:
-        return None
-    return {**points(crossed_interval(differences)), "seeds": seeds, "images": images,
-            "seeds_only": points(paired_t_interval(differences.mean(1)))}
+ONLY = "only "  # begins the name of the configuration that leaves temperature and alpha at their defaults
+GAINS_IN_QUESTION = (0.5, 1.0, 2.0, 5.0)  # percentage points
 
 
 def evidence(study: StudyFiles) -> dict[str, Any] | None:
-    """Beside the gain, in percent and points; None while the study is not confirmed. A part is None where it cannot
-    be known.
+    """results.json's `evidence`; None while the study is not confirmed. A part is None where it cannot be known.
 
-    default: the gain at the default point, over the baseline at the default point. only: the configuration that tunes
-    only what both arms share, its gain over the tuned baseline, and what tuning temperature and alpha adds to it.
-    selected: per arm, the validation accuracy that won the search, out of how many trials, and the mean of the
-    retrained runs. exported: exact McNemar of the exported student against the tuned baseline of the same seed. seeds:
-    what this many seeds would find, and how many a given gain needs.
+    Accuracies are in percent, gains in percentage points (the keys of `kdstudy.analysis.gain.gain`).
+
+    default: the gain at the default point, over the baseline at its default point.
+    only: configuration, the one that tunes only what both arms share; gain, its gain over the tuned baseline; rest, the
+        gain of the tuned distillation over it; searched, what that rest comes from (temperature, alpha).
+    selected: per arm, of the search's winner: selected, the validation accuracy that won, among `trials` trials, `full`
+        of them at the full budget; retrained, its mean over `seeds` fresh seeds; finalists, whether finalists decided.
+    exported: the exported student against the tuned baseline of the same seed: accuracy, baseline, the numbers of
+        images that only one of them got right, and the exact McNemar test's p.
+    seeds: smallest, the gain that this many seeds would find; needed, the seeds that a given gain needs.
     """
     if study.confirmation is None:
         return None
@@ -71,7 +54,7 @@ def _only(study: StudyFiles) -> dict[str, Any] | None:
 
 
 def _selected(study: StudyFiles, arm: str) -> dict[str, Any] | None:
-    """What won the search, against the same configuration retrained: both on the validation images."""
+    """The search's winner against the same configuration retrained, both on the validation images."""
     row, search = study.tuned_row(arm), SEARCH_OF[arm]
     selected, runs = study.last_accuracy(search, row["trial"]), study.trials[study.trials["stage"] == row["stage"]]
     again = runs[runs["trial"].isin(row["runs"])]["last_validation_accuracy"].dropna().astype(float)

@@ -1,4 +1,4 @@
-"""The report's figures as files of their own, for a paper or a talk. Needs kaleido, and Chromium or Chrome."""
+"""The report's figures as SVG or PNG files, for a paper or a talk. Needs kaleido, and Chromium or Chrome."""
 
 import os
 import re
@@ -9,29 +9,29 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from kdstudy.analysis.sections import Exhibit
+from kdstudy.analysis.exhibits.exhibit import Exhibit
 
 KINDS = ("svg", "png")
-WIDTH, SCALE = 1100, 2  # pixels; a PNG has SCALE times as many, each way
+WIDTH, SCALE = 1100, 2  # pixels; a PNG has SCALE times as many in each direction
 TITLE_HEIGHT = 44
 
 
 class ImagesUnavailable(ValueError):  # noqa: N818
-    """What draws the images is not installed; the message says what to install."""
+    """The packages or the browser that draw images are missing; the message says what to install."""
 
 
 def write_images(exhibits: Iterable[Exhibit], folder: Path, kind: str) -> list[Path]:
     """Write each figure as NAME.svg or NAME.png, titled, on white. Returns the paths, in the exhibits' order.
 
-    The same figure gives the same bytes with the same browser and fonts. Raises ImagesUnavailable without kaleido or
-    a browser that starts.
+    kind: one of KINDS. With the same browser and fonts, the same figure gives the same bytes. Raises ImagesUnavailable
+    without kaleido or a browser that starts, ValueError for another kind.
     """
     if kind not in KINDS:
-        raise ValueError(f"{kind!r} is no kind of image to write; there are {' and '.join(KINDS)}")
+        raise ValueError(f"images cannot be written as {kind!r}; the kinds are {' and '.join(KINDS)}")
     drawn = {exhibit.name: _titled(exhibit) for exhibit in exhibits if exhibit.figure}
     if not drawn:
         return []
-    # Drawn elsewhere on the same disk, so that each is put in its place whole, and none where the drawing fails.
+    # Drawn in another folder on the same disk, so that each file appears whole, and none where drawing fails.
     with tempfile.TemporaryDirectory(prefix=".images-", dir=folder.parent) as partial:
         orders = {name: _order(figure, Path(partial) / f"{name}.{kind}") for name, figure in drawn.items()}
         _render(list(orders.values()))
@@ -40,17 +40,17 @@ def write_images(exhibits: Iterable[Exhibit], folder: Path, kind: str) -> list[P
 
 
 def _titled(exhibit: Exhibit) -> go.Figure:
-    """A copy of the figure with its heading above it, where the page would say it."""
+    """A copy of the figure with its heading above it, as on the page."""
     figure = go.Figure(exhibit.figure)
     for index, trace in enumerate(figure.data):
-        trace.uid = f"{index}"  # else drawn at random
+        trace.uid = f"{index}"  # plotly.js would choose a random one
     if exhibit.heading:
         _add_title(figure, exhibit.heading)
     return figure.update_layout(paper_bgcolor="white", margin={"l": 24, "r": 24, "b": 20})
 
 
 def _add_title(figure: go.Figure, text: str) -> None:
-    """Make room for a title on top. Where there is a legend it is the legend's: any other may lie across that."""
+    """Make room for a title on top. A legend takes it as its own title, because any other would lie across it."""
     title, layout = {"text": f"<b>{text}</b>", "font": {"size": 18}}, figure.layout
     if layout.showlegend:
         figure.update_layout(legend={"title": title | {"side": "top"}})
@@ -68,14 +68,15 @@ def _order(figure: go.Figure, path: Path) -> dict[str, Any]:
 
 
 def _render(orders: list[dict[str, Any]]) -> None:
-    """Draw in one browser, started once."""
+    """Draw all of them in one browser."""
     try:
+        # Here, since kaleido is optional and takes long to import.
         from kaleido import write_fig_from_object_sync
         from kaleido.errors import BrowserClosedError, BrowserFailedError, ChromeNotFoundError
     except ImportError:
         raise ImagesUnavailable("images need kaleido 1 or newer: pip install 'kdstudy[images]'") from None
     try:
-        # Without MathJax: it would be fetched from the network, and no figure has a formula.
+        # No figure has a formula, and MathJax would be fetched from the network.
         write_fig_from_object_sync(orders, cancel_on_error=True, kopts={"mathjax": False})
     except ChromeNotFoundError:
         raise ImagesUnavailable("images need Chromium or Chrome: install one, or name it in BROWSER_PATH"
@@ -97,6 +98,6 @@ def _put(drawn: Path, name: str, folder: Path) -> Path:
 
 
 def _with_own_ids(svg: str, name: str) -> str:
-    """The SVG with its parts called after the figure: plotly.js draws six random digits for them."""
+    """The SVG with ids that contain the figure's name, where plotly.js puts six random digits."""
     random = re.search('id="defs-([0-9a-f]+)"', svg)
     return re.sub(rf"(?<=[A-Za-z-]){random[1]}", name, svg) if random else svg

@@ -1,4 +1,7 @@
-"""Is the gain real, and with how many seeds would it be found? Seeds AND test images are samples here."""
+"""Confidence intervals, tests and power. Both the seeds and the test images are treated as samples.
+
+The formulas alone, on arrays; `kdstudy.analysis.gain` applies them to a study.
+"""
 
 from dataclasses import dataclass, replace
 
@@ -10,7 +13,7 @@ from scipy import optimize, stats
 class Interval:
     """A mean with its confidence interval and the two-sided p-value against zero, in the unit of the data.
 
-    The crossed interval may be wider than its standard error and degrees of freedom alone would have it.
+    A crossed interval may be wider than its standard error and degrees of freedom imply: see `crossed_interval`.
     """
 
     mean: float
@@ -23,7 +26,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class McNemar:
-    """How many images only the first, and only the second, of two models got right, and the two-sided p-value."""
+    """The numbers of images that only the first and only the second of two models got right, and the p-value."""
 
     only_first: int
     only_second: int
@@ -31,21 +34,23 @@ class McNemar:
 
 
 def crossed_interval(differences: np.ndarray, confidence: float = 0.95) -> Interval:
-    """Interval for the mean of paired differences (n seeds, N images), both of them drawn at random.
+    """Interval for the mean of paired differences (n seeds, N images), where both are random samples.
 
-    Two crossed random effects without replication. With the variance of the seeds' means s2_seed, of the images' means
-    s2_image, and the residual mean square s2_residual,
+    The model has two crossed random effects without replication. With the variance s2_seed of the seeds' means,
+    s2_image of the images' means, and the residual mean square s2_residual,
 
         Var(mean) = s2_seed / n + s2_image / N - s2_residual / (n N),
 
     floored at the larger of its first two terms, with Satterthwaite's degrees of freedom (Satterthwaite 1946;
     for the design see Searle, Casella and McCulloch, "Variance components", 1992, chapter 4).
 
-    It is never narrower than `paired_t_interval` of the seeds' means, and its p-value never smaller: new images can
-    only add to what new seeds leave open. Satterthwaite's approximation alone would have it so with few seeds, since
-    its degrees of freedom grow as soon as the many images contribute. With normal effects, at nominal 5 % and the worst
-    ratio of the variances, it found 12 % of false gains with 2 seeds and 7.8 % with 3; with this bound 5 % with 2 or 3
-    seeds, and at most 5.8 % with any number (4 to 6 seeds). For right and wrong answers see `tests/known_nulls.py`.
+    The interval is never narrower than `paired_t_interval` of the seeds' means, and its p-value is never smaller:
+    sampling images as well can only add uncertainty. With few seeds, Satterthwaite's approximation alone breaks this,
+    because its degrees of freedom grow as soon as the many images contribute. With normal effects, at nominal 5 % and
+    the worst ratio of the variances, it found 12 % of false gains with 2 seeds and 7.8 % with 3; with this bound it is
+    5 % with 2 or 3 seeds, and at most 5.8 % with any number (4 to 6 seeds). `tests/known_nulls.py` repeats this for
+    right and wrong predictions.
+
     Raises ValueError with fewer than two seeds or images.
     """
     seeds, images = differences.shape
@@ -62,7 +67,7 @@ def crossed_interval(differences: np.ndarray, confidence: float = 0.95) -> Inter
 
 
 def paired_t_interval(differences: np.ndarray, confidence: float = 0.95) -> Interval:
-    """Student's paired t over per-seed differences (n,): speaks of these very test images only.
+    """Student's paired t over per-seed differences (n,). It holds for these test images only.
 
     Raises ValueError with fewer than two seeds.
     """
@@ -73,7 +78,7 @@ def paired_t_interval(differences: np.ndarray, confidence: float = 0.95) -> Inte
 
 
 def wilson_interval(right: float, count: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Interval for a share of `count` independent answers, 0 to 1: Wilson's score interval (JASA 22, 1927)."""
+    """Wilson's score interval (JASA 22, 1927) for a share `right`, 0 to 1, of `count` independent predictions."""
     z = stats.norm.ppf((1 + confidence) / 2)
     middle = (right + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * np.sqrt(right * (1 - right) / count + z**2 / (4 * count**2))
@@ -81,11 +86,11 @@ def wilson_interval(right: float, count: int, confidence: float = 0.95) -> tuple
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
-    """The exact two-sided McNemar test of two models' right and wrong answers to the same images, (N,) bool each.
+    """The exact two-sided McNemar test of which images two models got right, (N,) bool each.
 
-    Where the two differ, each is as likely to be the one that is right if they are equally good: a binomial test
-    (McNemar 1947; the exact form is Fagerland, Lydersen and Laake, BMC Med. Res. Methodol. 13:91, 2013). It speaks of
-    these two trained models alone: another seed may well reverse it. Raises ValueError where the shapes differ.
+    If both models are equally good, each is as likely as the other to be right on an image where they differ: a
+    binomial test (McNemar 1947; the exact form is Fagerland, Lydersen and Laake, BMC Med. Res. Methodol. 13:91, 2013).
+    It holds for these two trained models only: another seed may reverse it. Raises ValueError where the shapes differ.
     """
     if first.shape != second.shape:
         raise ValueError(f"McNemar's test needs the same images twice, not {first.shape} and {second.shape}")
@@ -99,19 +104,19 @@ def seeds_needed(differences: np.ndarray, gain: float, power: float = 0.8, confi
                  most: int = 1000) -> int | None:
     """The smallest number of paired seeds at which `crossed_interval` would find a true gain on this many test images.
 
-    differences: (n seeds, N images), from which the variance components of seeds, images and residual are estimated by
-        the method of moments, each floored at 0 (Searle, Casella and McCulloch 1992, chapter 4). From few seeds, the
-        seeds' own component is known roughly at best.
-    gain: above 0, in the unit of the differences. Found means that the whole interval lies above zero.
-    power: the probability with which it is to be found.
+    differences: (n seeds, N images). The variance components of seeds, images and residual are estimated from them by
+        the method of moments, each floored at 0 (Searle, Casella and McCulloch 1992, chapter 4). With few seeds, the
+        estimate of the seeds' component is rough.
+    gain: above 0, in the unit of the differences. It is found where the whole interval lies above zero.
+    power: the probability of finding it.
 
-    With n' seeds, Var(mean) = component_seed / n' + component_image / N + component_residual / (n' N), and mean / error
-    is taken for a noncentral t with noncentrality gain / sqrt(Var(mean)) (Cohen, "Statistical power analysis", 1988,
-    chapter 2), with the degrees of freedom that Satterthwaite's formula gives for the expected mean squares. The
-    interval's bound, the paired t, has n' - 1 degrees of freedom, and errs in its scale since it counts seeds alone;
-    the power is the smaller of the two.
+    With n' seeds, Var(mean) = component_seed / n' + component_image / N + component_residual / (n' N). mean / error is
+    approximated by a noncentral t with noncentrality gain / sqrt(Var(mean)) (Cohen, "Statistical power analysis", 1988,
+    chapter 2) and the degrees of freedom that Satterthwaite's formula gives for the expected mean squares. The paired t
+    that bounds the interval has n' - 1 degrees of freedom and a scale that counts the seeds alone. The power is the
+    smaller of the two.
 
-    None where no number up to `most` does: what the images leave open alone is then too much, or nearly so.
+    None where no number up to `most` is enough: then the images alone leave too much open.
     Raises ValueError with fewer than two seeds or images, or a gain that is not above 0.
     """
     if gain <= 0:
@@ -123,9 +128,9 @@ def seeds_needed(differences: np.ndarray, gain: float, power: float = 0.8, confi
 
 def smallest_gain(differences: np.ndarray, seeds: int | None = None, power: float = 0.8,
                   confidence: float = 0.95) -> float:
-    """The smallest true gain that so many paired seeds would find, in the unit of the differences (n seeds, N images).
+    """The smallest true gain that `seeds` paired seeds would find, in the unit of the differences (n seeds, N images).
 
-    seeds: as many as there are if None. Otherwise as for `seeds_needed`, whose inverse it is.
+    The inverse of `seeds_needed`; seeds = None takes the number of seeds in `differences`.
     Raises ValueError with fewer than two seeds or images.
     """
     components, images = _components(differences), differences.shape[1]
@@ -147,7 +152,7 @@ def smallest_gain(differences: np.ndarray, seeds: int | None = None, power: floa
 
 @dataclass(frozen=True)
 class _MeanSquares:
-    """Variances of the seeds' means, of the images' means, and of what neither explains."""
+    """Variances of the seeds' means and of the images' means, and the residual mean square."""
 
     seed: float
     image: float
@@ -173,13 +178,13 @@ def _components(differences: np.ndarray) -> np.ndarray:
 
 
 def _expected(components: np.ndarray, seeds: np.ndarray, images: int) -> np.ndarray:
-    """What the three terms of `crossed_interval` are expected to be with so many seeds, (3, len(seeds))."""
+    """Expected values of the three terms of Var(mean) in `crossed_interval` per number of seeds, (3, len(seeds))."""
     residual = components[2] / (seeds * images)
     return np.array([components[0] / seeds + residual, components[1] / images + residual, -residual])
 
 
 def _satterthwaite(variance: np.ndarray, terms: np.ndarray, seeds: np.ndarray, images: int) -> np.ndarray:
-    """Degrees of freedom of a variance that is the sum of terms (3, …) from the seeds, the images and the residual."""
+    """Degrees of freedom of a variance that is a sum of terms (3, …): of the seeds, the images and the residual."""
     spread = (terms[0]**2 / (seeds - 1) + terms[1]**2 / (images - 1) + terms[2]**2 / ((seeds - 1) * (images - 1)))
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(spread > 0, variance**2 / spread, np.inf)
@@ -190,11 +195,11 @@ def _power(gain: float, components: np.ndarray, seeds: np.ndarray, images: int, 
     terms = _expected(components, seeds, images)
     variance = terms.sum(0)
     if not variance.all():
-        return np.ones(len(seeds))  # nothing varies: any gain shows
+        return np.ones(len(seeds))  # nothing varies, so any gain is found
     shift, quantile = gain / np.sqrt(variance), (1 + confidence) / 2
     freedom = _satterthwaite(variance, terms, seeds, images)
     crossed = stats.nct.sf(stats.t.ppf(quantile, freedom), freedom, shift)
-    scale = np.sqrt(terms[0] / variance)  # the paired t takes the seeds' part for the whole error
+    scale = np.sqrt(terms[0] / variance)  # the paired t counts the seeds' part as the whole error
     seeds_only = stats.nct.sf(stats.t.ppf(quantile, seeds - 1) * scale, seeds - 1, shift)
     return np.minimum(crossed, seeds_only)
 

@@ -13,8 +13,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from rich.console import Console
 
-from kdstudy.analysis import frames, report
-from kdstudy.analysis.results import StudyFiles
+from kdstudy.analysis import frames, outcome, report
+from kdstudy.analysis.study_files import StudyFiles
 from kdstudy.config.load import STUDY_FILE, is_own_file, load_study, load_values
 from kdstudy.config.permission import functions_allowed
 from kdstudy.config.settings import StudyConfig
@@ -138,17 +138,17 @@ class OpenStudy:
     @cached_property
     def trials(self) -> pd.DataFrame:
         """A row per trial of every stage; see `kdstudy.analysis.frames.trials`."""
-        return frames.trials(self._files)
+        return frames.trials(self.folder)
 
     @cached_property
     def curves(self) -> pd.DataFrame:
         """A row per report of every trial; see `kdstudy.analysis.frames.curves`."""
-        return frames.curves(self._files)
+        return frames.curves(self.folder)
 
     @cached_property
     def results(self) -> pd.DataFrame:
         """The results table, a row per configuration; see `kdstudy.analysis.frames.results`."""
-        return frames.results(self._files)
+        return frames.results(self.folder)
 
     @property
     def verdict(self) -> str | None:
@@ -157,7 +157,7 @@ class OpenStudy:
 
     @cached_property
     def _outcome(self) -> dict[str, Any]:
-        return frames.outcome(self._files)
+        return outcome.results(self._files)
 
     @property
     def figures(self) -> list[str]:

@@ -54,6 +54,11 @@ BOXES = """figureNames.map(name => document.getElementById(name))
             drawn_width: drawing.width, drawn_height: drawing.height, cut};
   })"""
 
+# Tables and cells that are wider than the space that shows them: a reader sees their end only after scrolling.
+HIDDEN = """[...document.querySelectorAll(".scroll, .results th, .results td")]
+  .filter(box => box.scrollWidth > box.clientWidth + 1)
+  .map(box => ({text: box.textContent.slice(0, 60), needed: box.scrollWidth, width: box.clientWidth}))"""
+
 
 class Browser:
     """A browser of its own, with a profile that is thrown away."""
@@ -202,7 +207,9 @@ class Page:
         """What is wrong with the page as it is now, a sentence each."""
         foreign = [url for url in self.requests if not url.startswith(LOCAL)]
         return [*(f"it complains: {text}" for text in self.complaints), *(f"it asks for {url}" for url in foreign),
-                *self._overflow(), *(defect for box in self.evaluate(BOXES) for defect in self._misfits(box))]
+                *self._overflow(), *(defect for box in self.evaluate(BOXES) for defect in self._misfits(box)),
+                *(f"it hides a part of “{box['text']}”: {box['needed']} px in {box['width']}"
+                  for box in self.evaluate(HIDDEN))]
 
     def _overflow(self) -> list[str]:
         # Not innerWidth: on a phone that grows with a page that is too wide.

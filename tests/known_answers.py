@@ -20,8 +20,11 @@ import optuna
 import pandas as pd
 from scipy.stats import spearmanr
 
-from kdstudy.analysis.budget_model import BudgetModel, Dimension
-from kdstudy.analysis.sensitivity import Grid, main_effects, prices
+from kdstudy.analysis.sensitivity.budget_model import BudgetModel
+from kdstudy.analysis.sensitivity.effects import main_effects
+from kdstudy.analysis.sensitivity.grid import Grid
+from kdstudy.analysis.sensitivity.prices import prices
+from kdstudy.analysis.sensitivity.space import Dimension
 from kdstudy.config.settings import Range
 from kdstudy.search.manager import METRIC, TrialManager
 from kdstudy.search.proposer import OptunaProposer

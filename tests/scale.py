@@ -272,15 +272,16 @@ def close(folder: Path) -> float:
 
 def readers(folder: Path) -> list[tuple[str, str]]:
     """How long it takes to read a search, the report first as long as it is not closed, and to close it."""
-    from kdstudy.analysis import report, sensitivity
-    from kdstudy.analysis.results import StudyFiles
+    from kdstudy.analysis import report
+    from kdstudy.analysis.sensitivity.findings import analyse
+    from kdstudy.analysis.study_files import StudyFiles
 
     status = [sys.executable, "-m", "kdstudy", "status", str(folder)]
     took = {
         "report while the search runs": seconds(report.build, folder),
         "Optuna file": close(folder),
         "report of the finished search": seconds(report.build, folder),
-        "of it sensitivity: fit and read-off": seconds(sensitivity.analyse, StudyFiles(folder)),
+        "of it sensitivity: fit and read-off": seconds(analyse, StudyFiles(folder)),
         "`kdstudy status`, the command": seconds(lambda: subprocess.run(status, check=True, capture_output=True)),
     }
     size = (folder / "results" / "report.html").stat().st_size

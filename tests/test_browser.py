@@ -14,10 +14,12 @@ import pytest
 from browser import NARROW, WIDE, Browser, Page
 from test_report import BASELINE, DISTILL, INJECTION, complete  # noqa: F401
 
-from kdstudy.analysis import report
+from kdstudy.analysis import comparison, report
 
 REAL_STUDY = Path(__file__).parent.parent / "study" / "presets" / "results" / "cifar100-small"
 SETTINGS = [(WIDE, False), (WIDE, True), (NARROW, False), (NARROW, True)]
+LAPTOP, TABLET = 1280, 1000
+LONG_NAMES = ("vit_base_patch16_clip_quickgelu_224_open", "a" * 40)
 OPENS_WITHIN = 6.0  # seconds; what it should take is less than 2, on a machine that does nothing else
 
 # Mean of red, green and blue, 0 to 255, of the page and of the figures' titles and legends.
@@ -86,6 +88,26 @@ def look_over(browser: Browser, path: Path, width: int, dark: bool) -> None:
         assert brightness["texts"] and all((text > 128) == dark for text in brightness["texts"])
         unfold(page)
         assert page.defects() == []
+
+
+@pytest.mark.parametrize("name", LONG_NAMES)
+def test_no_table_hides_a_column_where_models_have_long_names(browser, complete, tmp_path, name):  # noqa: F811
+    folder, _ = complete
+    pages = [page_of(with_models_called(folder, name)), tmp_path / "comparison.html"]
+    comparison.build([folder, shutil.copytree(folder, tmp_path / "other")], pages[1])
+    for path, width in itertools.product(pages, (LAPTOP, TABLET, NARROW)):
+        with browser.page(width) as page:
+            page.open(path)
+            assert name in page.evaluate("document.querySelector('.results').textContent")
+            assert page.defects() == [], f"{path.name} at {width} px"
+
+
+def with_models_called(folder: Path, name: str) -> Path:
+    """The study with this name for its teacher and its student."""
+    toml, done = folder / "study.toml", folder / "teacher-0" / "done.json"
+    toml.write_text(re.sub(r'^model = ".*"$', f'model = "{name}"', toml.read_text(), flags=re.MULTILINE))
+    done.write_text(json.dumps(json.loads(done.read_text()) | {"model": name, "model_parameters": 303_301_633}))
+    return folder
 
 
 def unfold(page: Page) -> None:
@@ -219,6 +241,8 @@ def drawing(name: str, outer: str, inner: str, text: str = "<text y=20>fits</tex
     ("<script>alert('in')</script>", "it complains: a dialog: in"),
     ("<img src='http://127.0.0.1:9/image.png'>", "it asks for http://127.0.0.1:9/image.png"),
     ("<div style='width:500px'>wide</div>", "it is 50"),
+    ("<div class=scroll style='width:200px; overflow:auto'><div style='width:300px'>wide</div></div>",
+     "it hides a part of “wide”: 300 px in 200"),
     (drawing("one", "width:300px; margin-left:200px", "width:300px"), "one lies outside: from 208 to 508"),
     (drawing("one", "width:300px", "width:100px"), "one was drawn for another size: 100 x 150 in 300 x 60"),
     (drawing("one", "width:300px", "width:300px; height:0"), "one has no size: 300 x 60, drawn 300 x 0"),

@@ -9,9 +9,11 @@ import pytest
 from scipy import stats
 from test_report import SEEDS, built, complete, drawn, write_json  # noqa: F401, complete is a fixture
 
-from kdstudy.analysis import comparison, report, sections, tables
-from kdstudy.analysis.examples import calibration
-from kdstudy.analysis.results import StudyFiles
+from kdstudy.analysis import comparison, report
+from kdstudy.analysis.page.cards import cards
+from kdstudy.analysis.predictions import calibration
+from kdstudy.analysis.study_files import StudyFiles
+from kdstudy.analysis.verdict import verdict
 
 
 def outcome_of(folder):
@@ -19,12 +21,12 @@ def outcome_of(folder):
 
 
 def cards_of(folder):
-    return {card.title: card for card in sections.cards(outcome_of(folder), calibration(StudyFiles(folder)))}
+    return {card.title: card for card in cards(outcome_of(folder), calibration(StudyFiles(folder)))}
 
 
 @pytest.fixture
 def with_only(complete):  # noqa: F811
-    """The finished study with a third distilled configuration, whose answers are those of the default one."""
+    """The finished study with a third distilled configuration, whose predictions are those of the default one."""
     folder, right = complete
     done = folder / "confirm-0" / "done.json"
     content = json.loads(done.read_text())
@@ -59,16 +61,16 @@ def test_both_arms_are_compared_at_the_default_point(complete):  # noqa: F811
 def test_a_weak_teacher_and_a_better_default_baseline_are_said(complete):  # noqa: F811
     folder, right = complete
     assert "The teacher itself" not in outcome_of(folder)["scope"]
-    answers = folder / "teacher_logits-0" / "test.parquet"
-    table = pd.read_parquet(answers)
+    predictions = folder / "teacher_logits-0" / "test.parquet"
+    table = pd.read_parquet(predictions)
     table.loc[table.index[:150], "prediction"] = (table["label"] + 1) % 4
-    table.to_parquet(answers)
+    table.to_parquet(predictions)
     worse = 100 * (right["baseline", "tuned"].mean() - (table["label"] == table["prediction"]).mean())
     assert f"is {worse:.2f} points worse than the tuned baseline" in outcome_of(folder)["scope"]
     outcome = outcome_of(folder)
     assert " but " not in outcome["verdict"]
     over = {"mean": 1.0, "low": -1.0, "high": 3.0, "p": 0.3}
-    assert tables.verdict(outcome | {"gain_over_default_baseline": over}).endswith(
+    assert verdict(outcome | {"gain_over_default_baseline": over}).endswith(
         "; but +1.00 points (95 % interval −1.00 to +3.00) over the baseline at its default point, which did better on "
         "the fresh seeds.")
 
@@ -81,7 +83,7 @@ def test_the_exported_student_and_its_twin_are_compared_image_by_image(complete)
     assert (exported["only_student"], exported["only_baseline"]) == alone
     # Exact McNemar: twice the smaller tail of a fair coin.
     assert exported["p"] == pytest.approx(min(1, 2 * stats.binom.cdf(min(alone), sum(alone), 0.5)))
-    assert f"{alone[0]} are right in the first alone and {alone[1]}" in cards_of(folder)["These very weights"].text
+    assert f"{alone[0]} are right in the first alone and {alone[1]}" in cards_of(folder)["The exported weights"].text
 
 
 def test_the_value_that_won_stands_beside_what_fresh_seeds_gave(complete):  # noqa: F811
@@ -109,7 +111,7 @@ def test_one_seed_has_no_cards_and_no_bare_gain(complete):  # noqa: F811
         content = json.loads(done.read_text())
         write_json(done, content | {"rows": [{**row, "runs": row["runs"][:1]} for row in content["rows"]]})
     outcome = outcome_of(folder)
-    assert sections.cards(outcome, None) == [] and outcome["evidence"]["only"] is None
+    assert cards(outcome, None) == [] and outcome["evidence"]["only"] is None
     page = built(folder, "report.html")
     assert "class=card" not in page and "classes" not in drawn(page)
     assert "This needs the confirmation on at least two seeds" in page

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from kdstudy.analysis.examples import ARMS, calibration, per_class, teacher_agreement
-from kdstudy.analysis.results import StudyFiles
+from kdstudy.analysis.predictions import ARMS, calibration, per_class, teacher_agreement
+from kdstudy.analysis.study_files import StudyFiles
 
 CLASSES, PER_CLASS, SEEDS = ["apple", "bear", "cup"], 60, 4
 STAGES = ("baseline", "teacher_logits", "distill", "confirm_baseline", "confirm")

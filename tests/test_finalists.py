@@ -6,7 +6,7 @@ import shutil
 import pytest
 from running import ONE_AT_A_TIME, kdstudy, results_of
 
-from kdstudy.analysis.results import StudyFiles
+from kdstudy.analysis.study_files import StudyFiles
 from kdstudy.search.manager import METRIC
 from kdstudy.stages import finalists
 from kdstudy.store.record import Record, TrialState

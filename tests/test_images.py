@@ -10,8 +10,9 @@ from xml.etree import ElementTree
 import pytest
 from browser import EXECUTABLE
 
-from kdstudy.analysis import images, look
-from kdstudy.analysis.report import Exhibit
+from kdstudy.analysis import images
+from kdstudy.analysis.exhibits.exhibit import Exhibit
+from kdstudy.analysis.figures.style import blank
 
 needs_browser = pytest.mark.skipif(EXECUTABLE is None, reason="needs Chromium or Chrome")
 HEIGHT = 300
@@ -20,9 +21,9 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def exhibits() -> list[Exhibit]:
     """A line with a legend and a map of colours, and a figure that has nothing to show yet."""
-    line = look.blank(HEIGHT, showlegend=True).add_scatter(x=[1, 2], y=[3, 5], name="a & <b>")
+    line = blank(HEIGHT, showlegend=True).add_scatter(x=[1, 2], y=[3, 5], name="a & <b>")
     line.add_scatter(x=[1, 2], y=[4, 4], name="other")
-    colours = look.blank(HEIGHT).add_heatmap(z=[[1, 2], [3, 4]])
+    colours = blank(HEIGHT).add_heatmap(z=[[1, 2], [3, 4]])
     return [Exhibit("line", "A line &amp; its name", "", "", line), Exhibit("colours", "Colours", "", "", colours),
             Exhibit("absent", "Nothing", "", "Nothing yet.", None)]
 
@@ -83,7 +84,7 @@ def test_same_figure_gives_the_same_bytes(written, tmp_path):
 
 
 def test_title_is_added_to_a_copy_and_only_where_there_is_one():
-    figure = look.blank(HEIGHT).add_scatter(x=[1], y=[1])
+    figure = blank(HEIGHT).add_scatter(x=[1], y=[1])
     before = figure.to_json()
     titled, plain = (images._titled(Exhibit("one", heading, "", "", figure)).layout for heading in ("One", ""))
     assert figure.to_json() == before
@@ -99,7 +100,7 @@ def test_nothing_to_draw_needs_no_browser(tmp_path, monkeypatch):
 
 
 def test_unknown_kind_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="'gif' is no kind of image to write; there are svg and png"):
+    with pytest.raises(ValueError, match="images cannot be written as 'gif'; the kinds are svg and png"):
         images.write_images(exhibits(), tmp_path, "gif")
 
 
@@ -108,9 +109,9 @@ def failure(folder: Path, before: str = "", **environment: str) -> str:
     code = (f"import sys; from pathlib import Path\n{before}\nfrom test_images import exhibits, images\n"
             "try: images.write_images(exhibits(), Path(sys.argv[1]) / 'images', 'svg')\n"
             "except images.ImagesUnavailable as error: assert isinstance(error, ValueError); print(error)")
-    tests = Path(__file__).parent
+    places = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
     run = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, timeout=120,
-                         env=os.environ | {"PYTHONPATH": f"{tests}:{tests.parent}"} | environment)
+                         env=os.environ | {"PYTHONPATH": places} | environment)
     assert run.returncode == 0, run.stderr
     assert not list(folder.iterdir())
     return run.stdout.strip()
@@ -143,5 +144,5 @@ def test_a_figure_that_cannot_be_drawn_is_not_passed_over(tmp_path, monkeypatch)
 
     monkeypatch.setattr(kaleido, "write_fig_from_object_sync", fail)
     with pytest.raises(RuntimeError, match="a figure failed"):
-        images.write_images([Exhibit("one", "One", "", "", look.blank(200))], tmp_path / "i", "svg")
+        images.write_images([Exhibit("one", "One", "", "", blank(200))], tmp_path / "i", "svg")
     assert not list(tmp_path.iterdir())

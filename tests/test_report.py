@@ -1,6 +1,7 @@
 """The report: right numbers, one self-contained page, at every state of a study."""
 
 import html
+import io
 import json
 import re
 import shutil
@@ -12,10 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from plotly.offline import get_plotlyjs
+from rich.console import Console
 from scipy import stats
 
-from kdstudy.analysis import figures, look, report, tables
-from kdstudy.analysis.results import StudyFiles
+from kdstudy.analysis import report, tables
+from kdstudy.analysis.console_table import console_table
+from kdstudy.analysis.figures import gain, learning_curves, style, trial_panels
+from kdstudy.analysis.study_files import StudyFiles
 
 INJECTION = "<script>alert(1)</script>"
 IMAGES, SEEDS, EPOCHS = 200, 3, 8
@@ -273,7 +277,7 @@ def test_a_study_that_has_just_begun_has_a_page(started):
 
 
 def test_learning_curves_show_each_trial_and_the_winner(complete):
-    figure = figures.learning_curves(StudyFiles(complete[0]), "distill")
+    figure = learning_curves.learning_curves(StudyFiles(complete[0]), "distill")
     assert len(figure.data) == len(DISTILL)
     assert sorted(trace.y for trace in figure.data) == sorted(tuple(percents) for percents, _ in DISTILL.values())
     winner = max(figure.data, key=lambda trace: trace.line.width)
@@ -284,13 +288,13 @@ def test_learning_curves_show_each_trial_and_the_winner(complete):
 
 
 def test_best_so_far_counts_the_full_budget_alone(complete):
-    figure = figures.optimisation_history(StudyFiles(complete[0]))
+    figure = trial_panels.optimisation_history(StudyFiles(complete[0]))
     lines = [trace for trace in figure.data if trace.legendgroup == "best" and not trace.showlegend]
     assert [trace.y for trace in lines] == [(62, 70, 70), (66, 78, 78, 78)]
 
 
 def test_stopped_and_complete_trials_have_axes_of_their_own(complete):
-    figure = figures.slices(StudyFiles(complete[0]))
+    figure = trial_panels.slices(StudyFiles(complete[0]))
     axes = {group: {trace.yaxis for trace in figure.data if trace.legendgroup == group and not trace.showlegend}
             for group in ("distill", "stopped")}
     assert axes["distill"] and axes["stopped"] and not axes["distill"] & axes["stopped"]
@@ -300,21 +304,21 @@ def test_stopped_and_complete_trials_have_axes_of_their_own(complete):
 
 
 def test_ticks_of_log_axes_are_plain():
-    assert look.parameter_axis({"log": [3e-4, 1e-2]})["ticktext"] == ["3e-4", "1e-3", "3e-3", "1e-2"]
-    assert look.parameter_axis({"log": [1, 16]})["ticktext"] == ["1", "2", "4", "8", "16"]
-    assert look.parameter_axis({"log": [2e-3, 2.5e-3]})["ticktext"] == ["2e-3", "2.5e-3"]
-    assert look.parameter_axis({"choice": ["adamw", "sgd"]})["ticktext"] == ["adamw", "sgd"]
+    assert style.parameter_axis({"log": [3e-4, 1e-2]})["ticktext"] == ["3e-4", "1e-3", "3e-3", "1e-2"]
+    assert style.parameter_axis({"log": [1, 16]})["ticktext"] == ["1", "2", "4", "8", "16"]
+    assert style.parameter_axis({"log": [2e-3, 2.5e-3]})["ticktext"] == ["2e-3", "2.5e-3"]
+    assert style.parameter_axis({"choice": ["adamw", "sgd"]})["ticktext"] == ["adamw", "sgd"]
 
 
 def test_figures_without_data_are_none(tmp_path):
     study = StudyFiles(write_study(tmp_path / "tiny", ()))
-    assert figures.learning_curves(study, "distill") is None and figures.teacher_curve(study) is None
-    assert figures.optimisation_history(study) is None and figures.slices(study) is None
-    assert figures.gain_intervals({"rows": []}) is None
+    assert learning_curves.learning_curves(study, "distill") is None and learning_curves.teacher_curve(study) is None
+    assert trial_panels.optimisation_history(study) is None and trial_panels.slices(study) is None
+    assert gain.gain_intervals({"rows": []}) is None
 
 
 def test_report_needs_neither_ray_nor_torch(started):
-    code = ("import sys; from pathlib import Path; from kdstudy.analysis import report; "
+    code = ("import sys; from pathlib import Path; from kdstudy.analysis import report\n"
             "report.build(Path(sys.argv[1]))\n"
             "print(sorted({'ray', 'torch', 'kdstudy.study', 'kdstudy.trainables'} & set(sys.modules)))")
     run = subprocess.run([sys.executable, "-c", code, str(started)], cwd=Path(__file__).parent.parent,
@@ -356,6 +360,22 @@ def test_takeaways_put_studies_side_by_side_with_what_was_published(complete, tm
     assert rows[0][7].startswith(f"{means['distilled', 'tuned'] - means['baseline', 'tuned']:+.2f} [")
     assert rows[0][9] == "+1.34 (Large → Small)" and "single run, best test epoch" in table
     assert f"- other: {first['verdict']}" in table
+
+
+def test_the_terminals_table_breaks_no_number_and_no_word_at_80_columns(complete):
+    outcome = json.loads(built(complete[0], "results.json"))
+    only = outcome["rows"][-2] | {"configuration": "only weight_decay, batch_size, warmup and optimizer tuned"}
+    printed = io.StringIO()
+    Console(file=printed, width=80).print(console_table({"rows": [*outcome["rows"], only]}))
+    lines = printed.getvalue().splitlines()
+    assert max(map(len, lines)) <= 80
+    for row in outcome["rows"]:
+        if row["gain"]:
+            line = next(line for line in lines if f"{row['test_mean']:.2f} ± {row['test_sd']:.2f}" in line)
+            assert tables.gain_cell(row["gain"]) in line
+            assert tables.show_hyperparameters(row, 2).replace(",", "") in line
+    words = {word for line in lines for word in line.split()}
+    assert {"distilled", "weight_decay,", "batch_size,", "warmup", "optimizer", "tuned", "hyperparameters"} <= words
 
 
 def test_one_block_of_a_readme_is_rewritten_and_the_rest_left_alone(complete, tmp_path):

@@ -8,8 +8,12 @@ import pytest
 from test_report import built, complete, drawn  # noqa: F401, complete is a fixture
 from test_sensitivity import SPACE, Made, write_study
 
-from kdstudy.analysis import example_figures, report, sections, sensitivity, tables
-from kdstudy.analysis.sections import Findings
+from kdstudy.analysis import report
+from kdstudy.analysis.exhibits.predictions import agreement_caption
+from kdstudy.analysis.figures import predictions as figures
+from kdstudy.analysis.sensitivity.findings import analyse
+from kdstudy.analysis.sensitivity.reports import reports_of
+from kdstudy.analysis.sensitivity.space import space_of
 
 CHOICE = {"choice": [0.25, 0.5, 0.75]}
 SHAPES = {
@@ -19,8 +23,7 @@ SHAPES = {
 
 
 def shown(study):
-    outcome, found = tables.results(study), Findings.of(study)
-    return {exhibit.name: exhibit for exhibit in sections.exhibits(study, outcome, found)}
+    return {exhibit.name: exhibit for exhibit in report.exhibits(study.folder)}
 
 
 @pytest.mark.parametrize("names", SHAPES.values(), ids=SHAPES.keys())
@@ -48,7 +51,7 @@ def test_temperature_and_alpha_may_be_choices(tmp_path, choices):
     assert exhibits["map"].figure.data[0].type == "heatmap" and report.build(study.folder)
     baseline = [trace for trace in exhibits["effect-curves"].figure.data if trace.legendgroup == "baseline"]
     assert bool(baseline) == ("alpha" not in choices)  # at alpha = 0 only where that is a place in its range
-    counts = sensitivity.analyse(study)["counts"]
+    counts = analyse(study)["counts"]
     assert counts["trials"] == 24 + (12 if "alpha" not in choices else 0)
 
 
@@ -62,7 +65,7 @@ def test_reports_of_failed_trials_count_up_to_the_failure(tmp_path):
     event["metrics"]["validation_accuracy"] = 0.01
     lines[last] = json.dumps(event)
     (study.folder / "distill" / "record.jsonl").write_text("\n".join(lines) + "\n")
-    reports = sensitivity.reports_of(type(study)(study.folder), "distill", sensitivity.space_of(study, "distill"))
+    reports = reports_of(type(study)(study.folder), "distill", space_of(study, "distill"))
     assert reports.loc[reports["trial"] == 3, "accuracy"].min() > 0.01
     assert (reports["trial"] == 3).sum() == len(trials[3].accuracies) - 1
 
@@ -81,11 +84,11 @@ def test_a_teacher_without_mistakes_has_none_to_imitate():
          "accuracy_sd": 1.0}
         for arm, share in (("baseline", 70.0), ("distilled", 80.0))
         for teacher, images, share in (("right", 100, share), ("wrong", 0, np.nan))])
-    assert sections._agreement_caption(shares).startswith("The teacher made no mistake")
+    assert agreement_caption(shares).startswith("The teacher made no mistake")
     few, many = (shares.assign(images=[100, wrong] * 2, agreement=[70.0, 20.0, 80.0, 40.0]) for wrong in (3, 60))
-    assert "wrong on only 3 of the test images" in sections._agreement_caption(few)
-    assert "in 40 % of the cases, 20 points more than the baseline" in sections._agreement_caption(many)
-    figure = example_figures.agreement(shares)
+    assert "wrong on only 3 of the test images" in agreement_caption(few)
+    assert "in 40 % of the cases, 20 points more than the baseline" in agreement_caption(many)
+    figure = figures.agreement(shares)
     assert "nan" not in figure.to_json().lower() and [list(trace.y) for trace in figure.data] == [[70], [80]]
 
 

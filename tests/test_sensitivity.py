@@ -15,11 +15,18 @@ import pandas as pd
 import pytest
 from known_answers import ANALYSES, DEFAULT, DIMENSIONS, NAMES, SURFACES
 
-from kdstudy.analysis import sensitivity
-from kdstudy.analysis.budget_model import BudgetModel, Dimension
-from kdstudy.analysis.kernels import regressor
-from kdstudy.analysis.results import StudyFiles
-from kdstudy.analysis.sensitivity import Grid
+from kdstudy.analysis.sensitivity.budget_model import BudgetModel
+from kdstudy.analysis.sensitivity.effects import NEAR_BEST, best_map, curves, main_effects
+from kdstudy.analysis.sensitivity.findings import analyse
+from kdstudy.analysis.sensitivity.fit import model_of
+from kdstudy.analysis.sensitivity.grid import Grid
+from kdstudy.analysis.sensitivity.kernels import regressor
+from kdstudy.analysis.sensitivity.prices import prices
+from kdstudy.analysis.sensitivity.ranking import choices
+from kdstudy.analysis.sensitivity.rungs import rung_correlations
+from kdstudy.analysis.sensitivity.space import Dimension
+from kdstudy.analysis.sensitivity.statements import statements
+from kdstudy.analysis.study_files import ARMS, StudyFiles
 from kdstudy.config.settings import StudyConfig
 
 EPOCHS, RUNGS = 9, [3]
@@ -125,8 +132,8 @@ def of_record(folder: Path, record, protect: bool = True) -> StudyFiles:
 
 
 def said_of(study: StudyFiles, **changed: Any) -> list[tuple[str, str]]:
-    found = sensitivity.analyse(study)
-    return sensitivity.statements(study, found | changed, sensitivity.rung_correlations(study))
+    found = analyse(study)
+    return statements(study, found | changed, rung_correlations(study))
 
 
 def warnings_of(study: StudyFiles, **changed: Any) -> str:
@@ -137,10 +144,10 @@ def warnings_of(study: StudyFiles, **changed: Any) -> str:
 # What it says where it cannot know
 
 
-def test_importing_it_loads_nothing_heavy():
-    code = ("import sys; import kdstudy.analysis.sensitivity\n"
-            "print(sorted({'sklearn', 'torch', 'ray', 'optuna', 'kdstudy.study', 'kdstudy.trainables'} "
-            "& set(sys.modules)))")
+def test_importing_the_report_loads_nothing_heavy():
+    code = ("import sys; import kdstudy.analysis.report\n"
+            "heavy = {'sklearn', 'torch', 'ray', 'optuna', 'kdstudy.study', 'kdstudy.trainables'}\n"
+            "print(sorted(heavy & set(sys.modules)))")
     run = subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, capture_output=True, text=True)
     assert (run.returncode, run.stdout.strip()) == (0, "[]"), run.stderr
 
@@ -166,16 +173,16 @@ BEGUN = {
 def test_what_it_cannot_say_is_one_plain_sentence(tmp_path, state):
     trials, sentence = BEGUN[state]
     study = write_study(tmp_path / "study", Made().space, trials)
-    found = sensitivity.analyse(study)
+    found = analyse(study)
     assert found["missing"].startswith(sentence)
     assert "prices" not in found and json.dumps(found, allow_nan=False)
     assert said_of(study)[0] == ("note", found["missing"])
-    assert sensitivity.choices(study, "distill")[1] is None
+    assert choices(study, "distill")[1] is None
 
 
 def test_a_search_of_nothing_says_so(tmp_path):
     study = write_study(tmp_path / "study", {}, {"distill": [Trial(DEFAULT, {1: 0.5, 9: 0.6})]})
-    assert sensitivity.analyse(study)["missing"].startswith("The distillation searched no parameter")
+    assert analyse(study)["missing"].startswith("The distillation searched no parameter")
 
 
 ALONE, BOTH = ("distill",), ("baseline", "distill")
@@ -196,7 +203,7 @@ SHAPES = {
 def test_every_shape_of_search_has_complete_results(tmp_path, shape):
     made, arms = SHAPES[shape]
     study = write_study(tmp_path / "study", made.space, {arm: made.trials(arm) for arm in arms})
-    found, names = sensitivity.analyse(study), list(made.names) if "distill" in arms else ["lr"]
+    found, names = analyse(study), list(made.names) if "distill" in arms else ["lr"]
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert {row["parameter"] for row in found["prices"]} == set(names)
     singles = [row for row in found["effects"] if row["other"] is None]
@@ -218,7 +225,7 @@ def test_every_shape_of_search_has_complete_results(tmp_path, shape):
 def test_the_baseline_counts_as_the_distillation_at_alpha_0(tmp_path):
     made = Made(("temperature", "alpha", "lr"), 16)
     trials = {"baseline": made.trials("baseline"), "distill": made.trials()}
-    alone, both = (sensitivity.analyse(write_study(tmp_path / name, made.space, {arm: trials[arm] for arm in arms}))
+    alone, both = (analyse(write_study(tmp_path / name, made.space, {arm: trials[arm] for arm in arms}))
                    for name, arms in (("alone", ["distill"]), ("both", ["baseline", "distill"])))
     assert (alone["counts"]["baseline"], both["counts"]["baseline"]) == (0, sum(
         trial.ending == "complete" for trial in trials["baseline"]))
@@ -235,15 +242,15 @@ def test_nothing_is_read_off_where_nobody_has_been(tmp_path):
     trials[0] = Made(count=1).trials()[0]  # one that is far ahead is not enough
     baseline = Made().trials("baseline")
     study = write_study(tmp_path / "study", made.space, {"baseline": baseline, "distill": trials})
-    found = sensitivity.analyse(study)
+    found = analyse(study)
     assert (found["budget"], found["epochs"]) == (4, EPOCHS)
     seen = [100 * trial.accuracies[4] for trial in trials]
     assert found["best"]["accuracy"] < max(seen) + 3
     assert max(100 * trial.accuracies[EPOCHS] for trial in baseline) > max(seen) + 10
     said = said_of(study)
     assert said[0][1].startswith("At epoch 4 of 9, with everything else tuned again,")
-    assert "Fewer than 4 distillation trials have come to the full 9 epochs yet" in warnings_of(study)
-    assert sensitivity.choices(study, "distill") == ([0], None)
+    assert "Fewer than 4 distillation trials have reached the full 9 epochs yet" in warnings_of(study)
+    assert choices(study, "distill") == ([0], None)
 
 
 def test_at_the_full_budget_nothing_is_said_of_an_earlier_epoch(tmp_path):
@@ -253,11 +260,11 @@ def test_at_the_full_budget_nothing_is_said_of_an_earlier_epoch(tmp_path):
 
 
 @pytest.mark.parametrize(("arm", "name", "value", "expected"), [
-    ("distill", "temperature", 15.8, "at the upper edge of [1, 16]: better ones may lie beyond; raise the upper bound "
-                                     "of search.temperature"),
+    ("distill", "temperature", 15.8, "at the upper edge of [1, 16]: better values may lie beyond; raise the upper "
+                                     "bound of search.temperature"),
     ("distill", "temperature", 1.05, "lower the lower bound of search.temperature"),
     ("baseline", "lr", 2.9e-2, "The baseline's winner has lr 0.029, at the upper edge of [0.0003, 0.03]"),
-    ("distill", "alpha", 0.98, "alpha 0.98, next to 1, the teacher's answers alone: there is nothing beyond"),
+    ("distill", "alpha", 0.98, "alpha 0.98, next to 1, the teacher's predictions alone: there is nothing beyond"),
     ("distill", "alpha", 0.0, "alpha 0, next to 0, the labels alone: there is nothing beyond"),
     ("distill", "lr", 3e-3, None),
     ("distill", "temperature", 14.0, "at the upper edge"),
@@ -272,7 +279,7 @@ def test_a_winner_at_an_edge_names_the_bound_to_move(tmp_path, arm, name, value,
     said = [text for _, text in said_of(study) if "winner has" in text]
     assert len(said) == (expected is not None)
     if expected:
-        assert expected in said[0] and said[0].startswith(f"The {sensitivity.ARMS[arm]}'s winner")
+        assert expected in said[0] and said[0].startswith(f"The {ARMS[arm]}'s winner")
         assert ("bound of search" in said[0]) == (name != "alpha")
 
 
@@ -288,23 +295,23 @@ def test_coverage_under_80_percent_is_not_to_be_trusted(tmp_path):
     study = write_study(tmp_path / "study", made.space, {"distill": made.trials()})
     trusted, doubted = ({"coverage": {"inside": inside, "trials": 10}} for inside in (8, 7))
     assert "do not trust" not in warnings_of(study, **trusted)
-    assert ("note", "Each trial left out in turn, 8 of 10 lie inside the 90 % interval that the others predict for "
-                    "them (80 %).") in said_of(study, **trusted)
+    assert ("note", "Leaving out one trial at a time, 8 of 10 lie inside the 90 % interval that the others predict "
+                    "for them (80 %).") in said_of(study, **trusted)
     assert "(70 %). That is less than 80 %: do not trust the intervals here" in warnings_of(study, **doubted)
 
 
 @pytest.mark.parametrize(("made", "expected"), [
     (Made(("alpha", "lr"), 16, protected=0), "From search data only: no protected trials"),
     (Made(("alpha", "lr"), 16, protected=1), "From search data only: 1 protected trial at"),
-    (Made(("alpha", "lr"), 5), "Only 5 distillation trials came to epoch 9, for 2 searched parameters: with fewer than "
-                               "6 the intervals are narrower than they should be; search.protected = 5 or more"),
+    (Made(("alpha", "lr"), 5), "Only 5 distillation trials reached epoch 9, for 2 searched parameters: with fewer "
+                               "than 6 the intervals are narrower than they should be; set search.protected = 5 or "),
     (Made(("alpha", "lr"), 8), None)])
 def test_too_little_design_is_said(tmp_path, made, expected):
     trials = {"baseline": Made(("lr",), 9).trials("baseline"), "distill": made.trials()}
     said = warnings_of(write_study(tmp_path / "study", made.space, trials, winners={"distill": {}}))
     assert (expected or "") in said
     unfinished = warnings_of(write_study(tmp_path / "unfinished", made.space, trials))
-    assert ("the search goes on, so wait for more" in unfinished) == (expected is not None)
+    assert ("the search is still running, so wait for more" in unfinished) == (expected is not None)
     assert ("search data only" in said or "narrower" in said) == (expected is not None)
 
 
@@ -313,7 +320,7 @@ def test_fewer_than_four_at_the_full_budget_rank_by_their_own_accuracies(tmp_pat
               for number, accuracy in enumerate((0.5, 0.7, 0.6))]
     trials += [Trial({"lr": 1e-2}, {3: 0.2}, "stop", False)]
     study = write_study(tmp_path / "study", {"lr": SPACE["lr"]}, {"distill": trials})
-    assert sensitivity.choices(study, "distill")[0] == [1, 2, 0]
+    assert choices(study, "distill")[0] == [1, 2, 0]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -323,7 +330,7 @@ def test_fewer_than_four_at_the_full_budget_rank_by_their_own_accuracies(tmp_pat
 def test_leaving_a_trial_out_in_closed_form_equals_doing_it(tmp_path):
     made = Made(("alpha", "lr"), 10)
     study = write_study(tmp_path / "study", made.space, {"distill": made.trials()})
-    model = sensitivity.model_of(study)
+    model = model_of(study)
     closed = model.leave_trial_out()
     inputs, values = model._x, (model._z - model._middle) / model._spread
     at_budget = (model.rows["epoch"] == model.budget).to_numpy()
@@ -369,7 +376,7 @@ def errors(surface: str, found: list[np.ndarray]) -> tuple[float, list[bool]]:
 
 
 def our_effects(surface: str) -> list[np.ndarray]:
-    return [known_answers.normalised(sensitivity.main_effects(searched(surface, seed)[2])) for seed in range(STUDIES)]
+    return [known_answers.normalised(main_effects(searched(surface, seed)[2])) for seed in range(STUDIES)]
 
 
 def test_the_surfaces_are_what_they_claim():
@@ -395,9 +402,9 @@ def test_fanova_over_all_trials_is_misled_where_early_rankings_cross():
 
 def test_near_the_best_a_cliff_matters_less():
     grid = searched("cliff", 0)[2]
-    shares = {near: sensitivity.main_effects(grid, near).set_index(["parameter", "other"])["share"]["lr"].iloc[0]
-              for near in (None, sensitivity.NEAR_BEST)}
-    assert shares[sensitivity.NEAR_BEST] < shares[None] - 0.2
+    shares = {near: main_effects(grid, near).set_index(["parameter", "other"])["share"]["lr"].iloc[0]
+              for near in (None, NEAR_BEST)}
+    assert shares[NEAR_BEST] < shares[None] - 0.2
 
 
 @pytest.mark.parametrize(("surface", "bound"), [("aligned", 1.5), ("crossing", 1.5), ("cliff", 4)])
@@ -405,7 +412,7 @@ def test_prices_are_those_of_the_surface(surface, bound):
     known, inside = known_answers.truth(SURFACES[surface]).prices, []
     for seed in range(STUDIES):
         _, model, grid = searched(surface, seed)
-        found = sensitivity.prices(model, grid, DEFAULT).set_index("parameter").loc[list(NAMES)]
+        found = prices(model, grid, DEFAULT).set_index("parameter").loc[list(NAMES)]
         assert found["price"].to_numpy() == pytest.approx(known, abs=bound)
         inside += list((found["low"] - 0.15 <= known) & (known <= found["high"] + 0.15))
     assert np.mean(inside) >= 7 / 9
@@ -415,13 +422,13 @@ def test_curves_and_map_are_those_of_the_surface():
     grid = searched("crossing", 0)[2]
     places = [DIMENSIONS[name].unit(grid.axes[name])[:, 0] for name in NAMES]
     true = 100 / (1 + np.exp(-SURFACES["crossing"](*np.meshgrid(*places, indexing="ij"), 1.0)))
-    curves = sensitivity.curves(grid)
+    table = curves(grid)
     for axis, name in enumerate(NAMES):
-        own, others = curves[curves["parameter"] == name], tuple({0, 1, 2} - {axis})
+        own, others = table[table["parameter"] == name], tuple({0, 1, 2} - {axis})
         assert abs(own["best"].to_numpy() - true.max(others)).mean() < 1.5
         assert abs(own["dependence"].to_numpy() - true.mean(others)).mean() < 2.5
         assert (own["best_low"] <= own["best"]).all() and (own["best"] <= own["best_high"]).all()
-    map_of, turned = (sensitivity.best_map(grid, *pair).pivot(index="temperature", columns="alpha", values="best")
+    map_of, turned = (best_map(grid, *pair).pivot(index="temperature", columns="alpha", values="best")
                       for pair in (("temperature", "alpha"), ("alpha", "temperature")))
     assert abs(map_of.to_numpy() - true.max(2)).mean() < 1.5
     assert map_of.equals(turned)
@@ -429,7 +436,7 @@ def test_curves_and_map_are_those_of_the_surface():
 
 def test_early_rungs_that_mislead_are_warned_of_with_a_remedy_that_works(tmp_path):
     study = of_record(tmp_path / "study", searched("crossing", 0)[0])
-    correlations = sensitivity.rung_correlations(study)
+    correlations = rung_correlations(study)
     at_3 = correlations[(correlations["rung"] == 3) & (correlations["later"] == 27)].iloc[0]
     assert at_3["protected"] and at_3["trials"] == 12 and at_3["correlation"] < 0.5
     (text,) = [text for _, text in said_of(study) if "does not predict the end" in text]
@@ -442,7 +449,7 @@ def test_early_rungs_that_mislead_are_warned_of_with_a_remedy_that_works(tmp_pat
 
 def test_rungs_that_predict_the_end_are_not_warned_of(tmp_path):
     study = of_record(tmp_path / "study", searched("aligned", 0)[0])
-    correlations = sensitivity.rung_correlations(study)
+    correlations = rung_correlations(study)
     assert len(correlations) == 3 and (correlations["correlation"] > 0.8).all()
     assert "predict the end" not in warnings_of(study)
 
@@ -451,6 +458,6 @@ def test_two_thousand_trials_take_seconds(tmp_path):
     made = Made(count=2000, protected=2000)
     study = write_study(tmp_path / "study", made.space, {"distill": made.trials()})
     started = time.process_time()
-    found = sensitivity.analyse(study)
+    found = analyse(study)
     assert time.process_time() - started < 40
     assert found["counts"]["full"] == 2000 and found["coverage"]["inside"] > 1600

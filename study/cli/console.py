@@ -15,8 +15,8 @@ from kdstudy.watch.console import print_prose
 
 
 def print_results(console: Console, storage: Storage) -> None:
-    from kdstudy.analysis.results import StudyFiles
-    from kdstudy.analysis.tables import console_table
+    from kdstudy.analysis.console_table import console_table
+    from kdstudy.analysis.study_files import StudyFiles
     from kdstudy.store.files import read_json
 
     folder = storage.folder

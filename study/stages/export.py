@@ -13,8 +13,10 @@ import timm
 import torch
 from timm.models import save_for_hf
 
-from kdstudy.analysis.results import EXPORT_KEY_FILE, StudyFiles
-from kdstudy.analysis.tables import plain, results, show_interval
+from kdstudy.analysis.number_text import show_interval
+from kdstudy.analysis.outcome import results
+from kdstudy.analysis.study_files import EXPORT_KEY_FILE, StudyFiles
+from kdstudy.analysis.tables import plain
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import StudyFailedError, UserError
 from kdstudy.stages.teacher import check_function
@@ -41,14 +43,14 @@ def export_student(config: StudyConfig, folder: Path, target: Path) -> float:
     outcome = results(study)
     row = next(row for row in outcome["rows"] if (row["arm"], row["configuration"]) == ("distilled", "tuned"))
     card = _student_card(config, outcome, row)
-    answers = study.answers(tuned["runs"][0])
+    answers = study.predictions(tuned["runs"][0])
     return _export(config, config.student, run / "model.safetensors", target, card, answers, study.export_key)
 
 
 def export_teacher(config: StudyConfig, folder: Path, target: Path) -> float:
     """Write the teacher, likewise. Raises UserError where it has not been tested yet or is no single model."""
     study = StudyFiles(folder)
-    answers, done = study.teacher_answers(), study.done("teacher")
+    answers, done = study.teacher_predictions(), study.done("teacher")
     if answers is None or done is None:
         raise UserError(f"{folder} has no tested teacher yet; run `kdstudy run {folder} --until teacher_logits` first")
     if len(done["members"]) != 1:

@@ -140,7 +140,7 @@ def write(context: Context, out: Path) -> int:
 
     Raises UserError where there are none.
     """
-    from kdstudy.analysis.results import StudyFiles
+    from kdstudy.analysis.study_files import StudyFiles
 
     _check_target(out)
     found = StudyFiles(context.folder)

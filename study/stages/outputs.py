@@ -27,7 +27,7 @@ class Export(Output):
     published = "export"
 
     def write(self, config: StudyConfig, folder: Path) -> bool:
-        from kdstudy.analysis.results import StudyFiles  # pandas takes long to import
+        from kdstudy.analysis.study_files import StudyFiles  # pandas takes long to import
 
         if StudyFiles(folder).has_current_export:
             return False

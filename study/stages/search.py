@@ -158,10 +158,10 @@ class SearchStage(Stage):
 
     @cached_property
     def _found(self) -> dict[str, Any]:
-        from kdstudy.analysis import sensitivity  # scikit-learn takes a second to import
-        from kdstudy.analysis.results import StudyFiles
+        from kdstudy.analysis.sensitivity.ranking import choices  # scikit-learn takes a second to import
+        from kdstudy.analysis.study_files import StudyFiles
 
-        ranking, best = sensitivity.choices(StudyFiles(self.context.folder), self.arm)
+        ranking, best = choices(StudyFiles(self.context.folder), self.arm)
         shared = self.config.shared_parameters if best else []
         return {"ranking": ranking, "only_shared": {name: self._rounded(name, best[name]) for name in shared} or None}
 

@@ -5,16 +5,16 @@ from typing import Any
 
 import pandas as pd
 
-from kdstudy.analysis.look import ORIGINS, show
-from kdstudy.analysis.results import StudyFiles
-from kdstudy.analysis.tables import show_number
+from kdstudy.analysis.figures.style import ORIGINS, show
+from kdstudy.analysis.number_text import show_number
+from kdstudy.analysis.study_files import StudyFiles
 
 NUMERIC = {"trial", "temperature", "alpha", "lr", "weight_decay", "warmup", "batch_size", "epochs", "last %", "best %",
            "seconds"}
 
 
 def trials_section(study: StudyFiles) -> str:
-    """The section of the page; a sentence where there is no trial yet."""
+    """The section of the page; a sentence while there is no trial yet."""
     rows = _rows(study)
     if not rows:
         return "<section id=s-trials><h2>All trials</h2><p>No trial has been started yet.</p></section>"
@@ -25,8 +25,8 @@ def trials_section(study: StudyFiles) -> str:
         f"<section id=s-trials><h2>All trials</h2><p class=filter><input type=search id=trials-filter "
         'placeholder="e.g. distill complete" aria-label="show trials that contain">'
         f"<span id=trials-count>{len(rows)} of {len(rows)} trials</span></p>"
-        "<p>A click on a heading sorts. Accuracies are on the validation images; “last” "
-        "is that of the last epoch a trial came to.</p><div class=trials><table id=trials>"
+        "<p>Click a heading to sort. Accuracies are on the validation images; “last” is that of the last epoch "
+        "that a trial reached.</p><div class=trials><table id=trials>"
         f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div></section>")
 
 

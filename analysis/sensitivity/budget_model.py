@@ -1,94 +1,42 @@
-"""The Gaussian process behind `analysis.sensitivity`: accuracy as a function of the hyperparameters and the budget."""
+"""The Gaussian process: validation accuracy as a function of the hyperparameters and the epoch."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy.linalg import cho_solve, cholesky, solve_triangular
+from scipy.stats import norm
+from threadpoolctl import threadpool_limits
 
-if TYPE_CHECKING:  # scikit-learn takes a second to import, which those who only read a study need not wait for
+from kdstudy.analysis.sensitivity.space import Dimension
+
+if TYPE_CHECKING:
     from sklearn.gaussian_process import GaussianProcessRegressor
 
-CONFIDENCE = 0.90
-MOST_OTHERS = 600  # reports before the full budget that enter the process
-MOST_FOR_FITTING = 400  # reports that its length scales are fitted to
+CONFIDENCE = 0.90  # of all intervals of the sensitivity analysis
+MOST_OTHERS = 600  # reports before the budget that enter the process
+MOST_FOR_FITTING = 400  # reports to which its length scales are fitted
 DRAWS = 400
-
-
-@dataclass(frozen=True)
-class Dimension:
-    """One searched parameter: `{"log": [low, high]}`, `{"linear": [low, high]}` or `{"choice": [...]}`."""
-
-    name: str
-    kind: str
-    values: tuple[Any, ...]  # low and high, or the choices
-
-    @classmethod
-    def of(cls, name: str, described: dict[str, Any]) -> Dimension:
-        (kind, values), = described.items()
-        return cls(name, kind, tuple(values))
-
-    @property
-    def columns(self) -> int:
-        return len(self.values) if self.kind == "choice" else 1
-
-    def unit(self, values: Sequence[Any]) -> np.ndarray:
-        """(n,) values in their own unit to (n, columns): 0 at the low bound, 1 at the high one, on their own scale.
-
-        A choice becomes a column per value; two different choices lie 1 apart.
-        """
-        if self.kind == "choice":
-            return np.array([[value == choice for choice in self.values] for value in values]) / math.sqrt(2)
-        scale = np.log if self.kind == "log" else np.asarray
-        low, high = scale(np.array(self.values, dtype=float))
-        return ((scale(np.asarray(values, dtype=float)) - low) / (high - low))[:, None]
-
-    def at(self, unit: np.ndarray) -> list[Any]:
-        """The values at places 0 to 1 of the range; choices share it equally."""
-        if self.kind == "choice":
-            return [self.values[min(int(place * len(self.values)), len(self.values) - 1)] for place in unit]
-        low, high = map(float, self.values)
-        return [float(low * (high / low) ** u if self.kind == "log" else low + u * (high - low)) for u in unit]
-
-    def axis(self, count: int, also: Any) -> list[Any]:
-        """About `count` values from bound to bound, `also` among them; a choice gives all of its values."""
-        if self.kind == "choice":
-            return list(self.values)
-        places = np.linspace(0, 1, count)
-        if also is not None:
-            # The default takes the place of the inner value next to it, so that the grid does not grow.
-            place = float(np.clip(self.unit([also])[0, 0], 0, 1))
-            nearest = int(np.argmin(abs(places - place)))
-            if count > 2 and 0 < place < 1:
-                nearest = min(max(nearest, 1), count - 2)
-            places[nearest] = place
-        return self.at(places)
-
-    def weights(self, axis: Sequence[Any]) -> np.ndarray:
-        """The share of the range that each value of an axis stands for."""
-        if self.kind == "choice" or len(axis) == 1:
-            return np.full(len(axis), 1 / len(axis))
-        places = self.unit(axis)[:, 0]
-        borders = np.concatenate([[places[0]], (places[1:] + places[:-1]) / 2, [places[-1]]])
-        return np.diff(borders) / (places[-1] - places[0])
 
 
 class BudgetModel:
     """A Gaussian process over the searched parameters and the logarithm of the epoch.
 
-    logit(accuracy) = f(parameters, log epoch) + an effect of the trial + noise, where f has a constant times a Matern
-    kernel with nu = 5/2 and a length scale per input, and the effect of a trial (its seed) is shared by its reports.
-    Parameters are scaled to 0..1, each on its own scale. Length scales and variances are those of the largest
-    marginal likelihood (Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006, chapter 5).
+    logit(accuracy) = f(parameters, log epoch) + an effect of the trial + noise. f has a constant times a Matern kernel
+    with nu = 5/2 and a length scale per input; all reports of a trial share its effect, such as its seed's luck.
+    Parameters are scaled to 0..1, each on its own scale. Length scales and variances maximise the marginal likelihood
+    (Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006, chapter 5).
 
-    reports: trial, epoch, accuracy and a column per parameter of `space`; those beyond `budget` are left out.
-    images: how many validation images the accuracies were measured on, which bounds how close to 0 and 1 they count.
+    reports: trial, epoch, accuracy (a share, 0 to 1) and a column per parameter of `space`; epochs beyond `budget` are
+        left out.
+    budget: the epoch at which the process is read off.
+    images: the number of validation images behind an accuracy, which keeps its logit finite at 0 and 1.
     """
 
     def __init__(self, reports: pd.DataFrame, space: dict[str, Dimension], budget: int, images: int = 1000):
@@ -103,7 +51,7 @@ class BudgetModel:
 
     @property
     def is_constant(self) -> bool:
-        """Whether all accuracies are the same, so that there is nothing to explain."""
+        """Whether all accuracies at the budget are the same, so that there is nothing to explain."""
         full = self.rows["epoch"] == self.budget
         return self._z[full.to_numpy()].std() < 1e-6
 
@@ -115,26 +63,26 @@ class BudgetModel:
 
     @cached_property
     def _process(self) -> GaussianProcessRegressor:
-        """The process, with its kernel fitted to a part of the rows where there are many."""
+        """The process on all rows; where there are many, its kernel is fitted to a part of them."""
+        # scikit-learn takes a second to import, which a report without enough trials need not wait for.
         from sklearn.exceptions import ConvergenceWarning
-        from threadpoolctl import threadpool_limits
 
-        from kdstudy.analysis.kernels import budget_kernel, regressor
+        from kdstudy.analysis.sensitivity.kernels import budget_kernel, regressor
 
         x, y = self._x, (self._z - self._middle) / self._spread
         part = self._part_for_fitting()
-        # One thread: on matrices of this size more of them gain little, and beside running trials they wait for ever.
+        # One thread: more gain little on matrices of this size, and beside running trials they wait for each other.
         with warnings.catch_warnings(), threadpool_limits(1):
             warnings.simplefilter("ignore", ConvergenceWarning)  # a length scale at its bound: an input without effect
             fitted = regressor(budget_kernel(x.shape[1] - 1), optimise=True).fit(x[part], y[part])
         return fitted if len(part) == len(x) else regressor(fitted.kernel_, optimise=False).fit(x, y)
 
     def _part_for_fitting(self) -> np.ndarray:
-        """Whole trials, those that came furthest first, until there are rows enough."""
+        """Indices of at most MOST_FOR_FITTING rows, of whole trials."""
         order = np.random.default_rng(0).permutation(int(self._x[:, 0].max()) + 1)
         reached = self.rows["epoch"].groupby(self._x[:, 0]).max().to_numpy()
         order = order[np.argsort(-reached[order], kind="stable")]
-        # Half of the rows from trials that came furthest, half from any, so that stopped ones are not forgotten.
+        # By turns a trial from either end, so that both full-budget and early-stopped trials are in it.
         mixed = [trial for pair in zip(order, order[::-1], strict=True) for trial in pair]
         counts = np.bincount(self._x[:, 0].astype(int))
         chosen, total = set(), 0
@@ -145,16 +93,17 @@ class BudgetModel:
         return np.flatnonzero(np.isin(self._x[:, 0], list(chosen)))
 
     def posterior(self, parameters: dict[str, Sequence[Any]]) -> tuple[np.ndarray, np.ndarray]:
-        """Mean (m,) and covariance (m, m) of f at the budget, in logits: what a fresh seed gives on average."""
-        from scipy.linalg import solve_triangular
+        """Mean (m,) and covariance (m, m) of f at the budget, on the logit scale: the average over fresh seeds.
 
+        parameters: (m,) values of each parameter of the space.
+        """
         points, across, mean = self._across(parameters)
         half = solve_triangular(self._process.L_, across.T, lower=True, check_finite=False)
         covariance = self._kernel(points) - half.T @ half
         return self._middle + self._spread * mean, self._spread**2 * covariance
 
     def mean(self, parameters: dict[str, Sequence[Any]]) -> np.ndarray:
-        """The mean (m,) of f at the budget, in logits."""
+        """The mean (m,) of f at the budget, on the logit scale."""
         return self._middle + self._spread * self._across(parameters)[2]
 
     @property
@@ -163,16 +112,17 @@ class BudgetModel:
         return self._process.kernel_.k1.k1
 
     def _across(self, parameters: dict[str, Sequence[Any]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Inputs at the budget, their covariance with the rows, and the standardised mean there."""
+        """Inputs at the budget (m, d), their covariance with the rows (m, n), and the standardised mean there (m,)."""
         count = len(next(iter(parameters.values())))
         points = np.column_stack([np.zeros(count), self._inputs(parameters, np.full(count, self.budget))])
         across = self._kernel(points, self._x)
         return points, across, across @ self._process.alpha_.ravel()
 
     def draws(self, parameters: dict[str, Sequence[Any]], count: int = DRAWS) -> tuple[np.ndarray, np.ndarray]:
-        """The posterior mean (m,) and draws (m, count) at the budget, as accuracies in percent."""
-        from scipy.linalg import cholesky
+        """The posterior mean (m,) and draws (m, count) at the budget, as accuracies in percent.
 
+        Raises ValueError where the covariance is not positive definite, even with jitter.
+        """
         mean, covariance = self.posterior(parameters)
         size, scale = len(mean), float(np.trace(covariance)) / len(mean)
         factor = None
@@ -189,14 +139,12 @@ class BudgetModel:
         return _percent(mean), _percent(mean[:, None] + factor @ noise)
 
     def leave_trial_out(self) -> pd.DataFrame:
-        """Each trial's accuracy at the budget, in percent, against what the other trials predict for it.
+        """Each trial's accuracy at the budget, in percent, against the prediction of the other trials.
 
-        Columns trial, observed, low, high (CONFIDENCE), inside. Closed form for blocks of rows, the kernel kept:
-        Ginsbourger and Schärer, "Fast calculation of Gaussian process multiple-fold cross-validation", 2021.
+        Columns trial, observed, low, high (at CONFIDENCE), inside. The kernel is not fitted again; closed form for
+        blocks of rows: Ginsbourger and Schärer, "Fast calculation of Gaussian process multiple-fold cross-validation",
+        2021.
         """
-        from scipy.linalg import cho_solve
-        from scipy.stats import norm
-
         process, rows = self._process, []
         inverse = cho_solve((process.L_, True), np.eye(len(self._x)), check_finite=False)
         alpha, y = process.alpha_.ravel(), (self._z - self._middle) / self._spread
@@ -220,7 +168,7 @@ def _percent(logits: Any) -> Any:
 
 
 def _select(reports: pd.DataFrame, budget: int) -> pd.DataFrame:
-    """All reports at the budget, and at most MOST_OTHERS others: a ladder of epochs, and the last of each trial."""
+    """All reports at the budget and at most MOST_OTHERS before it: at eight epochs, and the last one of each trial."""
     reports = reports[reports["epoch"] <= budget].sort_values(["trial", "epoch"], ignore_index=True)
     full = reports["epoch"] == budget
     epochs = np.sort(reports.loc[~full, "epoch"].unique())

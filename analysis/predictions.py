@@ -1,4 +1,4 @@
-"""The confirmed students example by example: per class, beside their teacher, and how far to trust their confidence."""
+"""The confirmed students' test predictions: per class, beside the teacher's, and how far to trust their confidence."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,44 +9,49 @@ import pandas as pd
 import pyarrow.parquet as pq
 from scipy import stats
 
-from kdstudy.analysis.results import StudyFiles, read_columns
 from kdstudy.analysis.significance import crossed_interval
+from kdstudy.analysis.study_files import StudyFiles, read_columns
 
 ARMS = ("baseline", "distilled")
 CLASS_COLUMNS = ["name", "images", "teacher", "baseline", "distilled", "gain", "low", "high", "p", "p_adjusted"]
 AGREEMENT_COLUMNS = ["arm", "teacher", "images", "agreement", "agreement_sd", "accuracy", "accuracy_sd"]
 BIN_COLUMNS = ["arm", "low", "high", "count", "confidence", "accuracy"]
 ERROR_COLUMNS = ["arm", "runs", "error", "error_sd", "overconfidence", "overconfidence_sd"]
+NOTEWORTHY_CALIBRATION = 2.0  # percentage points between the arms' calibration errors
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Answers of a model's runs to the same test images: labels (N,), predictions (runs, N)."""
+class RunPredictions:
+    """Predicted classes of an arm's runs on the same test images."""
 
-    labels: np.ndarray
-    predictions: np.ndarray
+    labels: np.ndarray  # (N,)
+    classes: np.ndarray  # (runs, N)
 
     @property
     def correct(self) -> np.ndarray:
-        return self.predictions == self.labels
+        """(runs, N) bool."""
+        return self.classes == self.labels
 
 
 def per_class(study: StudyFiles) -> pd.DataFrame:
-    """A row per class: what the tuned arms get right, and the gain with its interval on that class's images alone.
+    """A row per class: the tuned arms' accuracies, and the gain with its interval, on the class's images. classes.csv.
 
-    Accuracies are in percent, the mean over seeds; teacher is NaN where it is not known. gain, low and high (95 %) are
-    in points. p_adjusted is the p-value after Benjamini and Hochberg (1995) over the classes: of those below 0.05, 5 %
-    are expected to be false. One seed leaves gain, low, high and p NaN; a class with fewer than two test images, or in
-    which the arms never differ otherwise than by one constant, leaves low, high and p NaN.
+    teacher, baseline, distilled: accuracies in percent, means over seeds; teacher is NaN where it is not known.
+    gain, low, high: the gain over the baseline and its 95 % interval, in percentage points.
+    p_adjusted: the p-value after Benjamini and Hochberg (1995) over the classes: of those below 0.05, 5 % are expected
+        to be false.
+
+    With one seed, gain, low, high and p are NaN; low, high and p too for a class with fewer than two test images, or
+    whose difference never varies.
 
     Empty while the study is not confirmed, and where its runs were not tested on the same images.
     """
-    answers, classes = _tuned(study), (study.description.get("data") or {}).get("classes")
-    if not classes or answers is None:
+    predictions, classes = _tuned(study), (study.description.get("data") or {}).get("classes")
+    if not classes or predictions is None:
         return pd.DataFrame(columns=CLASS_COLUMNS)
-    labels = answers["baseline"].labels
-    teacher = _teacher(study, labels)
-    rows = [{"name": name, **_class_row(answers, teacher, labels == index)} for index, name in enumerate(classes)]
+    labels = predictions["baseline"].labels
+    teacher = _teacher_correct(study, labels)
+    rows = [{"name": name, **_class_row(predictions, teacher, labels == index)} for index, name in enumerate(classes)]
     table = pd.DataFrame(rows, columns=CLASS_COLUMNS)
     tested = table["p"].notna()
     if tested.any():
@@ -54,8 +59,9 @@ def per_class(study: StudyFiles) -> pd.DataFrame:
     return table
 
 
-def _class_row(answers: dict[str, Answers], teacher: np.ndarray | None, mine: np.ndarray) -> dict[str, Any]:
-    baseline, distilled = (100.0 * answers[arm].correct[:, mine] for arm in ARMS)
+def _class_row(predictions: dict[str, RunPredictions], teacher: np.ndarray | None,
+               mine: np.ndarray) -> dict[str, Any]:
+    baseline, distilled = (100.0 * predictions[arm].correct[:, mine] for arm in ARMS)
     row = {
         "images": int(mine.sum()), "teacher": np.nan if teacher is None else _mean(100.0 * teacher[mine]),
         "baseline": _mean(baseline), "distilled": _mean(distilled), "gain": np.nan, "low": np.nan, "high": np.nan,
@@ -64,32 +70,32 @@ def _class_row(answers: dict[str, Answers], teacher: np.ndarray | None, mine: np
     differences = distilled - baseline
     if len(differences) > 1:
         row["gain"] = _mean(differences)
-        if mine.sum() > 1 and np.ptp(differences) > 0:  # what never varies says nothing of how it would vary
+        if mine.sum() > 1 and np.ptp(differences) > 0:  # without any variation there is no variance to estimate
             interval = crossed_interval(differences)
             row |= {"low": interval.low, "high": interval.high, "p": interval.p}
     return row
 
 
 def teacher_agreement(study: StudyFiles) -> pd.DataFrame:
-    """How often the tuned students give the teacher's answer, where it is right and where it is wrong.
+    """How often the tuned students predict the teacher's class, where the teacher is right and where it is wrong.
 
-    A row per arm and per `teacher` ("right", "wrong"): the images, the share of them on which the student predicts what
-    the teacher does, and the share that the student gets right, both in percent as mean and standard deviation over
-    seeds (NaN with one seed). Where the teacher is right the two shares are the same. A student that imitates the
-    teacher's mistakes, and not merely its knowledge, agrees more than the baseline where the teacher is wrong.
+    A row per arm and per `teacher` ("right", "wrong"): images, their number; agreement, the share of them on which the
+    student predicts the teacher's class; accuracy, the share that the student gets right; both in percent, means over
+    seeds with standard deviations (NaN with one seed). Where the teacher is right the two are equal. A student that
+    imitates the teacher's mistakes agrees more than the baseline where the teacher is wrong.
 
-    Empty while the study is not confirmed, without the teacher's answers, and where these are to other images.
+    Empty while the study is not confirmed, and where the teacher has no predictions for the same images.
     """
-    answers, teacher = _tuned(study), study.teacher_answers()
-    if answers is None or teacher is None or _teacher(study, answers["baseline"].labels) is None:
+    predictions, teacher = _tuned(study), study.teacher_predictions()
+    if predictions is None or teacher is None or _teacher_correct(study, predictions["baseline"].labels) is None:
         return pd.DataFrame(columns=AGREEMENT_COLUMNS)
     predicted = teacher["prediction"].to_numpy()
-    right = predicted == answers["baseline"].labels
+    right = predicted == predictions["baseline"].labels
     rows = []
     for arm in ARMS:
         for name, chosen in (("right", right), ("wrong", ~right)):
             agreement, accuracy = ([_mean(100.0 * run[chosen]) for run in shares]
-                                   for shares in (answers[arm].predictions == predicted, answers[arm].correct))
+                                   for shares in (predictions[arm].classes == predicted, predictions[arm].correct))
             rows.append((arm, name, int(chosen.sum()), *_mean_and_sd(agreement), *_mean_and_sd(accuracy)))
     return pd.DataFrame(rows, columns=AGREEMENT_COLUMNS)
 
@@ -109,14 +115,14 @@ class Calibration:
 
 
 def calibration(study: StudyFiles, bins: int = 15) -> Calibration | None:
-    """Whether answers given with 80 % confidence are right in 80 % of the cases, in `bins` bins of equal width.
+    """Whether predictions made with 80 % confidence are right in 80 % of the cases, in `bins` bins of equal width.
 
     The confidence is the probability of the predicted class at temperature 1. The expected calibration error is
     sum_b count_b / N |accuracy_b - confidence_b| (Guo, Pleiss, Sun and Weinberger, "On calibration of modern neural
-    networks", ICML 2017, with 15 bins). It is above zero by chance even where the truth is zero, the more so the fewer
-    the images, and alike for arms tested on the same images.
+    networks", ICML 2017, with 15 bins). By chance it is above zero even for a calibrated model, more so with fewer
+    images, but equally so for arms tested on the same images.
 
-    None while the study is not confirmed, and where no file holds confidences; a model without them is left out.
+    None while the study is not confirmed, and where no arm's files hold confidences; a model without them is left out.
     """
     files = _confidence_files(study)
     found = {arm: runs for arm, paths in files.items() if (runs := _confidences(paths))}
@@ -151,7 +157,7 @@ def _expected_calibration_error(reliability: pd.DataFrame) -> float:
 
 
 def _confidence_files(study: StudyFiles) -> dict[str, list[Path]]:
-    """The files of answers of the teacher and of both tuned arms."""
+    """The prediction files of the teacher and of both tuned arms."""
     rows = _tuned_rows(study)
     if rows is None:
         return {}
@@ -162,7 +168,7 @@ def _confidence_files(study: StudyFiles) -> dict[str, list[Path]]:
 
 
 def _confidences(paths: list[Path]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Per file the confidence (N,), 0 to 1, and what was right (N,) bool; none at all where one file lacks it."""
+    """Per file the confidences (N,), 0 to 1, and which were right (N,) bool; empty where one file lacks confidences."""
     if not all(path.exists() and "confidence" in pq.read_schema(path).names for path in paths):
         return []
     tables = [read_columns(path, "label", "prediction", "confidence") for path in paths]
@@ -171,28 +177,28 @@ def _confidences(paths: list[Path]) -> list[tuple[np.ndarray, np.ndarray]]:
 
 
 def _tuned_rows(study: StudyFiles) -> dict[str, dict[str, Any]] | None:
-    """Each arm's confirmed row that the comparison is about, whatever other configurations were confirmed beside it."""
+    """Each arm's tuned confirmed row; None while one is missing."""
     if study.confirmation is None:
         return None
     rows = {row["arm"]: row for row in study.confirmation["rows"] if row["configuration"] == "tuned"}
     return rows if set(rows) == set(ARMS) else None
 
 
-def _tuned(study: StudyFiles) -> dict[str, Answers] | None:
-    """Both tuned arms' answers; None where there are none or not all to the same images."""
+def _tuned(study: StudyFiles) -> dict[str, RunPredictions] | None:
+    """Both tuned arms' predictions; None where there are none, or not all for the same images."""
     rows = _tuned_rows(study)
     if rows is None:
         return None
-    tables = {arm: [study.answers(run, rows[arm]["stage"]) for run in rows[arm]["runs"]] for arm in ARMS}
+    tables = {arm: [study.predictions(run, rows[arm]["stage"]) for run in rows[arm]["runs"]] for arm in ARMS}
     labels = [table["label"].to_numpy() for arm in ARMS for table in tables[arm]]
     if not all(np.array_equal(labels[0], other) for other in labels[1:]):
         return None
-    return {arm: Answers(labels[0], np.stack([table["prediction"] for table in tables[arm]])) for arm in ARMS}
+    return {arm: RunPredictions(labels[0], np.stack([table["prediction"] for table in tables[arm]])) for arm in ARMS}
 
 
-def _teacher(study: StudyFiles, labels: np.ndarray) -> np.ndarray | None:
+def _teacher_correct(study: StudyFiles, labels: np.ndarray) -> np.ndarray | None:
     """Which of the images with these labels the teacher got right, (N,) bool; None where it was tested on others."""
-    teacher = study.teacher_answers()
+    teacher = study.teacher_predictions()
     if teacher is None or not np.array_equal(teacher["label"], labels):
         return None
     return (teacher["prediction"] == teacher["label"]).to_numpy()

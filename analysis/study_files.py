@@ -1,6 +1,7 @@
-"""A study's files as tidy DataFrames.
+"""A study folder as tidy DataFrames. Accuracies are shares, 0 to 1, as in the record.
 
-Needs nothing but the folder: it may have been moved, may still be written to, and stages may be missing.
+Needs the folder alone: it may have been moved, may still be written to, and may lack stages. For the same tables in
+percent, with units in the column names, see `kdstudy.analysis.frames`.
 """
 
 import json
@@ -19,8 +20,8 @@ FINALIST_STAGES = ("finalists_baseline", "finalists")
 STAGES = ("teacher", "baseline", "teacher_logits", "distill", *FINALIST_STAGES, *CONFIRM_STAGES)
 TRIAL_STAGES = tuple(stage for stage in STAGES if stage != "teacher_logits")
 SEARCH_STAGES = ("baseline", "distill")
-ARMS = {"baseline": "baseline", "distill": "distillation"}  # what to call the search stages
-SEARCH_OF = {"baseline": "baseline", "distilled": "distill"}  # the search behind a confirmed row's arm
+ARMS = {"baseline": "baseline", "distill": "distillation"}  # each search stage, and its name in a sentence
+SEARCH_OF = {"baseline": "baseline", "distilled": "distill"}  # a confirmed row's arm, and the search behind it
 EXPORT_KEY_FILE = "kdstudy.json"
 ENDINGS = {"stop": "stopped", "complete": "complete", "failed": "failed"}
 TRIAL_COLUMNS = ["stage", "trial", "origin", "protected", "epochs", "ended", "reason", "last_validation_accuracy",
@@ -29,48 +30,56 @@ TRIAL_COLUMNS = ["stage", "trial", "origin", "protected", "epochs", "ended", "re
 
 @dataclass(frozen=True)
 class StudyFiles:
-    """A study's folder. Accuracies in the DataFrames are shares, 0 to 1."""
+    """A study folder. Each file is read once, when it is first needed."""
 
     folder: Path
 
     @cached_property
     def config(self) -> dict[str, Any]:
+        """The settings, as study.toml has them. Raises FileNotFoundError, and ValueError where it is not TOML."""
         return tomllib.loads((self.folder / "study.toml").read_text(encoding="utf-8"))
 
     @cached_property
     def description(self) -> dict[str, Any]:
-        """name, data (sizes, classes), epochs, rungs, and the folder that serves each stage."""
+        """stages.json: name, data (sizes, classes), epochs, rungs, and the folder of each stage."""
         return read_json(self.folder / "stages.json") or {"name": self.folder.name, "stages": {}, "rungs": []}
 
     def stage(self, name: str) -> Path | None:
+        """The folder of a stage; None while the stage has none."""
         folder = self.description["stages"].get(name)
         return self.folder / folder if folder and (self.folder / folder).is_dir() else None
 
     def done(self, name: str) -> dict[str, Any] | None:
-        """What a stage's done-mark says; None while it is not done."""
+        """The content of a stage's done-mark; None while the stage is not done."""
         stage = self.stage(name)
         return read_json(stage / "done.json") if stage else None
 
     @property
     def planned(self) -> list[str]:
-        """The stages that this study has, done or not, in their order."""
+        """The stages of this study in the order in which they run, done or not."""
         finalists = self.config.get("finalists", {}).get("configurations", 0)
         return [stage for stage in STAGES if finalists or stage not in FINALIST_STAGES]
 
     def choice(self, arm: str) -> dict[str, Any] | None:
-        """The done-mark that names an arm's winner: the finalists' where the study has such, else the search's."""
+        """The done-mark that names an arm's winner: that of the finalists if the study has any, else the search's."""
         if FINALIST_STAGES[0] not in self.planned or self.done(arm) is None:
             return self.done(arm)
         return self.done(FINALIST_STAGES[SEARCH_STAGES.index(arm)])
 
     @cached_property
     def events(self) -> dict[str, list[dict[str, Any]]]:
-        """Per stage, its record's events in order. A last line that is half written is left out."""
+        """The events of each stage's record, in order. A half-written last line is left out."""
         return {name: read_events(stage / "record.jsonl") for name in TRIAL_STAGES if (stage := self.stage(name))}
 
     @cached_property
     def curves(self) -> pd.DataFrame:
-        """A row per report: stage, trial, epoch, decision and the metrics."""
+        """A row per report: stage, trial, epoch, decision and the metrics. This is curves.csv.
+
+        Units: validation_accuracy and agreement (with the teacher's predictions) are shares, 0 to 1. The losses are
+        means per image, in nats; soft_loss is T^2 KL(teacher || student), hard_loss the cross-entropy, train_loss the
+        two weighted by alpha. lr is the learning rate after the epoch's last step. seconds is the trial's training time
+        up to this report.
+        """
         rows = [
             {"stage": stage, "trial": event["trial"], "epoch": event["epoch"], "decision": event["decision"],
              **event["metrics"]}
@@ -82,7 +91,7 @@ class StudyFiles:
 
     @cached_property
     def parameter_names(self) -> list[str]:
-        """The hyperparameters that any trial was given, in the order in which they appear."""
+        """The hyperparameters of any trial: temperature, alpha and lr first, the others as they first appear."""
         names: dict[str, None] = {}
         for event in self._trial_events():
             names.update(dict.fromkeys(event[1]["parameters"]))
@@ -91,12 +100,16 @@ class StudyFiles:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """A row per trial: stage, trial, parameters, epochs run, why it ended, last and best validation accuracy."""
+        """A row per trial: stage, trial, parameters, epochs run, how and why it ended, accuracies. This is trials.csv.
+
+        Units: last_validation_accuracy and best_validation_accuracy are shares, 0 to 1; alpha and warmup are shares
+        too (of the loss, and of the updates). The other hyperparameters have no unit.
+        """
         rows = [self._trial_row(stage, event) for stage, event in self._trial_events()]
         return pd.DataFrame(rows, columns=[*TRIAL_COLUMNS[:2], *self.parameter_names, *TRIAL_COLUMNS[2:]])
 
     def last_accuracy(self, stage: str, trial: int | None) -> float | None:
-        """The last validation accuracy of a trial that came to the full budget, 0 to 1; else None."""
+        """The last validation accuracy, 0 to 1, of a trial that reached the full budget; None for any other."""
         rows = self.trials[(self.trials["stage"] == stage) & (self.trials["trial"] == trial)]
         return rows["last_validation_accuracy"].iloc[0] if (rows["ended"] == "complete").any() else None
 
@@ -104,7 +117,7 @@ class StudyFiles:
     def spent(self) -> pd.DataFrame:
         """Where the training time went: stage, kind, trials, epochs, seconds (of training, summed over trials).
 
-        A kind is how the trials ended, or `saved`: what the epochs that early stopping left out would have taken.
+        `kind` says how the trials ended; `saved` estimates the time of the epochs that early stopping skipped.
         """
         rows = []
         last = self.curves.dropna(subset=["seconds"]).drop_duplicates(["stage", "trial"], keep="last")
@@ -154,16 +167,17 @@ class StudyFiles:
 
     @cached_property
     def confirmation(self) -> dict[str, Any] | None:
-        """The confirmed rows of both arms, each with its `stage`, and the student's size.
+        """The confirmed rows of both arms, each with its `stage`, and model_parameters, the student's size.
 
-        None while a part is missing, or while one arm has seeds that the other has yet to catch up with.
+        None while an arm is not confirmed, while the arms have different numbers of seeds, and where a search has
+        chosen another winner since.
         """
         found = {name: done for name in CONFIRM_STAGES if (done := self.done(name))}
         rows = [{**row, "stage": name} for name, done in found.items() for row in done["rows"]]
         if {row["arm"] for row in rows} != {"baseline", "distilled"} or len({len(row["runs"]) for row in rows}) != 1:
             return None
         if not all(self._is_still_chosen(row) for row in rows if row["configuration"] == "tuned"):
-            return None  # the searches have been changed since
+            return None
         return {"rows": rows, "model_parameters": found["confirm"]["model_parameters"]}
 
     def _is_still_chosen(self, row: dict[str, Any]) -> bool:
@@ -171,55 +185,66 @@ class StudyFiles:
         return choice is not None and choice.get("winner", row["trial"]) == row["trial"]
 
     def tuned_row(self, arm: str) -> dict[str, Any]:
-        """The confirmed row of an arm's winner, `baseline` or `distilled`; the confirmation is done."""
-        return next(row for row in self.confirmation["rows"] if (row["arm"], row["configuration"]) == (arm, "tuned"))
+        """The confirmed row of an arm's winner, `baseline` or `distilled`. The confirmation must be done."""
+        return next(row for row in self.confirmation["rows"] if is_row(row, arm, "tuned"))
 
-    def answers(self, run: int, stage: str = "confirm") -> pd.DataFrame:
-        """A confirmation run's answers to the test images: label and prediction. Raises ValueError where they are
-        missing or damaged."""
-        return _answers(self.stage(stage) / "runs" / f"{run:03d}" / "test.parquet")
+    def predictions(self, run: int, stage: str = "confirm") -> pd.DataFrame:
+        """A confirmation run's test predictions: a row per image with label and prediction, both class indices.
+
+        Raises ValueError where the file is missing or damaged.
+        """
+        return _predictions(self.stage(stage) / "runs" / f"{run:03d}" / "test.parquet")
 
     def correct(self, run: int, stage: str = "confirm") -> np.ndarray:
         """Which test images a confirmation run got right, (N,) bool."""
-        return _correct(self.answers(run, stage))
+        return _correct(self.predictions(run, stage))
 
     @cached_property
     def confirmed(self) -> dict[tuple[str, str], np.ndarray]:
-        """Per (arm, configuration), which test images its runs got right, (seeds, N) bool; the confirmation is done."""
+        """Which test images the runs of each (arm, configuration) got right, (seeds, N) bool each.
+
+        The confirmation must be done.
+        """
         return {(row["arm"], row["configuration"]): np.stack([self.correct(run, row["stage"]) for run in row["runs"]])
                 for row in self.confirmation["rows"]}
 
     def teacher_logits(self) -> np.ndarray:
-        """The teacher's logits for the test images, (N, C) fp16."""
+        """The teacher's logits for the test images, (N, classes) fp16. Raises ValueError where the file has none."""
         path = self.stage("teacher_logits") / "test.parquet"
         try:
             return np.stack(read_columns(path, "logits")["logits"].to_numpy()).astype(np.float16)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} holds no logits: {error}") from None
 
-    def teacher_answers(self) -> pd.DataFrame | None:
-        """The teacher's answers to the test images: label and prediction; None where it has not been tested."""
+    def teacher_predictions(self) -> pd.DataFrame | None:
+        """The teacher's test predictions: label and prediction; None where it has not been tested."""
         stage = self.stage("teacher_logits")
-        return _answers(stage / "test.parquet") if stage and (stage / "test.parquet").exists() else None
+        return _predictions(stage / "test.parquet") if stage and (stage / "test.parquet").exists() else None
 
     def teacher_correct(self) -> np.ndarray | None:
-        """Which test images the teacher got right, (N,) bool."""
-        answers = self.teacher_answers()
-        return None if answers is None else _correct(answers)
+        """Which test images the teacher got right, (N,) bool; None where it has not been tested."""
+        predictions = self.teacher_predictions()
+        return None if predictions is None else _correct(predictions)
 
     @property
     def has_current_export(self) -> bool:
-        """Whether the exported student is the winner of the confirmation as it stands now."""
+        """Whether the exported student is the winner of the present confirmation."""
         return self.confirmation is not None and read_json(self.folder / "export" / EXPORT_KEY_FILE) == self.export_key
 
     @property
     def export_key(self) -> dict[str, Any]:
-        """What an export of the student is made from: a confirmation and the winner in it."""
+        """What identifies an export of the student: the confirmation, the winner's parameters and its first run."""
         tuned = self.tuned_row("distilled")
         return {"confirm": self.stage("confirm").name, "parameters": tuned["parameters"], "run": tuned["runs"][0]}
 
 
+def is_row(row: dict[str, Any], arm: str, configuration: str) -> bool:
+    """Whether a row, of the confirmation or of the results table, is of this arm and configuration."""
+    return (row["arm"], row["configuration"]) == (arm, configuration)
+
+
 def read_json(path: Path) -> Any | None:
+    """The content of a JSON file; None where there is no such file or it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
@@ -227,6 +252,7 @@ def read_json(path: Path) -> Any | None:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
+    """The events of a record up to the first line that is not whole; none where there is no record."""
     events: list[dict[str, Any]] = []
     if not path.exists():
         return events
@@ -239,11 +265,11 @@ def read_events(path: Path) -> list[dict[str, Any]]:
 
 
 def read_columns(path: Path, *columns: str) -> pd.DataFrame:
-    """Columns of a Parquet file. Raises ValueError, with one line that names the file, where it does not hold them."""
+    """Columns of a Parquet file. Raises ValueError, one line that names the file, where any of them lacks a value."""
     try:
         table = pq.read_table(path, columns=list(columns)).to_pandas(ignore_metadata=True)
         whole = not table[list(columns)].isna().any(axis=None)
-    except Exception as error:  # of many kinds
+    except Exception as error:  # pyarrow, pandas and the file system raise many kinds
         raise ValueError(f"{path} cannot be read: {' '.join(str(error).split())[:200]}") from None
     if not whole:
         raise ValueError(f"{path} cannot be read: it has rows without a value")
@@ -254,12 +280,12 @@ def _is_failure(event: dict[str, Any]) -> bool:
     return event["event"] == "end" or event.get("decision") == "failed"
 
 
-def _answers(path: Path) -> pd.DataFrame:
+def _predictions(path: Path) -> pd.DataFrame:
     table = read_columns(path, "label", "prediction")
     if not all(pd.api.types.is_integer_dtype(kind) for kind in table.dtypes):
-        raise ValueError(f"{path} cannot be read: its labels and predictions are no whole numbers")
+        raise ValueError(f"{path} cannot be read: its labels and predictions are not whole numbers")
     return table
 
 
-def _correct(answers: pd.DataFrame) -> np.ndarray:
-    return (answers["label"] == answers["prediction"]).to_numpy()
+def _correct(predictions: pd.DataFrame) -> np.ndarray:
+    return (predictions["label"] == predictions["prediction"]).to_numpy()

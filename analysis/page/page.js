@@ -7,7 +7,7 @@ function layoutOf(figure) {
   layout.template = structuredClone(page.template);
   layout.template.layout.font.color = getComputedStyle(document.documentElement).getPropertyValue("--ink").trim();
   layout.template.layout.paper_bgcolor = "rgba(0,0,0,0)";
-  if (phone.matches) Object.assign(layout, { dragmode: false });  // a finger on a figure scrolls the page
+  if (phone.matches) Object.assign(layout, { dragmode: false });  // so that a finger on a figure scrolls the page
   return layout;
 }
 
@@ -17,8 +17,8 @@ function dataOf(figure) {
   return JSON.parse(text);
 }
 
-// A figure is drawn when it comes near the window, so that the page opens at once; for paper, all are. Not before the page
-// has loaded: a place without its final width would be measured wrongly.
+// A figure is drawn when it comes near the window, so that the page opens at once; before printing, all are. None is
+// drawn before the page has loaded: its element would not have its final width.
 const waiting = new Map();
 const watcher = new IntersectionObserver((entries) => {
   for (const entry of entries) if (entry.isIntersecting) draw(entry.target.id);
@@ -30,21 +30,21 @@ function draw(name) {
   watcher.unobserve(document.getElementById(name));
   Plotly.newPlot(name, dataOf(figure), layoutOf(figure), { responsive: true, displayModeBar: false });
 }
-function drawAnew() {
+function redraw() {
   for (const figure of page.figures) {
-    const place = document.getElementById(figure.name);
-    place.style.minHeight = `${layoutOf(figure).height}px`;  // else the page would grow under the reader
+    const element = document.getElementById(figure.name);
+    element.style.minHeight = `${layoutOf(figure).height}px`;  // else the text below would move when it is drawn
     waiting.set(figure.name, figure);
-    watcher.unobserve(place);
-    watcher.observe(place);
+    watcher.unobserve(element);
+    watcher.observe(element);
   }
 }
-addEventListener("load", drawAnew);
+addEventListener("load", redraw);
 addEventListener("beforeprint", () => [...waiting.keys()].forEach(draw));
-phone.addEventListener("change", drawAnew);
-dark.addEventListener("change", drawAnew);
+phone.addEventListener("change", redraw);
+dark.addEventListener("change", redraw);
 
-// A figure's numbers as a table, made when they are asked for: the page stays one file.
+// A figure's numbers as CSV, made when the reader asks for them, so that the page stays one file.
 function tableOf(figure) {
   const rows = [["panel", "series", "x", "y", "value", "low", "high", "about"]];
   const panel = (trace) => figure.wide.layout[(trace.xaxis ?? "x").replace("x", "xaxis")]?.title?.text ?? "";
@@ -67,7 +67,7 @@ function tableOf(figure) {
   }
   const names = { "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#x27;": "'", "&amp;": "&" };
   const plain = (value) => String(value).replaceAll("<br>", " ").replaceAll(/<[^>]*>/g, "")
-    .replaceAll(/&(lt|gt|quot|#x27|amp);/g, (entity) => names[entity]).replace(/^(?=[=@])/, "'");  // no formula
+    .replaceAll(/&(lt|gt|quot|#x27|amp);/g, (entity) => names[entity]).replace(/^(?=[=@])/, "'");  // a spreadsheet would run it
   return rows.map((row) => row.map((value) => `"${plain(value).replaceAll('"', '""')}"`).join(",")).join("\n") + "\n";
 }
 document.addEventListener("click", (event) => {
@@ -78,7 +78,7 @@ document.addEventListener("click", (event) => {
   link.href = URL.createObjectURL(new Blob([tableOf(figure)], { type: "text/csv" }));
 });
 
-// The table of trials: sort by a column, show the rows that hold all the words.
+// The table of trials: sort by a column, show the rows that contain all the words.
 const trials = document.getElementById("trials"), filter = document.getElementById("trials-filter");
 function sortTrials(header) {
   const ascending = header.getAttribute("aria-sort") !== "ascending", column = header.cellIndex;
@@ -87,7 +87,7 @@ function sortTrials(header) {
   const key = (row) => row.cells[column].dataset.value ?? row.cells[column].textContent;
   const compare = (one, two) => {
     const [a, b] = [key(one), key(two)];
-    if (a === "" || b === "") return (a === "") - (b === "");  // what is missing comes last, either way
+    if (a === "" || b === "") return (a === "") - (b === "");  // empty cells come last, either way
     const order = isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b;
     return ascending ? order : -order;
   };

@@ -1,4 +1,4 @@
-"""The covariance of `analysis.sensitivity`'s Gaussian process. The first input column is the number of the trial."""
+"""The covariance of the Gaussian process in `budget_model`. The first input column is the number of the trial."""
 
 import numpy as np
 from sklearn.gaussian_process import GaussianProcessRegressor
@@ -22,9 +22,9 @@ class ParameterMatern(Matern):
 
 
 class SameTrial(StationaryKernelMixin, NormalizedKernelMixin, Kernel):
-    """1 between reports of one trial, else 0: what they share, such as their seed."""
+    """1 between two reports of one trial, else 0: the effect that they share, such as their seed's luck."""
 
-    def __init__(self):  # scikit-learn wants one that names its parameters, none here
+    def __init__(self):  # scikit-learn reads the parameters off its signature: none
         pass
 
     def __call__(self, X, Y=None, eval_gradient=False):  # noqa: N803, scikit-learn's names
@@ -33,12 +33,16 @@ class SameTrial(StationaryKernelMixin, NormalizedKernelMixin, Kernel):
 
 
 def budget_kernel(inputs: int) -> Kernel:
-    """Constant x Matern-5/2 with a length scale per input + effect of the trial + noise, for standardised values."""
+    """Constant x Matern-5/2 with a length scale per input + effect of the trial + noise, for standardised values.
+
+    inputs: the number of columns after the first.
+    """
     matern = ParameterMatern(length_scale=np.full(inputs, 0.7), length_scale_bounds=(0.1, 30.0), nu=2.5)
     return (ConstantKernel(1.0, (0.02, 50.0)) * matern + ConstantKernel(0.02, (1e-6, 2.0)) * SameTrial()
             + WhiteKernel(0.02, (1e-6, 2.0)))
 
 
 def regressor(kernel: Kernel, optimise: bool) -> GaussianProcessRegressor:
+    """A process with this kernel; `optimise` says whether `fit` maximises the marginal likelihood over it."""
     return GaussianProcessRegressor(kernel, alpha=1e-9, optimizer="fmin_l_bfgs_b" if optimise else None,
                                     n_restarts_optimizer=RESTARTS if optimise else 0, random_state=0)

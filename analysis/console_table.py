@@ -1,0 +1,54 @@
+"""The results table for a terminal. It wraps at words: a number or a hyperparameter is never torn at 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console, ConsoleOptions
+from rich.table import Table
+from rich.text import Text
+
+from kdstudy.analysis.study_files import is_row
+from kdstudy.analysis.tables import gain_cell, show_hyperparameters
+
+COLUMNS = ("", "hyperparameters", "test accuracy %", "gain [95 %]")
+GAP = 2  # blanks between columns
+
+
+def console_table(outcome: dict[str, Any]) -> ConsoleTable:
+    """The table for a terminal, as a rich renderable."""
+    return ConsoleTable(tuple(_console_cells(row) for row in outcome["rows"]),
+                        tuple(is_row(row, "distilled", "tuned") for row in outcome["rows"]))
+
+
+def _console_cells(row: dict[str, Any]) -> tuple[str, ...]:
+    spread = "" if row["test_sd"] is None else f" ± {row['test_sd']:.2f}"
+    name = "teacher" if row["arm"] == "teacher" else f"{row['arm']} {row['configuration']}"
+    return (name, show_hyperparameters(row, 2).replace(",", ""), f"{row['test_mean']:.2f}{spread}",
+            gain_cell(row["gain"]))
+
+
+@dataclass(frozen=True)
+class ConsoleTable:
+    """Rows of cells, some in bold. Where there is room for whole numbers, about 72 columns, only the names wrap."""
+
+    rows: tuple[tuple[str, ...], ...]
+    bold: tuple[bool, ...]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterable[Table]:
+        table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, GAP, 0, 0))
+        for title, width in zip(COLUMNS, self._widths(options.max_width), strict=True):
+            table.add_column(title, overflow="fold", width=width)
+        for cells, bold in zip(self.rows, self.bold, strict=True):
+            table.add_row(*map(Text, cells), style="bold" if bold else "")
+        yield table
+
+    def _widths(self, available: int) -> list[int | None]:
+        """A width per column; None where rich chooses it, which by itself would shrink the widest column first."""
+        columns = list(zip(COLUMNS, *self.rows, strict=True))
+        whole = [max(map(len, texts)) for texts in columns[1:]]
+        longest_word = max(len(word) for text in columns[0] for word in text.split() or [""])
+        fits = longest_word + sum(whole) + GAP * len(whole) <= available
+        return [None, *(whole if fits else [None] * len(whole))]

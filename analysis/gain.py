@@ -1,0 +1,44 @@
+"""The gain over the tuned baseline, in percentage points, with its 95 % interval."""
+
+from typing import Any
+
+import numpy as np
+
+from kdstudy.analysis.significance import Interval, crossed_interval, paired_t_interval
+
+SIGNIFICANT = 0.05  # two-sided p-values below this count as shown
+
+
+def gain(right: np.ndarray, baseline: np.ndarray) -> dict[str, Any] | None:
+    """The gain of `right` over `baseline`, which test images each got right, (seeds, N) bool; None with one seed.
+
+    The same seed of both is a pair. In percentage points: mean, low, high; also p (two-sided, against zero), seeds,
+    images, and seeds_only, the interval over seeds alone, for these very images.
+    """
+    differences = 100 * (right.astype(float) - baseline.astype(float))
+    seeds, images = differences.shape
+    if seeds < 2:
+        return None
+    return {**_as_dict(crossed_interval(differences)), "seeds": seeds, "images": images,
+            "seeds_only": _as_dict(paired_t_interval(differences.mean(1)))}
+
+
+def gap_to_teacher(teacher: np.ndarray | None, baseline: np.ndarray) -> Interval | None:
+    """The lead of the teacher, right on (N,) bool, over the baseline, (seeds, N) bool, as a share, 0 to 1.
+
+    None where the teacher has no predictions, and with one seed.
+    """
+    if teacher is None or len(baseline) < 2:
+        return None
+    return crossed_interval(teacher[None, :] - baseline.astype(float))
+
+
+def gap_closed(own_gain: dict[str, Any] | None, gap: Interval | None) -> float | None:
+    """The gain as a share of the teacher's lead over the baseline; None unless that lead is significant."""
+    if own_gain is None or gap is None or gap.low <= 0:
+        return None
+    return own_gain["mean"] / (100 * gap.mean)
+
+
+def _as_dict(interval: Interval) -> dict[str, float]:
+    return {"mean": interval.mean, "low": interval.low, "high": interval.high, "p": interval.p}

@@ -1,0 +1,26 @@
+"""Numbers as a reader sees them, in tables, sentences and figures."""
+
+from typing import Any
+
+
+def show_points(value: float) -> str:
+    """+6.63 or −0.35: percentage points, always with a sign, and a minus sign rather than a hyphen."""
+    return f"{value:+.2f}".replace("-", "−")
+
+
+def show_bounds(interval: dict[str, Any]) -> str:
+    """+5.13 to +8.13."""
+    return f"{show_points(interval['low'])} to {show_points(interval['high'])}"
+
+
+def show_interval(gain: dict[str, Any]) -> str:
+    """+6.63 points (95 % interval +5.13 to +8.13)."""
+    return f"{show_points(gain['mean'])} points (95 % interval {show_bounds(gain)})"
+
+
+def show_number(value: float, digits: int = 3) -> str:
+    """4, 0.5, 8.1e-4: short, and never with more zeros than one can count."""
+    if 0 < abs(value) < 0.01:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
+    return f"{value:.{digits}g}"

@@ -1,0 +1,106 @@
+"""The results of a study as data: the rows of its results table, its gain, its verdict. This becomes results.json.
+
+Accuracies (`test_mean`, `best_validation`) are in percent; their standard deviation over the seeds (`test_sd`) and
+gains are in percentage points. `gap_closed` is a share, 0 to 1. `parameters` is the number of a model's weights,
+`compression` the teacher's over the student's. `seconds` is the wall time per stage, in seconds.
+"""
+
+from typing import Any
+
+from kdstudy.analysis.evidence import evidence
+from kdstudy.analysis.gain import gain, gap_closed, gap_to_teacher
+from kdstudy.analysis.study_files import SEARCH_OF, STAGES, StudyFiles, is_row
+from kdstudy.analysis.verdict import scope, verdict
+
+
+def results(study: StudyFiles) -> dict[str, Any]:
+    """The content of results.json, in the units above. Rows of stages that are not done are left out.
+
+    Raises ValueError where a stage's files do not fit together.
+    """
+    rows = _teacher_rows(study) + _student_rows(study)
+    outcome: dict[str, Any] = {
+        "study": study.description["name"],
+        "data": study.description.get("data"),
+        "rows": rows,
+        "gain": next((row["gain"] for row in rows if is_row(row, "distilled", "tuned")), None),
+        "gain_over_default_baseline": _gain_over_default(study),
+        "evidence": evidence(study),
+        "transfer": transfer(study),
+        "published": study.config.get("published"),
+        "machine": study.description.get("machine"),
+        "seconds": {name: round(done["seconds"], 1) for name in STAGES if (done := study.done(name))},
+        "taken_from": {name: done["taken_from"] for name in STAGES if "taken_from" in (done := study.done(name) or {})},
+    }
+    outcome["verdict"] = verdict(outcome)
+    outcome["scope"] = scope(study, outcome)
+    return outcome
+
+
+def transfer(study: StudyFiles) -> str | None:
+    """From what to what knowledge goes: `same architecture`, or the kinds of both, such as `CNN → Transformer`."""
+    teacher, student = study.done("teacher"), study.done("baseline")
+    if teacher is None or student is None or not student.get("kind"):
+        return None
+    if not teacher.get("kind"):
+        return f"given logits → {student['kind']}"
+    if teacher["family"] == student["family"]:
+        return "same architecture"
+    return f"{teacher['kind']} → {student['kind']}"
+
+
+def _teacher_rows(study: StudyFiles) -> list[dict[str, Any]]:
+    done, correct = study.done("teacher"), study.teacher_correct()
+    if done is None or correct is None:
+        return []
+    return [{
+        "arm": "teacher", "configuration": "tuned" if done["trials"] > 1 else "default",
+        "model": done.get("model") or study.config["teacher"]["model"], **done["parameters"],
+        "parameters": done["model_parameters"], "compression": 1.0 if done["model_parameters"] else None,
+        "trials": done["trials"], "seeds": 1, "test_mean": 100 * float(correct.mean()), "test_sd": None,
+        "best_validation": 100 * done["best_validation"], "gain": None, "gap_closed": None,
+    }]
+
+
+def _student_rows(study: StudyFiles) -> list[dict[str, Any]]:
+    if study.confirmation is None:
+        return []
+    baseline = study.confirmed["baseline", "tuned"]
+    gap = gap_to_teacher(study.teacher_correct(), baseline)
+    rows = []
+    for row in study.confirmation["rows"]:
+        right = study.confirmed[row["arm"], row["configuration"]]
+        own_gain = None if is_row(row, "baseline", "tuned") else gain(right, baseline)
+        rows.append({
+            "arm": row["arm"], "configuration": row["configuration"], "model": study.config["student"]["model"],
+            **row["parameters"], **_sizes(study), **_searched(study, row), "seeds": len(right),
+            "test_mean": 100 * float(right.mean()),
+            "test_sd": 100 * float(right.mean(1).std(ddof=1)) if len(right) > 1 else None,
+            "best_validation": _best_validation(study, row), "gain": own_gain,
+            "gap_closed": gap_closed(own_gain, gap) if row["arm"] == "distilled" else None,
+        })
+    return rows
+
+
+def _sizes(study: StudyFiles) -> dict[str, Any]:
+    teacher = (study.done("teacher") or {}).get("model_parameters")
+    student = study.confirmation["model_parameters"]
+    return {"parameters": student, "compression": teacher / student if teacher else None}
+
+
+def _searched(study: StudyFiles, row: dict[str, Any]) -> dict[str, Any]:
+    """The trials among which a row was chosen, None where it had none of its own, and its trial in the search."""
+    trials = {"default": 1, "tuned": study.done(SEARCH_OF[row["arm"]])["trials"]}
+    return {"trials": trials.get(row["configuration"]), "search_trial": row["trial"]}
+
+
+def _best_validation(study: StudyFiles, row: dict[str, Any]) -> float | None:
+    share = study.last_accuracy(SEARCH_OF[row["arm"]], row["trial"])
+    return None if share is None else 100 * share
+
+
+def _gain_over_default(study: StudyFiles) -> dict[str, Any] | None:
+    """The gain over the baseline at its default point, for the search may have chosen a worse one."""
+    if study.confirmation is None:
+        return None
+    return gain(study.confirmed["distilled", "tuned"], study.confirmed["baseline", "default"])

@@ -1,0 +1,108 @@
+"""The cards under the verdict: one number each, and what it means."""
+
+from __future__ import annotations
+
+import html
+from dataclasses import dataclass
+from typing import Any
+
+from kdstudy.analysis.figures.style import label
+from kdstudy.analysis.gain import SIGNIFICANT
+from kdstudy.analysis.number_text import show_bounds, show_points
+from kdstudy.analysis.predictions import NOTEWORTHY_CALIBRATION, Calibration
+from kdstudy.analysis.study_analysis import StudyAnalysis
+
+SMALL_P = 1e-4  # smaller p-values are given as smaller than this
+
+
+@dataclass(frozen=True)
+class Card:
+    title: str
+    figure: str
+    text: str
+
+
+def cards_html(analysis: StudyAnalysis) -> str:
+    shown = "".join(f"<div class=card><h3>{html.escape(card.title)}</h3><p class=figure>{html.escape(card.figure)}</p>"
+                    f"<p>{html.escape(card.text)}</p></div>"
+                    for card in cards(analysis.outcome, analysis.calibration))
+    return f"<div class=cards>{shown}</div>" if shown else ""
+
+
+def cards(outcome: dict[str, Any], measured: Calibration | None) -> list[Card]:
+    """What a careful colleague would add to the verdict; none while there is no gain with an interval."""
+    gain, evidence = outcome["gain"], outcome["evidence"]
+    if gain is None:
+        return []
+    found = [_gain_card(gain), _only_card(evidence["only"]), _luck_card(evidence["selected"]["distilled"]),
+             _power_card(evidence["seeds"]), _confidence_card(measured), _checkpoint_card(evidence["exported"])]
+    return [card for card in found if card]
+
+
+def _gain_card(gain: dict[str, Any]) -> Card:
+    return Card("Gain over the tuned baseline", f"{show_points(gain['mean'])} points",
+                f"95 % interval {show_bounds(gain)} over {gain['seeds']} paired seeds and {gain['images']:,} test "
+                f"images, {_p(gain['p'])}.")
+
+
+def _only_card(only: dict[str, Any] | None) -> Card | None:
+    if only is None:
+        return None
+    rest, own = only["rest"], only["gain"]
+    unsure = "" if rest["p"] < SIGNIFICANT else ", which includes zero"
+    names = " and ".join(map(label, only["searched"]))
+    return Card(f"What tuning {names} adds", f"{show_points(rest['mean'])} points",
+                f"95 % interval {show_bounds(rest)}{unsure}. With {only['configuration']}, T and α at their defaults, "
+                f"distillation gains {show_points(own['mean'])} ({show_bounds(own)}) over the tuned baseline.")
+
+
+def _luck_card(selected: dict[str, Any] | None) -> Card | None:
+    if selected is None:
+        return None
+    chosen = ("then chosen among the finalists, on other seeds" if selected["finalists"]
+              else f"the best of {selected['full']} at the full budget")
+    return Card("The winner’s luck", f"{selected['selected']:.1f} → {selected['retrained']:.1f} %",
+                f"Validation accuracy in the search ({chosen}, of {selected['trials']} trials), and the mean of the "
+                f"same configuration on {selected['seeds']} fresh seeds. Quote its test accuracy, in the table.")
+
+
+def _power_card(seeds: dict[str, Any] | None) -> Card | None:
+    if seeds is None or not seeds["smallest"] > 0:  # without any variation there is nothing to estimate power from
+        return None
+    smallest = seeds["smallest"]
+    unanswered = [(float(gain), count) for gain, count in seeds["needed"].items() if float(gain) < smallest]
+    text = f"With the spread seen here, {seeds['seeds']} seeds find a true gain of that size in four of five studies"
+    if unanswered:
+        gain, count = unanswered[-1]
+        points = f"{gain:g} {'point' if gain == 1 else 'points'}"
+        text += f"; {points} would need {count} seeds" if count else f"; for {points}, only more test images would help"
+    return Card("The smallest gain it could detect", f"{smallest:.1f} points", f"{text}.")
+
+
+def _confidence_card(measured: Calibration | None) -> Card | None:
+    """Only where distillation changes how far confidence can be trusted."""
+    if measured is None:
+        return None
+    errors = dict(zip(measured.errors["arm"], measured.errors["error"], strict=True))
+    if not {"baseline", "distilled"} <= set(errors):
+        return None
+    before, after = errors["baseline"], errors["distilled"]
+    if abs(after - before) < NOTEWORTHY_CALIBRATION:
+        return None
+    worse = after > before
+    return Card(f"Its confidence is {'less' if worse else 'more'} reliable", f"{before:.1f} → {after:.1f} points",
+                "Expected calibration error of the tuned baseline and of the distilled student. If you use its "
+                "probabilities, not only its predictions, "
+                f"{'calibrate the student again' if worse else 'that is a gain too'}.")
+
+
+def _checkpoint_card(exported: dict[str, Any]) -> Card:
+    return Card("The exported weights", f"{exported['accuracy']:.1f} against {exported['baseline']:.1f} %",
+                f"The exported student and the tuned baseline of the same seed: of {exported['images']:,} test images "
+                f"{exported['only_student']} are right in the first alone and {exported['only_baseline']} in the "
+                f"second alone (exact McNemar test, {_p(exported['p'])}). This compares two checkpoints, not "
+                "distillation with the baseline in general.")
+
+
+def _p(value: float) -> str:
+    return f"two-sided p < {SMALL_P:g}" if value < SMALL_P else f"two-sided p = {value:.2g}"

@@ -1,0 +1,52 @@
+"""The results table as HTML, of one study and of several."""
+
+import html
+import re
+from typing import Any
+
+from kdstudy.analysis import tables
+from kdstudy.analysis.study_files import is_row
+
+
+def results_table(outcome: dict[str, Any]) -> str:
+    """The table with its notes; a sentence while there is no row. outcome: the content of results.json."""
+    if not outcome["rows"]:
+        return "<p>No stage that the table needs is done yet.</p>"
+    head = "".join(_cell("th", column, column) for column in tables.COLUMNS)
+    rows = "\n".join(_row(row) for row in outcome["rows"])
+    return (f"<div class=scroll><table class=results><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table>"
+            "</div>\n"
+            "<p class=note>“Best validation” comes from the search or the finalists that chose the row, so it is "
+            "optimistic. “Only … tuned” takes from the fitted surface the best values of what the baseline tunes too. "
+            "Test accuracy is the mean over the seeds ± their standard deviation, of models that were retrained on "
+            f"fresh seeds.</p>\n<p class=note>{html.escape(tables.wall_time(outcome))}</p>")
+
+
+def takeaways_table(outcomes: list[dict[str, Any]]) -> str:
+    """A row per study. outcomes: the contents of their results.json."""
+    head = "".join(f"<th>{html.escape(title)}</th>" for title in tables.TAKEAWAYS)
+    rows = "".join(f"<tr>{_takeaway_cells(outcome)}</tr>" for outcome in outcomes)
+    return ("<div class=scroll><table class='results takeaways'>"
+            f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>")
+
+
+def _row(row: dict[str, Any]) -> str:
+    texts = zip(tables.COLUMNS, tables.cells(row), strict=True)
+    main = " class=main" if is_row(row, "distilled", "tuned") else ""
+    return f"<tr{main}>{''.join(_cell('td', column, text) for column, text in texts)}</tr>"
+
+
+def _cell(tag: str, column: str, text: str) -> str:
+    label = f' data-label="{html.escape(column)}"' if tag == "td" and text else ""
+    return f"<{tag}{' class=number' if column in tables.NUMERIC else ''}{label}>{html.escape(_bound(text))}</{tag}>"
+
+
+def _bound(text: str) -> str:
+    """The text with hyperparameters and their values, such as T 4, on the same line."""
+    return re.sub(r"\b(T|α|lr) (?=\d)", "\\1\N{NO-BREAK SPACE}", text)
+
+
+def _takeaway_cells(outcome: dict[str, Any]) -> str:
+    labelled = zip(tables.TAKEAWAYS, tables.takeaway(outcome), strict=True)
+    return "".join(f'<td{" class=number" if index > 2 else ""} data-label="{html.escape(title)}">'
+                   f"{html.escape(text)}</td>" for index, (title, text) in enumerate(labelled))

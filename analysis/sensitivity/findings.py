@@ -1,0 +1,90 @@
+"""All that the sensitivity analysis finds about a study, as data. This becomes sensitivity.json."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from kdstudy.analysis.sensitivity.budget_model import BudgetModel
+from kdstudy.analysis.sensitivity.effects import NEAR_BEST, best_map, curves, main_effects
+from kdstudy.analysis.sensitivity.fit import model_of
+from kdstudy.analysis.sensitivity.grid import Grid, bounds
+from kdstudy.analysis.sensitivity.prices import prices
+from kdstudy.analysis.sensitivity.space import default_point, space_of
+from kdstudy.analysis.study_files import StudyFiles
+
+
+def analyse(study: StudyFiles) -> dict[str, Any]:
+    """The content of sensitivity.json, of the distillation, or of the baseline before the former has begun.
+
+    Always: arm, and searched (the range of each parameter). Then either missing, a sentence that says why there is no
+    more, or
+
+    budget, epochs: the epoch at which all is read off, and the full budget.
+    counts: trials, reports, full (trials at the budget), protected and baseline among these, failed.
+    coverage: how many trials lie inside the interval that the others predict for them, and of how many.
+    prices: in percentage points. effects, effects_near: shares of the variance, 0 to 1. near_share: the share of the
+        space, 0 to 1, that lies near the best.
+    curves, map, best: accuracies in percent, with map_of, the two parameters of the map (None with one parameter).
+
+    low and high always are the ends of a 90 % interval. Numbers have five significant digits.
+    """
+    arm = "distill" if (study.trials["stage"] == "distill").any() else "baseline"
+    facts: dict[str, Any] = {"arm": arm, "searched": {
+        name: {dimension.kind: list(dimension.values)} for name, dimension in space_of(study, arm).items()}}
+    model = model_of(study, arm)
+    if isinstance(model, str):
+        return facts | {"missing": model}
+    default = default_point(study)
+    grid = Grid.of(model, default)
+    left_out = model.leave_trial_out()
+    return _plain(facts | {
+        "budget": model.budget, "epochs": study.description.get("epochs") or model.budget,
+        "counts": _counts(study, model, arm),
+        "coverage": {"inside": int(left_out["inside"].sum()), "trials": len(left_out)},
+        "prices": _records(prices(model, grid, default)), **_effects(grid),
+    })
+
+
+def _effects(grid: Grid) -> dict[str, Any]:
+    best, pair = grid.argmax(), _map_pair(list(grid.axes))
+    return {
+        "effects": _records(main_effects(grid)), "effects_near": _records(main_effects(grid, near=NEAR_BEST)),
+        "near_share": float(grid.volume[grid.mean >= grid.mean.max() - NEAR_BEST].sum()),
+        "curves": _records(curves(grid)), "map": _records(best_map(grid, *pair)) if pair else None,
+        "map_of": pair,
+        "best": {"parameters": grid.point(best), "accuracy": grid.mean[best], **bounds(grid.draws[best])},
+    }
+
+
+def _map_pair(names: list[str]) -> list[str] | None:
+    """The parameters of the map: temperature and alpha where both are searched, else the first two."""
+    wanted = [name for name in ("temperature", "alpha") if name in names]
+    return wanted if len(wanted) == 2 else names[:2] if len(names) > 1 else None
+
+
+def _counts(study: StudyFiles, model: BudgetModel, arm: str) -> dict[str, int]:
+    """trials, reports: those that the process uses. full: trials at the budget; of these, protected: the search's own
+    protected ones, baseline: the baseline's at alpha = 0. failed: trials that failed.
+    """
+    trials = study.trials[study.trials["stage"].isin(model.rows["arm"].unique())]
+    full = model.rows[model.rows["epoch"] == model.budget]
+    own = full["arm"] == arm
+    return {"trials": model.rows["trial"].nunique(), "reports": len(model.rows), "full": len(full),
+            "protected": int(full.loc[own, "protected"].astype(bool).sum()),
+            "baseline": int((~own).sum()), "failed": int((trials["ended"] == "failed").sum())}
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return frame.astype(object).where(frame.notna(), None).to_dict("records")
+
+
+def _plain(value: Any) -> Any:
+    """Python's own numbers, of five significant digits, for JSON."""
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return float(f"{value:.5g}") if isinstance(value, float) else value

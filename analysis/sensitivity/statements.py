@@ -1,0 +1,156 @@
+"""What the sensitivity analysis found, in sentences for the page: the headline, and when not to trust it."""
+
+import math
+from typing import Any
+
+import pandas as pd
+
+from kdstudy.analysis.sensitivity.budget_model import CONFIDENCE
+from kdstudy.analysis.sensitivity.reports import FEWEST_FULL
+from kdstudy.analysis.sensitivity.rungs import PREDICTIVE_RANKS
+from kdstudy.analysis.sensitivity.space import Dimension, space_of
+from kdstudy.analysis.study_files import ARMS, StudyFiles
+
+ENOUGH_PER_PARAMETER = 3  # trials at the budget; with fewer the intervals are too narrow
+TRUSTED_COVERAGE = 0.80
+EDGE = 0.05  # a winner within this share of a range is at its edge
+LIMITS = {"alpha": (0, 1), "warmup": (0, 1)}  # bounds that cannot be moved; for other parameters 0 alone
+
+
+def statements(study: StudyFiles, found: dict[str, Any], correlations: pd.DataFrame) -> list[tuple[str, str]]:
+    """The headline and what limits it, as (kind, sentence); a kind is `finding`, `note` or `warning`.
+
+    found: of `findings.analyse`. correlations: of `rungs.rung_correlations`.
+    """
+    said = [("note", found["missing"])] if "missing" in found else [
+        ("finding", headline(found)), *_on_trust(study, found)]
+    return [*said, *(("note", text) for text in _edges(study)), *_on_rungs(study, correlations)]
+
+
+def headline(found: dict[str, Any]) -> str:
+    """The price of not tuning, in a sentence."""
+    rows = sorted(found["prices"], key=lambda row: -row["price"])
+    if not rows:
+        return "The price of not tuning is unknown: the default point is not among the trials."
+    said = [f"leaving {_name(row)} costs {_points(row['price'])} points "
+            f"({_points(row['low'])} to {_points(row['high'])})" for row in rows if row["low"] > 0]
+    unsure = [f"{_name(row)} (at most {max(0.1, math.ceil(10 * row['high']) / 10):.1f})"
+              for row in rows if row["low"] <= 0]
+    if unsure:
+        said.append(f"no cost is shown for leaving {_listed(unsure)}")
+    where = [f"in the {ARMS[found['arm']]} search"] if found["arm"] == "baseline" else []
+    where += [f"at epoch {found['budget']} of {found['epochs']}"] if found["budget"] < found["epochs"] else []
+    where += ["with everything else tuned again"] if len(found["searched"]) > 1 else []
+    text = ", ".join([*where, "; ".join(said)])
+    return f"{text[0].upper()}{text[1:]}. Points of validation accuracy, {round(100 * CONFIDENCE)} % intervals."
+
+
+def _points(value: float) -> str:
+    """One decimal, or for a smaller number its first digit that is not 0."""
+    return f"{value:.1f}" if abs(value) >= 0.1 else f"{value:.1g}"
+
+
+def _listed(texts: list[str]) -> str:
+    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} or {texts[-1]}"
+
+
+def _name(row: dict[str, Any]) -> str:
+    return f"{row['parameter'].replace('_', ' ')} at {_shown(row['default'])}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _on_trust(study: StudyFiles, found: dict[str, Any]) -> list[tuple[str, str]]:
+    """How far to trust the numbers: how far the trials have come, their coverage and number, and failures."""
+    setting = "search.protected" if found["arm"] == "distill" else "search.baseline_protected"
+    said = []
+    if found["budget"] < found["epochs"]:
+        said.append(("warning", f"Fewer than {FEWEST_FULL} {ARMS[found['arm']]} trials have reached the full "
+                                f"{found['epochs']} epochs yet: everything is read off at epoch {found['budget']} and "
+                                "may look different at the end."))
+    said.append(_on_coverage(found["coverage"], setting))
+    said += _on_numbers(found, setting, ended=study.done(found["arm"]) is not None)
+    if failed := found["counts"]["failed"]:
+        said.append(("note", f"{failed} failed {'trial counts' if failed == 1 else 'trials count'} only with the "
+                             "reports from before the failure."))
+    return said
+
+
+def _on_coverage(coverage: dict[str, int], setting: str) -> tuple[str, str]:
+    share = coverage["inside"] / coverage["trials"]
+    text = (f"Leaving out one trial at a time, {coverage['inside']} of {coverage['trials']} lie inside the "
+            f"{round(100 * CONFIDENCE)} % interval that the others predict for them ({100 * share:.0f} %)")
+    if share >= TRUSTED_COVERAGE:
+        return "note", f"{text}."
+    return "warning", (f"{text}. That is less than {100 * TRUSTED_COVERAGE:.0f} %: do not trust the intervals here; "
+                       f"more protected trials ({setting}) would help.")
+
+
+def has_few_trials(found: dict[str, Any]) -> bool:
+    """Whether a search has so few trials of its own at the budget that its intervals are too narrow."""
+    counts = found.get("counts")
+    return counts is not None and counts["full"] - counts["baseline"] < ENOUGH_PER_PARAMETER * len(found["searched"])
+
+
+def _on_numbers(found: dict[str, Any], setting: str, ended: bool) -> list[tuple[str, str]]:
+    """A warning where a search has too few trials at the budget, or too few protected ones among them."""
+    counts, parameters = found["counts"], len(found["searched"])
+    own, wanted = counts["full"] - counts["baseline"], ENOUGH_PER_PARAMETER * parameters
+    least = wanted - 1 if counts["protected"] >= FEWEST_FULL else max(8, wanted - 1)
+    remedy = f"set {setting} = {least} or more" if ended else "the search is still running, so wait for more"
+    if counts["protected"] < FEWEST_FULL:
+        return [("warning", f"From search data only: {counts['protected'] or 'no'} protected "
+                            f"{'trial' if counts['protected'] == 1 else 'trials'} at epoch {found['budget']}. A search "
+                            f"tries points where it expects to win, so the rest of the space is a guess; {remedy}.")]
+    if has_few_trials(found):
+        searched = "1 searched parameter" if parameters == 1 else f"{parameters} searched parameters"
+        return [("warning", f"Only {own} {ARMS[found['arm']]} trials reached epoch {found['budget']}, for {searched}: "
+                            f"with fewer than {wanted} the intervals are narrower than they should be; {remedy}.")]
+    return []
+
+
+def _edges(study: StudyFiles) -> list[str]:
+    """Which winners lie at the edge of a searched range, and what to do about it."""
+    said = []
+    for arm, title in ARMS.items():
+        chosen = study.choice(arm) or {}
+        for name, dimension in space_of(study, arm).items():
+            value = chosen.get("parameters", {}).get(name)
+            if value is not None and dimension.kind != "choice":
+                said += _edge(title, name, dimension, value)
+    return said
+
+
+def _edge(arm: str, name: str, dimension: Dimension, value: float) -> list[str]:
+    place = float(dimension.unit([value])[0, 0])
+    if EDGE < place < 1 - EDGE:
+        return []
+    low, high = dimension.values
+    bound, word, direction = (high, "upper", "raise") if place > 0.5 else (low, "lower", "lower")
+    if bound in LIMITS.get(name, (0,)):
+        meaning = {0: ", the labels alone", 1: ", the teacher's predictions alone"}[bound] if name == "alpha" else ""
+        return [f"The {arm}'s winner has {name} {_shown(value)}, next to {bound:g}{meaning}: there is nothing beyond "
+                "that bound."]
+    return [f"The {arm}'s winner has {name} {_shown(value)}, at the {word} edge of [{_shown(low)}, {_shown(high)}]: "
+            f"better values may lie beyond; {direction} the {word} bound of search.{name} and run again."]
+
+
+def _on_rungs(study: StudyFiles, correlations: pd.DataFrame) -> list[tuple[str, str]]:
+    """A warning per arm about the last rung that does not predict the end: the grace period should reach beyond it."""
+    said = []
+    last = correlations[correlations["later"] == study.description.get("epochs")]
+    for arm, rows in last.groupby("arm", sort=False):
+        poor = rows[(rows["correlation"] < PREDICTIVE_RANKS) & (rows["trials"] > FEWEST_FULL + 1)]
+        if len(poor):
+            row, better = poor.iloc[-1], rows[rows["rung"] > poor.iloc[-1]["rung"]]
+            remedy = (f"a longer grace period is safer (search.grace_period = {better.iloc[0]['rung']})" if len(better)
+                      else "letting all trials run to the end is safer (search.early_stopping = false)")
+            kind = "protected trials" if row["protected"] else "trials that passed it"
+            said.append(("warning", f"In the {ARMS[arm]} search, rung {row['rung']} does not predict the end: rank "
+                                    f"correlation {row['correlation']:+.2f} over {row['trials']} {kind}. Trials that "
+                                    f"would have won may have been stopped; {remedy}."))
+    return said
