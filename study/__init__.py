@@ -19,7 +19,8 @@ __all__ = ["OpenStudy", "load", "open", "plan", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    # At their first use: `import kdstudy.…` in a worker or a command should not wait for pandas.
+    # At their first use: `import kdstudy.…` in a worker or a command should not wait for pandas. No module of this
+    # package may have one of these names, since importing it would put it in the place of the function.
     if name in __all__:
         from kdstudy import api
 

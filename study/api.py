@@ -27,6 +27,7 @@ from kdstudy.watch.console import make_console
 from kdstudy.watch.display import Display
 
 Settings = StudyConfig | str | Path | Mapping[str, Any]
+Location = str | Path | Storage | None
 
 
 def load(study: Settings, *, smoke: bool = False, trust: bool = False, **changes: Any) -> StudyConfig:
@@ -54,7 +55,7 @@ def load(study: Settings, *, smoke: bool = False, trust: bool = False, **changes
     return settings
 
 
-def plan(settings: Settings, folder: str | Path | None = None, *, measure: bool = False, gpus: int | None = None,
+def plan(settings: Settings, folder: Location = None, *, measure: bool = False, gpus: int | None = None,
          tflops: float = 40.0, address: str | None = None, console: Console | None = None) -> pd.DataFrame:
     """Print what a study will do and cost; nothing is started.
 
@@ -64,7 +65,7 @@ def plan(settings: Settings, folder: str | Path | None = None, *, measure: bool 
     Returns a row per stage: runs, protected (never stopped), epochs (of a run), images (of an epoch), flop_per_image,
     seconds_per_epoch (NaN where nothing is known of it), done. Raises UserError where the study cannot work.
     """
-    from kdstudy.plan.plan import show_plan  # imports Ray and torch
+    from kdstudy.planning.plan import show_plan  # imports Ray and torch
 
     study = _study(settings, folder)
     plans = show_plan(study, console or make_console(), measure, gpus, tflops, address)
@@ -74,7 +75,7 @@ def plan(settings: Settings, folder: str | Path | None = None, *, measure: bool 
          "done": one.done} for one in plans])
 
 
-def run(settings: Settings, folder: str | Path | None = None, *, until: str = NAMES[-1], address: str | None = None,
+def run(settings: Settings, folder: Location = None, *, until: str = NAMES[-1], address: str | None = None,
         console: Console | None = None) -> OpenStudy:
     """Run a study to its end, or go on with it: what is done is not done again.
 
@@ -91,7 +92,7 @@ def run(settings: Settings, folder: str | Path | None = None, *, until: str = NA
 
 def run_study(study: Study, *, until: str, address: str | None, console: Console | None = None) -> bool:
     """Run a study; returns whether there was anything to do. Raises as `run` does."""
-    from kdstudy.run import run as run_driver  # imports Ray and torch
+    from kdstudy.driver import run as run_driver  # imports Ray and torch
 
     display = Display(console or make_console(), names(study.config))
     return run_driver(study, display, until=until, address=address)
@@ -107,7 +108,7 @@ def open(folder: str | Path) -> OpenStudy:
     return OpenStudy(storage)
 
 
-def _study(settings: Settings, folder: str | Path | None) -> Study:
+def _study(settings: Settings, folder: Location) -> Study:
     config = settings if isinstance(settings, StudyConfig) else load(settings)
     begun = not isinstance(settings, StudyConfig | Mapping) and not is_own_file(str(settings))
     storage = Storage.of(folder if folder is not None else settings if begun else Path("studies") / config.name)

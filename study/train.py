@@ -11,7 +11,7 @@ from rich.markup import escape
 
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import MissingTeacherError, StudyFailedError, UserError
-from kdstudy.plan.preflight import check_settings
+from kdstudy.planning.preflight import check_settings
 from kdstudy.search.runs import search_view_seed
 from kdstudy.store import files
 from kdstudy.store.storage import Storage

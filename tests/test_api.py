@@ -34,7 +34,7 @@ def test_a_script_plans_runs_and_reads_a_study(tmp_path):
     said = {name: rest[0] for name, *rest in words if name.isupper() and rest}
     outcome = results_of(tmp_path / "mine")
     assert said["VERDICT"] == outcome["verdict"] and said["AGAIN"].startswith("True ")
-    assert "effects" in said["FIGURES"].split()
+    assert {"gain", "history"} <= set(said["FIGURES"].split())
     rows, trials, _ = map(int, said["ROWS"].split())
     assert rows == len(outcome["rows"]) and trials >= 2 + 2 + 1
     assert "stage" in done.stdout and "8/8 export" in done.stdout  # the plan's table, and the driver's lines

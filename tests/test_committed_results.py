@@ -14,6 +14,7 @@ from kdstudy.study import Study
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "study" / "presets" / "results"
+READMES = ("README.md", "analysis/README.md")  # which hold blocks that the command writes
 IMAGES = os.environ.get("KDSTUDY_CIFAR100")
 STUDIES = sorted(path.parent.name for path in RESULTS.glob("*/study.toml"))
 
@@ -27,16 +28,20 @@ def rebuilt(tmp_path_factory):
     """Copies of the committed studies and of the README, reported anew."""
     home = tmp_path_factory.mktemp("committed")
     shutil.copytree(RESULTS, home / "results", ignore=shutil.ignore_patterns("report.html", "export"))
-    shutil.copyfile(ROOT / "README.md", home / "README.md")
+    (home / "analysis").mkdir()
+    for readme in READMES:
+        shutil.copyfile(ROOT / readme, home / readme)
     for name in STUDIES:
         for file in RESULT_FILES:
             (home / "results" / name / "results" / file).unlink()
-    kdstudy("report", *(home / "results" / name for name in STUDIES), "--readme", home / "README.md", cwd=home)
+    kdstudy("report", *(home / "results" / name for name in STUDIES), *(word for readme in READMES for word in ("--readme", home / readme)), cwd=home)
     return home
 
 
 def test_the_readmes_tables_regenerate_byte_for_byte(rebuilt):
-    assert (rebuilt / "README.md").read_bytes() == (ROOT / "README.md").read_bytes()
+    for readme in READMES:
+        assert (rebuilt / readme).read_bytes() == (ROOT / readme).read_bytes()
+        assert "<!-- kdstudy results: " in (ROOT / readme).read_text()
 
 
 @pytest.mark.parametrize("name", STUDIES)

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from kdstudy.plan import forecast as forecasts
-from kdstudy.plan.forecast import Work
+from kdstudy.planning import forecast as forecasts
+from kdstudy.planning.forecast import Work
 from kdstudy.stages.order import STAGES, priority
 
 NEEDS = {stage.name: stage.needs for stage in STAGES}

@@ -20,9 +20,9 @@ from kdstudy.cli.main import cli
 from kdstudy.config.load import load_study
 from kdstudy.errors import UserError
 from kdstudy.launch.common import copy_package
-from kdstudy.plan import preflight
-from kdstudy.plan.nodes import NOT_THERE, check_environment, environment
-from kdstudy.plan.room import room_needed
+from kdstudy.planning import preflight
+from kdstudy.planning.nodes import NOT_THERE, check_environment, environment
+from kdstudy.planning.room import room_needed
 from kdstudy.store.storage import Storage
 from kdstudy.study import Study
 from kdstudy.tune import cluster
@@ -306,7 +306,7 @@ def test_resources_that_another_job_holds_are_noted(ray):
 
 
 def test_a_node_that_does_not_answer_is_named(ray, nodes, tmp_path, monkeypatch):
-    monkeypatch.setattr("kdstudy.plan.nodes.NODE_SECONDS", 2)
+    monkeypatch.setattr("kdstudy.planning.nodes.NODE_SECONDS", 2)
     raylet = nodes.raylet("older")
     os.kill(raylet, signal.SIGSTOP)
     try:

@@ -47,14 +47,14 @@ def status(study: str, place: str | None, follow: bool, every: float | None) -> 
 @cli.command()
 @click.argument("studies", metavar="STUDY...", nargs=-1, required=True)
 @click.option("--dir", "place", metavar="PLACE", help="Where the study lives.")
-@click.option("--readme", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
-              help="Also rewrite what stands between <!-- kdstudy results: NAME --> and <!-- end of kdstudy results: "
-                   "NAME --> in a Markdown file.")
+@click.option("--readme", "readmes", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
+              multiple=True, help="Also rewrite what stands between <!-- kdstudy results: NAME --> and <!-- end of "
+                                  "kdstudy results: NAME --> in a Markdown file. May be given several times.")
 @click.option("--images", type=click.Choice(["svg", "png"]),
               help="Also write each figure as a file, to results/images; needs kdstudy[images] and Chromium or Chrome.")
 @click.option("--compare", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE",
               help="Where the page that compares several studies goes.  [default: comparison.html]")
-def report(studies: tuple[str, ...], place: str | None, readme: Path | None, images: str | None,
+def report(studies: tuple[str, ...], place: str | None, readmes: tuple[Path, ...], images: str | None,
            compare: Path | None) -> None:
     """Rebuild the results table and the report.
 
@@ -88,7 +88,7 @@ def report(studies: tuple[str, ...], place: str | None, readme: Path | None, ima
         compare = compare or Path("comparison.html")
         comparison.build(list(storages), compare)
         console.print(f"compared {compare}", soft_wrap=True, markup=False)
-    if readme:
+    for readme in readmes:
         _rewrite(readme, outcomes)
 
 
@@ -110,8 +110,9 @@ def _rewrite(readme: Path, outcomes: list[dict[str, Any]]) -> None:
 
     blocks = {outcome["study"]: tables.markdown(outcome) for outcome in outcomes}
     if len(outcomes) > 1:
-        blocks = {name: content for name, content in blocks.items() if tables.has_block(readme, name)}
         blocks[tables.TAKEAWAYS_BLOCK] = tables.takeaways(outcomes)
+        there = {name: content for name, content in blocks.items() if tables.has_block(readme, name)}
+        blocks = there or {tables.TAKEAWAYS_BLOCK: blocks[tables.TAKEAWAYS_BLOCK]}  # what is missing is then named
     try:
         changed = [name for name, content in blocks.items() if tables.rewrite_block(readme, name, content)]
     except ValueError as error:

@@ -17,9 +17,9 @@ from kdstudy.config.load import (
 from kdstudy.config.permission import MODELS
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
-from kdstudy.stages.order import NAMES, OUTPUTS, names
+from kdstudy.stages.order import NAMES, OUTPUTS
+from kdstudy.study import Study
 from kdstudy.watch.console import make_console
-from kdstudy.watch.display import Display
 
 
 @cli.command()
@@ -42,9 +42,8 @@ def run(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, 
     console.print(f"[bold]{config.name}[/bold]  {escape(config.about)}", soft_wrap=True)
     with stoppable(str(storage)):
         with console.status("reading settings and data") if console.is_terminal else contextlib.nullcontext():
-            from kdstudy.run import run as run_study  # imports Ray and torch
-            from kdstudy.study import Study
-        did_work = run_study(Study(config, storage), Display(console, names(config)), until=until, address=address)
+            from kdstudy import api, driver  # noqa: F401  Ray and torch take seconds to import
+        did_work = api.run_study(Study(config, storage), until=until, address=address, console=console)
     if not did_work:
         console.print(f"Nothing to do: {storage} is complete{'' if until == NAMES[-1] else f' up to {until}'}.",
                       markup=False)
@@ -72,10 +71,9 @@ def plan(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool,
     if math.isnan(tflops):
         raise UserError("--tflops nan is not a number")
     config, storage = resolve(study, overrides, place, smoke, trust)
-    from kdstudy.plan.plan import show_plan  # imports Ray and torch
-    from kdstudy.study import Study
+    from kdstudy import api  # pandas and plotly take long to import
 
-    show_plan(Study(config, storage), make_console(), measure, gpus, tflops, address)
+    api.plan(config, storage, measure=measure, gpus=gpus, tflops=tflops, address=address, console=make_console())
 
 
 @cli.command()

@@ -11,7 +11,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from kdstudy.errors import MissingTeacherError
-from kdstudy.plan.forecast import Work
+from kdstudy.planning.forecast import Work
 from kdstudy.stages.base import Stage, StageFolder, Workload
 from kdstudy.stages.context import Context
 from kdstudy.study import Study

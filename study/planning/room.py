@@ -7,8 +7,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from kdstudy.errors import MissingTeacherError, UserError
-from kdstudy.plan.estimate import ModelSizes
-from kdstudy.plan.nodes import free_bytes, probed_location
+from kdstudy.planning.estimate import ModelSizes
+from kdstudy.planning.nodes import free_bytes, probed_location
 from kdstudy.stages.base import BYTES_PER_WEIGHT, Stage
 from kdstudy.stages.order import may_overlap
 from kdstudy.study import Study

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from kdstudy.config.models import trained_models
-from kdstudy.plan import preflight
+from kdstudy.planning import preflight
 from kdstudy.stages.base import Output
 from kdstudy.stages.order import NAMES, OUTPUTS
 from kdstudy.store import files

@@ -8,7 +8,7 @@ from functools import partial
 
 from kdstudy.config.settings import own_functions
 from kdstudy.errors import UserError
-from kdstudy.plan.nodes import (
+from kdstudy.planning.nodes import (
     ask,
     check_environment,
     check_storage,
@@ -17,7 +17,7 @@ from kdstudy.plan.nodes import (
     probed_location,
     temporary_room,
 )
-from kdstudy.plan.room import check_storage_room, check_temporary_room, room_needed
+from kdstudy.planning.room import check_storage_room, check_temporary_room, room_needed
 from kdstudy.store.storage import Storage
 from kdstudy.study import Study
 from kdstudy.trainables.functions import check as check_function

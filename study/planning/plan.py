@@ -7,9 +7,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from kdstudy.config.settings import ARMS, Range, ResourceSettings, StudyConfig
-from kdstudy.plan import preflight
-from kdstudy.plan.estimate import ModelSizes, StagePlan, make_plan
-from kdstudy.plan.forecast import Forecast, forecast
+from kdstudy.planning import preflight
+from kdstudy.planning.estimate import ModelSizes, StagePlan, make_plan
+from kdstudy.planning.forecast import Forecast, forecast
 from kdstudy.stages.order import priority
 from kdstudy.study import Study
 from kdstudy.tune.cluster import Share, cluster_address, describe_machine, share
