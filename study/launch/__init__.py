@@ -1,1 +1,3 @@
-"""Sending a study elsewhere: as a Ray job, a SLURM job, or a RayJob on Kubernetes. One file per launcher."""
+"""Launchers that run a study on a cluster: as a Ray job, as a SLURM job, or as a RayJob on Kubernetes.
+
+Each launcher is one module; `common` holds what they share."""

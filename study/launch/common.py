@@ -1,4 +1,4 @@
-"""What all ways of launching a study elsewhere have in common: what can be checked here, and what has to go along."""
+"""What the launchers share: checks before submission, and the files that a job needs."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from kdstudy.trainables import functions
 from kdstudy.trainables.sources import NAMES
 
 OURS = Path(__file__).resolve().parents[1]
-PARTS = (trainables, analysis)  # packages of kdstudy whose folders may lie elsewhere
+PARTS = (trainables, analysis)  # packages of kdstudy whose folders may be elsewhere in a source checkout
 ABSOLUTE = "what is submitted is read elsewhere: give the absolute path there, or a URI"
 
 
 def check_place(place: str) -> None:
-    """See whether a study may be said to live there, whoever reads it. Raises UserError."""
+    """Check that all nodes can resolve a study's location: an absolute path or a URI. Raises UserError."""
     if not place:
         raise UserError("--dir is needed: the absolute path of a folder that all nodes share, or a URI such as "
                         "s3://BUCKET/studies/NAME")
@@ -36,7 +36,7 @@ def check_place(place: str) -> None:
 
 
 def check_paths(config: StudyConfig) -> None:
-    """See whether the files that the settings name are named so that every node finds them. Raises UserError."""
+    """Check that all nodes can resolve the files that the settings name. Raises UserError."""
     named = {"search.warm_start": config.search.warm_start, "teacher.logits": config.teacher.logits,
              "teacher.pretrained": config.teacher.pretrained, "student.pretrained": config.student.pretrained,
              "watch.mlflow": config.watch.mlflow,
@@ -52,7 +52,7 @@ def _is_absolute(path: str) -> bool:
 
 
 def job_name(config: StudyConfig) -> str:
-    """A name that no other job has, and that says what it is."""
+    """Return a unique job name that contains the study's name and the time."""
     return f"kdstudy-{config.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
 
@@ -60,10 +60,10 @@ def job_name(config: StudyConfig) -> str:
 
 
 def own_modules(config: StudyConfig) -> list[Path]:
-    """The files and package folders that define the functions named in the settings, with what they import of the
-    same folder. What is installed is left out. Imports torch where there are any.
+    """Return the files and package folders that define the functions named in the settings, together with modules that
+    they import from the same folder. Installed packages are left out. Imports torch if there are any functions.
 
-    Raises UserError where one cannot be imported here.
+    Raises UserError if a function cannot be imported here.
     """
     found: set[Path] = set()
     for setting, function in own_functions(config).items():
@@ -77,13 +77,13 @@ def own_modules(config: StudyConfig) -> list[Path]:
 
 
 def _modules_in(folder: Path) -> set[Path]:
-    """The top-level files and folders of all imported modules that lie there, without this package."""
+    """Return the top-level files and folders of all imported modules in `folder`, except kdstudy itself."""
     tops = {_top_level(name) for name in tuple(sys.modules) if name.split(".")[0] not in ("kdstudy", "__main__")}
     return {top for top in tops if top is not None and top.parent == folder}
 
 
 def _top_level(module: str) -> Path | None:
-    """The file or folder below which an imported module lies; None where it has none."""
+    """Return the top-level file or folder of an imported module, or None if it is built in or installed."""
     file = getattr(sys.modules.get(module), "__file__", None)
     if file is None or _is_installed(Path(file)):
         return None
@@ -98,12 +98,12 @@ def _is_installed(file: Path) -> bool:
     return any(file.resolve().is_relative_to(Path(place).resolve()) for place in places)
 
 
-# -- what goes along --------------------------------------------------------------------------------------------------
+# -- files for the job ------------------------------------------------------------------------------------------------
 
 
 def write_working_dir(config: StudyConfig, folder: Path) -> None:
-    """Fill a folder from which `python -m kdstudy run study.toml` runs where nothing of this project is installed: the
-    package as it is here, the settings, and the user's own modules."""
+    """Fill a folder so that `python -m kdstudy run study.toml` works in it without kdstudy being installed: with a copy
+    of this package, the settings and the user's own modules. Raises UserError."""
     copy_package(folder)
     for path in own_modules(config):
         if path.is_dir():
@@ -114,7 +114,7 @@ def write_working_dir(config: StudyConfig, folder: Path) -> None:
 
 
 def copy_package(folder: Path) -> None:
-    """Copy this package to a folder from which it can be imported, without the committed results of the presets."""
+    """Copy this package to a folder so that it can be imported there, without the presets' committed results."""
     names = [part.__name__.split(".")[1] for part in PARTS]
     left_out = shutil.ignore_patterns("__pycache__", "results", *names)
     shutil.copytree(OURS, folder / "kdstudy", ignore=left_out)
@@ -127,9 +127,9 @@ def _folder_of(package: ModuleType) -> Path:
 
 
 def requirements(place: str) -> list[str]:
-    """What kdstudy needs besides Ray, which every node has; with the package that the place's scheme needs.
+    """Return kdstudy's requirements, except Ray, which every node has, plus the package for the location's URI scheme.
 
-    Raises UserError where kdstudy is not installed here, but only lies here.
+    Raises UserError if kdstudy is not installed here, since the requirements are read from its installation.
     """
     from packaging.requirements import Requirement
 
@@ -145,6 +145,6 @@ def requirements(place: str) -> list[str]:
 
 
 def command(study_file: str, place: str, until: str | None, *more: str) -> list[str]:
-    """The words that run the study there."""
+    """Return the command line, as a list of words, that runs the study on the cluster."""
     return ["python", "-m", "kdstudy", "run", study_file, "--dir", place, *(("--until", until) if until else ()),
             *more]

@@ -1,5 +1,6 @@
-"""A study on Kubernetes: the manifests of a KubeRay RayJob that starts a Ray cluster, runs the study on it, and tries
-again where it was preempted. The image brings kdstudy; the settings come in a ConfigMap."""
+"""Run a study on Kubernetes: a KubeRay RayJob starts a Ray cluster, runs the study, and retries after a preemption.
+
+The container image must include kdstudy; a ConfigMap holds the settings."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from kdstudy.errors import UserError
 from kdstudy.launch import common as launch
 
 MOUNT = "/etc/kdstudy"
-LONGEST_NAME = 47  # of a RayJob, whose name is a part of others
+LONGEST_NAME = 47  # of a RayJob, since other objects' names contain it
 ATTEMPTS_AFTER_FIRST = 3
 STOP_SECONDS = 60
 HEAD_CPUS, WORKER_CPUS = 2, 8
@@ -29,8 +30,10 @@ QUANTITY = re.compile(r"\d+(\.\d+)?([kMGTPE]i?)?")
 
 @dataclass(frozen=True)
 class Pods:
-    """What is asked of Kubernetes. memory: of each pod, as Kubernetes writes it; environment: of all containers;
-    secrets: whose keys become variables of all containers."""
+    """The pods to request from Kubernetes.
+
+    memory: per pod, as a Kubernetes quantity. environment: variables of all containers. secrets: Kubernetes secrets
+    whose keys become variables of all containers."""
 
     image: str
     workers: int
@@ -42,14 +45,14 @@ class Pods:
     secrets: tuple[str, ...]
 
     def check(self) -> None:
-        """Raises UserError."""
+        """Raises UserError if the memory or the image is invalid."""
         if not QUANTITY.fullmatch(self.memory):
             raise UserError(f"--memory {self.memory} is no size as Kubernetes writes it, such as 32Gi")
         if not self.image or re.search(r"\s", self.image):
             raise UserError("--image is needed: one with kdstudy and ray[default], as the README says")
 
     def template(self, name: str, cpus: int, gpus: int | None, more: dict[str, Any]) -> dict[str, Any]:
-        """A pod's template with one container."""
+        """Return a pod template with one container."""
         amounts = {"cpu": cpus, "memory": self.memory} | ({"nvidia.com/gpu": gpus} if gpus else {})
         container: dict[str, Any] = {"name": name, "image": self.image,
                                      "resources": {"requests": dict(amounts), "limits": dict(amounts)}}
@@ -62,9 +65,9 @@ class Pods:
 
 
 def manifests(config: StudyConfig, place: str, pods: Pods, until: str | None = None) -> list[dict[str, Any]]:
-    """The ConfigMap with the settings and the RayJob.
+    """Return the ConfigMap with the settings, and the RayJob.
 
-    place: where the study lives, a URI or an absolute path that all pods share. Raises UserError.
+    place: the study's URI, or absolute path shared by all pods. Raises UserError.
     """
     pods.check()
     metadata: dict[str, Any] = {"name": object_name(config)}
@@ -79,7 +82,7 @@ def manifests(config: StudyConfig, place: str, pods: Pods, until: str | None = N
 
 
 def object_name(config: StudyConfig) -> str:
-    """A job's name as Kubernetes allows it: small letters, digits and hyphens, not too long."""
+    """Return a unique job name that is valid in Kubernetes: short, of lower-case letters, digits and hyphens."""
     kind, *name, day, time = re.sub(r"[^a-z0-9]+", "-", launch.job_name(config).lower()).split("-")
     room = LONGEST_NAME - len(kind) - len(day) - len(time) - 3
     return "-".join([kind, "-".join(name)[:room].strip("-"), day, time])
@@ -91,7 +94,7 @@ def _cluster(pods: Pods, settings: str) -> dict[str, Any]:
     return {
         "rayVersion": importlib.metadata.version("ray"),
         "authOptions": {"mode": "token"},
-        "headGroupSpec": {"rayStartParams": {"num-cpus": "0"},  # the driver alone
+        "headGroupSpec": {"rayStartParams": {"num-cpus": "0"},  # reserved for the driver
                           "template": pods.template("ray-head", HEAD_CPUS, None, mounted)},
         "workerGroupSpecs": [{
             "groupName": "workers", "replicas": pods.workers, "minReplicas": pods.workers, "maxReplicas": pods.workers,
@@ -101,7 +104,7 @@ def _cluster(pods: Pods, settings: str) -> dict[str, Any]:
 
 
 class _Readable(yaml.SafeDumper):
-    """Writes a text of several lines as such, and nothing twice by reference."""
+    """Writes multi-line strings as blocks, and no references."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -116,7 +119,8 @@ def to_yaml(objects: list[dict[str, Any]]) -> str:
 
 
 def submit(objects: list[dict[str, Any]], place: str, console: Console) -> None:
-    """Hand manifests to kubectl, and say how to go on. Raises UserError where that fails."""
+    """Create the objects with kubectl and print the commands to watch, stop and fetch. Raises UserError if that fails.
+    """
     if shutil.which("kubectl") is None:
         raise UserError("kubectl is not on this machine's PATH; install it, or give --print and create the objects "
                         "where it is")

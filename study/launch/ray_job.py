@@ -1,4 +1,4 @@
-"""A study as a Ray job: shipped to a running cluster through its dashboard, and watched from here."""
+"""Run a study as a Ray job: submit it through a cluster's dashboard and follow its log."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ if TYPE_CHECKING:
 
 ADDRESS = re.compile(r"https?://[^\s/:]+(:\d+)?(/\S*)?")
 ANSWER_SECONDS = 10.0
-READY_SECONDS = 60.0  # for a head that answers to take jobs
-STOP_SECONDS = 60  # for the driver to end its trials in order; Ray by itself gives it 3
-LOST_SECONDS = 60.0  # without the dashboard, while a job is watched
-PROGRESS = re.compile(r"[\d+]+/\d+ .+ … ")  # a line of study.display that the next one takes the place of
+READY_SECONDS = 60.0  # for a starting head node to accept jobs
+STOP_SECONDS = 60  # for the driver to end its trials cleanly; Ray's default is 3
+LOST_SECONDS = 60.0  # without a connection to the dashboard before following a log fails
+PROGRESS = re.compile(r"[\d+]+/\d+ .+ … ")  # a progress line of watch.display, which the next line replaces
 TALKATIVE = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk",
              "ray._private.runtime_env.packaging")
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -44,7 +44,7 @@ ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
 @dataclass(frozen=True)
 class Job:
-    """A submitted job: its submission id, the dashboard that has it, and where its study lives."""
+    """A submitted job: its submission id, the dashboard's address, and the study folder or URI."""
 
     id: str
     address: str
@@ -65,11 +65,11 @@ class Job:
 
 def submit(config: StudyConfig, place: str, console: Console, *, address: str | None, until: str | None, pip: bool,
            environment: dict[str, str], detach: bool) -> None:
-    """Run a study as a job of the cluster whose dashboard is at `address`, and watch it unless `detach`.
+    """Run a study as a job on the cluster whose dashboard is at `address`, and follow its log unless `detach`.
 
-    place: the absolute path or URI, on the cluster, where the study lives. Raises UserError where the job cannot be
-    submitted, StudyFailedError where Ray could not run it, InterruptedStudyError where it was stopped or is no longer
-    watched. Ends with the driver's own exit code where that has failed.
+    place: absolute path or URI of the study, as seen by the cluster. Raises UserError if the job cannot be submitted,
+    StudyFailedError if Ray cannot run it, InterruptedStudyError if it is stopped or the user stops following it. If the
+    driver fails, exits with the driver's exit code.
     """
     with tempfile.TemporaryDirectory(prefix="kdstudy-") as folder:
         launch.write_working_dir(config, Path(folder))
@@ -88,7 +88,7 @@ def submit(config: StudyConfig, place: str, console: Console, *, address: str | 
 
 
 def _hand_over(client: JobSubmissionClient, **job: Any) -> None:
-    """Submit a job, also to a head that is still starting."""
+    """Submit a job, retrying while the head node is still starting."""
     deadline = time.monotonic() + READY_SECONDS
     while True:
         try:
@@ -110,7 +110,7 @@ def _announce(job: Job, console: Console) -> None:
 
 
 def connect(address: str | None) -> JobSubmissionClient:
-    """A client of the dashboard at `address`, or in RAY_API_SERVER_ADDRESS or RAY_ADDRESS. Raises UserError."""
+    """Return a client for the dashboard at `address`, RAY_API_SERVER_ADDRESS or RAY_ADDRESS. Raises UserError."""
     address = address or os.environ.get("RAY_API_SERVER_ADDRESS") or os.environ.get("RAY_ADDRESS")
     if not address:
         raise UserError("--address is needed: the cluster's dashboard, http://HOST:8265")
@@ -129,7 +129,7 @@ def connect(address: str | None) -> JobSubmissionClient:
 
 
 def _check_answer(address: str) -> None:
-    """See whether a dashboard answers soon; Ray's own client would wait for ever. Raises UserError."""
+    """Check that a dashboard responds, since Ray's own client would wait forever. Raises UserError."""
     import requests
 
     try:
@@ -144,7 +144,7 @@ def _check_answer(address: str) -> None:
 
 @contextlib.contextmanager
 def _refusals(address: str) -> Iterator[None]:
-    """Turn what Ray's client raises into one line."""
+    """Turn the errors of Ray's client into a UserError of one line."""
     from ray.exceptions import AuthenticationError
 
     try:
@@ -161,11 +161,11 @@ def _last_line(text: str) -> str:
     return lines[-1][:300] if lines else "no reason given"
 
 
-# -- watching ---------------------------------------------------------------------------------------------------------
+# -- following the log ------------------------------------------------------------------------------------------------
 
 
 def watch(client: JobSubmissionClient, job: Job, console: Console) -> None:
-    """Show the job's log until it ends, then end as its driver did."""
+    """Show the job's log until it ends, then exit with the driver's outcome."""
     log = Log(console)
     try:
         with log:
@@ -176,7 +176,7 @@ def watch(client: JobSubmissionClient, job: Job, console: Console) -> None:
 
 
 async def _follow(client: JobSubmissionClient, job: Job, log: Log) -> None:
-    """Hand on the log, all of it once, however often the connection is lost. Raises StudyFailedError."""
+    """Show each part of the log exactly once, reconnecting when necessary. Raises StudyFailedError."""
     lost_since = None
     while True:
         before, seen = log.length, 0
@@ -196,7 +196,7 @@ async def _follow(client: JobSubmissionClient, job: Job, log: Log) -> None:
 
 
 def _outcome(client: JobSubmissionClient, job: Job) -> Any:
-    """What Ray says of the job once it has ended, which may be a moment after its log has."""
+    """Return Ray's information on the job once it has ended, which may be shortly after its log ends."""
     deadline = time.monotonic() + LOST_SECONDS
     while True:
         with contextlib.suppress(Exception):
@@ -209,7 +209,7 @@ def _outcome(client: JobSubmissionClient, job: Job) -> Any:
 
 
 def _end_alike(info: Any, job: Job, log: Log) -> None:
-    """Return where the job has succeeded, else end the command as its driver ended."""
+    """Return if the job has succeeded; otherwise raise or exit as its driver did."""
     if info.status == "SUCCEEDED":
         return
     if info.status == "STOPPED":
@@ -228,12 +228,12 @@ def _end_alike(info: Any, job: Job, log: Log) -> None:
 
 
 class Log:
-    """Shows the log of a job: on a terminal a line of progress takes the place of the one before it."""
+    """Shows a job's log. On a terminal, each progress line replaces the one before."""
 
     def __init__(self, console: Console):
         self._console, self._rest, self._live = console, "", None
         self.length = 0  # characters written so far
-        self.last = ""  # line, that was none of progress
+        self.last = ""  # last line that was not progress
 
     def __enter__(self) -> Log:
         if self._console.is_terminal:
@@ -248,7 +248,7 @@ class Log:
             self._live.stop()
 
     def write(self, text: str) -> None:
-        """Take the next piece of the log, which may begin and end within a line."""
+        """Add the next piece of the log, which may start and end in the middle of a line."""
         self.length += len(text)
         *lines, self._rest = (self._rest + text).split("\n")
         for line in lines:

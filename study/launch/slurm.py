@@ -1,5 +1,5 @@
-"""A study as a SLURM job: a batch script that starts Ray on the job's own nodes, runs the study and goes on when it is
-submitted again."""
+"""Run a study as a SLURM job: a batch script that starts Ray on the job's nodes and runs the study. Submitting it again
+resumes the study."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
 from kdstudy.launch import common as launch
 
-STOP_SECONDS = 120  # before the time limit, for the driver to end its trials in order
+STOP_SECONDS = 120  # before the time limit, so that the driver can end its trials cleanly
 END_OF_SETTINGS = "END_OF_SETTINGS"
 DIRECTIVE = re.compile(r"[a-z][a-z-]*(=[^\s'\"\\`$]+)?")
 
-# $RAY_TMPDIR is short, because the paths of sockets must be, and the job's own, because other users have a /tmp/ray.
-# Any user of the cluster may run code where Ray listens without a token.
+# $RAY_TMPDIR must be short, because socket paths are limited, and unique, because other users may own /tmp/ray.
+# Ray needs a token: without one, any user of the cluster could run code through it.
 SCRIPT = """#!/bin/bash
 # kdstudy: {name}. Submit this script again to go on where the study was cut off.
 {directives}
@@ -71,7 +71,7 @@ exit "$code"
 
 @dataclass(frozen=True)
 class Allocation:
-    """What is asked of SLURM. more: further options of sbatch, KEY=VALUE or KEY, which have the last word."""
+    """The resources to request from SLURM. more: further sbatch options, KEY=VALUE or KEY, which take precedence."""
 
     nodes: int = 1
     gpus_per_node: int | None = None
@@ -82,7 +82,7 @@ class Allocation:
     more: tuple[str, ...] = ()
 
     def directives(self, name: str) -> list[str]:
-        """Options of sbatch. Raises UserError where one of `more` cannot be one."""
+        """Return the sbatch options. Raises UserError if an entry of `more` is not a valid option."""
         options = {"job-name": f"kdstudy-{name}", "output": f"kdstudy-{name}-%j.log", "open-mode": "append",
                    "nodes": self.nodes, "ntasks-per-node": 1, "exclusive": None, "mem": 0,
                    "signal": f"B:TERM@{STOP_SECONDS}", "requeue": None, "time": self.time}
@@ -101,10 +101,10 @@ class Allocation:
 
 def script(config: StudyConfig, place: str, allocation: Allocation, *, until: str | None = None,
            setup: Sequence[str] = ()) -> str:
-    """The batch script, with all that it needs.
+    """Return the complete batch script.
 
-    place: where the study lives, as an absolute path that all nodes share or a URI. setup: lines that bring kdstudy
-    and Ray to the PATH of every node; none: the environment that this process runs in. Raises UserError.
+    place: the study's absolute path, shared by all nodes, or URI. setup: shell lines that put kdstudy and Ray on the
+    PATH of every node; by default they activate this process's environment. Raises UserError.
     """
     run = launch.command('"$RAY_TMPDIR/study.toml"', shlex.quote(place), until, "--address", '"$address"')
     return SCRIPT.format(name=config.name, directives="\n".join(allocation.directives(config.name)),
@@ -113,7 +113,7 @@ def script(config: StudyConfig, place: str, allocation: Allocation, *, until: st
 
 
 def _this_environment() -> str:
-    """What makes `python` and `ray` of another shell those of this one."""
+    """Return the shell line that makes another shell use this process's `python` and `ray`."""
     activate = Path(sys.prefix) / "bin" / "activate"
     if activate.is_file() and sys.prefix != sys.base_prefix:
         return f"source {shlex.quote(str(activate))}"
@@ -121,13 +121,14 @@ def _this_environment() -> str:
 
 
 def _own_paths(config: StudyConfig) -> list[str]:
-    """Where the nodes find the functions of the user's own."""
+    """Return the shell line that lets the nodes import the user's own functions, if there are any."""
     folders = sorted({str(path.parent) for path in launch.own_modules(config)})
     return [f"export PYTHONPATH={shlex.quote(':'.join(folders))}${{PYTHONPATH:+:$PYTHONPATH}}"] if folders else []
 
 
 def submit(content: str, place: str, console: Console) -> None:
-    """Hand a script to sbatch, and say how to go on. Raises UserError where that fails."""
+    """Submit a script with sbatch and print the commands to watch, stop and fetch it. Raises UserError if that fails.
+    """
     if shutil.which("sbatch") is None:
         raise UserError("sbatch is not on this machine's PATH; run the command on a login node of the cluster, or give "
                         "--print and submit the script there")

@@ -1,1 +1,3 @@
-"""Before anything runs: what a study will do and cost, and what would go wrong."""
+"""What a study will do and cost, and checks that it can run, before it starts.
+
+`kdstudy plan` prints both; `kdstudy run` repeats the checks."""

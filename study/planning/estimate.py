@@ -1,4 +1,4 @@
-"""What each stage costs: runs, epochs, operations, and seconds where anything is known of them."""
+"""Estimate the cost of each stage: runs, epochs, floating-point operations and, where known, seconds."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ MEASURED_BATCH = 32
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One stage's work.
+    """The plan of one stage.
 
-    flop_per_image: floating-point operations. seconds: of an epoch, with its share of the reports, or None; estimated:
-    from the number of operations. overhead: seconds of a trial besides its epochs. took: seconds, where it is done.
+    flop_per_image: floating-point operations. seconds: per epoch, reports included, or None if unknown. estimated:
+    whether the seconds are derived from the operations. overhead: seconds per trial outside its epochs. took: seconds,
+    if the stage is done.
     """
 
     name: str
@@ -45,7 +46,7 @@ class StagePlan:
         return self.took is not None
 
     def work(self) -> Work:
-        """For the forecast; where the cost of an epoch is not known, its number of operations stands for it."""
+        """Return the input of the forecast. If seconds are unknown, the number of operations replaces them."""
         load = self.load
         seconds = load.images * self.flop_per_image if self.seconds is None else self.seconds
         if load.rungs:
@@ -60,7 +61,7 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds of an epoch, and of a trial besides its epochs."""
+    """Seconds per epoch, and seconds per trial outside its epochs."""
 
     epoch: float
     overhead: float = 0.0
@@ -68,9 +69,11 @@ class Pace:
 
 def make_plan(study: Study, measure: bool = False, flop_rate: float | None = None,
               only_gpu: bool = False) -> list[StagePlan]:
-    """The stages that train or evaluate models. Costs per epoch come from the study's own records where there are any,
-    from a few timed steps where `measure` asks for them, from an assumed `flop_rate` (operations a second), or else
-    they are None. only_gpu: records count only where the trials ran on GPUs."""
+    """Return the plan of each stage that trains or evaluates models.
+
+    Seconds per epoch come from the study's own records if there are any, else from a few timed steps if `measure`, else
+    from the assumed `flop_rate` (operations per second), else they are None. only_gpu: ignore records of trials that
+    did not run on GPUs."""
     loads = {name: stage.workload() for name, stage in study.stages.items()}
     paces = _paces(study, loads, measure, flop_rate, only_gpu)
     known = paces.get("baseline") or paces.get("distill")
@@ -90,13 +93,13 @@ def _stage_plan(stage: Stage, load: Workload, pace: Pace | None, overhead: float
 
 
 def _took(stage: Stage) -> float | None:
-    """Seconds; None where the stage is not done."""
+    """Return how many seconds a stage took, or None if it is not done."""
     folder = _folder(stage)
     return folder.done["seconds"] if folder is not None and stage.is_current() else None
 
 
 def _folder(stage: Stage) -> StageFolder | None:
-    """None where it depends on a teacher that is not there yet."""
+    """Return a stage's folder, or None if it depends on a teacher that is not available yet."""
     try:
         return stage.folder
     except MissingTeacherError:
@@ -107,7 +110,7 @@ def _folder(stage: Stage) -> StageFolder | None:
 
 
 class ModelSizes:
-    """What models cost. Each is built once, without memory for its weights."""
+    """The computing costs of models. Each model is built once, without allocating its weights."""
 
     def __init__(self, context: Context):
         self._context = context
@@ -118,11 +121,11 @@ class ModelSizes:
         return self._model(settings).parameter_count
 
     def image_size(self, settings: ModelSettings) -> int:
-        """Pixels that the model sees."""
+        """Return the input size of a model in pixels."""
         return self._model(settings).size
 
     def forward_flop(self, settings: ModelSettings) -> float:
-        """Floating-point operations of one image's forward pass (a multiply-add counts as two)."""
+        """Return the floating-point operations of a forward pass of one image; a multiply-add counts as two."""
         key = settings.model_dump_json()
         if key not in self._flop:
             model = self._model(settings)
@@ -146,15 +149,15 @@ class ModelSizes:
 
 def _paces(study: Study, loads: dict[str, Workload], measure: bool, flop_rate: float | None,
            only_gpu: bool) -> dict[str, Pace]:
-    """What is known of how long an epoch takes, by stage: from its record, else from timed steps where `measure` asks
-    for them, else from a stage that trains the same model."""
+    """Return the known paces by stage: from the stage's record, else from timed steps if `measure`, else from a stage
+    that trains the same model."""
     paces = {name: pace for name, stage in study.stages.items() if (pace := _recorded_pace(stage, only_gpu))}
     for name in ("teacher", "baseline") if measure else ():
         if name not in paces and loads[name].runs:
             paces[name] = Pace(_measure(study.stages[name]) / loads[name].workers)
     known = dict(paces)
     for name, load in loads.items():
-        # Of inference, operations say more than the pace of a training.
+        # For inference, the number of operations predicts better than the pace of training.
         stand_ins = load.paced_by if load.passes > 1 or not flop_rate else ()
         for other, factor in stand_ins:
             if name not in paces and other in known:
@@ -163,13 +166,13 @@ def _paces(study: Study, loads: dict[str, Workload], measure: bool, flop_rate: f
 
 
 def _recorded_pace(stage: Stage, only_gpu: bool) -> Pace | None:
-    """Medians over what is on record: of the time between reports, and of what a trial takes besides."""
+    """Return the medians, over the recorded trials, of the time between reports and of a trial's other time."""
     folder = _folder(stage)
     if folder is None or not folder.record_path.exists():
         return None
     trials = [trial for trial in folder.read_record().trials.values() if trial.reports
               and not (only_gpu and " gpu " not in (trial.where or ""))]
-    if not stage.scored:  # a piece of the logits: it reports once, and its views are its epochs
+    if not stage.scored:  # a chunk of logits reports once, and its views count as epochs
         views = [(trial.reports[0]["time"] - trial.begun) / trial.parameters["view_count"] for trial in trials
                  if trial.parameters["view_count"]]
         return Pace(statistics.median(views)) if views else None
@@ -183,7 +186,7 @@ def _recorded_pace(stage: Stage, only_gpu: bool) -> Pace | None:
 
 
 def _measure(stage: Stage) -> float:
-    """Seconds per epoch, with its share of the reports, from a few steps on a few images here."""
+    """Time a few steps on a few images here. Returns seconds per epoch, reports included."""
     task = stage.task()
     few = task.train.take(torch.arange(min(MEASURED_BATCH, len(task.train), task.training.batch_size)).numpy())
     seen = task.validation.take(torch.arange(min(MEASURED_BATCH, len(task.validation))).numpy())

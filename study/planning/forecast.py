@@ -1,5 +1,5 @@
-"""When each trial of a study would run, by simulation: stages that wait for others, as many slots as there are, and
-early stopping."""
+"""Forecast when each trial of a study runs, by simulating stages that wait for each other, a limited number of slots,
+and early stopping."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ import numpy as np
 
 from kdstudy.search.rungs import Rungs
 
-DRAWS = 9  # of how good the trials are; fewer where there are thousands
-LIKENESS = 0.9  # correlation of a trial's rank at a rung with how good it is in the end
+DRAWS = 9  # random draws of the trials' quality; fewer for thousands of trials
+LIKENESS = 0.9  # correlation of a trial's rank at a rung with its final rank
 
 
 @dataclass(frozen=True)
 class Work:
-    """A stage's trials, as far as their times go.
+    """The trials of a stage, as input of the simulation.
 
-    protected: how many of the first are never stopped. seconds: of an epoch, with its share of reports. overhead:
-    seconds of a trial besides its epochs. workers: more than one train a model together, by themselves, one trial after
-    the other. needs: the stages that must have ended before.
+    protected: how many of the first trials are never stopped early. seconds: per epoch, reports included. overhead:
+    seconds per trial outside its epochs. workers: if more than one, they train each model together, one trial after
+    the other, while no other trial runs. needs: the stages that must end first.
     """
 
     name: str
@@ -38,8 +38,10 @@ class Work:
 
 @dataclass(frozen=True)
 class Forecast:
-    """wall: seconds until the last trial ends. used: seconds of all slots in which trials run. times: of each stage,
-    when it begins and ends. epochs: of each stage, summed over its trials."""
+    """The simulated schedule.
+
+    wall: seconds until the last trial ends. used: slot-seconds in which trials run. times: start and end of each
+    stage, in seconds. epochs: of each stage, summed over its trials."""
 
     wall: float
     used: float
@@ -48,9 +50,9 @@ class Forecast:
 
 
 def forecast(works: list[Work], slots: int, reduction_factor: int, start: float = 0.0) -> Forecast:
-    """What to expect on `slots` slots, the mean over some draws.
+    """Forecast the stages' schedule on `slots` slots, averaged over several random draws.
 
-    works: the stages, those first whose trials come first. start: seconds until the first trial begins.
+    works: the stages in order of priority. start: seconds until the first trial can start.
     """
     draws = min(DRAWS, max(1, 5000 // max(1, sum(work.runs for work in works))))
     drawn = [_Run(works, slots, reduction_factor, seed).run(start) for seed in range(draws)]
@@ -62,7 +64,7 @@ def forecast(works: list[Work], slots: int, reduction_factor: int, start: float 
 
 
 class _Run:
-    """One simulated study: a heap of what happens next."""
+    """One simulated study, driven by a heap of events."""
 
     def __init__(self, works: list[Work], slots: int, reduction_factor: int, seed: int):
         self._works = {work.name: work for work in works}
@@ -87,7 +89,7 @@ class _Run:
                         self._epochs)
 
     def _fill(self, now: float) -> None:
-        """Begin trials while there is room."""
+        """Start trials while slots are free."""
         for name, work in self._ready():
             if self._free or not work.runs:
                 self._times.setdefault(name, (now, now))
@@ -100,7 +102,7 @@ class _Run:
                 self._used += work.workers * work.overhead
 
     def _taken(self, work: Work) -> int:
-        """Slots that nobody else can use while one of its trials runs."""
+        """Return the number of slots that one running trial blocks."""
         return self._slots if work.workers > 1 else 1
 
     def _ready(self) -> Iterator[tuple[str, Work]]:

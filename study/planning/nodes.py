@@ -1,7 +1,7 @@
-"""What every node of a cluster is asked before trials run on it: its packages, the study's storage, its free room.
+"""The node check: every node reports its packages, its access to the study's storage and its free disk space.
 
-The functions that answer run on the node, where this package may be missing or another version: they import all they
-need, and are sent as they are.
+The reporting functions run on the node, where kdstudy may be missing or another version. They are sent by value and
+import all they need themselves.
 """
 
 from __future__ import annotations
@@ -26,19 +26,21 @@ from kdstudy.trainables.messages import one_line
 from kdstudy.trainables.paths import remove_objects
 from kdstudy.tune.cluster import Node
 
-PACKAGES = ("kdstudy", "kdstudy.trainables")  # whose source files must be the same on all nodes
-APART = ("trainables", "analysis", "presets")  # folders of kdstudy that count by themselves, or that no worker runs
+PACKAGES = ("kdstudy", "kdstudy.trainables")  # packages whose source files must be the same on all nodes
+APART = ("trainables", "analysis", "presets")  # subfolders of kdstudy with a digest of their own, or unused by workers
 VERSIONED = ("ray", "torch", "timm", "numpy")
 NEEDED = ("safetensors", "pyarrow", "pydantic", "fsspec")
-NODE_SECONDS = 120.0  # for a node to answer; the first to import a model of one's own may take long
+NODE_SECONDS = 120.0  # for a node to respond; the first import of a user's own model may be slow
 NOT_THERE = "not there"
 
 
 def ask(nodes: list[Node], location: str, mark: str, functions: dict[str, str]) -> dict[Node, dict[str, Any]]:
-    """What `_answer` returns on each node, and whether the file that it wrote was `seen` here, or why the node is
-    `silent`. All nodes are asked at the same time.
+    """Run the node check on all nodes concurrently.
 
-    location: of the study's storage, where the driver has left a file called `mark`. functions: of the user's own, by
+    Returns, per node, the result of `_answer` plus `seen`: whether its probe file was visible here; or `silent`: why
+    the node did not respond.
+
+    location: of the study's storage, where the driver has written a file called `mark`. functions: the user's own, by
     setting.
     """
     import ray  # takes seconds to import
@@ -69,7 +71,7 @@ def _answer_of(task: Any, node: Node) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _sent_by_value() -> Iterator[None]:
-    """Tasks that are sent to a node bring this module's functions along, instead of importing them there."""
+    """Make Ray pickle this module's functions by value, so that nodes do not need to import the module."""
     from ray import cloudpickle  # Ray takes seconds to import
 
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -80,18 +82,18 @@ def _sent_by_value() -> Iterator[None]:
 
 
 def _own(mark: str, node: Node) -> str:
-    """The name of the file that a node leaves beside the driver's."""
+    """Return the name of the probe file that a node writes next to the driver's."""
     return f"{mark}-{node.id}"
 
 
 def _answer(location: str, mark: str, own: str, functions: dict[str, str]) -> dict[str, Any]:
-    """A Ray task: a node describes itself."""
+    """A Ray task: return a node's own report."""
     return {"environment": environment(functions), "storage": _use_storage(location, mark, own),
             "temporary": temporary_room()}
 
 
 def temporary_room() -> tuple[str, int]:
-    """The folder through which checkpoints pass, and the bytes that are free in it."""
+    """Return the temporary folder that checkpoints pass through, and its free space in bytes."""
     return tempfile.gettempdir(), free_bytes(tempfile.gettempdir())
 
 
@@ -100,7 +102,7 @@ def free_bytes(folder: str) -> int:
 
 
 def environment(functions: dict[str, str]) -> dict[str, str]:
-    """What decides how a process here trains: versions, and digests of source files. Nothing large is imported."""
+    """Return what training in this process depends on: versions and digests of source files. Imports nothing large."""
     found = {"Python": ".".join(map(str, sys.version_info[:2])), "kdstudy": _digest()}
     for name in VERSIONED:
         found[name] = _version(name)
@@ -112,7 +114,7 @@ def environment(functions: dict[str, str]) -> dict[str, str]:
 
 
 def _version(name: str) -> str:
-    """Without the build's own tag: 2.9.1 for 2.9.1+cpu."""
+    """Return a package's version without its build tag: 2.9.1 for 2.9.1+cpu."""
     if importlib.util.find_spec(name) is None:
         return NOT_THERE
     try:
@@ -122,10 +124,10 @@ def _version(name: str) -> str:
 
 
 def _digest() -> str:
-    """Of this package's source files by their names below it, which are the same however it is installed."""
+    """Return a digest of kdstudy's source files by relative path, which does not depend on how it is installed."""
     digest = hashlib.blake2b(digest_size=5)
     for package in PACKAGES:
-        spec = importlib.util.find_spec(package)  # of a nested package only once its parent is known to be there
+        spec = importlib.util.find_spec(package)  # a nested package only after its parent was found
         if spec is None or not spec.submodule_search_locations:
             return NOT_THERE
         root = Path(next(iter(spec.submodule_search_locations)))
@@ -136,7 +138,7 @@ def _digest() -> str:
 
 
 def _imported(function: str) -> str:
-    """A digest of the file that a function of the user's own comes from, or why it cannot be imported."""
+    """Return a digest of the file that defines a user's own function, or why it cannot be imported."""
     module, _, name = function.partition(":")
     try:
         defined_in = sys.modules[getattr(importlib.import_module(module), name).__module__]
@@ -146,7 +148,7 @@ def _imported(function: str) -> str:
 
 
 def check_environment(node: Node, there: dict[str, str], here: dict[str, str], functions: dict[str, str]) -> None:
-    """Compare what `environment` says on a node and on this machine. Raises UserError at the first difference."""
+    """Compare a node's `environment` with this machine's. Raises UserError at the first difference."""
     for name in here:
         if there[name] == here[name]:
             continue
@@ -165,7 +167,8 @@ def check_environment(node: Node, there: dict[str, str], here: dict[str, str], f
 
 
 def probed_location(storage: Storage) -> str:
-    """Where a probe may write without leaving a trace: the study's URI, or the nearest folder that there is."""
+    """Return where a probe can write without leaving a trace: the study's URI, or its nearest existing parent folder.
+    """
     if storage.uri is not None:
         return storage.uri
     folder = storage.folder.absolute()
@@ -177,7 +180,7 @@ def probed_location(storage: Storage) -> str:
 
 @contextlib.contextmanager
 def probe(place: str) -> Iterator[str]:
-    """A file in `place`, for a while, whose name nobody can guess and which holds its name. Raises UserError."""
+    """Create a temporary file in `place` that contains its own unguessable name. Raises UserError."""
     import fsspec
 
     mark = f".kdstudy-probe-{secrets.token_hex(8)}"
@@ -197,7 +200,7 @@ def probe(place: str) -> Iterator[str]:
 
 
 def _use_storage(place: str, mark: str, own: str) -> str | None:
-    """Look for the driver's mark and leave one of our own; what went wrong, or None."""
+    """Look for the driver's probe file and write the node's own. Returns an error message or None."""
     try:
         import fsspec
 
@@ -230,7 +233,7 @@ def check_storage(node: Node, answer: dict[str, Any], storage: Storage) -> None:
 
 
 def _take_away(place: str, name: str) -> bool:
-    """Remove what a node has written; whether it was to be seen here."""
+    """Remove a node's probe file. Returns whether it was visible here."""
     import fsspec
 
     files, root = fsspec.core.url_to_fs(place, use_listings_cache=False)

@@ -1,4 +1,4 @@
-"""What a study will do and what it will cost, printed before it does it."""
+"""`kdstudy plan`: print what a study will do and cost."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from kdstudy.tune.connection import checked
 from kdstudy.watch.console import print_prose
 from kdstudy.watch.display import clock
 
-# What a data-centre GPU sustains on models of this size is a small part of its peak; --tflops says otherwise.
+# A data-centre GPU sustains only a small part of its peak on models of this size; override with --tflops.
 ASSUMED_TFLOPS = 40.0
-START_SECONDS = 12.0  # until workers are up, and for report and export: measured with digits on 2 CPU cores
-END_SECONDS = 4.0
+START_SECONDS = 12.0  # to start the workers; both times are measured with digits on 2 CPU cores
+END_SECONDS = 4.0  # to write the report and the export
 
 
 def show_plan(study: Study, console: Console, measure: bool = False, gpus: int | None = None,
               tflops: float = ASSUMED_TFLOPS, address: str | None = None) -> list[StagePlan]:
-    """Print the plan, for this machine, for the cluster at `address` or in RAY_ADDRESS, or, as an estimate, for `gpus`
-    GPUs that each do `tflops` 10^12 operations a second. Returns what it has printed of the stages. Raises UserError
-    where the study cannot work there."""
+    """Print the plan for this machine, for the cluster at `address` or RAY_ADDRESS, or an estimate for `gpus` GPUs that
+    each sustain `tflops` TFLOP/s.
+
+    Returns the plans of the stages. Raises UserError if the study cannot run there."""
     config = study.config
-    study.storage.refresh(everything=True)  # done-marks vouch for all files
+    study.storage.refresh(everything=True)  # a done-mark is valid only if all its files exist
     preflight.check_settings(study, address, machine=not gpus)
     machine, described = _machine(study, console, address, gpus)
     plans = make_plan(study, measure and not gpus, tflops * 1e12 if gpus else None, only_gpu=bool(gpus))
@@ -65,7 +66,7 @@ def show_plan(study: Study, console: Console, measure: bool = False, gpus: int |
 
 
 def _machine(study: Study, console: Console, address: str | None, gpus: int | None) -> tuple[Share, str]:
-    """What trials get where the study would run, and what that is in words."""
+    """Return each trial's share where the study would run, and a description of it."""
     resources = study.config.resources
     cluster = None if gpus else cluster_address(address)
     if cluster is None:
@@ -80,7 +81,7 @@ def _machine(study: Study, console: Console, address: str | None, gpus: int | No
 
 
 def machine_of(resources: ResourceSettings, gpus: int) -> Share:
-    """The share on a machine with so many GPUs and enough CPUs for them."""
+    """Return each trial's share on a machine with this many GPUs and enough CPUs."""
     wanted = resources.model_copy(update={"gpus_per_trial": resources.gpus_per_trial or 1.0})
     return share(wanted, [(float(resources.cpus_per_trial * gpus * 64), float(gpus))])
 
@@ -102,7 +103,7 @@ def _show_data(study: Study, sizes: ModelSizes) -> str:
 
 
 def _show_seen(study: Study, sizes: ModelSizes) -> str:
-    """The image sizes that models see, where they are not the stored one."""
+    """Describe the models' input sizes if they differ from the size of the stored images."""
     models = [("teacher", model) for model in study.context.stage("teacher").models]
     seen = {(name, sizes.image_size(model)) for name, model in [*models, ("student", study.config.student)]}
     others = sorted((name, size) for name, size in seen if size != study.context.splits.image_size)
@@ -124,7 +125,7 @@ def _show_range(dimension: Range) -> str:
 
 
 def _show_times(console: Console, config: StudyConfig, plans: list[StagePlan], machine: Share) -> None:
-    """The table, and what the whole comes to."""
+    """Print the table of stages and the totals."""
     timed = all(plan.seconds is not None for plan in plans)
     ordered = sorted(plans, key=lambda plan: priority(plan.name))
     works = [plan.work() for plan in ordered]
@@ -154,7 +155,7 @@ def _show_forecast(expected: Forecast, machine: Share) -> str:
 
 
 def _expected(plan: StagePlan, whole: Forecast) -> float:
-    """Epochs of all its runs."""
+    """Return the expected epochs of a stage, summed over its runs."""
     return whole.epochs[plan.name] if plan.load.rungs else plan.load.runs * plan.load.epochs
 
 

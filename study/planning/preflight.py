@@ -1,5 +1,5 @@
-"""What would go wrong with these settings, on this machine or cluster: found before the first trial, and told in one
-line with the remedy."""
+"""Preflight checks: detect problems with the settings, the machine or the cluster before the first trial, and report
+each in one line with the remedy."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from kdstudy.watch.trackers import feed
 
 
 def cluster_checks(study: Study) -> ClusterChecks:
-    """What a cluster that others have started must pass before the study runs on it."""
+    """Return the checks that an existing cluster must pass before the study runs on it."""
     return ClusterChecks(partial(check_cluster, study), partial(problems_of, study))
 
 
 def check_settings(study: Study, address: str | None = None, stages: Sequence[str] | None = None,
                    machine: bool = True) -> None:
-    """Check what follows from the settings, the images and the models.
+    """Check the settings, the images and the models.
 
-    stages: those that are wanted, all unless given. machine: also whether a trial fits on this machine, if the study
-    would run here. Raises UserError.
+    stages: the stages that will run, by default all. machine: also check that a trial fits on this machine, if the
+    study would run here. Raises UserError.
     """
     if machine and cluster_address(address) is None:
         local_share(study.config.resources)
@@ -48,13 +48,13 @@ def check_settings(study: Study, address: str | None = None, stages: Sequence[st
 
 
 def check_here(study: Study) -> Share:
-    """Check this machine, without Ray: that a trial fits, and that the study's storage can be written and has room.
+    """Check, without Ray, that a trial fits on this machine and that the storage is writable and has enough space.
 
-    Returns what a trial gets. Raises UserError.
+    Returns each trial's share. Raises UserError.
     """
     given = local_share(study.config.resources)
     room = room_needed(study, given)
-    if any(room.parts.values()):  # a finished study may lie where nothing can be written
+    if any(room.parts.values()):  # a finished study may be on read-only storage
         check_writable(study.storage)
     check_storage_room(study, room)
     check_temporary_room("this machine", given.concurrent, *temporary_room(), room)
@@ -62,16 +62,16 @@ def check_here(study: Study) -> Share:
 
 
 def check_writable(storage: Storage) -> None:
-    """Raises UserError where the study's storage cannot be written."""
+    """Raises UserError if the study's storage is not writable."""
     with probe(probed_location(storage)):
         pass
 
 
 def check_cluster(study: Study) -> Share:
-    """Check the connected cluster: that a trial fits, then, for every node that takes one, that its packages are those
-    of this machine, that it shares the study's storage, and that there is room.
+    """Check the connected cluster: a trial fits, and every node that can take one has this machine's packages, shares
+    the study's storage and has enough space.
 
-    Returns what a trial gets. Raises UserError.
+    Returns each trial's share. Raises UserError.
     """
     given = cluster_share(study.config.resources)
     for problem in problems_of(study, given, cluster_nodes()).values():
@@ -81,9 +81,9 @@ def check_cluster(study: Study) -> Share:
 
 
 def problems_of(study: Study, given: Share, nodes: list[Node]) -> dict[Node, str]:
-    """Of these nodes, those that have room for trials but cannot run them, and why.
+    """Run the node check on nodes that have room for trials. Returns the problem of each unusable node.
 
-    Raises UserError where the study's storage cannot be written.
+    Raises UserError if the study's storage is not writable.
     """
     trials = {node: count for node in nodes if (count := trials_on((node.cpus, node.gpus), given.cpus, given.gpus))}
     location, functions = probed_location(study.storage), own_functions(study.config)
@@ -101,7 +101,7 @@ def problems_of(study: Study, given: Share, nodes: list[Node]) -> dict[Node, str
         except UserError as error:
             problems[node] = str(error)
     sound = [node for node in trials if node not in problems]
-    room = room_needed(study, given) if sound else None  # it builds the models, which may be what is missing
+    room = room_needed(study, given) if sound else None  # builds the models, whose code may be what a node lacks
     for node in sound:
         try:
             most = min(study.config.resources.concurrent or trials[node], trials[node])

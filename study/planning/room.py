@@ -1,4 +1,4 @@
-"""Whether there is room for what a study will write."""
+"""Check that there is enough disk space for a study."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from kdstudy.trainables.settings import ModelSettings
 from kdstudy.tune.cluster import Share
 from kdstudy.watch.display import show_bytes
 
-OTHER_BYTES = 16 * 2**20  # records, tables, the page: 11 MiB with 500 trials
+OTHER_BYTES = 16 * 2**20  # records, tables and report: 11 MiB with 500 trials
 CHECKPOINTS = "the checkpoints of trials that run (fewer with resources.concurrent)"
 OTHERS = "records and the report"
 
 
 @dataclass(frozen=True)
 class Room:
-    """What a study will still write, estimated.
+    """An estimate of what a study will still write.
 
-    parts: bytes, by what they are for and the setting that makes them fewer. checkpoint: bytes of one of the largest
-    model that is still trained.
+    parts: bytes by purpose; each purpose names the setting that reduces it. checkpoint: bytes of one checkpoint of the
+    largest model still to be trained.
     """
 
     parts: dict[str, int]
@@ -34,7 +34,7 @@ class Room:
 
 
 def room_needed(study: Study, given: Share) -> Room:
-    """An estimate from the sizes of the models and the numbers of runs; what is there already does not count."""
+    """Estimate the space needed from the models' sizes and the numbers of runs, without what is already written."""
     sizes = ModelSizes(study.context)
 
     def size(settings: ModelSettings) -> int:
@@ -59,7 +59,7 @@ def _is_done(stage: Stage) -> bool:
 
 
 def _at_a_time(runs: dict[str, int], checkpoints: dict[str, int], concurrent: int) -> int:
-    """Bytes of the checkpoints of the trials that run at a time, at most: of each the last and the next."""
+    """Return the most bytes that the running trials' checkpoints take: two per trial, the current and the next."""
     return max((_of_stages([name for name in checkpoints if may_overlap(stage, name)], runs, checkpoints, concurrent)
                 for stage in checkpoints), default=0)
 
@@ -73,20 +73,20 @@ def _of_stages(names: list[str], runs: dict[str, int], checkpoints: dict[str, in
 
 
 def _written(stage: Stage) -> int:
-    """Bytes of a stage that are on the disk already."""
+    """Return how many bytes a stage has already written."""
     try:
         folder = stage.folder.path
     except MissingTeacherError:
         return 0
     size = 0
     for file in folder.rglob("*"):
-        with contextlib.suppress(FileNotFoundError):  # where trials run, drafts come and go
+        with contextlib.suppress(FileNotFoundError):  # drafts appear and disappear while trials run
             size += file.stat().st_size if file.is_file() else 0
     return size
 
 
 def check_storage_room(study: Study, room: Room) -> None:
-    """Raises UserError where the study's file system has too little room."""
+    """Raises UserError if the study's file system has too little free space."""
     if study.storage.uri is not None:
         return
     folder, needed = probed_location(study.storage), sum(room.parts.values())
@@ -97,7 +97,7 @@ def check_storage_room(study: Study, room: Room) -> None:
 
 
 def check_temporary_room(where: str, trials: int, folder: str, free: int, room: Room) -> None:
-    """Raises UserError where the temporary folder is too small for so many trials' checkpoints."""
+    """Raises UserError if the temporary folder is too small for the checkpoints of `trials` concurrent trials."""
     if free < (needed := trials * room.checkpoint):
         raise UserError(f"{folder} of {where} has {show_bytes(free)} free, but the checkpoints of {trials} trials pass "
                         f"through it, about {show_bytes(needed)}; make room there, or set TMPDIR to another place "

@@ -1,4 +1,4 @@
-"""TensorBoard."""
+"""The TensorBoard tracker."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from kdstudy.watch.trackers.base import Run, values_of
 
 
 class TensorBoard:
-    """An event file per trial, folder/STAGE/trial-NNN, to which is only appended: a first event, the hyperparameters,
-    an event per report, whose step is the epoch. What a driver that was killed left half written is cut off.
+    """Appends to one event file per trial, folder/STAGE/trial-NNN: a first event, the hyperparameters, and an event
+    per report, whose step is the epoch. A half-written event of a killed driver is truncated.
 
-    By tensorboardX, which comes with Ray Tune; its own writer keeps a file, a queue and a thread open for every trial,
-    and starts a new file whenever a trial goes on.
+    Uses only the event format of tensorboardX, which comes with Ray Tune: its own writer keeps a file, a queue and a
+    thread open per trial, and starts a new file whenever a trial resumes.
     """
 
     setting = folder = "tensorboard"
     package = None
 
     def __init__(self, config: StudyConfig, storage: Storage):
-        # Here, in the main thread: they import torch.
+        # Here, in the main thread, because these import torch.
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.record_writer import masked_crc32c
 
         self._folder, self._parameters = storage.folder / self.folder, config.default_parameters("distill")
         self._event, self._checksum = Event, masked_crc32c
-        self._seen: set[str] = set()  # folders of stages
+        self._seen: set[str] = set()  # stage folders
 
     def open(self) -> bool:
         return True
@@ -69,7 +69,7 @@ class TensorBoard:
         return self._folder / run.stage / f"trial-{run.number:03d}" / f"events.out.tfevents.{int(run.begun)}.{stage}"
 
     def _remove_others(self, stage: str, suffix: str) -> None:
-        """What the stage ran with other settings is no part of this study."""
+        """Delete event files that the same stage wrote with other settings."""
         for path in (self._folder / stage).glob("trial-*/events.*"):
             if path.suffix != suffix:
                 remove(path, self._folder)
@@ -77,8 +77,9 @@ class TensorBoard:
                     path.parent.rmdir()
 
     def _described(self, run: Run) -> list[Any]:
-        """What TensorBoard's HPARAMS tab asks for: all hyperparameters that there are, and this run's. It takes the
-        first from whichever run it meets first, so they are those of all arms."""
+        """Return the events for TensorBoard's HPARAMS tab: all hyperparameters, and this run's values.
+
+        TensorBoard takes the list of hyperparameters from the first run that it loads, so it covers both arms."""
         from tensorboardX.summary import hparams
 
         experiment, _, _ = hparams(self._parameters | run.config, {METRIC: 0.0})
@@ -91,13 +92,13 @@ class TensorBoard:
             file.write(framed)
 
     def _framed(self, content: bytes) -> bytes:
-        """A TFRecord: length, its checksum, content, its checksum."""
+        """Return a TFRecord: length, checksum of the length, content, checksum of the content."""
         length = struct.pack("<Q", len(content))
         return b"".join((length, struct.pack("<I", self._checksum(length)), content,
                          struct.pack("<I", self._checksum(content))))
 
     def _whole_events(self, path: Path) -> list[Any]:
-        """The events of a file; what comes after the last whole one is cut off."""
+        """Return the events of a file, and truncate the file after the last complete one."""
         events, at = [], 0
         content = path.read_bytes() if path.exists() else b""
         while at + 16 <= len(content):
