@@ -1,1 +1,3 @@
-"""The stages of a study, one file each. `base.py` is what a stage must offer; `order.py` is the list of them."""
+"""The stages of a study, one module each, and the report and export that are written at the end.
+
+`base` defines the interface of a stage; `order` lists all stages."""

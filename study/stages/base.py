@@ -1,6 +1,6 @@
-"""What a stage is: the protocol that the driver, the plan and the readers of a study's folder rely on.
+"""The interface of a stage, used by the driver, the plan and the readers of a study folder.
 
-A stage trains or evaluates models in trials; an output (the report, the export) is written once all stages are done.
+A stage trains or evaluates models in trials. An output (the report, the export) is written once all stages are done.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ from kdstudy.store.storage import Storage
 from kdstudy.trainables.files import RESULT_FILES
 from kdstudy.trainables.settings import ModelSettings
 
-if TYPE_CHECKING:  # it imports torch, which a finished study can do without
+if TYPE_CHECKING:  # avoids importing torch, which a finished study does not need
     from kdstudy.trainables.task import Task
 
 BYTES_PER_WEIGHT = 4
-BACKWARD = 3  # forward and backward together cost about three forwards
-COPIES_IN_CHECKPOINT = 3  # the weights, and the two moments that the usual optimizers keep of each
+BACKWARD = 3  # a forward and backward pass together cost about three forward passes
+COPIES_IN_CHECKPOINT = 3  # the weights, and the two moments of Adam-like optimizers
 
 
 @dataclass
 class StageFolder:
-    """A stage's folder, named after the fingerprint of its inputs, and what its done-mark says."""
+    """A stage's folder, named after the fingerprint of its inputs, with its record and done-mark."""
 
     name: str
     path: Path
     storage: Storage
     expected: StageFiles
-    facts: dict[str, Any] = field(default_factory=dict)  # for its done-mark, besides the outcome
+    facts: dict[str, Any] = field(default_factory=dict)  # further fields of its done-mark
 
     @property
     def done(self) -> dict[str, Any] | None:
-        """What the done-mark says; None where there is none or where any of the stage's files is gone or cut short."""
+        """The contents of the done-mark, or None if it is absent or any file of the stage is missing or truncated."""
         done = files.read_json(self.path / "done.json")
         return done if self.expected.is_done(done) and files.vouched_for(self.path, done) else None
 
@@ -51,16 +51,16 @@ class StageFolder:
         return self.path / "record.jsonl"
 
     def record(self) -> Record:
-        """The record, to be written to."""
+        """Open the record for writing."""
         return Record(self.record_path, storage=self.storage)
 
     def read_record(self) -> Record:
         return Record(self.record_path, write=False)
 
     def origin(self, record: Record) -> dict[str, str]:
-        """For a done-mark that is written anew: where the stage was taken from, if it has run nothing of its own since.
+        """Return the origin to keep in a rewritten done-mark, for a stage copied from another study without new runs.
 
-        A stage that was taken over from another study may have to choose again among the runs that came with it.
+        Such a stage may have to select its winner again among the copied runs.
         """
         earlier = files.read_json(self.path / "done.json") or {}
         if "taken_from" in earlier and earlier["runs"] == len(record.trials):
@@ -75,12 +75,12 @@ class StageFolder:
 
 @dataclass(frozen=True)
 class Workload:
-    """What a stage costs, for the plan.
+    """The computing work of a stage, for the plan.
 
-    runs: at most. protected: how many of the first are never stopped. epochs: of each run. images: seen in an epoch.
-    models: those that see them. passes: the cost of an image in forward passes of these models; 1 is inference.
-    workers: that train one model together. paced_by: stages whose seconds per epoch, times a factor, stand in where
-    this one has recorded none.
+    runs: maximum number. protected: how many of the first runs are never stopped early. epochs: per run. images: per
+    epoch. models: the models that process the images. passes: the cost of an image in forward passes of these models;
+    1 is inference. workers: how many train one model together. paced_by: stages whose seconds per epoch, times a
+    factor, are used if this stage has no records.
     """
 
     runs: int
@@ -96,8 +96,10 @@ class Workload:
 
 @dataclass(frozen=True)
 class Space:
-    """What a stage writes, for the preflight: bytes of a trial's checkpoint, and of all that is kept, under a heading
-    that also says which setting makes it smaller."""
+    """The disk space of a stage, for the preflight checks.
+
+    checkpoint: bytes of one trial's checkpoint. kept: bytes of all kept files. heading: what the kept files are, and
+    which setting reduces them."""
 
     checkpoint: int = 0
     kept: int = 0
@@ -107,9 +109,9 @@ class Space:
 class Stage(ABC):
     """One stage of a study.
 
-    name: of its folder and in messages. needs: the stages that must be done before it begins. files: what its folder
-    must look like. loop: which of the loops in `kdstudy.trainables` runs its trials. scored: whether its reports must
-    have a validation accuracy. result_files: what is kept of a run's last checkpoint, where that is a result.
+    name: used in its folder's name and in messages. needs: the stages that must be done first. files: the expected
+    files of its folder. loop: the loop in `kdstudy.trainables` that runs its trials. scored: whether its reports must
+    have a validation accuracy. result_files: the files to keep of a run's last checkpoint, if that is a result.
     """
 
     name: ClassVar[str]
@@ -126,49 +128,50 @@ class Stage(ABC):
 
     @classmethod
     def is_wanted(cls, config: StudyConfig) -> bool:
-        """Whether a study with these settings has the stage."""
+        """Whether a study with these settings includes the stage."""
         return True
 
     @classmethod
     def trials_expected(cls, config: StudyConfig) -> int | None:
-        """How many trials there will be, before a driver has recorded it; None where that depends on other stages."""
+        """The number of trials according to the settings, or None if it depends on other stages."""
         return None
 
     @classmethod
     def images_per_epoch(cls, data: dict[str, Any], trial: TrialState) -> int:
-        """How many images an epoch of a trial sees. data: what stages.json says of the images."""
+        """The number of images in an epoch of a trial. data: the description of the images in stages.json."""
         return data["student_train"]
 
     @classmethod
     def pack(cls, source: Path, target: Path, done: dict[str, Any], teacher: bool) -> None:
-        """Copy what a packed study keeps of the stage, besides its record and done-mark. teacher: with the teacher's
-        weights."""
+        """Copy what a packed study keeps of the stage, besides its record and done-mark.
+
+        teacher: whether to keep the teacher's weights."""
 
     # -- its folder ---------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def inputs(self) -> list[Any]:
-        """All that decides the stage's results, as JSON values: its folder is named after their fingerprint."""
+        """Return everything that the stage's results depend on, as JSON values; their fingerprint names its folder."""
 
     @property
     def folder(self) -> StageFolder:
-        """Raises MissingTeacherError where it depends on a teacher that is not there yet."""
+        """The stage's folder. Raises MissingTeacherError if it depends on a teacher that is not available yet."""
         path = self.context.folder / f"{self.name}-{fingerprint(self.name, *self.inputs())}"
         return StageFolder(self.name, path, self.context.storage, self.files)
 
     def is_current(self) -> bool:
-        """Whether it is done, and with as many trials, seeds and views as the settings want now."""
+        """Whether the stage is done with as many trials, seeds and views as the settings now require."""
         return self.folder.done is not None
 
     def may_take_over(self, neighbour: StageFolder) -> bool:
-        """Whether the folder of a study beside this one, done with the same inputs, will do for this one."""
+        """Whether a sibling study's folder of this stage, with the same inputs, can be copied to this study."""
         return neighbour.done is not None
 
     # -- its trials ---------------------------------------------------------------------------------------------------
 
     @property
     def epochs(self) -> int:
-        """Of a run."""
+        """The number of epochs per run."""
         return self.config.train.epochs
 
     @property
@@ -178,61 +181,61 @@ class Stage(ABC):
 
     @property
     def workers(self) -> int:
-        """How many workers train one model together. More than one are started by Ray Train, not Ray Tune."""
+        """How many workers train one model together. If more than one, Ray Train runs the trials, not Ray Tune."""
         return 1
 
     @abstractmethod
     def runs(self) -> tuple[TrialState, ...] | None:
-        """The runs that the stage consists of; None where they are proposed one by one, as a search's are."""
+        """Return the stage's runs, or None if they are proposed one by one, as in a search."""
 
     def proposer(self, slots: int) -> Proposer:
-        """What says which trial is next. slots: how many run at a time."""
+        """Return the proposer of the stage's trials. slots: how many trials run concurrently."""
         return ListProposer(self.runs())
 
     def prepare(self) -> None:
-        """What must be settled before the stage is opened."""
+        """Do what must happen before the stage is opened."""
 
     def begin_record(self, record: Record) -> None:
-        """What a new record says before its first trial."""
+        """Write the first events of a new record, before any trial."""
 
     @abstractmethod
     def task(self) -> Task:
-        """What all its runs share."""
+        """Return the task that all its runs share."""
 
     def result_check(self, folder: StageFolder) -> Callable[[TrialState], bool] | None:
-        """What tells whether a finished trial's result files are there; None where no file counts as a result."""
+        """Return a function that checks whether a finished trial's result files exist; None if it has none."""
         return None
 
     @abstractmethod
     def close(self, folder: StageFolder) -> None:
-        """Put together what the trials have found. Raises StudyFailedError where that is not enough."""
+        """Combine the trials' results and write the done-mark. Raises StudyFailedError if too many trials failed."""
 
-    # -- where others have done the work, elsewhere -------------------------------------------------------------------
+    # -- given results ------------------------------------------------------------------------------------------------
 
     @property
     def is_given(self) -> bool:
-        """Whether there is nothing to run, because the settings name the result."""
+        """Whether the settings name the result, so that nothing has to run."""
         return False
 
     def take_given(self, folder: StageFolder, measure: Callable[[Task], float]) -> None:
-        """Do the stage from what is given. measure: a teacher's validation accuracy, 0 to 1, measured on a worker."""
+        """Complete the stage from the given result. measure: returns a teacher's validation accuracy, 0 to 1."""
         raise NotImplementedError
 
     # -- for the plan -------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def workload(self) -> Workload:
-        """What the stage costs."""
+        """Return the computing work of the stage."""
 
     @abstractmethod
     def space(self, runs: int, size: Callable[[ModelSettings], int]) -> Space:
-        """What the stage will write. runs: still to do. size: bytes of a model's weights."""
+        """Return the disk space of the stage. runs: number still to do. size: returns bytes of a model's weights."""
 
 
 class Output(ABC):
-    """Something that others read, made from what the stages have found.
+    """A product of the finished stages for users: the report or the export.
 
-    path: relative to the study, to be shown. published: the folder of the study that holds it.
+    path: its path relative to the study, for display. published: the subfolder of the study that is uploaded.
     """
 
     name: ClassVar[str]
@@ -241,4 +244,4 @@ class Output(ABC):
 
     @abstractmethod
     def write(self, config: StudyConfig, folder: Path) -> bool:
-        """Bring it up to date; whether there was anything to do."""
+        """Update the output. Returns whether anything changed."""

@@ -1,6 +1,6 @@
-"""The confirmation: each arm's default and winner retrained on fresh paired seeds, and tested once.
+"""The confirmation stages: retrain each arm's default and winner on fresh paired seeds, and test each model once.
 
-The baseline's confirmation is a stage of its own, so that studies with another teacher share it.
+The baseline has a confirmation stage of its own, so that studies with different teachers can share it.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from kdstudy.store.schema import Done, Parameters, Part, StageFiles, Whole
 from kdstudy.trainables.files import TEST_PREDICTIONS, WEIGHTS
 from kdstudy.trainables.settings import ModelSettings
 
-if TYPE_CHECKING:  # it imports torch, which a finished study can do without
+if TYPE_CHECKING:  # avoids importing torch, which a finished study does not need
     from kdstudy.trainables.task import Task
 
-ONLY = "only {} tuned"  # the configuration that leaves temperature and alpha at their defaults
+ONLY = "only {} tuned"  # the configuration that keeps temperature and alpha at their defaults
 
 
 class ConfirmedRow(Part):
@@ -56,16 +56,17 @@ class ConfirmationDone(Done):
 
 @dataclass(frozen=True)
 class Configuration:
-    """One row of the results table. trial: its number in the search, where it is one of the search's points."""
+    """One row of the results table. trial: its number in the search, or None if it is not one of the search's points.
+    """
 
-    arm: str  # baseline, distilled
-    name: str  # default, tuned, or ONLY of what both arms search
+    arm: str  # baseline or distilled
+    name: str  # default, tuned, or ONLY with the parameters that both arms search
     parameters: dict[str, Any]
     trial: int | None
 
 
 class ConfirmationStage(Stage):
-    """One arm's confirmation. arm: the search whose winner is retrained. row: the arm's name in the table."""
+    """One arm's confirmation. arm: the search whose winner is retrained. row: the arm's name in the results table."""
 
     arm: ClassVar[str]
     row: ClassVar[str]
@@ -73,7 +74,7 @@ class ConfirmationStage(Stage):
 
     @classmethod
     def pack(cls, source: Path, target: Path, done: dict[str, Any], teacher: bool) -> None:
-        """All predictions; logits and weights of the best student alone."""
+        """Keep all predictions, but only the best student's logits and weights."""
         chosen = {row["runs"][0] for row in done["rows"]
                   if (row["arm"], row["configuration"]) == ("distilled", "tuned")}
         for run in sorted((source / "runs").iterdir()):
@@ -90,7 +91,7 @@ class ConfirmationStage(Stage):
         folder = self.folder
         done = folder.done
         if done is None or self._choice() is None:
-            return False  # the search has changed, so its winner may too
+            return False  # the search has changed, and perhaps its winner
         record = folder.read_record()
         return ListProposer(self.runs()).total(record) <= done["runs"] and done["rows"] == self._rows(record)
 
@@ -101,8 +102,8 @@ class ConfirmationStage(Stage):
     # -- its runs -----------------------------------------------------------------------------------------------------
 
     def _choice(self) -> dict[str, Any] | None:
-        """The done-mark that names the arm's winner: the finalists' where there are such, else the search's. None
-        where that stage is not current."""
+        """Return the done-mark that names the arm's winner: that of the finalists if there are any, else that of the
+        search. None if that stage is not current."""
         search, finalists = self.context.stage(self.arm), self.context.stage(FINALISTS[self.arm].name)
         if not search.is_current():
             return None
@@ -111,8 +112,10 @@ class ConfirmationStage(Stage):
         return finalists.folder.done if finalists.is_current() else None
 
     def _configurations(self) -> list[Configuration]:
-        """The arm at the default point, tuned, and, so that the worth of a learning rate is not taken for that of
-        distillation, the distillation with only that tuned."""
+        """Return the arm's default and tuned configurations.
+
+        For distillation, also one that tunes only the parameters that both arms share: it separates the gain from a
+        tuned learning rate from the gain from distillation."""
         best, default = self._choice(), self.config.default_parameters(self.arm)
         shared = self.context.stage(self.arm).findings["only_shared"]
         only = [Configuration(self.row, ONLY.format(" and ".join(shared)), default | shared, None)] if shared else []
@@ -120,7 +123,7 @@ class ConfirmationStage(Stage):
                 Configuration(self.row, "tuned", best["parameters"], best["winner"])]
 
     def runs(self) -> tuple[TrialState, ...]:
-        """All runs, seed by seed, so that pairs are complete as early as can be."""
+        """Return all runs, seed by seed, so that pairs are complete as early as possible."""
         configurations = self._configurations()
         return tuple(self._run(one, seed) for seed in self.context.confirm_seeds for one in configurations)
 
@@ -129,17 +132,17 @@ class ConfirmationStage(Stage):
         return TrialState(0, configuration.parameters, seed, seed, "confirm", True, label)
 
     def _exported_run(self) -> TrialState | None:
-        """The run that is exported, if it is one of this stage's."""
+        """Return the run to export, or None if it is not in this stage."""
         return None
 
     def task(self) -> Task:
-        # These runs are never stopped, so they report only when they are saved.
+        # These runs are never stopped early, so they report only at checkpoints.
         task = students.arm_task(self.context, self.arm, self.context.confirm_seeds)
         return replace(task, report_every=self.config.checkpoint_every, keep_weights=True,
                        test=self.context.splits.test)
 
     def result_check(self, folder: StageFolder) -> Callable[[TrialState], bool]:
-        """Only the run that is exported needs its weights: a packed study has no others."""
+        """Require the weights of the exported run only, since a packed study has no others."""
         exported = self._exported_run()
         exported_key = run_key(exported) if exported else None
 
@@ -150,7 +153,7 @@ class ConfirmationStage(Stage):
         return has_results
 
     def _rows(self, record: Record) -> list[dict[str, Any]]:
-        """Per row of the table: what ran, and the numbers of its runs, one per seed."""
+        """Return the rows of the results table: each configuration, with the numbers of its runs, one per seed."""
         numbers = {run_key(trial): trial.number for trial in record.trials.values()}
         return [{"arm": one.arm, "configuration": one.name, "parameters": one.parameters, "trial": one.trial,
                  "runs": [numbers.get(run_key(self._run(one, seed))) for seed in self.context.confirm_seeds]}
@@ -165,7 +168,7 @@ class ConfirmationStage(Stage):
                                        "the same command again to try it again")
         found = self._rows(record)
         earlier = files.read_json(folder.path / "done.json") or {}
-        weights = next(folder.path.glob(f"runs/*/{WEIGHTS}"), None)  # a packed baseline has none
+        weights = next(folder.path.glob(f"runs/*/{WEIGHTS}"), None)  # absent in a packed baseline
         folder.finish({
             **folder.origin(record),
             "outcome": f"{len(wanted)} runs on {self.config.confirm.seeds} fresh paired seeds",
@@ -184,7 +187,7 @@ class ConfirmationStage(Stage):
 
     @property
     def _row_count(self) -> int:
-        """Of the results table, at most."""
+        """Return the maximum number of rows in the results table."""
         return 2
 
     def space(self, runs: int, size: Callable[[ModelSettings], int]) -> Space:
@@ -210,7 +213,7 @@ class DistillConfirmation(ConfirmationStage):
         return [*super().inputs(), *students.soft_inputs(self.context)]
 
     def _exported_run(self) -> TrialState:
-        """The best student: the tuned distillation on the first seed."""
+        """Return the best student: the tuned distillation on the first seed."""
         return self._run(self._configurations()[-1], self.context.confirm_seeds[0])
 
     @property

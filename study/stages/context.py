@@ -1,4 +1,4 @@
-"""What all stages of a study share: its settings, storage and images, and access to each other."""
+"""The context that all stages of a study share: settings, storage, images, and access to other stages."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kdstudy.trainables.seeds import small_seed
 
 
 class Context:
-    """A study as its stages see it. Images are read, and weights fetched, when they are first asked for.
+    """A study as its stages see it. Images and pretrained weights are loaded on first use.
 
     kinds: the classes of all stages, subclasses of `kdstudy.stages.base.Stage`.
     """
@@ -35,11 +35,11 @@ class Context:
 
     @property
     def stages(self) -> dict[str, Any]:
-        """Those that the study has, by name, in their order."""
+        """The stages of this study by name, in order."""
         return {name: stage for name, stage in self._stages.items() if stage.is_wanted(self.config)}
 
     def stage(self, name: str) -> Any:
-        """Also one that this study does not have."""
+        """Return a stage by name, even one that this study does not use."""
         return self._stages[name]
 
     @property
@@ -50,7 +50,7 @@ class Context:
 
     @cached_property
     def splits(self) -> Splits:
-        """Raises UserError where the images cannot be read."""
+        """The images of all splits. Raises UserError if they cannot be read."""
         try:
             return data.load(self.config.data)
         except ValueError as error:
@@ -58,24 +58,25 @@ class Context:
 
     @cached_property
     def image_hashes(self) -> dict[str, str]:
-        """A digest of the images and labels of each split."""
+        """Return a digest of the images and labels of each split."""
         names = ("train", "student_train", "validation", "test", "unlabelled")
         return {name: hash_images(images) for name in names if (images := getattr(self.splits, name)) is not None}
 
     @property
     def image_size(self) -> int:
-        """Pixels, for models that do not name their own."""
+        """The image size in pixels for models that do not set their own."""
         return self.config.data.image_size or self.splits.image_size
 
     @property
     def shape(self) -> dict[str, int]:
-        """What the data require of every model: classes, channels, image_size."""
+        """The classes, channels and image_size (pixels) that every model must support."""
         return {"classes": len(self.splits.class_names), "channels": self.splits.channels,
                 "image_size": self.image_size}
 
     def initial_weights(self, section: str) -> dict[str, np.ndarray] | None:
-        """The weights with which a section's training begins; None is random. Fetched once, here, and handed to the
-        workers. Raises UserError."""
+        """Return the weights with which a section's training starts, or None for random weights.
+
+        They are downloaded once, here, and sent to the workers. Raises UserError."""
         from kdstudy.trainables import models  # imports torch
 
         if section not in self._weights:
@@ -86,7 +87,7 @@ class Context:
         return self._weights[section]
 
     def family(self, section: str) -> dict[str, str]:
-        """What kind of model a section's is, and of which class."""
+        """Return the family and the class of a section's model."""
         from kdstudy.trainables import models  # imports torch
 
         kind, family = models.kind_of(trained_models(self.config)[section], **self.shape)
@@ -100,7 +101,7 @@ class Context:
 
     @property
     def view_seeds(self) -> list[int]:
-        """One for the search, one for every confirmation seed."""
+        """The view seed of the search, followed by one per confirmation seed."""
         return [search_view_seed(self.config.seed), *self.confirm_seeds]
 
     @property
@@ -111,7 +112,7 @@ class Context:
 
     @property
     def logits_bytes(self) -> int:
-        """Of the teacher's logits for all views, once they are kept."""
+        """The size in bytes of the teacher's logits for all views."""
         splits = self.splits
         return 2 * len(self.view_seeds) * self.config.view_count * splits.seen_by_student * len(splits.class_names)
 

@@ -1,4 +1,4 @@
-"""The winner as a folder that plain timm loads: safetensors, config.json and a model card."""
+"""Export the winner as a model folder for timm: safetensors, config.json and a model card."""
 
 import contextlib
 import json
@@ -30,10 +30,11 @@ from kdstudy.trainables.settings import ModelSettings
 
 
 def export_student(config: StudyConfig, folder: Path, target: Path) -> float:
-    """Write the best distilled student: the winner's configuration, first confirmation seed, last epoch.
+    """Write the best distilled student to `target`: the winning configuration's last epoch on the first confirmation
+    seed.
 
-    The folder is loaded back by timm and must repeat the recorded test predictions. Returns its test accuracy, 0 to 1.
-    Raises UserError where the confirmation is not done, StudyFailedError where the folder does not repeat them.
+    Loads the folder again with timm and checks that it repeats the recorded test predictions. Returns the test
+    accuracy, 0 to 1. Raises UserError if the confirmation is not done, StudyFailedError if the predictions differ.
     """
     study = StudyFiles(folder)
     if study.confirmation is None:
@@ -48,7 +49,7 @@ def export_student(config: StudyConfig, folder: Path, target: Path) -> float:
 
 
 def export_teacher(config: StudyConfig, folder: Path, target: Path) -> float:
-    """Write the teacher, likewise. Raises UserError where it has not been tested yet or is no single model."""
+    """Write the teacher in the same way. Raises UserError if it is not tested yet or is not a single model."""
     study = StudyFiles(folder)
     answers, done = study.teacher_predictions(), study.done("teacher")
     if answers is None or done is None:
@@ -66,7 +67,7 @@ def export_teacher(config: StudyConfig, folder: Path, target: Path) -> float:
 
 
 def _check_images(config: StudyConfig, splits: data.Splits, answers: pd.DataFrame) -> None:
-    """See whether these are the images that the study was tested on. Raises UserError."""
+    """Check that these are the images that the study was tested on. Raises UserError."""
     labels = answers["label"].to_numpy()
     if not np.array_equal(labels, splits.test.labels):
         raise UserError(f"data.source = {config.data.source!r} does not hold the images that the study was tested on: "
@@ -99,20 +100,20 @@ def _export(config: StudyConfig, settings: ModelSettings, weights: Path, target:
         measured = [f"Test accuracy of these very weights: {100 * correct.mean():.2f} % on {len(correct)} images.", ""]
         (draft / "README.md").write_text("\n".join([*card, *measured, *_usage(target, settings)]), encoding="utf-8")
         again = _predict_from(draft, splits, settings) == splits.test.labels
-        # On the device that trained it every answer is the same; elsewhere rounding may turn a tie.
+        # On the device that trained it every prediction is the same; elsewhere, rounding may change ties.
         if (again != correct).sum() > max(1, 0.002 * len(correct)):
             raise StudyFailedError("the exported model does not repeat its recorded test answers: "
                                    f"{100 * again.mean():.2f} % right against {100 * correct.mean():.2f} %; are the "
                                    f"images of data.source = {config.data.source!r} the same?")
         files.write_json(draft / EXPORT_KEY_FILE, key)
         for file in draft.iterdir():
-            file.chmod(0o644)  # safetensors writes for the owner alone; an export is there to be shared
+            file.chmod(0o644)  # safetensors makes files private, but an export is meant to be shared
     return float(again.mean())
 
 
 @contextlib.contextmanager
 def _draft_of(target: Path) -> Iterator[Path]:
-    """A folder to write to, which takes the target's place if all goes well."""
+    """Yield a temporary folder that replaces the target if there is no error."""
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     remove(draft, draft.parent)
     try:
@@ -131,7 +132,7 @@ def _write_timm_folder(model: Classifier, splits: data.Splits, folder: Path, pre
                      "interpolation": "bicubic", "crop_pct": 1.0},
     )
     if not pretrained:
-        # timm copies its own weights' origin and licence; these weights have neither.
+        # timm copies the origin and licence of its own pretrained weights, which do not apply here.
         config = json.loads((folder / "config.json").read_text())
         for name in ("tag", "license", "origin_url", "paper_ids", "paper_name", "notes", "description"):
             config["pretrained_cfg"].pop(name, None)
@@ -139,7 +140,7 @@ def _write_timm_folder(model: Classifier, splits: data.Splits, folder: Path, pre
 
 
 def _write_plain_folder(model: Classifier, settings: ModelSettings, splits: data.Splits, folder: Path) -> None:
-    """The same files for a model that timm does not know; kdstudy reads them back, as `teacher.trained` for one."""
+    """Write the same files for a model unknown to timm. kdstudy can read them back as `teacher.trained`."""
     folder.mkdir(parents=True)
     models.save_weights(model, folder / "model.safetensors")
     classes = len(splits.class_names)
@@ -153,7 +154,8 @@ def _write_plain_folder(model: Classifier, settings: ModelSettings, splits: data
 
 @torch.no_grad()
 def _predict_from(folder: Path, splits: data.Splits, settings: ModelSettings) -> np.ndarray:
-    """The test predictions of the folder as it is rebuilt, by timm where timm can, from nothing but the folder."""
+    """Return the test predictions (class indices) of the exported model, loaded by timm if possible, using nothing but
+    the folder."""
     trained = models.read_trained(folder, settings.model)
     if models.is_function(trained.model.model):
         model = models.build(trained.model, classes=trained.classes, channels=splits.channels,

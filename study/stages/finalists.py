@@ -1,7 +1,8 @@
-"""The round between search and confirmation: the best configurations again on fresh seeds, by validation alone.
+"""The finalists stages: between search and confirmation, retrain the best configurations on fresh seeds.
 
-A search picks the best of many single runs, so its winner is partly the luckiest. Here the few best by the fitted
-surface, which knows their neighbours too, and the default point run again; the best mean over the seeds wins.
+A search selects the best of many single runs, so its winner is partly luck. This round reruns the default point and the
+best few configurations by the fitted surface, which also uses neighbouring points. The best mean validation accuracy
+over the seeds wins.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from kdstudy.trainables.seeds import small_seed
 from kdstudy.trainables.settings import ModelSettings
 from kdstudy.watch.progress import show_parameters
 
-if TYPE_CHECKING:  # it imports torch, which a finished study can do without
+if TYPE_CHECKING:  # avoids importing torch, which a finished study does not need
     from kdstudy.trainables.task import Task
 
 
@@ -58,7 +59,7 @@ class FinalistsStage(Stage):
     """One arm's finalists. arm: the search whose trials run again."""
 
     arm: ClassVar[str]
-    # What is chosen among the baseline's trials rests on those of the distillation too.
+    # The baseline's ranking also uses the trials of the distillation search.
     needs = tuple(search.name for search in SEARCHES)
 
     @classmethod
@@ -76,7 +77,7 @@ class FinalistsStage(Stage):
         folder = self.folder
         done = folder.done
         if done is None or not self._search.is_current():
-            return False  # the search has changed, so its winner may too
+            return False  # the search has changed, and perhaps its winner
         record = folder.read_record()
         return ListProposer(self.runs()).total(record) <= done["runs"] and done["rows"] == self._rows(record)
 
@@ -87,9 +88,9 @@ class FinalistsStage(Stage):
     # -- its runs -----------------------------------------------------------------------------------------------------
 
     def _candidate_runs(self) -> dict[int, list[TrialState]]:
-        """Per candidate, the number of its trial in the search, its runs.
+        """Return the runs of each candidate, by its trial number in the search.
 
-        Weights and order are fresh; the views are the search's, whose teacher logits are there already.
+        Weights and order use fresh seeds. The views are the search's, for which teacher logits exist already.
         """
         config, trials = self.config, self._search.folder.read_record().trials
         ranking = distinct(self._search.findings["ranking"], trials)
@@ -99,11 +100,11 @@ class FinalistsStage(Stage):
                                     f"trial {number}") for seed in seeds] for number in chosen}
 
     def runs(self) -> tuple[TrialState, ...]:
-        """Seed by seed, so that all candidates are compared as early as can be."""
+        """Return all runs, seed by seed, so that all candidates can be compared as early as possible."""
         return tuple(run for of_one_seed in zip(*self._candidate_runs().values(), strict=True) for run in of_one_seed)
 
     def task(self) -> Task:
-        # Like a search's, but these runs are never stopped, so they report only when they are saved.
+        # As in a search, but these runs are never stopped early, so they report only at checkpoints.
         task = students.arm_task(self.context, self.arm, [search_view_seed(self.config.seed)])
         return replace(task, report_every=self.config.checkpoint_every)
 
@@ -132,7 +133,7 @@ class FinalistsStage(Stage):
 
     def workload(self) -> Workload:
         config = self.config
-        # At most: the default point may be among the best.
+        # An upper bound, since the default point may be among the best.
         candidates_at_most = min(config.finalists.configurations + 1, config.trials(self.arm))
         return Workload(runs=candidates_at_most * config.finalists.seeds, epochs=config.train.epochs,
                         images=len(self.context.splits.student_train), models=(config.student,),
@@ -162,7 +163,8 @@ FINALISTS = {stage.arm: stage for stage in (BaselineFinalists, DistillFinalists)
 
 
 def distinct(ranking: list[int], trials: dict[int, TrialState]) -> list[int]:
-    """A ranking in which every configuration stands once, by its first trial: in a space of choices they repeat."""
+    """Remove repeated configurations from a ranking, keeping the first trial of each: spaces of choices have repeats.
+    """
     first: dict[tuple, int] = {}
     for number in sorted(ranking):
         first.setdefault(tuple(sorted(trials[number].parameters.items())), number)
@@ -171,15 +173,15 @@ def distinct(ranking: list[int], trials: dict[int, TrialState]) -> list[int]:
 
 
 def candidates(ranking: list[int], count: int) -> list[int]:
-    """The first `count` trials of a ranking, the best first; then trial 0, the default point, if it is not of them."""
+    """Return the first `count` trials of a ranking (best first), plus trial 0, the default point, if it is missing."""
     chosen = ranking[:count]
     return chosen if 0 in chosen or 0 not in ranking else [*chosen, 0]
 
 
 def rows(record: Record, runs: dict[int, list[TrialState]]) -> list[dict[str, Any]]:
-    """Per candidate: its trial in the search, its parameters, its runs, and their last validation accuracies (0 to 1).
+    """Return one row per candidate: its trial in the search, parameters, runs, and their last validation accuracies.
 
-    runs: per trial of the search, its runs here. An accuracy is None where a run has failed or is still to come.
+    runs: this stage's runs, by trial of the search. Accuracies are 0 to 1, or None for failed and unfinished runs.
     """
     known = {run_key(trial): trial for trial in record.trials.values()}
     found = []
@@ -192,9 +194,9 @@ def rows(record: Record, runs: dict[int, list[TrialState]]) -> list[dict[str, An
 
 
 def winner(found: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The row with the best mean accuracy; of equals the default point, else the one ranked first. None if all failed.
+    """Return the row with the best mean accuracy, or None if all failed. Ties go to the default point, then by rank.
 
-    A configuration of which a run failed is out: nobody would want to train with it.
+    A configuration with a failed run cannot win, since it is not reliable enough to use.
     """
     sound = [row for row in found if None not in row["accuracies"]]
     return max(sound, key=lambda row: (round(mean(row), 9), row["trial"] == 0), default=None)

@@ -1,19 +1,18 @@
-"""A teacher's logits as one file, so that a student can be distilled where the teacher is not.
+"""A file of a teacher's logits, which allows distilling a student without access to the teacher.
 
-A safetensors file. Its tensors:
+It is a safetensors file with these tensors:
 
 - `views.SEED`, (V, N, C) fp16: the logits for V views of the N images that the student learns from, in the order of
   `trainables.data.load(...).student_train`. View v of image i is `trainables.views.Views(..., view_seed=SEED)`, a pure
   function of (SEED, v, i). A study needs one SEED for its search and one for every confirmation seed.
-- `train`, (N, C) fp16, may stand for all of them where the study has no augmentation: every view is the plain image.
-- `unlabelled.SEED`, (V, U, C) fp16: likewise for the images without labels, where there are any.
+- `train`, (N, C) fp16: may replace all of these if the study has no augmentation, so that every view is the same.
+- `unlabelled.SEED`, (V, U, C) fp16: the same for the images without labels, if there are any.
 - `validation`, (N_validation,) int64: the predicted classes of the validation images.
 - `test`, (N_test, C) fp16: the logits of the test images.
 
-Its metadata, all of them text: `format` ("kdstudy logits 1"), `teacher` (a name to show), `classes` (JSON list of
-names, in the order of the logits), `views` (JSON of the augmentation), and `images` (JSON: per split a digest of pixels
-and labels, see `study.fingerprints.hash_images`), which says that these are the very images of a study that reads the
-file.
+The metadata are strings: `format` ("kdstudy logits 1"), `teacher` (a display name), `classes` (JSON list of names, in
+the order of the logits), `views` (JSON of the augmentation), and `images` (JSON: per split a digest of pixels and
+labels, see `kdstudy.store.fingerprints.hash_images`), which ties the file to the exact images of a study.
 """
 
 from __future__ import annotations
@@ -39,18 +38,19 @@ PLAIN = "train"
 
 @dataclass(frozen=True)
 class LogitsFile:
-    """A file that fits the study."""
+    """An open logits file that fits the study."""
 
     path: Path
-    count: int  # views
-    labels: np.ndarray  # of the validation images
+    count: int  # of views
+    labels: np.ndarray  # of the validation images, (N_validation,)
 
     def _read(self, name: str) -> np.ndarray:
         with safe_open(self.path, framework="np") as file:
             return file.get_tensor(name)
 
     def views(self, view_seed: int) -> tuple[np.ndarray, np.ndarray | None]:
-        """The logits of the labelled and of the unlabelled images for a view seed, (V, N, C) fp16."""
+        """Return the logits of the labelled images, (V, N, C) fp16, and of the unlabelled ones, (V, U, C) fp16 or None.
+        """
         with safe_open(self.path, framework="np") as file:
             names = set(file.keys())
         if f"views.{view_seed}" not in names:
@@ -70,13 +70,12 @@ class LogitsFile:
 
     @property
     def accuracy(self) -> float:
-        """On the validation images, 0 to 1."""
+        """The teacher's accuracy on the validation images, 0 to 1."""
         return float((self.validation == self.labels).mean())
 
 
 def read(path: Path, context: Context) -> LogitsFile:
-    """Open a file and see whether it belongs to a study's images. Raises ValueError with the first thing that does not.
-    """
+    """Open a file and check that it fits a study's images. Raises ValueError with the first problem."""
     if not path.is_file():
         raise ValueError("there is no such file")
     try:
@@ -136,9 +135,9 @@ def view_settings(context: Context) -> dict[str, Any]:
 
 
 def write(context: Context, out: Path) -> int:
-    """Write the logits of a study's teacher; returns the file's size in bytes.
+    """Write the logits of a study's teacher to a file. Returns its size in bytes.
 
-    Raises UserError where there are none.
+    Raises UserError if the study has no logits.
     """
     from kdstudy.analysis.study_files import StudyFiles
 
@@ -169,7 +168,7 @@ def write(context: Context, out: Path) -> int:
 
 
 def _check_target(out: Path) -> None:
-    """Only a logits file is ever replaced. Raises UserError."""
+    """Raises UserError if `out` exists and is not a logits file, so that no other file is overwritten."""
     if out.suffix != ".safetensors":
         raise UserError(f"{out} is to be a safetensors file; name it {out.with_suffix('.safetensors').name}")
     if out.exists():

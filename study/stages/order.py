@@ -1,7 +1,7 @@
-"""The list of stages. A new stage is one file beside this one, and one line here.
+"""The list of stages. To add a stage, add a module next to this one and a line here.
 
-Everything else follows from the stages themselves: their order, what each of them needs, which trials come first, their
-names in settings and messages.
+All else follows from the stages themselves: their order, dependencies and priorities, and their names in settings and
+messages.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ STAGE_FILES = {stage.name: stage.files for stage in STAGES}
 
 
 def names(config: StudyConfig) -> tuple[str, ...]:
-    """The stages and outputs that a study with these settings has, in their order."""
+    """Return the stages and outputs of a study with these settings, in order."""
     return (*(stage.name for stage in STAGES if stage.is_wanted(config)), *(output.name for output in OUTPUTS))
 
 
 def priority(name: str) -> tuple[int, int]:
-    """A key that sorts stages by whose trials come first: those that most others wait for, in a chain."""
+    """Return a sort key by priority: stages at the start of the longest chain of dependent stages come first."""
     kinds = {stage.name: stage for stage in STAGES}
 
     def waiting(stage: str) -> int:
@@ -41,7 +41,7 @@ def priority(name: str) -> tuple[int, int]:
 
 
 def may_overlap(one: str, other: str) -> bool:
-    """Whether trials of two stages may run at the same time: neither waits for the other."""
+    """Whether trials of two stages may run at the same time, because neither depends on the other."""
     kinds = {stage.name: stage for stage in STAGES}
 
     def before(name: str) -> set[str]:

@@ -1,4 +1,4 @@
-"""What is written once the stages are done: the report, and the exported student."""
+"""The outputs that are written after the stages: the report and the exported student."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from kdstudy.stages.base import Output
 
 
 class Report(Output):
-    """The results table and the page, rebuilt only where something has changed."""
+    """The results table and the report, rebuilt only if something has changed."""
 
     name = "report"
     path = "results/report.html"
@@ -20,7 +20,7 @@ class Report(Output):
 
 
 class Export(Output):
-    """The best distilled student, as a folder that plain timm loads."""
+    """The best distilled student, as a model folder for timm."""
 
     name = "export"
     path = "export"

@@ -1,4 +1,4 @@
-"""The searches: that of the baseline, and that of the distillation."""
+"""The search stages: one for the baseline and one for distillation."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from kdstudy.store.schema import Done, Parameters, Share, StageFiles, Whole
 from kdstudy.trainables.settings import ModelSettings
 from kdstudy.watch.progress import show_parameters
 
-if TYPE_CHECKING:  # it imports torch, which a finished study can do without
+if TYPE_CHECKING:  # avoids importing torch, which a finished study does not need
     from kdstudy.trainables.task import Task
 
 ORIGINS = frozenset({"default", "sobol", "tpe"})
@@ -69,7 +69,7 @@ class SearchStage(Stage):
         return done is not None and done["trials"] >= self.config.trials(self.arm)
 
     def may_take_over(self, neighbour: StageFolder) -> bool:
-        # A search with another budget would make the arms unequal.
+        # With a different budget the arms would not be comparable.
         done = neighbour.done
         if done is None or done["trials"] != self.config.trials(self.arm):
             return False
@@ -117,7 +117,7 @@ class SearchStage(Stage):
 
     @property
     def is_warm_started(self) -> bool:
-        """Whether it starts from another study's search."""
+        """Whether the search starts from another study's search."""
         return bool(self.config.search.warm_start and self.config.space(self.arm))
 
     def begin_record(self, record: Record) -> None:
@@ -125,7 +125,7 @@ class SearchStage(Stage):
             record.add_prior(self.config.search.warm_start, self._read_prior())
 
     def prior_trials(self) -> int:
-        """How many trials of another study it starts from, or has started from. Raises UserError."""
+        """Return how many trials of another study the search starts or started from. Raises UserError."""
         with contextlib.suppress(MissingTeacherError):
             if prior := self.folder.read_record().prior:
                 return len(prior)
@@ -138,7 +138,7 @@ class SearchStage(Stage):
         return warm_start.read_prior(self.config, self.arm, self.context.folder, check_study)
 
     def _starts_alike(self, neighbour: StageFolder) -> bool:
-        """Whether a neighbour's search began with what this one would; if that is gone since, it is taken on trust."""
+        """Whether a sibling's search has the same prior trials; assumed if the other study no longer exists."""
         prior = neighbour.read_record().prior
         with contextlib.suppress(UserError):
             return [trial.parameters for trial in prior] == [known["parameters"] for known in self._read_prior()]
@@ -148,10 +148,10 @@ class SearchStage(Stage):
 
     @property
     def findings(self) -> dict[str, Any]:
-        """What the sensitivity analysis says of the finished search.
+        """The results of the sensitivity analysis of the finished search.
 
-        ranking: its full-budget trials by the fitted surface, the best first. only_shared: for the distillation, the
-        best values of what both arms search, with the rest at its defaults; None where nothing can be said.
+        ranking: trials that ran all epochs, best first by the fitted surface. only_shared: for distillation, the best
+        values of the parameters that both arms share, with the others at their defaults; None if they are unknown.
         """
         done = self.folder.done
         return done if "ranking" in done else self._found
@@ -166,7 +166,7 @@ class SearchStage(Stage):
         return {"ranking": ranking, "only_shared": {name: self._rounded(name, best[name]) for name in shared} or None}
 
     def _rounded(self, name: str, value: Any) -> Any:
-        """Three significant digits, within the range: what the table shows is what runs."""
+        """Round to three significant digits, within the range, so that the results table shows the exact values."""
         dimension = getattr(self.config.search, name)
         if dimension.choice is not None:
             return value
@@ -174,7 +174,7 @@ class SearchStage(Stage):
         return min(max(float(f"{value:.3g}"), low), high)
 
     def keep_findings(self) -> None:
-        """Write them to the done-mark: on another machine, or with more trials of the other arm, they might differ."""
+        """Save the findings in the done-mark: recomputed on another machine or with more trials, they could differ."""
         folder = self.folder
         if (done := folder.done) and "ranking" not in done:
             folder.finish(done | self.findings)

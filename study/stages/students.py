@@ -1,4 +1,4 @@
-"""What the stages that train students share: their inputs and their task, in either arm.
+"""Inputs and tasks shared by the stages that train students.
 
 An arm is one of the two ways to train the student: `baseline`, on labels alone, or `distill`, with the teacher.
 """
@@ -13,24 +13,24 @@ from kdstudy.stages.base import BACKWARD
 from kdstudy.stages.context import Context
 from kdstudy.store.fingerprints import changed, model_inputs
 
-if TYPE_CHECKING:  # it imports torch, which a finished study can do without
+if TYPE_CHECKING:  # avoids importing torch, which a finished study does not need
     from kdstudy.trainables.task import Task
 
 
 def view_inputs(config: StudyConfig, exclude: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The augmentation, for a fingerprint."""
+    """Return the augmentation settings for a fingerprint."""
     return changed(config.views, exclude=("cache_gib", *exclude))
 
 
 def shared_inputs(context: Context) -> list[Any]:
-    """What decides how a student is trained, whatever the arm, for a fingerprint."""
+    """Return the inputs of student training that both arms share, for a fingerprint."""
     config, images = context.config, context.image_hashes
     return [config.seed, model_inputs("student", config.student), changed(config.train), view_inputs(config),
             images["student_train"], images["validation"], context.image_size]
 
 
 def soft_inputs(context: Context) -> list[Any]:
-    """What decides the soft loss, for a fingerprint. Raises MissingTeacherError where there is no teacher yet."""
+    """Return the inputs of the soft loss, for a fingerprint. Raises MissingTeacherError."""
     config, inputs = context.config, [context.stage("teacher").weights_hash]
     if config.teacher.precision != "auto":
         inputs.append(config.teacher.precision)
@@ -40,7 +40,7 @@ def soft_inputs(context: Context) -> list[Any]:
 
 
 def plain_task(context: Context) -> Task:
-    """What all runs of the student share, whatever the stage."""
+    """Return the part of the task that all student runs share."""
     from kdstudy.trainables.task import Task  # imports torch
 
     config, splits = context.config, context.splits
@@ -52,7 +52,7 @@ def plain_task(context: Context) -> Task:
 
 
 def arm_task(context: Context, arm: str, view_seeds: list[int]) -> Task:
-    """What the runs of an arm share. view_seeds: those for which the teacher's logits are needed."""
+    """Return the task that an arm's runs share. view_seeds: the view seeds whose teacher logits are needed."""
     task = replace(plain_task(context), weights=context.initial_weights("student"))
     if arm == "baseline":
         return replace(task, unlabelled=None)
@@ -60,13 +60,13 @@ def arm_task(context: Context, arm: str, view_seeds: list[int]) -> Task:
 
 
 def passes(context: Context, arm: str) -> float:
-    """The cost of a labelled image in forward passes of the student: images without labels come on top of it wherever
-    there is a soft loss."""
+    """Return the cost of one labelled image in forward passes of the student. With a soft loss, images without labels
+    add to it."""
     return BACKWARD * (1 + context.config.data.unlabelled) if arm == "distill" else BACKWARD
 
 
 def paced_by(context: Context, arm: str) -> tuple[tuple[str, float], ...]:
-    """The searches whose recorded pace stands in for a stage of an arm, each with a factor."""
+    """Return the searches whose recorded pace can replace that of a stage of an arm, each with a factor."""
     if arm == "baseline":
         return (("baseline", 1.0),)
     return (("distill", 1.0), ("baseline", 1 + context.config.data.unlabelled))

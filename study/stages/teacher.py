@@ -1,4 +1,4 @@
-"""The teacher: trained here, one run per learning rate, or given as trained models or as a file of logits."""
+"""The teacher stage: train one run per learning rate, or use given models or a given file of logits."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from kdstudy.trainables.paths import inside, remove
 from kdstudy.trainables.seeds import small_seed
 from kdstudy.trainables.settings import ModelSettings
 
-if TYPE_CHECKING:  # they import torch, which a finished study can do without
+if TYPE_CHECKING:  # avoids importing torch, which a finished study does not need
     from kdstudy.trainables.models import Trained
     from kdstudy.trainables.task import Member, Task
 
 WEIGHTS = "model.safetensors"
-REPORTS = 20  # of a teacher's run
+REPORTS = 20  # per teacher run
 
 
 class MemberFile(Part):
-    """One model of the teacher, as its done-mark describes it."""
+    """One model of the teacher, as stored in the done-mark."""
 
     model: ModelSettings
     weights: FileName
@@ -88,7 +88,7 @@ class TeacherStage(Stage):
                 teacher.lr, students.view_inputs(config, exclude=("count",)), images["train"], images["validation"],
                 self.context.image_size]
 
-    # -- trained here -------------------------------------------------------------------------------------------------
+    # -- trained by the study -----------------------------------------------------------------------------------------
 
     @property
     def epochs(self) -> int:
@@ -99,14 +99,14 @@ class TeacherStage(Stage):
         return self.config.resources.teacher_workers
 
     def runs(self) -> tuple[TrialState, ...]:
-        """One per learning rate, otherwise alike."""
+        """Return one run per learning rate, otherwise identical."""
         seed = small_seed(self.config.seed, "teacher")
         return tuple(TrialState(0, {"lr": lr}, seed, seed, "teacher") for lr in self.config.teacher.learning_rates)
 
     def task(self) -> Task:
         config, training = self.config, self.config.teacher.train_settings
         every = max(1, training.epochs // REPORTS)
-        # views.count limits the views whose logits are kept; the teacher itself sees a fresh one every epoch.
+        # views.count limits how many views have stored logits; the teacher itself sees a new view every epoch.
         views = config.views.model_copy(update={"count": None})
         return replace(students.plain_task(self.context), train=self.context.splits.train,
                        model=config.teacher.model_settings, training=training, views=views, report_every=every,
@@ -116,7 +116,7 @@ class TeacherStage(Stage):
     def result_check(self, folder: StageFolder) -> Callable[[TrialState], bool]:
         def has_weights(trial: TrialState) -> bool:
             if (folder.path / WEIGHTS).exists():
-                return True  # already chosen; the others have been removed
+                return True  # the best run was already selected, and the others' files deleted
             return (self.context.folder / trial.checkpoint["path"] / WEIGHTS).exists()
 
         return has_weights
@@ -148,7 +148,7 @@ class TeacherStage(Stage):
 
     @cached_property
     def given_members(self) -> list[Trained]:
-        """The models of a teacher that is trained already. Raises UserError where they do not fit the data."""
+        """Load the models of a given teacher. Raises UserError if they do not fit the data."""
         return [self._given_member(folder) for folder in self.config.teacher.trained or ()]
 
     def _given_member(self, folder: str) -> Trained:
@@ -171,7 +171,7 @@ class TeacherStage(Stage):
 
     @cached_property
     def given_logits(self) -> LogitsFile:
-        """The file at teacher.logits. Raises UserError where it does not fit the study."""
+        """Open the file at teacher.logits. Raises UserError if it does not fit the study."""
         path = Path(os.path.expanduser(self.config.teacher.logits))
         try:
             return logits_file.read(path, self.context)
@@ -179,11 +179,11 @@ class TeacherStage(Stage):
             raise UserError(f"teacher.logits = {self.config.teacher.logits!r}: {error}") from None
 
     def check_given(self) -> None:
-        """Raises UserError where what is given does not fit the study."""
+        """Raises UserError if the given teacher does not fit the study."""
         _ = self.given_logits if self.config.teacher.logits else self.given_members
 
     def take_given(self, folder: StageFolder, measure: Callable[[Task], float]) -> None:
-        """Keep the given weights with the study, and measure the teacher on the validation images."""
+        """Copy the given weights into the study, and measure the teacher on the validation images."""
         started = time.monotonic()
         if self.config.teacher.logits:
             self._finish_given(folder, self.given_logits.accuracy, started, {
@@ -205,7 +205,7 @@ class TeacherStage(Stage):
         kinds = {models.kind_of(member.model, **self.context.shape) for member in self.given_members}
         kind, family = kinds.pop() if len(kinds) == 1 else ("ensemble", "ensemble")
         self._finish_given(folder, accuracy, started, {
-            # How the weights are used matters as much as what they are: image size, mean and std.
+            # The result also depends on how the weights are used: image size, mean and std.
             "weights": fingerprint(digests, [{**member, "weights": None} for member in members]),
             "members": members, "model_parameters": parameters, "kind": kind, "family": family})
 
@@ -221,7 +221,7 @@ class TeacherStage(Stage):
 
     @property
     def done(self) -> dict[str, Any]:
-        """What the done-mark says. Raises MissingTeacherError where the teacher is not there yet."""
+        """The contents of the done-mark. Raises MissingTeacherError if the teacher is not available yet."""
         done = self.folder.done
         if done is None:
             raise MissingTeacherError
@@ -229,11 +229,11 @@ class TeacherStage(Stage):
 
     @property
     def weights_hash(self) -> str:
-        """What tells this teacher from others. Raises MissingTeacherError."""
+        """A fingerprint of the teacher's weights. Raises MissingTeacherError."""
         return self.done["weights"]
 
     def members(self) -> tuple[Member, ...]:
-        """The trained models. Raises MissingTeacherError, or StudyFailedError where their files are damaged."""
+        """Load the teacher's models. Raises MissingTeacherError, or StudyFailedError if their files are damaged."""
         return self._members(self.folder.path, self.done["members"])
 
     def _members(self, folder: Path, described: list[dict[str, Any]]) -> tuple[Member, ...]:
@@ -258,7 +258,7 @@ class TeacherStage(Stage):
 
     @property
     def models(self) -> tuple[ModelSettings, ...]:
-        """The models whose logits the student learns from; none where there is only a file of logits."""
+        """The models whose logits the student learns from; empty if only a file of logits is given."""
         if self.config.teacher.is_given:
             return tuple(member.model for member in self.given_members)
         return (self.config.teacher.model_settings,)
@@ -278,7 +278,7 @@ class TeacherStage(Stage):
 
 
 def check_function(model: str, config: StudyConfig) -> None:
-    """Check that a function that a file names as a model is one that the study's own settings name, since it will be
+    """Check that a function that a file names as its model is also named by the study's own settings, since it will be
     called. Raises UserError."""
     if ":" in model and model not in (config.teacher.model, config.teacher.function):
         raise UserError(f"the teacher's model is the function {model}, which is called only where the study says so: "
@@ -286,6 +286,6 @@ def check_function(model: str, config: StudyConfig) -> None:
 
 
 def count_parameters(weights: dict[str, np.ndarray]) -> int:
-    """Trainable numbers among a model's weights: all but the running statistics of normalisation layers."""
+    """Return the number of trainable parameters among a model's weights: all but normalisation statistics."""
     buffers = ("running_mean", "running_var", "num_batches_tracked")
     return sum(array.size for name, array in weights.items() if name.rsplit(".", 1)[-1] not in buffers)

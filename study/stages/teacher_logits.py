@@ -1,4 +1,5 @@
-"""The teacher's logits for every view, computed once in pieces that are trials of their own, or given as a file."""
+"""The teacher_logits stage: compute the teacher's logits for every view once, in chunks that run as trials, or read
+them from a given file."""
 
 from __future__ import annotations
 
@@ -31,10 +32,10 @@ from kdstudy.trainables.paths import inside, remove
 from kdstudy.trainables.settings import ModelSettings
 from kdstudy.watch.display import show_bytes
 
-if TYPE_CHECKING:  # it imports torch, which a finished study can do without
+if TYPE_CHECKING:  # avoids importing torch, which a finished study does not need
     from kdstudy.trainables.task import Task, Teacher
 
-PIECES = 5  # into which a view seed's views are cut, so that they are spread over workers
+PIECES = 5  # chunks per view seed, so that several workers share the work
 
 
 class TeacherLogitsDone(Done):
@@ -73,7 +74,7 @@ class TeacherLogitsStage(Stage):
         if done is None:
             return False
         kept = all(files.is_whole_array(folder.path / f"views-{seed}.npy") for seed in self.context.view_seeds)
-        # A packed study has none; they are wanted only where there is still something to distil.
+        # A packed study has no logits; they are needed only while a distillation stage is unfinished.
         if kept or (set(done["view_seeds"]) >= set(self.context.view_seeds) and self._distillation_done()):
             return True
         return not self.config.teacher.logits and not self.context.logits_fit
@@ -82,14 +83,14 @@ class TeacherLogitsStage(Stage):
         stages = self.context.stages
         return all(stages[name].is_current() for name in self.wanted_by if name in stages)
 
-    # -- computed here ------------------------------------------------------------------------------------------------
+    # -- computed by the study ----------------------------------------------------------------------------------------
 
     @property
     def epochs(self) -> int:
         return 1
 
     def runs(self) -> tuple[TrialState, ...]:
-        """The pieces that are not there yet: the held-out images, then the views, those of the search first."""
+        """Return the missing chunks: the held-out images, then the views, those of the search first."""
         folder, runs = self.folder.path, []
         if not (folder / TEST_PREDICTIONS).exists():
             runs.append(TrialState(0, {"first_view": 0, "view_count": 0}, 0, 0, "teacher_logits", True,
@@ -101,11 +102,11 @@ class TeacherLogitsStage(Stage):
 
     @property
     def _kept_seeds(self) -> list[int]:
-        """The view seeds whose logits are kept: none where they do not fit."""
+        """The view seeds whose logits are stored: none if the logits exceed views.cache_gib."""
         return self.context.view_seeds if self.context.logits_fit else []
 
     def _pieces(self, view_seed: int) -> list[TrialState]:
-        """The runs that compute the logits for one view seed's views, in their order."""
+        """Return the runs that compute the logits for the views of one view seed, in order."""
         parts = [views for views in np.array_split(range(self.config.view_count), PIECES) if len(views)]
         return [TrialState(0, {"first_view": int(views[0]), "view_count": len(views)}, 0, view_seed, "teacher_logits",
                            True, f"views {views[0]} to {views[-1]} of view seed {view_seed}") for views in parts]
@@ -117,7 +118,7 @@ class TeacherLogitsStage(Stage):
                        test=self.context.splits.test, keep_weights=True)
 
     def result_check(self, folder: StageFolder) -> Callable[[TrialState], bool]:
-        """A piece is there as long as its own files are, or what has been put together of them."""
+        """Return a check that a chunk's own files, or the array merged from them, exist."""
 
         def has_logits(piece: TrialState) -> bool:
             own = self.context.folder / piece.checkpoint["path"]
@@ -129,7 +130,7 @@ class TeacherLogitsStage(Stage):
         return has_logits
 
     def close(self, folder: StageFolder) -> None:
-        """Put the pieces together."""
+        """Merge the chunks and write the done-mark. Raises StudyFailedError if a chunk failed."""
         record = folder.record()
         runs = record.trials.values()
         if failed := [run for run in runs if run.state == "failed"]:
@@ -144,13 +145,13 @@ class TeacherLogitsStage(Stage):
             if not files.is_whole_array(folder.path / f"views-{view_seed}.npy"):
                 own = [pieces[run_key(piece)] for piece in self._pieces(view_seed)]
                 self._save_views(folder, view_seed, *self._joined(own))
-                for piece in own:  # at once: together they are as large as the whole
+                for piece in own:  # right away, since the chunks take as much space as the merged array
                     remove(piece, folder.path, if_possible=True)
         remove(folder.path / "runs", folder.path, if_possible=True)
         self._finish(folder, self.context.logits_fit, record.seconds)
 
     def _joined(self, pieces: list[Path]) -> tuple[np.ndarray, np.ndarray | None]:
-        """The logits (V, N, C) for all views, from those of each piece; also for the images without labels."""
+        """Concatenate the chunks' logits to (V, N, C), and to (V, U, C) for unlabelled images, or None."""
         names = (VIEW_LOGITS, UNLABELLED_LOGITS) if self.context.splits.unlabelled else (VIEW_LOGITS,)
         labelled, *unlabelled = (np.concatenate([files.read_array(piece / name) for piece in pieces])
                                  for name in names)
@@ -159,7 +160,7 @@ class TeacherLogitsStage(Stage):
     def _save_views(self, folder: StageFolder, view_seed: int, logits: np.ndarray,
                     unlabelled: np.ndarray | None) -> None:
         arrays = {f"unlabelled-{view_seed}.npy": unlabelled, f"views-{view_seed}.npy": logits}
-        for name, array in arrays.items():  # the views last: they say that both are there
+        for name, array in arrays.items():  # the views last, since their presence means that both files exist
             if array is not None:
                 files.write_array(folder.path / name, array)
                 self.context.storage.publish(folder.path / name)
@@ -181,7 +182,7 @@ class TeacherLogitsStage(Stage):
         return bool(self.config.teacher.logits)
 
     def take_given(self, folder: StageFolder, measure: Callable[[Task], float]) -> None:
-        """Unpack the file at teacher.logits to where the study's own logits would be."""
+        """Unpack the file at teacher.logits into the files that computed logits would have."""
         import torch
 
         from kdstudy.trainables.predictions import write_logits  # imports torch
@@ -199,9 +200,9 @@ class TeacherLogitsStage(Stage):
     # -- for other stages ---------------------------------------------------------------------------------------------
 
     def teacher(self, view_seeds: list[int]) -> Teacher:
-        """The trained teacher with its logits for these view seeds; its models go along only where some are missing.
+        """Return the teacher with its logits for these view seeds; with its models only if some logits are missing.
 
-        Raises MissingTeacherError.
+        Raises MissingTeacherError, FileNotFoundError if the stage is not done, StudyFailedError if a file is damaged.
         """
         from kdstudy.trainables.task import Teacher  # imports torch
 
@@ -228,6 +229,6 @@ class TeacherLogitsStage(Stage):
     def space(self, runs: int, size: Callable[[ModelSettings], int]) -> Space:
         context = self.context
         logits = context.logits_bytes if self.config.teacher.logits or context.logits_fit else 0
-        # Pieces come first and go as they are put together, a view seed at a time.
+        # Chunks are deleted as they are merged, one view seed at a time.
         return Space(logits // runs if runs else 0, logits + logits // len(context.view_seeds),
                      "the teacher's logits (none with a smaller views.cache_gib)")
