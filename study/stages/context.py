@@ -87,7 +87,7 @@ class Context:
         return self._weights[section]
 
     def family(self, section: str) -> dict[str, str]:
-        """Return the family and the class of a section's model."""
+        """Return the `kind` and the `family` of a section's model; see `trainables.models.kind_of`."""
         from kdstudy.trainables import models  # imports torch
 
         kind, family = models.kind_of(trained_models(self.config)[section], **self.shape)
