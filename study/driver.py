@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 
 from kdstudy.config.models import trained_models
 from kdstudy.planning import preflight
@@ -14,6 +15,7 @@ from kdstudy.tune.cluster import cluster_address
 from kdstudy.tune.connection import Connection
 from kdstudy.tune.pipeline import Pipeline
 from kdstudy.watch.display import Display
+from kdstudy.watch.progress import Pending
 from kdstudy.watch.trackers import feed
 
 
@@ -60,6 +62,10 @@ class _Driver:
             if settings.pretrained and not (section == "teacher" and study.stages["teacher"].folder.done):
                 self._display.update("fetching pretrained weights")
                 study.context.initial_weights(section)
+        pending = {name: Pending(load.runs, load.epochs, load.protected or load.runs, bool(load.rungs), load.paced_by)
+                   for name in self._stages if (load := study.stages[name].workload()).runs}
+        self._display.expect(pending)
+        study.note_expected({name: asdict(one) for name, one in pending.items()})
         self._display.update("connecting to Ray")
 
     def _write(self, output: Output) -> bool:

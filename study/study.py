@@ -100,7 +100,7 @@ class Study:
             "epochs": self.config.train.epochs,
             "rungs": self.config.rungs,
             "stages": self._existing_stages(),
-            "machine": earlier.get("machine") if isinstance(earlier, dict) else None,
+            **{name: earlier.get(name) if isinstance(earlier, dict) else None for name in ("machine", "expected")},
         }
         self._save_description()
 
@@ -140,6 +140,11 @@ class Study:
     def note_machine(self, machine: str) -> None:
         """Tell readers of the study what it runs on."""
         self._description["machine"] = machine
+        self._save_description()
+
+    def note_expected(self, expected: dict[str, Any]) -> None:
+        """Tell readers of the study what its stages will run: `kdstudy.watch.progress.Pending` by stage, as dicts."""
+        self._description["expected"] = expected
         self._save_description()
 
     def _save_description(self) -> None:

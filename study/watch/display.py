@@ -29,6 +29,12 @@ class Display:
     def __init__(self, console: Console, stages: tuple[str, ...]):
         self.console, self.stages = console, stages
         self._live: Live | None = None
+        self._pending: dict[str, progress.Pending] = {}
+        self._epoch_seconds: dict[str, float] = {}
+
+    def expect(self, pending: dict[str, progress.Pending]) -> None:
+        """These stages are still to come, or have just begun."""
+        self._pending = dict(pending)
 
     def begin(self, *stages: str, text: str = "") -> None:
         """Stages begin, one or several at once; `stop` is to follow."""
@@ -61,6 +67,7 @@ class Display:
 
     def end(self, stage: str, outcome: str, seconds: float, reused: bool = False) -> None:
         """Leave a stage's line behind."""
+        self._pending.pop(stage, None)
         line = self._line((stage,), "=" if reused else "✓", outcome, "" if reused else clock(seconds))
         self.console.print(line, soft_wrap=not self.console.is_terminal)
 
@@ -106,18 +113,18 @@ class Display:
         parts = [f"{'━' * filled}{'╌' * (BAR_WIDTH - filled)} {ended}/{total} trials", f"{running} running"]
         parts += [f"{count} {state}" for state, count in counts.items() if count]
         parts += [f"best {best}"] if best else []
-        left = _seconds_left(managers)
+        left = self._seconds_left(managers)
         return " · ".join(parts + ([f"about {clock(left)} left"] if left is not None else []))
 
 
-def _seconds_left(managers: dict[str, TrialManager]) -> float | None:
-    """If as many trials run at a time as now; None before anything is known. A stage of which nothing is known yet
-    counts like the slowest of the others."""
-    known = {stage: seconds for stage, manager in managers.items() if (seconds := _seconds_per_run(manager))}
-    if not known:
-        return None
-    work = sum(_runs_left(manager) * known.get(stage, max(known.values())) for stage, manager in managers.items())
-    return work / max(1, sum(len(manager.running) for manager in managers.values()))
+    def _seconds_left(self, managers: dict[str, TrialManager]) -> float | None:
+        """Of the whole study; None before anything is known."""
+        known = {stage: seconds for stage, manager in managers.items() if (seconds := _seconds_per_run(manager))}
+        self._epoch_seconds |= {stage: seconds / managers[stage].epochs for stage, seconds in known.items()}
+        pending = {stage: one for stage, one in self._pending.items() if stage not in managers}
+        runs = {stage: _runs_left(manager) for stage, manager in managers.items()}
+        running = sum(len(manager.running) for manager in managers.values())
+        return progress.study_seconds_left(runs, known, self._epoch_seconds, pending, running)
 
 
 def _seconds_per_run(manager: TrialManager) -> float | None:
