@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 
-from kdstudy.config.models import trained_models
 from kdstudy.planning import preflight
 from kdstudy.stages.base import Output
 from kdstudy.stages.order import NAMES, OUTPUTS
@@ -58,10 +57,9 @@ class _Driver:
         preflight.check_settings(study, self._address, self._stages)
         if cluster_address(self._address) is None:
             preflight.check_here(study)
-        for section, settings in trained_models(study.config).items():
-            if settings.pretrained and not (section == "teacher" and study.stages["teacher"].folder.done):
-                self._display.update("fetching pretrained weights")
-                study.context.initial_weights(section)
+        for section in preflight.pretrained_sections(study):
+            self._display.update("fetching pretrained weights")
+            study.context.initial_weights(section)
         pending = {name: Pending(load.runs, load.epochs, load.protected or load.runs, bool(load.rungs), load.paced_by)
                    for name in self._stages if (load := study.stages[name].workload()).runs}
         self._display.expect(pending)

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from kdstudy.config.models import trained_models
 from kdstudy.config.settings import own_functions
 from kdstudy.errors import UserError
 from kdstudy.planning.nodes import (
@@ -36,15 +37,23 @@ def check_settings(study: Study, address: str | None = None, stages: Sequence[st
     """Check what follows from the settings, the images and the models.
 
     stages: those that are wanted, all unless given. machine: also whether a trial fits on this machine, if the study
-    would run here. Raises UserError.
+    would run here, and whether the weights can be had that training begins with. Raises UserError.
     """
     if machine and cluster_address(address) is None:
         local_share(study.config.resources)
     feed.check(study.config)
     study.check_models()
+    for section in pretrained_sections(study) if machine else ():
+        study.context.check_weights(section)
     for search in study.searches:
         if search.is_warm_started and (stages is None or search.name in stages):
             search.prior_trials()
+
+
+def pretrained_sections(study: Study) -> list[str]:
+    """The sections whose training still has to begin with weights from a file or a hub."""
+    return [section for section, settings in trained_models(study.config).items()
+            if settings.pretrained and not (section == "teacher" and study.stages["teacher"].folder.done)]
 
 
 def check_here(study: Study) -> Share:

@@ -85,6 +85,21 @@ class Context:
                 raise UserError(f"{section}.{error}") from None
         return self._weights[section]
 
+    def check_weights(self, section: str) -> None:
+        """Check that a section's training can begin with the weights that it wants: a file is read, a hub is asked.
+
+        Raises UserError.
+        """
+        from kdstudy.trainables import models  # imports torch
+
+        settings = trained_models(self.config)[section]
+        try:
+            models.check_hub(settings)
+        except ValueError as error:
+            raise UserError(f"{section}.{error}") from None
+        if isinstance(settings.pretrained, str):
+            self.initial_weights(section)
+
     def family(self, section: str) -> dict[str, str]:
         """What kind of model a section's is, and of which class."""
         from kdstudy.trainables import models  # imports torch
