@@ -3,6 +3,8 @@
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from kdstudy.trainables.credentials import redact
 
@@ -25,3 +27,23 @@ def make_console() -> Console:
 def print_prose(console: Console, text: str, **options: Any) -> None:
     """Print sentences: wrapped between words on a terminal; in a log one line, so that it can be searched."""
     console.print(text, soft_wrap=not console.is_terminal, markup=False, **options)
+
+
+def print_columns(console: Console, rows: list[tuple[str, ...]], widths: tuple[int, ...], indent: str = "") -> None:
+    """Print rows whose last column is prose: wrapped within its column on a terminal; in a log a line for each row.
+
+    widths: of all columns but the last, at least.
+    """
+    if not console.is_terminal:
+        for row in rows:
+            shown = " ".join(text.ljust(width) for text, width in zip(row, widths, strict=False))
+            console.print(f"{indent}{shown} {row[-1]}".rstrip(), soft_wrap=True, markup=False)
+        return
+    table = Table.grid(padding=(0, 1))
+    table.add_column(width=len(indent))
+    for width in widths:
+        table.add_column(min_width=width, overflow="fold", max_width=max(width, console.width // 3))
+    table.add_column(ratio=1)
+    for row in rows:
+        table.add_row("", *map(Text, row))
+    console.print(table)
