@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import shutil
 import sys
+import textwrap
 import traceback
 import warnings
 
@@ -62,6 +64,9 @@ def _fail(message: str, code: int) -> None:
     """
     message = redact(message)
     shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in message)
-    click.echo(f"kdstudy: {shown}", err=True)
+    line = f"kdstudy: {shown}"
+    if sys.stderr.isatty():  # the terminal would break it within words
+        line = textwrap.fill(line, shutil.get_terminal_size().columns, break_long_words=False, break_on_hyphens=False)
+    click.echo(line, err=True)
     sys.exit(code)
 

@@ -1,14 +1,19 @@
 """Where commands print: a terminal, or a log."""
 
+import contextlib
+import sys
+import termios
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from kdstudy.trainables.credentials import redact
 
 LOG_WIDTH = 140
+LOCAL_FLAGS = 3  # their place in what `termios.tcgetattr` returns
 
 
 class RedactingConsole(Console):
@@ -26,7 +31,16 @@ def make_console() -> Console:
 
 def print_prose(console: Console, text: str, **options: Any) -> None:
     """Print sentences: wrapped between words on a terminal; in a log one line, so that it can be searched."""
-    console.print(text, soft_wrap=not console.is_terminal, markup=False, **options)
+    console.print(text, **({"soft_wrap": not console.is_terminal, "markup": False} | options))
+
+
+def echo_control_keys(on: bool) -> None:
+    """Whether the terminal echoes Ctrl-C as ^C. Where lines are drawn anew in place, that would tear them."""
+    with contextlib.suppress(Exception):  # there may be no terminal
+        settings = termios.tcgetattr(sys.stdin.fileno())
+        flags = settings[LOCAL_FLAGS]
+        settings[LOCAL_FLAGS] = flags | termios.ECHOCTL if on else flags & ~termios.ECHOCTL
+        termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, settings)
 
 
 def print_columns(console: Console, rows: list[tuple[str, ...]], widths: tuple[int, ...], indent: str = "") -> None:
@@ -40,10 +54,9 @@ def print_columns(console: Console, rows: list[tuple[str, ...]], widths: tuple[i
             console.print(f"{indent}{shown} {row[-1]}".rstrip(), soft_wrap=True, markup=False)
         return
     table = Table.grid(padding=(0, 1))
-    table.add_column(width=len(indent))
     for width in widths:
         table.add_column(min_width=width, overflow="fold", max_width=max(width, console.width // 3))
     table.add_column(ratio=1)
     for row in rows:
-        table.add_row("", *map(Text, row))
-    console.print(table)
+        table.add_row(*map(Text, row))
+    console.print(Padding(table, (0, 0, 0, len(indent))))

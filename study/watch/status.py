@@ -19,6 +19,7 @@ from kdstudy.store.files import read_json
 from kdstudy.store.record import METRIC, Record, TrialState
 from kdstudy.store.storage import Storage
 from kdstudy.watch import progress
+from kdstudy.watch.console import print_prose
 from kdstudy.watch.display import clock
 
 MOST_FAILURES = 10  # that are told one by one
@@ -225,7 +226,7 @@ def _out_of_reach_told(console: Console) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        console.print(f"note: {error}", soft_wrap=True, markup=False)
+        print_prose(console, f"note: {error}")
 
 
 @contextlib.contextmanager
