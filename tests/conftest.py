@@ -16,7 +16,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 
 def pytest_addoption(parser):
-    parser.addoption("--slow", action="store_true", help="also run the tests that take more than a minute")
+    parser.addoption("--slow", action="store_true", help="also run the tests that take long")
 
 
 def pytest_collection_modifyitems(config, items):

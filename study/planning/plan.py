@@ -57,8 +57,8 @@ def show_plan(study: Study, console: Console, measure: bool = False, gpus: int |
     _show_times(console, config, plans, machine)
     if gpus:
         print_prose(console, f"An estimate, not measured: if a GPU sustains {tflops:g} TFLOP/s on these models "
-                             "(--tflops) and nothing waits for the images." if any(plan.estimated for plan in plans) else
-                             "Times of an epoch are those on record.")
+                             "(--tflops) and nothing waits for the images."
+                    if any(plan.estimated for plan in plans) else "Times of an epoch are those on record.")
     elif any(plan.seconds is None for plan in plans) and not measure:
         console.print("\nTimes appear once epochs are on record, or with --measure, which times a few steps here.")
     return plans
