@@ -2,15 +2,15 @@
 
     import kdstudy
 
-    settings = kdstudy.load("digits", train={"epochs": 30})    # a preset, a TOML file, a study's folder, or a dict
-    kdstudy.plan(settings)                                     # what it will do and cost
-    study = kdstudy.run(settings, "studies/mine")              # or go on with what is there
-    study = kdstudy.open("studies/mine")                       # also while it runs
+    settings = kdstudy.load("digits", train={"epochs": 30})    # a preset, a TOML file, a study folder, or a dict
+    kdstudy.plan(settings)                                     # print what it will do and cost
+    study = kdstudy.run(settings, "studies/mine")              # run it, or resume it
+    study = kdstudy.open("studies/mine")                       # read it, also while it runs
     print(study.verdict)
     study.results, study.trials, study.curves                  # pandas DataFrames
     study.figure("effects").show()                             # any figure of the report; study.figures names them
 
-The functions are described in `kdstudy.api`; what they raise is in `kdstudy.errors`.
+See `kdstudy.api` for the functions and `kdstudy.errors` for their exceptions.
 """
 
 from typing import Any
@@ -19,8 +19,8 @@ __all__ = ["OpenStudy", "load", "open", "plan", "run"]
 
 
 def __getattr__(name: str) -> Any:
-    # At their first use: `import kdstudy.…` in a worker or a command should not wait for pandas. No module of this
-    # package may have one of these names, since importing it would put it in the place of the function.
+    # Import on first use, so that importing a submodule in a worker or command does not wait for pandas. No module of
+    # this package may have one of these names: importing it would replace the function.
     if name in __all__:
         from kdstudy import api
 

@@ -1,4 +1,4 @@
-"""`python -m kdstudy` is the `kdstudy` command."""
+"""`python -m kdstudy` runs the `kdstudy` command."""
 
 from kdstudy.cli.main import main
 

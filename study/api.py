@@ -1,4 +1,4 @@
-"""The Python API: for notebooks and scripts what the commands are for a terminal."""
+"""The Python API, for notebooks and scripts: load, plan, run and open studies."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ Location = str | Path | Storage | None
 
 
 def load(study: Settings, *, smoke: bool = False, trust: bool = False, **changes: Any) -> StudyConfig:
-    """The settings of a study, validated.
+    """Load and validate the settings of a study.
 
-    study: a preset's name, a TOML file, the folder or URI of a study, a dict of sections, or settings. smoke: shrink it
-    to a few short trials. trust: accept functions and hosts that the folder of a study names, which may come from a
-    stranger. changes: sections with settings to change, such as `train={"epochs": 3}`, or `seed=1`.
+    study: a preset's name, a TOML file, the folder or URI of a study, a dict of sections, or settings. smoke: shrink
+    the study to a few short trials. trust: accept the functions and hosts that a study folder names, even if the
+    folder comes from someone else. changes: settings to override, such as `train={"epochs": 3}` or `seed=1`.
 
     Raises UserError with one line that names the setting and the remedy.
     """
@@ -57,13 +57,13 @@ def load(study: Settings, *, smoke: bool = False, trust: bool = False, **changes
 
 def plan(settings: Settings, folder: Location = None, *, measure: bool = False, gpus: int | None = None,
          tflops: float = 40.0, address: str | None = None, console: Console | None = None) -> pd.DataFrame:
-    """Print what a study will do and cost; nothing is started.
+    """Print what a study will do and cost, without starting it.
 
-    folder: where the study is, or would be, stored: a path or a URI. measure: time a few training steps here. gpus:
-    estimate for so many GPUs of `tflops` 10^12 operations a second each. address: of a Ray cluster that is up.
+    folder: study folder or URI, existing or not. measure: time a few training steps on this machine. gpus: estimate
+    for this many GPUs, each sustaining `tflops` TFLOP/s. address: a running Ray cluster.
 
-    Returns a row per stage: runs, protected (never stopped), epochs (of a run), images (of an epoch), flop_per_image,
-    seconds_per_epoch (NaN where nothing is known of it), done. Raises UserError where the study cannot work.
+    Returns one row per stage: runs, protected (runs that are never stopped early), epochs (per run), images (per
+    epoch), flop_per_image, seconds_per_epoch (NaN where unknown), done. Raises UserError where the study cannot run.
     """
     from kdstudy.planning.plan import show_plan  # imports Ray and torch
 
@@ -77,11 +77,11 @@ def plan(settings: Settings, folder: Location = None, *, measure: bool = False, 
 
 def run(settings: Settings, folder: Location = None, *, until: str = NAMES[-1], address: str | None = None,
         console: Console | None = None) -> OpenStudy:
-    """Run a study to its end, or go on with it: what is done is not done again.
+    """Run or resume a study. Finished work is never repeated.
 
-    folder: where the study is stored, a path or a URI; `studies/NAME` unless given. until: the stage after which to
-    stop. address: of a Ray cluster that is up; RAY_ADDRESS, or this machine, unless given. If Ray was started in this
-    process before, that is used and left running.
+    folder: study folder or URI; default `studies/NAME`. until: the stage after which to stop. address: a running Ray
+    cluster; by default RAY_ADDRESS, else this machine. If this process has already started Ray, that instance is used
+    and left running.
 
     Raises UserError, StudyFailedError, InterruptedStudyError.
     """
@@ -91,7 +91,7 @@ def run(settings: Settings, folder: Location = None, *, until: str = NAMES[-1], 
 
 
 def run_study(study: Study, *, until: str, address: str | None, console: Console | None = None) -> bool:
-    """Run a study; returns whether there was anything to do. Raises as `run` does."""
+    """Run a study and return whether there was anything to do. Raises the same errors as `run`."""
     from kdstudy.driver import run as run_driver  # imports Ray and torch
 
     display = Display(console or make_console(), names(study.config))
@@ -99,7 +99,7 @@ def run_study(study: Study, *, until: str, address: str | None, console: Console
 
 
 def open(folder: str | Path) -> OpenStudy:
-    """A study that has begun, from its folder or URI; also while it runs. Raises UserError where there is none."""
+    """Open a started study by folder or URI, running or not. Raises UserError where there is none."""
     storage = Storage.of(folder)
     storage.refresh()
     if not (storage.folder / STUDY_FILE).is_file():
@@ -119,13 +119,13 @@ def _study(settings: Settings, folder: Location) -> Study:
 
 @dataclass(frozen=True)
 class OpenStudy:
-    """A study as its files told when each of these was first asked for. `kdstudy.open` again shows what is new."""
+    """A started study, for reading. Values are cached on first access; call `kdstudy.open` again to see updates."""
 
     storage: Storage
 
     @property
     def folder(self) -> Path:
-        """The study's folder, or this machine's copy of what is stored at a URI."""
+        """The study folder or, for a URI, the local copy of it."""
         return self.storage.folder
 
     @cached_property
@@ -138,22 +138,22 @@ class OpenStudy:
 
     @cached_property
     def trials(self) -> pd.DataFrame:
-        """A row per trial of every stage; see `kdstudy.analysis.frames.trials`."""
+        """One row per trial of every stage; see `kdstudy.analysis.frames.trials`."""
         return frames.trials(self.folder)
 
     @cached_property
     def curves(self) -> pd.DataFrame:
-        """A row per report of every trial; see `kdstudy.analysis.frames.curves`."""
+        """One row per report of every trial; see `kdstudy.analysis.frames.curves`."""
         return frames.curves(self.folder)
 
     @cached_property
     def results(self) -> pd.DataFrame:
-        """The results table, a row per configuration; see `kdstudy.analysis.frames.results`."""
+        """The results table, one row per configuration; see `kdstudy.analysis.frames.results`."""
         return frames.results(self.folder)
 
     @property
     def verdict(self) -> str | None:
-        """Whether distillation helps, in one sentence; None until the confirmation is done."""
+        """One sentence on whether distillation helps, or None before the confirmation is done."""
         return self._outcome["verdict"] if self._files.confirmation is not None else None
 
     @cached_property
@@ -162,11 +162,11 @@ class OpenStudy:
 
     @property
     def figures(self) -> list[str]:
-        """The names of the report's figures that can be drawn now."""
+        """The names of the report's figures for which there are results."""
         return list(self._figures)
 
     def figure(self, name: str) -> go.Figure:
-        """A figure of the report. Raises KeyError where it cannot be drawn now, or is not known."""
+        """Return a figure of the report. Raises KeyError where the name is unknown or has no results yet."""
         if name not in self._figures:
             raise KeyError(f"there is no figure {name!r}; there are {', '.join(self._figures) or 'none yet'}")
         return self._figures[name]
@@ -179,6 +179,6 @@ class OpenStudy:
         return f"<study {self.settings.name} at {self.storage}: {self.verdict or 'no verdict yet'}>"
 
     def _repr_html_(self) -> str:
-        """What a notebook shows: verdict and table."""
+        """The verdict and the results table, for notebooks."""
         verdict = html.escape(self.verdict or f"{self.settings.name}: no verdict yet")
         return f"<p><strong>{verdict}</strong></p>{self.results.to_html(index=False, na_rep='')}"

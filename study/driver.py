@@ -1,4 +1,4 @@
-"""One driver, from beginning to end: it checks the study, runs the stages that are not done, and writes the outputs."""
+"""The driver: checks a study, runs its unfinished stages and writes its outputs."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from kdstudy.watch.trackers import feed
 
 
 def run(study: Study, display: Display, *, until: str = NAMES[-1], address: str | None = None) -> bool:
-    """Do every stage and output up to `until` that is not done, from wherever the study is.
+    """Run every unfinished stage and output up to and including `until`.
 
-    address: of a Ray cluster that is up; RAY_ADDRESS or this machine unless given. Returns whether there was anything
-    to do. Raises UserError, StudyFailedError, InterruptedStudyError.
+    address: a running Ray cluster; by default RAY_ADDRESS, else this machine. Returns whether there was anything to do.
+    Raises UserError, StudyFailedError, InterruptedStudyError.
     """
     driver = _Driver(study, display, address, NAMES[: NAMES.index(until) + 1])
     return driver.run()
@@ -52,7 +52,9 @@ class _Driver:
         return pipeline.did_work or any(written)
 
     def _before_work(self) -> None:
-        """What could not work is found before the first trial; pretrained weights are fetched once, here."""
+        """Check the settings and this machine before the first trial, and download pretrained weights once.
+
+        Raises UserError."""
         study = self._study
         preflight.check_settings(study, self._address, self._stages)
         if cluster_address(self._address) is None:

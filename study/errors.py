@@ -1,21 +1,21 @@
-"""What can go wrong in ways that have a remedy."""
+"""Exceptions of kdstudy. Every message is one line."""
 
 
 class UserError(Exception):
-    """One line that names the setting and what would be right. The command ends with exit code 2."""
+    """An error that the user can fix; the message names the setting and the remedy. Exit code 2."""
 
 
 class StudyFailedError(Exception):
-    """The study itself cannot go on, one line. The command ends with exit code 1."""
+    """The study cannot continue. Exit code 1."""
 
 
 class StorageError(StudyFailedError):
-    """The study's storage cannot be written or reached, one line; what was written before is kept."""
+    """The study's storage cannot be written or reached. Earlier results are kept. Exit code 1."""
 
 
 class InterruptedStudyError(Exception):
-    """Somebody stopped the study; what is recorded is kept. The command ends with exit code 130."""
+    """The user stopped the study. Recorded results are kept. Exit code 130."""
 
 
 class MissingTeacherError(Exception):
-    """A stage's folder cannot be named before the teacher is there."""
+    """A stage depends on the teacher, which is not available yet."""

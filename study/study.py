@@ -1,9 +1,8 @@
-"""A study: its settings, where it is stored, its images and its stages, and what readers of its folder find.
+"""A study: its settings, storage, images and stages, and the files that describe it to readers.
 
-Every stage is a function of its own part of the settings and of its inputs. Its folder is named after the fingerprint
-of both, and carries a done-mark that is written last. That is all there is to resume, reuse and reproducibility: what
-is done is skipped, what was cut off goes on from its record, and a stage that a study beside this one has done is
-taken over.
+Each stage depends only on some of the settings and on its inputs. Its folder is named after the fingerprint of both,
+and its done-mark is written last. This gives resumption and reuse: finished stages are skipped, interrupted ones
+continue from their records, and finished stages of sibling studies with the same fingerprint are copied.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from kdstudy.stages.search import SearchStage
 from kdstudy.store import check, files
 from kdstudy.store.storage import Storage
 
-MOST_CHANGES = 5  # of settings that are told one by one
+MOST_CHANGES = 5  # to list individually in the note about changed settings
 
 
 class Study:
-    """Knows nothing of Ray. Its images are read, and weights fetched, when they are first asked for."""
+    """A study, independent of Ray. Images and pretrained weights are loaded on first use."""
 
     def __init__(self, config: StudyConfig, storage: Storage):
         self.config, self.storage, self.folder = config, storage, storage.folder
@@ -36,7 +35,7 @@ class Study:
 
     @property
     def stages(self) -> dict[str, Stage]:
-        """The stages that train or evaluate models, by name, in their order."""
+        """The stages that train or evaluate models, by name, in order."""
         return self.context.stages
 
     @property
@@ -44,15 +43,17 @@ class Study:
         return [stage for stage in self.stages.values() if isinstance(stage, SearchStage)]
 
     def check_models(self) -> None:
-        """Raises UserError where timm does not know the models, or they do not fit the images or what is given."""
+        """Raises UserError where timm lacks a model, or a model or given teacher does not fit the images."""
         check_models(self.config, **self.context.shape)
         self.context.stage("teacher").check_given()
 
     # -- a stage's folder ---------------------------------------------------------------------------------------------
 
     def opened(self, stage: Stage) -> tuple[StageFolder, bool]:
-        """The folder of a stage whose needs are done, and whether it was taken over just now from a neighbour, a study
-        beside this one that did the same. Raises UserError where its files are damaged."""
+        """Open the folder of a stage whose dependencies are done.
+
+        Returns the folder, and whether it was just copied from a sibling study that had finished the same stage.
+        Raises UserError where its files are damaged."""
         stage.prepare()
         folder = stage.folder
         taken = self._take_over(stage, folder)
@@ -64,7 +65,7 @@ class Study:
         if folder.path.exists() and any(folder.path.iterdir()):
             return False
         for path in self.storage.neighbours(folder.path.name):
-            try:  # it may be a stranger's
+            try:  # the sibling study may be untrusted
                 check.check_stage(stage.name, path, stage.files)
             except UserError:
                 continue
@@ -75,12 +76,12 @@ class Study:
                 return True
         return False
 
-    # -- what readers of the study find -------------------------------------------------------------------------------
+    # -- files for readers of the study -------------------------------------------------------------------------------
 
     def begin(self, note: Callable[[str], None]) -> None:
-        """Write down the settings and what the images are. note: told where settings differ from those before.
+        """Write the settings and a description of the images. note: called with a message if settings have changed.
 
-        Raises UserError where the settings cannot work: they do not take the place of those that do.
+        Raises UserError where the settings are invalid; the earlier settings are then kept.
         """
         splits, settings = self.context.splits, self.config.to_toml()
         if not files.has_text(self.folder / STUDY_FILE, settings):
@@ -105,7 +106,7 @@ class Study:
         self._save_description()
 
     def _changes(self, settings: str) -> str | None:
-        """Which settings are not what the study was begun with: a --set may have been forgotten."""
+        """Describe which settings differ from the earlier ones, since the user may have forgotten a --set."""
         try:
             earlier = flat(tomllib.loads((self.folder / STUDY_FILE).read_text(encoding="utf-8")))
         except (OSError, ValueError):
@@ -120,7 +121,7 @@ class Study:
                 f"`kdstudy run {self.storage}` alone goes on with what a study has")
 
     def _existing_stages(self) -> dict[str, str]:
-        """The stages that have begun with the settings as they are now; older ones do not belong to this study."""
+        """The folders of stages started with the current settings, by stage name."""
         found = {}
         for name, stage in self.stages.items():
             try:
@@ -132,13 +133,13 @@ class Study:
         return found
 
     def _enlist(self, folder: StageFolder) -> None:
-        """Tell readers of the study which folder serves a stage now."""
+        """Record in stages.json which folder belongs to a stage."""
         if self._description["stages"].get(folder.name) != folder.path.name:
             self._description["stages"][folder.name] = folder.path.name
             self._save_description()
 
     def note_machine(self, machine: str) -> None:
-        """Tell readers of the study what it runs on."""
+        """Record in stages.json which machine the study runs on."""
         self._description["machine"] = machine
         self._save_description()
 
@@ -153,7 +154,7 @@ class Study:
 
 
 def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A study file's settings by their full names."""
+    """Flatten nested settings to a dict keyed by full name, such as `train.epochs`."""
     found = {}
     for name, value in settings.items():
         found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}

@@ -1,4 +1,4 @@
-"""One loop on its own, without a search: teacher, baseline or distillation, in this process."""
+"""`kdstudy train`: train one teacher, baseline or distilled student in this process, without a search."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,15 +24,15 @@ from kdstudy.trainables.task import Member, Task, Teacher, save, start
 from kdstudy.trainables.teacher_logits import held_out
 from kdstudy.trainables.trainable import describe, not_finite
 
-KEY_FILE = "teacher.json"  # which settings a teacher trained on its own belongs to
+KEY_FILE = "teacher.json"  # identifies the settings that a separately trained teacher belongs to
 
 
 def train(config: StudyConfig, storage: Storage, loop: str, parameters: dict[str, float], console: Console, *,
           seed: int | None = None, out: Path | None = None) -> Path:
-    """Train once with the study's settings and test once; returns the folder with weights, history and result.
+    """Train one model with the study's settings and test it. Returns the folder with weights, history and result.
 
-    seed: of the model's weights, order and views; by default those of the search's default point.
-    Raises UserError for settings that cannot work, StudyFailedError where the loss is not finite.
+    seed: for the initial weights, image order and views; by default the seeds of the search's default point.
+    Raises UserError where the settings are invalid, StudyFailedError where the loss is not finite.
     """
     study = Study(config, storage)
     storage.refresh(everything=True)
@@ -109,9 +109,9 @@ def _print_report(report: dict[str, Any], console: Console) -> None:
 
 
 def _teacher(study: Study, console: Console, own_seed: bool) -> Teacher:
-    """The study's teacher where it is ready, else the one that `train teacher` left, else a new one."""
+    """Return the study's teacher if it is done, else the result of `kdstudy train teacher`, else train one now."""
     teacher = _find_teacher(study, console, own_seed)
-    if not teacher.members:  # a file of logits says what the teacher predicts
+    if not teacher.members:  # a logits file already has the teacher's predictions
         return teacher
     task = replace(study.stages["baseline"].task(), teacher=teacher)
     device = default_device()

@@ -1,1 +1,3 @@
-"""The `kdstudy` command: one file per group of commands. Each command is a few lines that call a function elsewhere."""
+"""The `kdstudy` command, with one module per group of subcommands.
+
+Each subcommand parses its options and calls a function in another package."""

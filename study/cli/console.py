@@ -1,4 +1,4 @@
-"""What commands print of results, and how they end when they are stopped."""
+"""Helpers for commands: print a study's results, and handle Ctrl-C and SIGTERM."""
 
 import contextlib
 import signal
@@ -35,13 +35,13 @@ def print_results(console: Console, storage: Storage) -> None:
 
 @contextlib.contextmanager
 def stoppable(place: str) -> Iterator[None]:
-    """Make SIGTERM end the command as Ctrl-C does, both with a word on how to go on."""
+    """Handle SIGTERM like Ctrl-C. Raises InterruptedStudyError with a message that says how to resume."""
 
     def interrupt(number: int, frame: Any) -> None:
         raise KeyboardInterrupt
 
     def again(lost: Any) -> None:
-        """What is raised while an object is deleted goes no further than that: a moment later it may."""
+        """Retry an interrupt raised during object deletion, where Python swallows exceptions."""
         if lost.exc_type is KeyboardInterrupt:
             signal.setitimer(signal.ITIMER_REAL, 0.1)
         else:

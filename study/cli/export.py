@@ -1,4 +1,4 @@
-"""Commands that hand a study's results on: logits, pack, export, fetch."""
+"""Commands that export or copy a study's results: logits, pack, export, fetch."""
 
 from pathlib import Path
 
@@ -17,15 +17,15 @@ from kdstudy.watch.display import show_bytes
 @cli.command()
 @click.argument("study", metavar="STUDY")
 @click.argument("out", type=LocalPath(path_type=Path, dir_okay=False), metavar="OUT")
-@click.option("--dir", "place", metavar="PLACE", help="Where the study lives.")
+@click.option("--dir", "place", metavar="FOLDER_OR_URI", help="Study folder or URI.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
-              help="Change a setting: --set data.source=PATH where the images have moved.")
+              help="Override a setting, e.g. --set data.source=PATH if the images have moved.")
 @trust_option
 def logits(study: str, out: Path, place: str | None, overrides: tuple[str, ...], trust: bool) -> None:
-    """Write the teacher's logits as one file.
+    """Write the teacher's logits to one file.
 
-    Another study of the same images takes them as its teacher: --set teacher.model= --set teacher.logits=OUT. The
-    format is described in study/stages/logits_file.py."""
+    Another study of the same images can use the file as its teacher: --set teacher.model= --set teacher.logits=OUT.
+    study/stages/logits_file.py describes the format."""
     config, storage = resolve_started(study, place, overrides, everything=True)
     allow(config, study, overrides, trust, ("teacher",), storage)
     with files_must_fit(storage):
@@ -36,14 +36,14 @@ def logits(study: str, out: Path, place: str | None, overrides: tuple[str, ...],
 @cli.command()
 @click.argument("study", metavar="STUDY")
 @click.argument("out", type=LocalPath(path_type=Path), metavar="OUT")
-@click.option("--dir", "place", metavar="PLACE", help="Where the study lives.")
-@click.option("--no-teacher", is_flag=True, help="Leave out the teacher's weights too.")
+@click.option("--dir", "place", metavar="FOLDER_OR_URI", help="Study folder or URI.")
+@click.option("--no-teacher", is_flag=True, help="Also leave out the teacher's weights.")
 def pack(study: str, out: Path, place: str | None, no_teacher: bool) -> None:
-    """Make a small copy of a study, to keep or to send.
+    """Make a small copy of a finished study, to archive or share.
 
-    Without what can be computed again. OUT keeps the settings, the records, the results, every run's predictions, and
-    the weights of the teacher and of the best student, so that `report` and `export` work on it. It leaves out the
-    teacher's cached logits, the other weights, the Optuna files, and the names of the machines."""
+    OUT keeps the settings, the records, the results, every run's predictions, and the weights of the teacher and of
+    the best student, so `report` and `export` work on it. It leaves out what can be recomputed (the teacher's cached
+    logits, the other weights, the Optuna files) and all host names."""
     _, storage = resolve_started(study, place, everything=True)
     from kdstudy.store import packing  # plotly takes long to import
 
@@ -55,17 +55,17 @@ def pack(study: str, out: Path, place: str | None, no_teacher: bool) -> None:
 @cli.command()
 @click.argument("study", metavar="STUDY")
 @click.argument("out", type=LocalPath(path_type=Path), metavar="OUT")
-@click.option("--dir", "place", metavar="PLACE", help="Where the study lives.")
+@click.option("--dir", "place", metavar="FOLDER_OR_URI", help="Study folder or URI.")
 @click.option("--model", type=click.Choice(["student", "teacher"]), default="student", show_default=True,
-              help="What to export: the best distilled student, or the teacher.")
+              help="Export the best distilled student or the teacher.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
-              help="Change a setting: --set data.source=PATH where the images have moved.")
+              help="Override a setting, e.g. --set data.source=PATH if the images have moved.")
 @trust_option
 def export(study: str, out: Path, place: str | None, model: str, overrides: tuple[str, ...], trust: bool) -> None:
-    """Write the best student as a folder for timm.
+    """Export the best student as a model folder for timm.
 
-    The winner's configuration, first confirmation seed, last epoch, as safetensors with a config.json: OUT is loaded
-    by timm.create_model("local-dir:OUT", pretrained=True)."""
+    Exports the winning configuration's last epoch on the first confirmation seed, as safetensors with a config.json.
+    Load it with timm.create_model("local-dir:OUT", pretrained=True)."""
     config, storage = resolve_started(study, place, overrides, everything=True)
     allow(config, study, overrides, trust, (model,), storage)
     from kdstudy.stages import export as exporting  # imports torch
@@ -79,13 +79,14 @@ def export(study: str, out: Path, place: str | None, model: str, overrides: tupl
 @cli.command()
 @click.argument("study", metavar="STUDY")
 @click.argument("out", type=LocalPath(path_type=Path), metavar="OUT")
-@click.option("--dir", "place", metavar="PLACE", help="Where the study lives.")
+@click.option("--dir", "place", metavar="FOLDER_OR_URI", help="Study folder or URI.")
 @click.option("--results", "results_only", is_flag=True,
-              help="Without weights and logits: records, tables, the report and the exported student.")
+              help="Copy only the records, the tables, the report and the exported student, without other weights and "
+                   "logits.")
 def fetch(study: str, out: Path, place: str | None, results_only: bool) -> None:
-    """Copy a study here from a URI or a shared folder.
+    """Copy a study to this machine from a URI or a shared folder.
 
-    Also while it runs. On the copy, OUT, all commands work as on the study; `run OUT` goes on with it there."""
+    Works while the study runs. All commands work on the copy, OUT; `kdstudy run OUT` resumes the study there."""
     _, storage = resolve_started(study, place, everything=not results_only)
     size = fetching.fetch(storage, out, results_only)
     click.echo(f"{out}: {show_bytes(size)}")

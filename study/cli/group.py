@@ -1,4 +1,4 @@
-"""The group that all commands belong to."""
+"""The click group that all subcommands belong to."""
 
 import click
 
@@ -10,14 +10,14 @@ from kdstudy.trainables import functions
 @click.version_option(package_name="kdstudy", prog_name="kdstudy")
 @click.pass_context
 def cli(context: click.Context) -> None:
-    """Does knowledge distillation help my student, with which temperature, alpha and learning rate, and am I sure?
+    """Does knowledge distillation help my student, at which temperature, alpha and learning rate, and how sure is that?
 
-    STUDY is a preset's name (see `kdstudy presets`), a TOML file, or the folder or URI of a study.
+    STUDY is the name of a preset (see `kdstudy presets`), a TOML file, or the folder or URI of a study.
 
     \b
-    kdstudy run digits            a whole study, in about 2½ minutes on two CPU cores
-    kdstudy run digits --smoke    the same, shrunk to half a minute
-    kdstudy plan STUDY            what a study will do, before it does it
-    kdstudy status FOLDER         how far it is
+    kdstudy run digits            run a whole study in about 2½ minutes on two CPU cores
+    kdstudy run digits --smoke    run a tiny version of it in half a minute
+    kdstudy plan STUDY            show what a study would do and cost
+    kdstudy status FOLDER         show a study's progress
     """
     context.with_resource(functions.only_allowed())

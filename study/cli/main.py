@@ -1,4 +1,4 @@
-"""The `kdstudy` command, and how it ends: an error that a user can mend is one line."""
+"""Entry point of the `kdstudy` command. Errors that the user can fix are printed as one line."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ import warnings
 
 import click
 
-from kdstudy.cli import export, read, run, submit  # noqa: F401  they add their commands to the group
+from kdstudy.cli import export, read, run, submit  # noqa: F401  importing them registers their commands
 from kdstudy.cli.group import cli
 from kdstudy.errors import InterruptedStudyError, StudyFailedError, UserError
 from kdstudy.store.files import is_full, is_out_of_memory, remedy
@@ -19,12 +19,14 @@ from kdstudy.trainables.messages import one_line
 
 
 def main() -> None:
-    """Run the command; errors that a user can mend are one line and exit code 2."""
+    """Run the command and exit.
+
+    Exit codes: 0 success, 1 the study failed, 2 an error that the user can fix, 130 interrupted."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(AttributeError):  # whatever stands in for them
-            stream.reconfigure(errors="backslashreplace")  # not every path and terminal can do UTF-8
+        with contextlib.suppress(AttributeError):  # replaced streams may lack reconfigure()
+            stream.reconfigure(errors="backslashreplace")  # some paths and terminals are not UTF-8
     if not sys.warnoptions:
-        warnings.simplefilter("ignore")  # what libraries say to their programmers
+        warnings.simplefilter("ignore")  # library warnings are meant for developers
     try:
         cli(standalone_mode=False)
     except click.exceptions.Abort:
@@ -60,8 +62,7 @@ def main() -> None:
 
 
 def _fail(message: str, code: int) -> None:
-    """End with one line: what a name or a path holds can neither break it nor steer the terminal, and no secret shows.
-    """
+    """Print one line and exit. Control characters are escaped and secrets are redacted."""
     message = redact(message)
     shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in message)
     line = f"kdstudy: {shown}"

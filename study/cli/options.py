@@ -13,7 +13,7 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 class LocalPath(click.Path):
-    """Something to be written on this machine."""
+    """A local output path. Raises UserError for a URI."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if "://" in str(value):
@@ -23,14 +23,13 @@ class LocalPath(click.Path):
 
 
 def study_options(command: Callable) -> Callable:
-    """STUDY and the options that every command takes that works on one."""
+    """Add the STUDY argument and the options --set, --dir and --smoke to a command."""
     for decorate in (
-        click.option("--smoke", is_flag=True, help="Shrink the study: a few short trials, two seeds."),
-        click.option("--dir", "place", metavar="PLACE",
-                     help="Where the study lives: a folder, or a URI such as s3://BUCKET/studies/NAME.  "
-                          "[default: studies/NAME]"),
+        click.option("--smoke", is_flag=True, help="Shrink the study to a few short trials and two seeds."),
+        click.option("--dir", "place", metavar="FOLDER_OR_URI",
+                     help="Study folder, or a URI such as s3://BUCKET/studies/NAME.  [default: studies/NAME]"),
         click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
-                     help="Change a setting, e.g. --set search.trials=40. May be given several times."),
+                     help="Override a setting, e.g. --set search.trials=40. Repeatable."),
         click.argument("study", metavar="STUDY"),
     ):
         command = decorate(command)
@@ -38,14 +37,16 @@ def study_options(command: Callable) -> Callable:
 
 
 trust_option = click.option("--trust", is_flag=True,
-                            help="Call the functions that a study's folder names as its models, and send its curves "
-                                 "where it says: code and places that whoever made it has chosen.")
+                            help="Trust a study folder from someone else: run the model functions it names, and "
+                                 "contact the hosts and trackers it names.")
 address_option = click.option("--address", metavar="ADDRESS",
-                              help="A running Ray cluster's address.  [default: RAY_ADDRESS, or local]")
+                              help="Address of a running Ray cluster.  [default: RAY_ADDRESS, else this machine]")
 
 
 def variables(given: tuple[str, ...]) -> dict[str, str]:
-    """Variables from NAME=VALUE, or from this environment for NAME. Raises UserError."""
+    """Parse --env options: NAME=VALUE sets a variable, NAME copies it from this environment.
+
+    Raises UserError where a variable is not set, is malformed or looks like a secret."""
     variables = {}
     for text in given:
         name, equals, value = text.partition("=")

@@ -1,4 +1,4 @@
-"""Commands that only read: status, report, presets, settings."""
+"""Commands that show information without training: status, report, presets, settings."""
 
 import math
 from pathlib import Path
@@ -24,16 +24,16 @@ from kdstudy.watch.status import follow_status, show_status
 
 @cli.command()
 @click.argument("study", metavar="STUDY")
-@click.option("--dir", "place", metavar="PLACE", help="Where the study lives.")
-@click.option("--follow", is_flag=True, help="Go on until no driver works on it.")
+@click.option("--dir", "place", metavar="FOLDER_OR_URI", help="Study folder or URI.")
+@click.option("--follow", is_flag=True, help="Keep updating until the study's driver exits.")
 @click.option("--every", type=click.FloatRange(0.5, 86400), metavar="SECONDS",
-              help="How often --follow looks.  [default: 5; 30 at a URI]")
+              help="Update interval of --follow.  [default: 5; 30 for a URI]")
 def status(study: str, place: str | None, follow: bool, every: float | None) -> None:
-    """Show how far a study is, also while it runs.
+    """Show a study's progress, also while it runs.
 
-    From any machine that reads where it lives. Per stage: trials, the best of them, how fast they go on and how long
-    they will take; then what failed. --follow draws it anew in place; in a log it prints a line when something changes.
-    It ends with exit code 0 once the study is done, with 1 where its driver has gone before.
+    Works on any machine that can read the study folder or URI. Lists per stage the trials, the best trial, the speed
+    and the time left, then the failed trials. --follow redraws in place on a terminal and prints a line per change in
+    a log. It exits with code 0 when the study is done, and with 1 if the driver exits earlier.
     """
     if every is not None and (math.isnan(every) or not follow):
         raise UserError(f"--every {every:g} is not a number" if follow else "--every means nothing without --follow")
@@ -46,20 +46,20 @@ def status(study: str, place: str | None, follow: bool, every: float | None) -> 
 
 @cli.command()
 @click.argument("studies", metavar="STUDY...", nargs=-1, required=True)
-@click.option("--dir", "place", metavar="PLACE", help="Where the study lives.")
+@click.option("--dir", "place", metavar="FOLDER_OR_URI", help="Study folder or URI.")
 @click.option("--readme", "readmes", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
-              multiple=True, help="Also rewrite what stands between <!-- kdstudy results: NAME --> and <!-- end of "
-                                  "kdstudy results: NAME --> in a Markdown file. May be given several times.")
+              multiple=True, help="Also update the text between <!-- kdstudy results: NAME --> and <!-- end of "
+                                  "kdstudy results: NAME --> in a Markdown file. Repeatable.")
 @click.option("--images", type=click.Choice(["svg", "png"]),
-              help="Also write each figure as a file, to results/images; needs kdstudy[images] and Chromium or Chrome.")
+              help="Also write each figure to results/images; needs kdstudy[images] and Chromium or Chrome.")
 @click.option("--compare", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE",
-              help="Where the page that compares several studies goes.  [default: comparison.html]")
+              help="Output file of the page that compares several studies.  [default: comparison.html]")
 def report(studies: tuple[str, ...], place: str | None, readmes: tuple[Path, ...], images: str | None,
            compare: Path | None) -> None:
     """Rebuild the results table and the report.
 
-    Also while a study runs, from what is there. Needs neither Ray nor torch. Several studies are also put side by side
-    in a table of takeaways and on a page: what learned from what, and what distillation was worth."""
+    Works while a study runs, from the results so far. Needs neither Ray nor torch. For several studies, also writes a
+    table and a page that compare their teachers, students and gains from distillation."""
     if place and len(studies) > 1:
         raise UserError("--dir names the folder of one study; name the folders themselves instead of "
                         f"{' and '.join(studies)}")
@@ -105,14 +105,16 @@ def _write_images(console: Console, folder: Path, kind: str) -> None:
 
 
 def _rewrite(readme: Path, outcomes: list[dict[str, Any]]) -> None:
-    """Bring the blocks of a Markdown file up to date: the takeaways of several studies, and each study's own."""
+    """Update the result blocks of a Markdown file: one per study, and the takeaways where there are several studies.
+
+    Raises UserError where a block is missing."""
     from kdstudy.analysis import tables
 
     blocks = {outcome["study"]: tables.markdown(outcome) for outcome in outcomes}
     if len(outcomes) > 1:
         blocks[tables.TAKEAWAYS_BLOCK] = tables.takeaways(outcomes)
         there = {name: content for name, content in blocks.items() if tables.has_block(readme, name)}
-        blocks = there or {tables.TAKEAWAYS_BLOCK: blocks[tables.TAKEAWAYS_BLOCK]}  # what is missing is then named
+        blocks = there or {tables.TAKEAWAYS_BLOCK: blocks[tables.TAKEAWAYS_BLOCK]}  # the error names this block
     try:
         changed = [name for name, content in blocks.items() if tables.rewrite_block(readme, name, content)]
     except ValueError as error:

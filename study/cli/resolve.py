@@ -1,4 +1,4 @@
-"""Which study a command works on, and what of it the user has allowed to run."""
+"""Resolve the STUDY argument to settings and storage, and check which of its functions and hosts the user trusts."""
 
 import contextlib
 from collections.abc import Iterator
@@ -22,7 +22,9 @@ from kdstudy.trainables import functions
 
 def resolve(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, trust: bool,
              sections: tuple[str, ...] = MODELS) -> tuple[StudyConfig, Storage]:
-    """The settings and the storage of a study. A started study's own settings hold unless overridden."""
+    """Return the settings and the storage of a study. A started study keeps its own settings unless overridden.
+
+    Raises UserError where the study is unknown, damaged or not trusted."""
     config, storage = locate(study, overrides, place, smoke)
     allow(config, study, overrides, trust, sections)
     if place is not None:
@@ -50,18 +52,18 @@ def locate(study: str, overrides: tuple[str, ...], place: str | None,
 
 def allow(config: StudyConfig, study: str, overrides: tuple[str, ...], trust: bool, sections: tuple[str, ...],
            storage: Storage | None = None) -> None:
-    """Allow the functions that the user names: in a TOML file or --set on this command line, or by --trust.
+    """Allow calls to the functions that the user named in a TOML file, with --set, or accepted with --trust.
 
-    sections: those whose models the command builds, and `watch` where it sends curves. storage: where `config` comes
-    from, if not from `study`. Raises UserError where a study's folder or URI, which may be a stranger's, names another
-    function, or a host to ask or tell.
+    sections: the sections whose models the command builds, plus `watch` if it sends curves. storage: the source of
+    `config` if that is not `study`. Raises UserError where the study folder or URI, which may come from a stranger,
+    names any other function or a host to contact.
     """
     functions.allow(functions_allowed(config, values_named(study, overrides), storage or study, trust=trust,
                                       remedy="add --trust", sections=sections))
 
 
 def _check_named(study: str) -> None:
-    """See whether there is anything of that name that may have been started. Raises UserError."""
+    """Raises UserError where `study` is no URI, preset or existing path."""
     if "://" in study or study in preset_names() or Path(study).exists():
         return
     begun = Path("studies") / study
@@ -71,9 +73,9 @@ def _check_named(study: str) -> None:
 
 def resolve_started(study: str, place: str | None, overrides: tuple[str, ...] = (),
                      everything: bool = False) -> tuple[StudyConfig, Storage]:
-    """The settings that a study was started with, and its storage; everything: also what is large.
+    """Return the settings that a study was started with, and its storage.
 
-    Raises UserError where it was not started.
+    everything: also download weights and logits. Raises UserError where the study was not started.
     """
     _check_named(study)
     _, storage = locate(study, (), place)
@@ -88,7 +90,7 @@ def resolve_started(study: str, place: str | None, overrides: tuple[str, ...] = 
 
 
 def resolve_begun(study: str, place: str | None) -> Storage:
-    """The storage of a study that was started, if only a moment ago, before its driver has written its settings."""
+    """Return the storage of a started study, even if its driver has not written the settings yet."""
     try:
         return resolve_started(study, place)[1]
     except UserError:
@@ -101,7 +103,7 @@ def resolve_begun(study: str, place: str | None) -> Storage:
 
 @contextlib.contextmanager
 def files_must_fit(storage: Storage) -> Iterator[None]:
-    """Turn what is found wrong with a study's files into one line."""
+    """Turn errors about missing or inconsistent study files into a UserError of one line."""
     try:
         yield
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Commands that train, or say what training would cost: run, plan, train."""
+"""Commands that train or estimate the cost of training: run, plan, train."""
 
 import contextlib
 import math
@@ -25,17 +25,17 @@ from kdstudy.watch.console import make_console, print_prose
 @cli.command()
 @study_options
 @click.option("--until", type=click.Choice(NAMES), default=NAMES[-1], metavar="STAGE",
-              help=f"Stop after a stage: {', '.join(NAMES)}.")
+              help=f"Stop after this stage: {', '.join(NAMES)}.")
 @address_option
 @trust_option
 def run(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, until: str,
         address: str | None, trust: bool) -> None:
-    """Run a study, or go on with one.
+    """Run or resume a study.
 
-    Teacher, tuned baseline, distillation search, finalists if asked for, confirmation on fresh seeds, report, exported
-    student.
+    Trains the teacher, tunes the baseline, searches the distillation parameters, compares finalists if configured,
+    confirms the winners on fresh seeds, then writes the report and exports the best student.
 
-    Run the same command again to go on where it was cut off. What is done is not done again.
+    Run the same command again to resume an interrupted study. Finished work is never repeated.
     """
     config, storage = resolve(study, overrides, place, smoke, trust, (*MODELS, "watch"))
     console = make_console()
@@ -53,18 +53,19 @@ def run(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, 
 
 @cli.command()
 @study_options
-@click.option("--measure", is_flag=True, help="Time a few training steps on this machine.")
+@click.option("--measure", is_flag=True, help="Time a few training steps on this machine for the estimate.")
 @address_option
-@click.option("--gpus", type=click.IntRange(1, 1_000_000), metavar="N", help="Estimate the time on N GPUs instead.")
+@click.option("--gpus", type=click.IntRange(1, 1_000_000), metavar="N",
+              help="Estimate for N GPUs instead of this machine or cluster.")
 @click.option("--tflops", type=click.FloatRange(0.001, 1_000_000), default=40.0, show_default=True,
-              help="What each of them sustains, in TFLOP/s.")
+              help="Sustained TFLOP/s of each of the --gpus.")
 @trust_option
 def plan(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, measure: bool,
          address: str | None, gpus: int | None, tflops: float, trust: bool) -> None:
-    """Show what a study will do and cost; start nothing.
+    """Show what a study will do and cost, without starting it.
 
-    Stages, trials, rungs, expected epochs, resources, floating-point operations and, where they are known, times. It
-    looks for what could not work: of a cluster, on every node."""
+    Prints the stages, trials, rungs, expected epochs, resources, floating-point operations and, where known, times.
+    Also checks that the study can run: the settings, this machine or, on a cluster, every node."""
     if gpus and address:
         raise UserError("--gpus estimates for GPUs that are not there, --address speaks of a cluster that is; leave "
                         "one of them out")
@@ -83,13 +84,13 @@ def plan(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool,
 @click.option("--temperature", type=float, help="Temperature T of the soft loss.  [default: the study's]")
 @click.option("--alpha", type=float, help="Weight of the soft loss, 0 to 1.  [default: the study's]")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), metavar="N",
-              help="Of weights, order and views.  [default: that of the search's first trial]")
+              help="Seed of the initial weights, image order and views.  [default: as in the search's first trial]")
 @click.option("--out", type=LocalPath(path_type=Path), metavar="FOLDER",
-              help="Where weights and history go.  [default: FOLDER/train/LOOP]")
+              help="Output folder for weights and history.  [default: train/LOOP in the study folder]")
 @trust_option
 def train(loop: str, study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, lr: float | None,
           temperature: float | None, alpha: float | None, seed: int | None, out: Path | None, trust: bool) -> None:
-    """Run one training loop, without a search.
+    """Train one model without a search.
 
     \b
     kdstudy train teacher STUDY
@@ -104,7 +105,7 @@ def train(loop: str, study: str, overrides: tuple[str, ...], place: str | None, 
 
 
 def _loop_parameters(config: StudyConfig, loop: str, **given: float | None) -> dict[str, float]:
-    """What a loop takes: the study's default point, or what the command line says instead."""
+    """Return a loop's parameters: the study's default point, updated from the command line. Raises UserError."""
     if loop == "teacher":
         defaults = {"lr": config.teacher.learning_rates[0]}
     else:

@@ -1,4 +1,6 @@
-"""`kdstudy submit`: a study sent to a cluster. A launcher is one file in `launch/` and one line in `LAUNCHERS`."""
+"""`kdstudy submit`: run a study on a cluster.
+
+To add a launcher, add a module to `launch/` and an entry to `LAUNCHERS`."""
 
 from typing import Any
 
@@ -16,7 +18,7 @@ from kdstudy.stages.order import NAMES
 from kdstudy.watch.console import make_console
 
 TARGETS = ("ray", "slurm", "kuberay")
-# Options of `submit` that mean something to some of its targets only.
+# Options of `submit` that only some of its targets accept.
 MEANT_FOR = {
     "address": ("ray",), "pip": ("ray",), "detach": ("ray",), "environment": ("ray", "kuberay"),
     "nodes": ("slurm",), "time": ("slurm",), "partition": ("slurm",), "account": ("slurm",), "sbatch": ("slurm",),
@@ -29,30 +31,36 @@ MEANT_FOR = {
 @cli.command()
 @study_options
 @click.option("--to", "target", type=click.Choice(TARGETS), default=TARGETS[0], show_default=True,
-              help="A running Ray cluster, or a SLURM or Kubernetes one on which Ray is started.")
-@click.option("--until", type=click.Choice(NAMES), metavar="STAGE", help="Stop after a stage, as `run` does.")
+              help="Cluster type: a running Ray cluster, or a SLURM or Kubernetes cluster where the job starts Ray.")
+@click.option("--until", type=click.Choice(NAMES), metavar="STAGE", help="Stop after this stage; see `kdstudy run`.")
 @click.option("--address", metavar="URL",
-              help="ray: the cluster's dashboard, http://HOST:8265.  [default: RAY_API_SERVER_ADDRESS or RAY_ADDRESS]")
-@click.option("--pip", is_flag=True, help="ray: install on the nodes what kdstudy needs, where their image lacks it.")
+              help="ray: dashboard URL, http://HOST:8265.  [default: RAY_API_SERVER_ADDRESS or RAY_ADDRESS]")
+@click.option("--pip", is_flag=True, help="ray: install kdstudy's requirements on the nodes.")
 @click.option("--env", "environment", multiple=True, metavar="NAME[=VALUE]",
-              help="ray, kuberay: a variable for driver and workers, no secret; without a value, as it is here.")
-@click.option("--detach", is_flag=True, help="ray: return at once instead of following the log.")
-@click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="slurm: how many.")
-@click.option("--time", default="24:00:00", show_default=True, help="slurm: the time limit.")
-@click.option("--partition", help="slurm: where to.")
-@click.option("--account", help="slurm: on whose account.")
-@click.option("--sbatch", multiple=True, metavar="KEY[=VALUE]", help="slurm: any other option of sbatch.")
+              help="ray, kuberay: environment variable for driver and workers, not for secrets. Without a value, "
+                   "copied from this environment. Repeatable.")
+@click.option("--detach", is_flag=True, help="ray: submit the job without following its log.")
+@click.option("--nodes", type=click.IntRange(1), default=1, show_default=True, help="slurm: number of nodes.")
+@click.option("--time", default="24:00:00", show_default=True, help="slurm: time limit.")
+@click.option("--partition", help="slurm: partition.")
+@click.option("--account", help="slurm: account to charge.")
+@click.option("--sbatch", multiple=True, metavar="KEY[=VALUE]", help="slurm: further sbatch option. Repeatable.")
 @click.option("--setup", multiple=True, metavar="LINE",
-              help="slurm: a line of shell that brings kdstudy to the nodes.  [default: this virtual environment]")
-@click.option("--image", metavar="NAME", help="kuberay: a container image with kdstudy and ray[default].")
-@click.option("--workers", type=click.IntRange(1), default=1, show_default=True, help="kuberay: pods besides the head.")
-@click.option("--memory", default="32Gi", show_default=True, help="kuberay: of each pod.")
-@click.option("--namespace", help="kuberay: of the job.")
-@click.option("--env-from", multiple=True, metavar="SECRET", help="kuberay: a secret with variables for all pods.")
-@click.option("--gpus-per-node", type=click.IntRange(1), metavar="N", help="slurm, kuberay: of each node or worker.")
+              help="slurm: shell line that makes kdstudy available on each node. Repeatable.  [default: activate this "
+                   "virtual environment]")
+@click.option("--image", metavar="NAME", help="kuberay: container image with kdstudy and ray[default].")
+@click.option("--workers", type=click.IntRange(1), default=1, show_default=True,
+              help="kuberay: number of worker pods, besides the head.")
+@click.option("--memory", default="32Gi", show_default=True, help="kuberay: memory of each pod.")
+@click.option("--namespace", help="kuberay: namespace of the job.")
+@click.option("--env-from", multiple=True, metavar="SECRET",
+              help="kuberay: Kubernetes secret whose keys become environment variables of all pods. Repeatable.")
+@click.option("--gpus-per-node", type=click.IntRange(1), metavar="N",
+              help="slurm, kuberay: GPUs of each node or worker pod.")
 @click.option("--cpus-per-node", type=click.IntRange(1), metavar="N",
-              help="slurm, kuberay: of each node or worker.  [default: slurm all, kuberay 8]")
-@click.option("--print", "show", is_flag=True, help="slurm, kuberay: print the script or the manifests instead.")
+              help="slurm, kuberay: CPUs of each node or worker pod.  [default: slurm all, kuberay 8]")
+@click.option("--print", "show", is_flag=True,
+              help="slurm, kuberay: print the script or manifests without submitting them.")
 @trust_option
 @click.pass_context
 def submit(context: click.Context, study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, target: str,
@@ -60,12 +68,12 @@ def submit(context: click.Context, study: str, overrides: tuple[str, ...], place
     """Run a study on a cluster.
 
     \b
-    kdstudy submit STUDY --address http://HEAD:8265 --dir URI          as a job of a Ray cluster that is up
-    kdstudy submit STUDY --to slurm --dir PLACE --nodes 2              as a SLURM job
-    kdstudy submit STUDY --to kuberay --dir URI --image NAME           as a RayJob of Kubernetes
+    kdstudy submit STUDY --address http://HEAD:8265 --dir URI          as a job on a running Ray cluster
+    kdstudy submit STUDY --to slurm --dir FOLDER --nodes 2             as a SLURM job
+    kdstudy submit STUDY --to kuberay --dir URI --image NAME           as a KubeRay RayJob on Kubernetes
 
-    --dir is needed: an absolute path that all nodes share, or a URI. Submit a study again to go on where it was cut
-    off.
+    --dir is required: the absolute path of a folder that all nodes share, or a URI. Submit the study again to resume
+    it after an interruption.
     """
     given = {name for name in options if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE}
     for name in sorted(name for name in given if target not in MEANT_FOR[name]):

@@ -1,1 +1,3 @@
-"""The study file: the settings and their rules, how they are loaded and overridden, and how mistakes are explained."""
+"""The study file: settings and their validation, loading and overrides, and explanations of mistakes.
+
+`permission` decides which functions and hosts of an untrusted study may be used."""

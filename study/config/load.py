@@ -1,4 +1,4 @@
-"""Loading a study file: presets, TOML files, study folders, and overrides on the command line."""
+"""Load a study file: presets, TOML files, study folders, and command-line overrides."""
 
 import difflib
 import tomllib
@@ -18,11 +18,11 @@ from kdstudy.trainables.messages import one_line
 
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
 STUDY_FILE = "study.toml"
-LARGEST_FILE = 2**20  # bytes of a study file
+LARGEST_FILE = 2**20  # bytes, of a study file
 
 
 def check_parameter(name: str, value: float) -> None:
-    """See whether a parameter of the loops may have this value. Raises UserError that names its option."""
+    """Check a value of a training parameter. Raises UserError that names its option."""
     try:
         DefaultPoint.model_validate({name: value})
     except ValidationError as error:
@@ -30,7 +30,7 @@ def check_parameter(name: str, value: float) -> None:
 
 
 def is_own_file(study: str) -> bool:
-    """Whether a preset or a TOML file is named, and not the folder or URI of a study, nor the settings in one."""
+    """Whether `study` is a preset or the user's own TOML file, not a study folder or URI or the settings in one."""
     if "://" in study:
         return False
     path = find_study(study)
@@ -38,7 +38,7 @@ def is_own_file(study: str) -> bool:
 
 
 def values_named(study: str, overrides: tuple[str, ...]) -> dict[str, Any]:
-    """The settings that a user names on the command line: in a file of their own, and in overrides."""
+    """Return the settings that the user gave directly: in their own TOML file and in overrides."""
     values = _read(find_study(study)) if is_own_file(study) else {}
     for override in overrides:
         _apply_override(values, override)
@@ -46,12 +46,12 @@ def values_named(study: str, overrides: tuple[str, ...]) -> dict[str, Any]:
 
 
 def texts_in(values: dict[str, Any]) -> set[str]:
-    """All texts among settings that are not validated yet."""
+    """Return all strings among settings that are not validated yet."""
     return {text for _, text in named_texts(values)}
 
 
 def functions_in(values: dict[str, Any]) -> set[str]:
-    """The functions that settings name which are not validated yet."""
+    """Return the functions that unvalidated settings name."""
     sections = [section for name in ("teacher", "student") if isinstance(section := values.get(name), dict)]
     named = [section.get(key) for section in sections for key in ("model", "function")]
     return {name for name in named if isinstance(name, str) and is_function(name)}
@@ -62,13 +62,13 @@ def preset_names() -> list[str]:
 
 
 def load_study(study: str, overrides: tuple[str, ...] = (), smoke: bool = False) -> StudyConfig:
-    """Read a study by preset name, TOML file or study folder, apply `section.key=value` overrides, and validate.
+    """Load a preset, TOML file or study folder, apply `section.key=value` overrides, and validate.
 
     Raises UserError with one line that names the key and the remedy.
     """
     path = find_study(study)
     values = {"name": path.stem} | _read(path)
-    if smoke:  # before the overrides, which have the last word
+    if smoke:  # first, since overrides take precedence
         values = smoke_study(validate(values)).to_values()
     for override in overrides:
         _apply_override(values, override)
@@ -76,9 +76,9 @@ def load_study(study: str, overrides: tuple[str, ...] = (), smoke: bool = False)
 
 
 def load_values(study: str | Mapping[str, Any], changes: Mapping[str, Any], smoke: bool = False) -> StudyConfig:
-    """Settings from a preset's name, a TOML file, a study folder or a dict of sections, changed by further sections.
+    """Load settings from a preset, TOML file, study folder or dict of sections, and apply changes.
 
-    changes: sections of which some settings replace others, or settings that belong to no section.
+    changes: sections with settings to override, or settings outside sections.
 
     Raises UserError with one line that names the key and the remedy.
     """
@@ -87,7 +87,7 @@ def load_values(study: str | Mapping[str, Any], changes: Mapping[str, Any], smok
     else:
         path = find_study(study)
         values = {"name": path.stem} | _read(path)
-    if smoke:  # before the changes, which have the last word
+    if smoke:  # first, since changes take precedence
         values = smoke_study(validate(values)).to_values()
     for name, change in changes.items():
         section = values.get(name)
@@ -96,7 +96,7 @@ def load_values(study: str | Mapping[str, Any], changes: Mapping[str, Any], smok
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What a TOML file holds. Raises UserError."""
+    """Return the contents of a TOML file. Raises UserError."""
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise UserError(f"{path} is no study file: it is larger than {LARGEST_FILE >> 20} MiB")
@@ -111,7 +111,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def find_study(study: str) -> Path:
-    """The TOML file behind a preset's name, a file or a study folder."""
+    """Return the path of the TOML file of a preset, file or study folder. Raises UserError."""
     path = Path(study)
     if path.is_dir() and (path / STUDY_FILE).is_file():
         return path / STUDY_FILE
@@ -143,7 +143,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 
 
 def _value_of(text: str) -> Any:
-    """A value as TOML writes it; what is not TOML is a text without its quotes."""
+    """Parse a value as TOML. Other text is returned as a string, without quotes."""
     try:
         parsed = tomllib.loads(f"value = {text}")
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""Validation of settings, with pydantic's errors explained in one line: the key, what is wrong, and the remedy."""
+"""Validate settings and explain pydantic's errors in one line: the key, the problem and the remedy."""
 
 import difflib
 from typing import Any
@@ -30,8 +30,8 @@ def _is_deeper(values: Any, levels: int) -> bool:
 
 
 def _explain(error: ValidationError) -> str:
-    """The first problem as one line: the key, what is wrong, and the nearest valid name or the valid values."""
-    # The innermost; of a misspelt name and the one that is then missing, the misspelt.
+    """Return the first problem as one line: the key, the problem, and the nearest valid name or the valid values."""
+    # Prefer the innermost problem. A misspelt name causes two; prefer the unknown key to the missing one.
     problem = max(error.errors(), key=lambda problem: (len(problem["loc"]), problem["type"] == "extra_forbidden"))
     location = location_of(problem)
     key = ".".join(location)

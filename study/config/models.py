@@ -1,4 +1,4 @@
-"""Whether timm knows the models and optimizers that the settings name, and whether the models take the images."""
+"""Check that timm knows the models and optimizers in the settings, and that the models accept the images."""
 
 import difflib
 from typing import Any
@@ -9,9 +9,9 @@ from kdstudy.trainables.settings import ModelSettings
 
 
 def check_models(config: StudyConfig, *, classes: int, channels: int, image_size: int) -> None:
-    """See whether timm knows the models and optimizers and whether the models take the images. Imports torch.
+    """Check that timm knows the models and optimizers, and that the models accept the images. Imports torch.
 
-    Raises UserError.
+    image_size: pixels. Raises UserError.
     """
     from timm.optim import list_optimizers
 
@@ -31,7 +31,7 @@ def check_models(config: StudyConfig, *, classes: int, channels: int, image_size
 
 
 def trained_models(config: StudyConfig) -> dict[str, ModelSettings]:
-    """The models that the study itself trains, by section."""
+    """Return the models that the study trains itself, by section."""
     student = {"student": config.student}
     return student if config.teacher.is_given else {"teacher": config.teacher.model_settings} | student
 

@@ -1,5 +1,5 @@
-"""What a study's folder may make a command do, if the folder may come from a stranger: which functions run, which hosts
-are contacted. Only what the user has named, or trusts."""
+"""Which functions a study folder may run and which hosts it may contact, since it may come from a stranger: only what
+the user has named or trusts."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from kdstudy.config.settings import StudyConfig, own_functions, places_named
 from kdstudy.errors import UserError
 from kdstudy.trainables import functions
 
-MODELS = ("teacher", "student")  # the sections that may name a function
+MODELS = ("teacher", "student")  # sections that may name a function
 
 
 def functions_allowed(config: StudyConfig, named: dict[str, Any], source: object, *, trust: bool, remedy: str,
                       sections: Iterable[str] = (*MODELS, "watch")) -> set[str]:
-    """The functions, package.module:function, that may be called for a study.
+    """Return the functions (package.module:function) that may be called for a study.
 
-    named: settings that the user named, in a file of their own or on the command line. source: where the others come
-    from. sections: those whose models are built, and `watch` if curves are sent. remedy: how to trust the study, in
-    words.
+    named: settings that the user gave, in their own file or on the command line. source: where the other settings come
+    from. sections: the sections whose models are built, plus `watch` if curves are sent. remedy: how to trust the
+    study, for the message.
 
-    Raises UserError where the study, not the user, names a function, or a host to contact, and it is not trusted; also
-    where a function is none of the user's own.
+    Raises UserError if an untrusted study, not the user, names a function or a host to contact, or if a function is
+    not the user's own.
     """
     wanted = {setting: name for setting, name in own_functions(config).items()
               if setting.split(".")[0] in sections}

@@ -1,4 +1,4 @@
-"""The study file: one typed, validated model read from TOML."""
+"""The settings of a study, validated by pydantic and read from a TOML study file."""
 
 import math
 from collections.abc import Iterator
@@ -29,14 +29,14 @@ Natural = Annotated[int, Field(ge=0, le=1_000_000)]
 Trials = Annotated[int, Field(ge=1, le=10_000)]
 Seeds = Annotated[int, Field(ge=1, le=1000)]
 LearningRates = Annotated[tuple[LearningRate, ...], Field(min_length=1, max_length=100)]
-# One value where a list is meant.
+# Accept a single value where a list is expected.
 FromOne = BeforeValidator(lambda value: (value,) if isinstance(value, str) else
                           tuple(value) if isinstance(value, list) else value)
-MOST_DECADES = 15  # of a range on a logarithmic scale
+MOST_DECADES = 15  # of a range on a log scale
 
 
 class Range(Settings):
-    """One dimension of the search space: exactly one of log, linear and choice."""
+    """One dimension of the search space: exactly one of log, linear or choice."""
 
     log: Annotated[tuple[PositiveFloat, PositiveFloat] | None, FromList] = None
     linear: Annotated[tuple[float, float] | None, FromList] = None
@@ -63,7 +63,7 @@ class Range(Settings):
 
     @property
     def extremes(self) -> tuple[float | int | str, ...]:
-        """The values that must be valid for all others to be."""
+        """The values to validate: if these are valid, so are all others."""
         return self.choice or self.bounds
 
     def contains(self, value: float | str) -> bool:
@@ -74,7 +74,7 @@ class Range(Settings):
 
 
 class TeacherSettings(ModelSettings, TrainSettings):
-    """The teacher: a model and how it is trained, or one or several that are trained already, or its logits."""
+    """The teacher: a model to train, one or several trained models, or a file of logits."""
 
     model: Line = Field("", description="what is trained: as for the student; or give trained or logits instead")
     trained: Annotated[tuple[Line, ...] | None, FromOne] = Field(
@@ -98,12 +98,12 @@ class TeacherSettings(ModelSettings, TrainSettings):
 
     @property
     def is_given(self) -> bool:
-        """Whether there is nothing to train."""
+        """Whether the teacher is given, so that nothing is trained."""
         return not self.model
 
     @property
     def title(self) -> str:
-        """What to call it: the model, or what is given."""
+        """The teacher's display name: its model, or what is given."""
         return self.model or self.logits or " + ".join(Path(folder).name for folder in self.trained)
 
     @property
@@ -120,7 +120,7 @@ class TeacherSettings(ModelSettings, TrainSettings):
 
 
 class DefaultPoint(Settings):
-    """The point that is run as it is, whatever the search finds."""
+    """The default configuration, which always runs, whatever the search finds."""
 
     temperature: Annotated[float, Field(ge=0.01, le=10_000)] = Field(
         4.0, description="T, which softens both in the soft loss"
@@ -130,7 +130,7 @@ class DefaultPoint(Settings):
 
 
 class SearchSettings(Settings):
-    """What is searched and how. Ranges hold for both arms, apart from temperature and alpha."""
+    """The search space and budget. Ranges apply to both arms, except temperature and alpha."""
 
     trials: Trials = Field(20, description="of the distillation")
     baseline_trials: Trials = Field(20, description="of the baseline; search.trials does not change it")
@@ -164,7 +164,7 @@ SEARCHABLE = (*DISTILLATION_ONLY, "lr", "weight_decay", "warmup", "batch_size", 
 
 
 class FinalistSettings(Settings):
-    """A round between search and confirmation: the best configurations again on fresh seeds, by validation alone."""
+    """A round between search and confirmation that retrains the best configurations on fresh seeds; validation only."""
 
     configurations: Natural = Field(0, description="the best so many of each arm, and the default; 0: no such round")
     seeds: Seeds = Field(3, description="fresh seeds for each of them; the best mean wins")
@@ -187,7 +187,7 @@ class ResourceSettings(Settings):
 
 
 class WatchSettings(Settings):
-    """Where a study's curves can be watched, besides `kdstudy status`. What it finds does not depend on it."""
+    """Trackers for a study's curves, in addition to `kdstudy status`. They do not affect the results."""
 
     tensorboard: bool = Field(False, description="event files in the study's folder: tensorboard/STAGE/trial-NNN")
     mlflow: Line = Field("", description="MLflow's tracking URI, or a folder; needs kdstudy[mlflow]")
@@ -195,7 +195,7 @@ class WatchSettings(Settings):
 
 
 class PublishedSettings(Settings):
-    """What others have published for this pair, in percent; shown beside the study's own, never used."""
+    """Published accuracies of this teacher-student pair, in percent; shown for comparison, never used."""
 
     pair: Line = Field(description="teacher → student")
     gain: float = Field(description="points")
@@ -204,7 +204,7 @@ class PublishedSettings(Settings):
 
 
 class StudyConfig(Settings):
-    """A whole study."""
+    """All settings of a study."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100,
                       description="of the study's folder; that of the file unless given")
@@ -226,7 +226,7 @@ class StudyConfig(Settings):
     @model_validator(mode="before")
     @classmethod
     def _without_credentials(cls, values: Any) -> Any:
-        """A study is there to be shown and sent: what it holds is no secret."""
+        """Reject credentials, since studies are shared."""
         for problem in credentials_in(values):
             raise ValueError(problem)
         return values
@@ -254,12 +254,13 @@ class StudyConfig(Settings):
         return self
 
     def space(self, arm: str) -> dict[str, Range]:
-        """What is searched in an arm, `baseline` or `distill`."""
+        """The search space of an arm, `baseline` or `distill`, by parameter."""
         names = [name for name in SEARCHABLE if arm == "distill" or name not in DISTILLATION_ONLY]
         return {name: getattr(self.search, name) for name in names if getattr(self.search, name) is not None}
 
     def default_parameters(self, arm: str) -> dict[str, float | str]:
-        """The default point of an arm: its learning rate, temperature and alpha, and whatever else is searched."""
+        """An arm's default point: learning rate, for distillation temperature and alpha, and other searched parameters.
+        """
         searched = [name for name in SEARCHABLE if getattr(self.search, name) is not None]
         extra = {name: getattr(self.train, name) for name in searched if name in TrainSettings.model_fields}
         point = self.default.model_dump()
@@ -268,7 +269,7 @@ class StudyConfig(Settings):
         return point | extra
 
     def trials(self, arm: str) -> int:
-        """How many trials an arm gets; where nothing is searched, the default point is the only one."""
+        """The number of trials of an arm; with an empty search space only the default point runs."""
         if not self.space(arm):
             return 1
         return self.search.trials if arm == "distill" else self.search.baseline_trials
@@ -280,12 +281,12 @@ class StudyConfig(Settings):
 
     @property
     def shared_parameters(self) -> list[str]:
-        """What a distillation searches besides its own parameters: tuned alone, it shows what these are worth."""
+        """The searched parameters that both arms share, for the configuration that tunes only these."""
         return list(self.space("baseline")) if len(self.space("distill")) > len(self.space("baseline")) else []
 
     @property
     def view_count(self) -> int:
-        """How many different views of each image there are."""
+        """The number of different views of each image."""
         return self.views.count or self.train.epochs
 
     @property
@@ -294,16 +295,16 @@ class StudyConfig(Settings):
 
     @property
     def checkpoint_every(self) -> int:
-        """Epochs; a multiple of report_every."""
+        """In epochs; a multiple of report_every."""
         wanted = self.search.checkpoint_every or 5 * self.report_every
         return math.ceil(wanted / self.report_every) * self.report_every
 
     @property
     def rungs(self) -> list[int]:
-        """The epochs at which trials may be stopped, all of them epochs that are reported.
+        """The epochs at which trials may be stopped, all multiples of report_every.
 
-        The first lies after the warm-up, where rankings begin to mean something; none lies beyond 70 % of the epochs,
-        where stopping saves little.
+        The first comes after the warm-up, once rankings are informative. None comes after 70 % of the epochs, where
+        stopping saves little.
         """
         search, epochs = self.search, self.train.epochs
         if not search.early_stopping:
@@ -318,7 +319,7 @@ class StudyConfig(Settings):
         return rungs
 
     def to_values(self) -> dict[str, Any]:
-        """What a study file would hold."""
+        """Return the settings as they would appear in a study file."""
         return self.model_dump(mode="json", exclude_none=True)
 
     def to_toml(self) -> str:
@@ -326,7 +327,7 @@ class StudyConfig(Settings):
 
 
 def credentials_in(values: Any) -> Iterator[str]:
-    """What is wrong with settings that hold credentials, without them."""
+    """Yield a message for each setting that contains credentials, without showing them."""
     for name, text in named_texts(values):
         if problem := problem_with(text, is_location=name.split(".")[0] not in ("about", "published")):
             yield f"{name} {problem}"
@@ -345,7 +346,7 @@ def named_texts(values: Any, name: str = "", levels: int = DEEPEST) -> Iterator[
 
 
 def _check_dimension(name: str, dimension: Range) -> None:
-    """What is proposed must be what the setting takes. Raises ValueError."""
+    """Check that the setting accepts all values of its search range. Raises ValueError."""
     if name in ("batch_size", "optimizer") and dimension.choice is None:
         raise ValueError(f"search.{name} takes choice = [...] only")
     settings = DefaultPoint if name in DefaultPoint.model_fields else TrainSettings
@@ -357,7 +358,7 @@ def _check_dimension(name: str, dimension: Range) -> None:
 
 
 def settings_table() -> dict[str, list[tuple[str, str, str]]]:
-    """Per section: every setting, its default as TOML ("" where there is none), and what it is for."""
+    """Return per section every setting, its default as TOML ("" if there is none), and its description."""
     fields = StudyConfig.model_fields
     sections = {"": [(name, _default(fields[name]), fields[name].description) for name in ("name", "about", "seed")]}
     for section, field in fields.items():
@@ -374,15 +375,15 @@ def _default(field: FieldInfo) -> str:
 
 
 def own_functions(config: StudyConfig) -> dict[str, str]:
-    """The settings that name a function of the user's own, package.module:function."""
+    """Return the user's own functions (package.module:function) that the settings name, by setting."""
     named = {"teacher.model": config.teacher.model, "teacher.function": config.teacher.function,
              "student.model": config.student.model}
     return {setting: name for setting, name in named.items() if name and is_function(name)}
 
 
 def places_named(config: StudyConfig, watch: bool) -> dict[str, str]:
-    """The settings that name a host to ask, which may be shown this machine's credentials, or, with `watch`, a place to
-    send curves to."""
+    """Return the settings that name a host to download from, which may see this machine's credentials, or, with
+    `watch`, a destination for curves."""
     asked = {"data.source": [config.data.source], "search.warm_start": [config.search.warm_start],
              "teacher.logits": [config.teacher.logits], "teacher.trained": config.teacher.trained or (),
              "teacher.pretrained": [config.teacher.pretrained], "student.pretrained": [config.student.pretrained]}
@@ -393,6 +394,6 @@ def places_named(config: StudyConfig, watch: bool) -> dict[str, str]:
 
 
 def section_model(field: FieldInfo) -> type[Settings] | None:
-    """The group of settings that a field holds, if it holds one."""
+    """Return the section model that a field holds, or None."""
     kinds = (field.annotation, *getattr(field.annotation, "__args__", ()))
     return next((kind for kind in kinds if hasattr(kind, "model_fields")), None)

@@ -1,16 +1,16 @@
-"""`--smoke`: a study shrunk so far that every stage of it runs within minutes on a CPU."""
+"""`--smoke`: shrink a study so that all its stages run within minutes on a CPU."""
 
 from typing import Any
 
 from kdstudy.config.messages import validate
 from kdstudy.config.settings import StudyConfig
 
-SMOKE_PIXELS = 1.2e6  # per split: what keeps a first try at 224 pixels within minutes on a CPU
-SMOKE_IMAGES = 12  # at least: few classes, each with a few images
+SMOKE_PIXELS = 1.2e6  # per split; keeps a first try at 224 pixels within minutes on a CPU
+SMOKE_IMAGES = 12  # at least, enough for a few images of a few classes
 
 
 def smoke_study(config: StudyConfig) -> StudyConfig:
-    """The same study, every stage of it, small enough for a first try: random weights, few images, few trials."""
+    """Return the same study with all stages, shrunk for a first try: random weights, few images, few trials."""
     size = max(config.data.image_size or 0, config.teacher.image_size or 0, config.student.image_size or 0, 32)
     limit, large = max(SMOKE_IMAGES, round(SMOKE_PIXELS / size**2)), size > 64
     trials = 3 if large else 6
@@ -30,7 +30,7 @@ def smoke_study(config: StudyConfig) -> StudyConfig:
         "confirm": {"seeds": 2},
         "views": {"count": None},
     }
-    if large:  # what fits a GPU's memory does not fit a laptop's
+    if large:  # a batch that fits a GPU may not fit a laptop
         changes["teacher"]["batch_size"] = min(8, config.teacher.batch_size)
         changes["train"]["batch_size"] = min(8, config.train.batch_size)
         changes["search"]["batch_size"] = None
@@ -38,7 +38,7 @@ def smoke_study(config: StudyConfig) -> StudyConfig:
 
 
 def _classes(config: StudyConfig, most: int) -> int | tuple[str, ...] | None:
-    """A few classes, so that a few images hold them all."""
+    """Keep only a few classes, so that a few images cover them all."""
     classes = config.data.classes
     if isinstance(classes, tuple):
         return classes[:most]
@@ -46,7 +46,7 @@ def _classes(config: StudyConfig, most: int) -> int | tuple[str, ...] | None:
 
 
 def _portion(amount: float | int | None) -> float | None:
-    """Where the data shrink, a share of them still means something, a number does not: then it is half."""
+    """Keep a fraction of the data, which also suits the shrunk data; replace a number of images by one half."""
     return 0.5 if isinstance(amount, int) else amount
 
 

@@ -1,4 +1,4 @@
-"""How pydantic's errors are worded."""
+"""Wording of pydantic's validation errors."""
 
 import re
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 from kdstudy.trainables.credentials import redact
 
 LONGEST_SHOWN = 80  # characters of a value in a message
-# How pydantic names the branches of a union, which are no part of a setting's name.
+# Union branches that pydantic adds to an error's location; they are not part of the setting's name.
 BRANCHES = re.compile(r"(function-|tuple|dict\[|list\[|constrained|nullable).*|float|int|str|bool")
 
 
 def location_of(problem: dict[str, Any]) -> list[str]:
-    """The sections and the key that a problem is about."""
+    """Return the section and key of a problem."""
     *parents, last = map(str, problem["loc"] or ("",))
     own = [last] if problem["type"] == "extra_forbidden" or not BRANCHES.fullmatch(last) else []
     return [part for part in (*(part for part in parents if not BRANCHES.fullmatch(part)), *own) if part]
@@ -32,7 +32,7 @@ PATTERNS = {"name": "must be made of letters, digits, '.', '_' and '-', and begi
 
 
 def wording(problems: list[dict[str, Any]]) -> str:
-    """What is wrong with a value; where it may be of several kinds, what is wrong with it as each of them."""
+    """Describe a value's problems; for a union of types, the problem with each type."""
     said = dict.fromkeys(map(_words_for, problems))
     first, *others = said
     return " or ".join([first, *(text.removeprefix("must be ") for text in others)])
@@ -49,14 +49,14 @@ def _words_for(problem: dict[str, Any]) -> str:
 
 
 def _readable(limit: Any) -> str:
-    """1,000,000 or 0.5, whether the limit is a whole number or not."""
+    """Format a limit as 1,000,000 or 0.5, whether it is an integer or not."""
     return f"{limit:,}".removesuffix(".0") if isinstance(limit, int | float) else str(limit)
 
 
 def shown(value: Any) -> str:
-    """A value in a message, where a long one is cut short."""
+    """Format a value for a message, shortening long ones and redacting secrets."""
     try:
         text = redact(repr(list(value) if isinstance(value, tuple) else value))
-    except (ValueError, RecursionError):  # more digits than Python writes, or nested too deep
+    except (ValueError, RecursionError):  # more digits than Python prints, or nested too deep
         return "…"
     return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN - 1]}…"

@@ -1,1 +1,3 @@
-"""What to try next (Optuna), what to stop early (ASHA), and the manager that decides and records. No Ray actors."""
+"""The search: proposals (Optuna), early stopping (ASHA), and the trial manager that decides and records.
+
+Nothing here starts Ray actors."""

@@ -1,7 +1,7 @@
-"""The search: which trial next (Optuna), go on or stop (ASHA), and both of them told the truth.
+"""The trial manager: hands out trials, decides whether they continue, and records every decision.
 
-`TrialManager` decides and records; it knows nothing of Ray's actors, so that tests and simulations can drive it. The
-classes below it hand its decisions to Ray Tune.
+`TrialManager` does not use Ray actors, so tests and simulations can drive it directly. `kdstudy.tune.tuner` connects
+it to Ray Tune.
 """
 
 import math
@@ -14,10 +14,10 @@ from kdstudy.store.record import METRIC, Record, TrialState
 
 
 class TrialManager:
-    """Hands out trials, decides after each report, and records both before anything else happens.
+    """Hands out trials and decides after each report. Both are recorded before anything else happens.
 
-    has_results: says whether a finished trial's files are there. Where it is given, a trial counts as finished only
-    once its last epoch's checkpoint is on record and its files are there. scored: whether reports need an accuracy.
+    has_results: whether a completed trial's result files exist. If given, a trial is finished only once its last
+    epoch's checkpoint is recorded and these files exist. scored: whether every report must include an accuracy.
     """
 
     def __init__(self, record: Record, proposer: Proposer, *, epochs: int, rungs: Iterable[int] = (),
@@ -34,10 +34,10 @@ class TrialManager:
         self._replay_rungs()
         self._unfinished = [trial.number for trial in record.trials.values() if not self.is_finished(trial)]
         self.running: set[int] = set()
-        self._begun_at: dict[int, int] = {}  # epochs that the trials had when they were handed out
+        self._begun_at: dict[int, int] = {}  # epochs that each trial had completed when it was handed out
 
     def reopen(self) -> None:
-        """Begin from what is on the disk, as a new driver would."""
+        """Start again from the record on disk, as a new driver would."""
         self._begin(self.record.reopened())
 
     def is_finished(self, trial: TrialState) -> bool:
@@ -47,7 +47,7 @@ class TrialManager:
         return trial.state != "running"
 
     def next(self) -> TrialState | None:
-        """The next trial to run: one that was cut off, else a new one; None where there are no more."""
+        """Return the next trial to run, interrupted ones first, or None if there are no more."""
         if self._unfinished:
             trial = self.record.trials[self._unfinished.pop(0)]
         else:
@@ -61,7 +61,7 @@ class TrialManager:
         return trial
 
     def report(self, number: int, metrics: dict[str, Any]) -> str:
-        """Record a report and decide: continue, stop, complete or failed."""
+        """Record a report and return the decision: continue, stop, complete or failed."""
         metrics = dict(metrics)
         epoch, failure, where = metrics.pop("epoch"), metrics.pop("failure", None), metrics.pop("where", None)
         if self._scored and not failure and not math.isfinite(metrics.get(METRIC, math.nan)):
@@ -85,7 +85,7 @@ class TrialManager:
         return "continue" if passes or trial.protected else "stop"
 
     def _repeated(self, trial: TrialState, epoch: int, earlier: dict[str, Any], metrics: dict[str, Any]) -> str:
-        """An epoch that is run again after a cut-off counts once; where it comes out differently, say so."""
+        """Return the recorded decision for an epoch that was repeated after an interruption; record any mismatch."""
         for name in (METRIC, "validation_loss"):
             recorded, seen = earlier["metrics"].get(name), metrics.get(name)
             if recorded != seen:
@@ -97,7 +97,7 @@ class TrialManager:
         self.record.checkpoint(number, epoch, path)
 
     def take_back(self, number: int) -> bool:
-        """Hand a trial whose workers died out again; False where it has got no further since it was handed out."""
+        """Requeue a trial whose workers died. Returns False if it made no progress since it was handed out."""
         trial = self.record.trials[number]
         if trial.state != "running" or trial.epoch == self._begun_at[number]:
             return False
@@ -106,7 +106,7 @@ class TrialManager:
         return True
 
     def fail(self, number: int, reason: str) -> None:
-        """A trial ended without a report."""
+        """Mark a trial as failed that ended without a report."""
         if self.record.trials[number].state == "running":
             self.record.fail(number, reason)
         self.running.discard(number)
@@ -118,12 +118,12 @@ class TrialManager:
 
     @property
     def protected(self) -> int:
-        """How many of the first trials are never stopped."""
+        """How many of the first trials are never stopped early."""
         return self.proposer.protected
 
     @property
     def waiting(self) -> int:
-        """How many trials were cut off and have not been taken up again."""
+        """How many interrupted trials have not been handed out again."""
         return len(self._unfinished)
 
     @property
@@ -132,12 +132,12 @@ class TrialManager:
 
     @property
     def complete(self) -> bool:
-        """Nothing is left to run."""
+        """Whether all trials are finished."""
         trials = self.record.trials
         return len(trials) >= self.total and all(self.is_finished(trial) for trial in trials.values())
 
     def _replay_rungs(self) -> None:
-        """Fill the rungs in the order in which the reports came."""
+        """Enter all recorded reports into the rungs, in chronological order."""
         for trial, report in self.record.reports_in_order():
             accuracy = report["metrics"].get(METRIC)
             if report["decision"] != "failed" and accuracy is not None:

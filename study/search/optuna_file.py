@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Export a search to a SQLite file for optuna-dashboard."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ from kdstudy.trainables.paths import remove
 def write_optuna_file(space: dict[str, Range], record: Record, path: Path, study_name: str) -> None:
     """Write the search as a SQLite file that optuna-dashboard opens.
 
-    It is made in memory first: in a file Optuna would wait for the disk after every trial.
+    Built in memory first, since Optuna would sync a file to disk after every trial.
     """
     storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs={"poolclass": StaticPool})
     study = optuna.create_study(storage=storage, study_name=study_name, direction="maximize")

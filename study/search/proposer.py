@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Propose search points: the default point, then Sobol points, then Optuna's TPE sampler."""
 
 import math
 import warnings
@@ -19,7 +19,7 @@ from kdstudy.search.runs import accuracies, search_view_seed
 from kdstudy.store.record import METRIC, Record, TrialState
 from kdstudy.trainables.seeds import small_seed
 
-ASKED_AGAIN = 4  # times, where TPE proposes a point that is known
+ASKED_AGAIN = 4  # retries when TPE proposes a point that has already been tried
 OPTUNA_STATES = {
     "complete": OptunaState.COMPLETE,
     "stopped": OptunaState.PRUNED,
@@ -32,11 +32,10 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 
 @dataclass(frozen=True)
 class OptunaProposer:
-    """The default point, then scrambled-Sobol points (both protected), then Optuna's TPE, which also knows the record's
-    prior trials.
+    """Proposes the default point, then scrambled Sobol points (both protected from early stopping), then TPE's points.
 
-    Nothing is kept between calls: a proposal is a function of (settings, trial number, record), so a search that was
-    cut off goes on as it would have.
+    TPE also sees the record's prior trials. The proposer keeps no state: a proposal depends only on the settings, the
+    trial number and the record, so a resumed search continues as if it had not been interrupted.
     """
 
     space: dict[str, Range]
@@ -71,8 +70,8 @@ class OptunaProposer:
         return self._new_point(number, [*record.prior, *record.trials.values()])
 
     def _new_point(self, number: int, known: list[TrialState]) -> dict[str, Any]:
-        """TPE's proposal. In a space of choices it comes back to points that are known: then it is asked again, and at
-        last another point drawn, as long as there are others."""
+        """Return a point that has not been tried. In a space of choices TPE repeats points: then ask it again, and
+        finally draw at random, unless every point has been tried."""
         told, seen = frozen_trials(self.space, known), {self._key(trial.parameters) for trial in known}
         point = self._ask(told, number)
         for attempt in range(1, ASKED_AGAIN + 1):
@@ -85,7 +84,7 @@ class OptunaProposer:
         return point
 
     def _ask(self, told: list[FrozenTrial], *seeds: int) -> dict[str, Any]:
-        # TPE must be able to model once the protected trials are in; those still running then do not count.
+        # TPE must start modelling once the protected trials have ended, even if some of them are still running.
         startup = max(1, self.protected + 2 - self.concurrent)
         sampler = optuna.samplers.TPESampler(seed=small_seed(self.seed, self.arm, "tpe", *seeds), multivariate=True,
                                              constant_liar=True, n_startup_trials=startup)
@@ -96,13 +95,13 @@ class OptunaProposer:
         return tuple(parameters[name] for name in self.space)
 
     def _is_explored(self, seen: set[tuple]) -> bool:
-        """Whether there is no point left that has not been proposed."""
+        """Whether every point of a space of choices has been tried."""
         choices = [dimension.choice for dimension in self.space.values()]
         return None not in choices and len(seen) >= math.prod(map(len, choices))
 
 
 def sobol_points(space: dict[str, Range], count: int, seed: int) -> list[dict[str, Any]]:
-    """`count` scrambled-Sobol points, spread over the space on each dimension's own scale."""
+    """Return `count` scrambled Sobol points, uniform on each dimension's own (linear or log) scale."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The balance properties of Sobol")
         unit = qmc.Sobol(d=len(space), scramble=True, rng=seed).random(count)
@@ -128,13 +127,13 @@ def _distribution(dimension: Range) -> BaseDistribution:
 
 
 def frozen_trials(space: dict[str, Range], trials: Iterable[TrialState]) -> list[FrozenTrial]:
-    """Trials in Optuna's words: every report an intermediate value, stopped = PRUNED, failed = FAIL."""
+    """Convert trials to Optuna's: reports become intermediate values, stopped becomes PRUNED, failed becomes FAIL."""
     dimensions, now = distributions(space), datetime.now()
     return [_frozen(trial, dimensions, now) for trial in trials]
 
 
 def _frozen(trial: TrialState, dimensions: dict[str, BaseDistribution], now: datetime) -> FrozenTrial:
-    # Not by create_trial, which checks every value twice: at 1000 trials that takes as long as TPE itself.
+    # Not create_trial, which validates every value twice: for 1000 trials that takes as long as TPE itself.
     return FrozenTrial(
         number=trial.number, trial_id=trial.number, state=OPTUNA_STATES[trial.state],
         value=trial.metric(METRIC) if trial.state in ("complete", "stopped") else None,
@@ -147,13 +146,13 @@ def _frozen(trial: TrialState, dimensions: dict[str, BaseDistribution], now: dat
 
 
 class _FixedTrials(optuna.storages.InMemoryStorage):
-    """A study that knows these trials, in their order. Optuna's own storages copy each of them at every ask."""
+    """An Optuna storage with a fixed list of trials. Optuna's own storages copy every trial at each ask."""
 
     def __init__(self, trials: list[FrozenTrial]):
         super().__init__()
         self._told = trials
         for number, trial in enumerate(trials, 1):
-            trial.number = number  # 0 is the trial that is asked for
+            trial.number = number  # 0 is the trial being asked for
 
     def get_all_trials(self, study_id: int, deepcopy: bool = True,
                        states: Container[OptunaState] | None = None) -> list[FrozenTrial]:

@@ -1,4 +1,4 @@
-"""TODO docstring."""
+"""Early stopping by ASHA (asynchronous successive halving, Li et al. 2020), as implemented in Ray Tune."""
 
 from types import SimpleNamespace
 
@@ -8,24 +8,24 @@ from kdstudy.store.record import METRIC
 
 
 class Rungs:
-    """Asynchronous successive halving by Ray's own scheduler, keyed by our trial numbers.
+    """Ray's ASHA scheduler, keyed by kdstudy's trial numbers.
 
-    Ray keys rungs by its trial ids, which change when a search is resumed. So it sees stand-ins that carry our number
-    instead, and a record can be replayed into it.
+    Ray's trial ids change when a search is resumed. The scheduler therefore gets stand-in trials with kdstudy's
+    numbers, so that a record can be replayed into it.
     """
 
     def __init__(self, epochs: list[int], reduction_factor: int):
         self._scheduler = None
         self._known: set[int] = set()
         if epochs:
-            # Rungs are grace_period * reduction_factor^k up to max_t; the margin keeps rounding from losing the last.
+            # Rungs are grace_period * reduction_factor^k up to max_t; the margin protects the last from rounding.
             self._scheduler = AsyncHyperBandScheduler(
                 time_attr="epoch", metric=METRIC, mode="max", grace_period=epochs[0], max_t=epochs[-1] * 1.01,
                 reduction_factor=reduction_factor, stop_last_trials=False,
             )
 
     def passes(self, number: int, epoch: int, accuracy: float) -> bool:
-        """Enter a trial's accuracy at an epoch; False where it belongs to the part that is stopped."""
+        """Enter a trial's accuracy (0 to 1) at an epoch. Returns False if ASHA would stop the trial."""
         if self._scheduler is None:
             return True
         stand_in = SimpleNamespace(trial_id=str(number))

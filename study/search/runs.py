@@ -1,4 +1,4 @@
-"""What to run, as far as neither Optuna nor Ray is needed to say it: lists of runs, and how runs are told apart."""
+"""Lists of runs, run identity and the choice of a winner, without Optuna or Ray."""
 
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -9,20 +9,20 @@ from kdstudy.trainables.seeds import small_seed
 
 
 class Proposer(Protocol):
-    """Says what to run: trial `number` given all that is recorded, or None where there is nothing left to run."""
+    """Proposes trial `number`, given the record so far; None if there are no more trials."""
 
-    protected: int  # how many of the first trials are never stopped
+    protected: int  # how many of the first trials are never stopped early
 
     def __call__(self, number: int, record: Record) -> TrialState | None: ...
 
     def total(self, record: Record) -> int:
-        """How many trials there will be in the end."""
+        """The total number of trials, past and future."""
         ...
 
 
 @dataclass(frozen=True)
 class ListProposer:
-    """Exactly these trials, each of them recognised by what it runs: those on record are not run again."""
+    """Proposes a fixed list of trials, skipping those already on record; see `run_key`."""
 
     wanted: tuple[TrialState, ...]
 
@@ -44,29 +44,30 @@ class ListProposer:
 
 
 def run_key(trial: TrialState) -> tuple:
-    """What makes two runs the same run."""
+    """Return what identifies a run: two trials with the same key are the same run."""
     return (tuple(sorted(trial.parameters.items())), trial.seed, trial.view_seed)
 
 
 def search_view_seed(seed: int) -> int:
-    """All search trials see the same views, so one cache of teacher logits serves them."""
+    """The view seed of all search trials, which share one cache of teacher logits."""
     return small_seed(seed, "search views")
 
 
 def accuracies(trial: TrialState) -> dict[int, float]:
-    """Epoch to validation accuracy, of what a trial has reported in order."""
+    """Return validation accuracy (0 to 1) by epoch, from a trial's reports."""
     return {report["epoch"]: report["metrics"][METRIC] for report in trial.reports
             if report["metrics"].get(METRIC) is not None and report["decision"] != "failed"}
 
 
 def winner(record: Record) -> TrialState | None:
-    """The best last-epoch validation accuracy among trials that ran to the end; ties: validation loss, then number."""
+    """The completed trial with the best last-epoch validation accuracy; ties go to lower validation loss, then number.
+    """
     finished = [trial for trial in record.trials.values() if trial.state == "complete"]
     return min(finished, key=lambda t: (-t.metric(METRIC), t.metric("validation_loss"), t.number), default=None)
 
 
 def best_or_fail(stage: str, record: Record, remedy: str) -> TrialState:
-    """The winner of a stage's trials. Raises StudyFailedError, with the remedy, where there is none."""
+    """Return the winner of a stage's trials. Raises StudyFailedError with the remedy if no trial completed."""
     best = winner(record)
     if best is None:
         failed = [trial for trial in record.trials.values() if trial.state == "failed"]

@@ -1,8 +1,7 @@
-"""A warm start: a search that begins with what another study's search has found in the same space.
+"""Warm start: begin a search with another study's results in the same search space.
 
-The other's finished trials are read once and kept in the search's own record, so that nobody who goes on with it needs
-the other study. TPE is told of them, but they are not trials of this study: they have no number, enter no rung, and
-cannot win.
+The other study's finished trials are copied into the search's own record, so resuming does not need that study. TPE
+sees them, but they are not trials of this study: they have no number, enter no rung and cannot win.
 """
 
 import os
@@ -20,14 +19,14 @@ from kdstudy.store.storage import Storage
 
 
 def read_prior(config: StudyConfig, arm: str, own: Path, check: Callable[[Path], None]) -> list[dict[str, Any]]:
-    """The finished trials of an arm of the study at search.warm_start, as `Record.add_prior` takes them.
+    """Read an arm's finished trials from the study at search.warm_start, in the format of `Record.add_prior`.
 
-    Those outside the ranges of `config` are left out. Accuracies after its last epoch are too, and a trial that did not
-    come so far counts as stopped.
+    Trials outside the ranges of `config` are skipped. Accuracies beyond its last epoch are dropped, and trials that
+    did not reach that epoch count as stopped.
 
-    own: the folder of the study that starts. check: checks the files of a study's folder, raises UserError.
+    own: the folder of the new study. check: validates a study folder; raises UserError.
 
-    Raises UserError where that is no other study, searched another space, or has no such trial.
+    Raises UserError if search.warm_start is not another study, has a different search space or no usable trials.
     """
     place = config.search.warm_start
     other = _other_study(place, own)
@@ -50,7 +49,7 @@ def read_prior(config: StudyConfig, arm: str, own: Path, check: Callable[[Path],
 
 
 def _other_study(place: str, own: Path) -> Path:
-    """The folder of another study, brought up to date."""
+    """Return the folder of another study, with the local copy updated."""
     storage = Storage.of(place if "://" in place else os.path.expanduser(place))
     if storage.folder.resolve() == own.resolve():
         raise UserError(f"search.warm_start = {place!r} is this study itself; a larger search.trials goes on with it")
@@ -61,7 +60,7 @@ def _other_study(place: str, own: Path) -> Path:
 
 
 def _known(trial: TrialState, space: dict[str, Range], epochs: int) -> dict[str, Any] | None:
-    """What is kept of a trial; None where it is still to end, lies outside the space or has reported nothing."""
+    """Convert a trial to a prior. None if it is unfinished, outside the space or has no reports."""
     parameters = {name: trial.parameters[name] for name in space}
     values = [(epoch, value) for epoch, value in accuracies(trial).items() if epoch <= epochs]
     if trial.state == "running" or not all(space[name].contains(value) for name, value in parameters.items()):
@@ -73,7 +72,7 @@ def _known(trial: TrialState, space: dict[str, Range], epochs: int) -> dict[str,
 
 
 def _kinds(space: dict[str, Range]) -> dict[str, Any]:
-    """What must be the same: each parameter's scale, or its choices."""
+    """Return what two search spaces must share: each parameter's scale or choices."""
     return {name: frozenset(dimension.choice) if dimension.choice else "log" if dimension.log else "linear"
             for name, dimension in space.items()}
 

@@ -1,1 +1,3 @@
-"""A study on disk or in an object store: the record, atomic files, locks, fingerprints, and checks of all of it."""
+"""The files of a study, in a folder or an object store.
+
+Event records, atomic writes, locks and leases, fingerprints, file schemas, and validation of untrusted files."""

@@ -1,4 +1,4 @@
-"""Checks of a study's files, which may come from another machine or from a stranger, before anything uses them."""
+"""Validate a study's files before use, since they may come from another machine or from a stranger."""
 
 import json
 import math
@@ -14,35 +14,35 @@ from kdstudy.store.files import digest_of, read_json
 from kdstudy.store.schema import EVENTS, Description, Done, Event, OfTrial, Part, Report, Session, StageFiles, Trial
 from kdstudy.trainables.paths import not_plain
 
-WRITTEN_BY_OTHERS = ("wandb",)  # holds links to other places; nothing of it is read
+WRITTEN_BY_OTHERS = ("wandb",)  # contains symbolic links; kdstudy reads nothing from it
 
 
 def check(folder: Path, stages: Mapping[str, StageFiles]) -> None:
-    """Check the files of a study that has begun. What is missing or half written is no damage.
+    """Check the files of a started study. Missing and half-written files are no error.
 
-    stages: what the folder of each kind of stage must look like, by the stage's name.
+    stages: the expected files of each kind of stage, by stage name.
 
-    Raises UserError with one line that names the first file that is damaged.
+    Raises UserError with one line that names the first damaged file.
     """
     check_plain(folder, WRITTEN_BY_OTHERS)
     description = _checked(folder / "stages.json", Description)
     for name, stage in description.stages.items() if description else ():
         if stage.rpartition("-")[0] != name:
             raise _damaged(folder / "stages.json", f"stages.{name} is the folder of another stage")
-    # Also those of other settings: once the study has these settings again, they go on.
+    # Also check stages of other settings: they are reused if the study returns to these settings.
     for stage in sorted(folder.glob("*-*")):
         if (name := stage.name.rpartition("-")[0]) in stages and stage.is_dir():
             _check_stage(name, stage, stages[name])
 
 
 def check_plain(folder: Path, apart: tuple[str, ...] = ()) -> None:
-    """Check that a folder holds nothing but files and folders; those named in `apart` are skipped. Raises UserError."""
+    """Raises UserError where a folder contains links or special files. Entries named in `apart` are skipped."""
     if (found := not_plain(folder, apart)) is not None:
         raise _refused(found)
 
 
 def check_stage(name: str, folder: Path, expected: StageFiles) -> None:
-    """Check one stage's folder, which may lie in another study. Raises UserError."""
+    """Check one stage's folder, which may belong to another study. Raises UserError."""
     if folder.is_symlink():
         raise _refused(folder)
     check_plain(folder)
@@ -55,7 +55,7 @@ def _refused(found: Path) -> UserError:
 
 
 def _check_stage(name: str, folder: Path, expected: StageFiles) -> None:
-    # The done-mark first: a driver that is at work may finish the stage between the two.
+    # Read the done-mark before the record: a running driver may finish the stage in between.
     done = _checked(folder / "done.json", expected.done)
     record = folder / "record.jsonl"
     if not record.is_file():
@@ -73,7 +73,7 @@ def _check_stage(name: str, folder: Path, expected: StageFiles) -> None:
 
 
 def _check_together(path: Path, done: Done, trials: dict[int, float | None]) -> None:
-    """Check that a done-mark agrees with its record about the record's trials."""
+    """Check that a done-mark is consistent with the trials of its record. Raises UserError."""
     if not trials:
         return
     if missing := done.trials_named() - trials.keys():
@@ -101,7 +101,7 @@ def _damaged(path: Path, why: str) -> UserError:
 
 
 def _spoilt(record: Path, why: str) -> UserError:
-    """A record whose stage is done: only the whole stage can be done again."""
+    """The error for a damaged record of a finished stage, which can only be repaired by rerunning the whole stage."""
     return UserError(f"{record} is damaged: {why}; restore it from a copy or from whoever sent it, or remove "
                      f"{_again(record)}")
 
@@ -111,22 +111,22 @@ def _again(record: Path) -> str:
 
 
 class _MisplacedError(Exception):
-    """An event that does not belong where it stands: why."""
+    """An event does not fit the events before it; the message says why."""
 
 
 class _RecordCheck:
-    """Reads a record line by line and remembers what the next line must fit."""
+    """Reads a record line by line and checks each event against the events before it."""
 
     def __init__(self, stage: str, path: Path, expected: StageFiles, done: bool):
         self._stage, self._path, self._expected, self._done = stage, path, expected, done
-        self._trials: dict[int, float | None] = {}  # the last validation accuracy of each
-        self._seen: set[tuple[int, int]] = set()  # trial and epoch of the reports so far, failures apart
+        self._trials: dict[int, float | None] = {}  # last validation accuracy of each trial
+        self._seen: set[tuple[int, int]] = set()  # (trial, epoch) of the reports so far, without failures
         self._most_epochs = 0
 
     def check(self, content: bytes) -> dict[int, float | None]:
-        """The last validation accuracy of each trial. The last line may be half written.
+        """Return the last validation accuracy (0 to 1) of each trial. The last line may be half written.
 
-        Raises UserError where a line is not what it must be, or does not belong where it stands.
+        Raises UserError where a line is invalid or does not fit the lines before it.
         """
         lines = [line for line in content.split(b"\n") if line]
         for number, line in enumerate(lines, 1):
@@ -165,7 +165,7 @@ class _RecordCheck:
     def _report(self, report: Report) -> None:
         if self._most_epochs and report.epoch > self._most_epochs:
             raise _MisplacedError(f"epoch {report.epoch} is beyond the last, {self._most_epochs}")
-        if report.decision == "failed":  # this may be at an epoch that was reported before
+        if report.decision == "failed":  # may repeat an epoch that was already reported
             return
         if (report.trial, report.epoch) in self._seen:
             raise _MisplacedError(f"trial {report.trial} reports epoch {report.epoch} again")

@@ -1,4 +1,4 @@
-"""A study brought storage: from a shared folder or an object store to a folder here."""
+"""Copy a study from a shared folder or an object store to a local folder."""
 
 import os
 import shutil
@@ -13,12 +13,12 @@ RESULTS = ("results", "export")
 
 
 def fetch(storage: Storage, out: Path, results_only: bool = False) -> int:
-    """Copy a study to `out`, which must be new or empty, also while it runs. Returns the copy's size in bytes.
+    """Copy a study, running or not, to `out`, which must be new or empty. Returns the copy's size in bytes.
 
-    results_only: what `status` and `report` read, the page and the exported student; without it also weights and
-    logits, so that `export` works on the copy and `run` goes on with it.
+    results_only: copy only what `status` and `report` read, the report and the exported student. Otherwise weights
+    and logits are copied too, so that `export` works on the copy and `run` resumes it.
 
-    Raises UserError where `out` is taken, StorageError where it cannot be written.
+    Raises UserError where `out` is not empty, StorageError where it cannot be written.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not an empty folder; choose another one")
@@ -43,7 +43,7 @@ def _wanted(folder: Path, results_only: bool) -> list[Path]:
 
 
 def _copy(path: Path, source: Path, target: Path) -> int:
-    """Copy a file, by its path relative to both, and return its size; 0 where its driver has removed it meanwhile."""
+    """Copy a file by its relative path. Returns its size in bytes, or 0 if the driver has removed it meanwhile."""
     (target / path).parent.mkdir(parents=True, exist_ok=True)
     try:
         shutil.copy2(source / path, target / path)

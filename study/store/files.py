@@ -1,4 +1,4 @@
-"""All reads and writes of a study folder: atomic files, lines that survive a power cut, one driver at a time."""
+"""Low-level access to a study folder: atomic writes, durable appends, and a lock for the driver."""
 
 import contextlib
 import errno
@@ -25,8 +25,9 @@ from kdstudy.trainables.paths import remove
 
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """A draft beside `path` to write to, which then takes its place: a reader sees the old file or the new one, never
-    half of it. Raises StorageError."""
+    """Yield a draft path next to `path`, and rename it to `path` at the end: readers never see a partial file.
+
+    Raises StorageError where it cannot be written."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with writing(path):
@@ -41,7 +42,7 @@ def written(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the system raises into a StorageError of one line."""
+    """Turn OSError and SafetensorError into a StorageError of one line."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -50,7 +51,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def remedy(error: BaseException) -> str:
-    """What to do where something cannot be written."""
+    """Return advice on how to fix a failed write, for an error message."""
     if getattr(error, "errno", None) in (errno.EROFS, errno.EACCES, errno.EPERM):
         return "make it writable, or work on a copy, which `kdstudy fetch STUDY OUT` makes"
     if is_full(error):
@@ -59,14 +60,14 @@ def remedy(error: BaseException) -> str:
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether an exception says that nothing more can be written; libraries make kinds of their own of it."""
+    """Whether an exception reports a full or read-only disk. Libraries raise various types for it."""
     said = ("No space left", "disk is full", "os error 28")
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) or any(
         text in str(error) for text in said)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory, or the address space, has run out."""
+    """Whether an exception reports that memory or address space has run out."""
     said = ("failed to map segment", "can't allocate memory", "Cannot allocate memory", "not enough memory")
     return isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM or any(
         text in str(error) for text in said)
@@ -74,7 +75,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def full_disk_noticed(folder: Path) -> Iterator[None]:
-    """Turn a full disk, whoever meets it, into a StorageError of one line."""
+    """Turn any exception about a full disk into a StorageError of one line."""
     try:
         yield
     except StudyFailedError:
@@ -87,15 +88,15 @@ def full_disk_noticed(folder: Path) -> Iterator[None]:
 
 
 def remove_drafts(folder: Path) -> None:
-    """Remove what processes that were killed had begun to write. Only for the one driver of the folder."""
+    """Remove drafts left by killed processes. Only the folder's driver may call this."""
     for path in list(folder.rglob(".*")):
         draft = re.fullmatch(r"\..+\.(\d+)(-journal)?", path.name)
-        if draft and not _is_another(int(draft[1])):  # a report may be written meanwhile
+        if draft and not _is_another(int(draft[1])):  # another process may be writing a report now
             remove(path, folder)
 
 
 def _is_another(pid: int) -> bool:
-    """Whether there is a process of that number beside this one; in a container all may have the same."""
+    """Whether `pid` is another running process. In containers, earlier processes may have had our own id."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -119,7 +120,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any | None:
-    """The file's value, or None where there is no such file or it is damaged."""
+    """Return a JSON file's value, or None where the file is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
@@ -127,7 +128,7 @@ def read_json(path: Path) -> Any | None:
 
 
 def read_array(path: Path) -> np.ndarray:
-    """An array's file. Nothing in it is unpickled. Raises StudyFailedError where it is damaged."""
+    """Read a .npy file without unpickling. Raises StudyFailedError where it is damaged, FileNotFoundError."""
     try:
         array = np.load(path, allow_pickle=False)
     except FileNotFoundError:
@@ -146,7 +147,7 @@ def write_array(path: Path, array: np.ndarray) -> None:
 
 
 def is_whole_array(path: Path) -> bool:
-    """Whether an array's file is there and as long as its header says."""
+    """Whether a .npy file exists and has the size that its header states."""
     try:
         return isinstance(np.load(path, mmap_mode="r"), np.ndarray)
     except Exception:
@@ -154,7 +155,7 @@ def is_whole_array(path: Path) -> bool:
 
 
 def read_weights(path: Path) -> dict[str, np.ndarray]:
-    """A model's weights, by name. Raises StudyFailedError where the file is damaged."""
+    """Read a model's weights, by name. Raises StudyFailedError where the file is damaged, FileNotFoundError."""
     try:
         return load_file(path)
     except FileNotFoundError:
@@ -169,7 +170,7 @@ def _damaged(path: Path, why: Exception | str) -> StudyFailedError:
 
 
 def write_done(stage: Path, outcome: dict[str, Any]) -> None:
-    """Write a stage's done-mark, which also lists the files that it vouches for, with their sizes in bytes."""
+    """Write a stage's done-mark: the outcome, the stage's files with their sizes in bytes, and the record's seal."""
     files = {path.relative_to(stage).as_posix(): path.stat().st_size for path in sorted(stage.rglob("*"))
              if path.is_file() and path.name != "done.json" and not is_hidden(path.relative_to(stage))}
     record = stage / "record.jsonl"
@@ -178,32 +179,33 @@ def write_done(stage: Path, outcome: dict[str, Any]) -> None:
 
 
 def seal_of(record: bytes) -> dict[str, Any]:
-    """What a done-mark says of a record, so that one that is edited or cut afterwards is noticed: how many lines it
-    has, and a digest of them. It is no signature: who edits both is not noticed."""
+    """Return a record's line count and digest for a done-mark, which reveal later edits or truncation.
+
+    This is not a signature: it does not detect an edit of both files."""
     lines = record.count(b"\n")
     return {"lines": lines, "digest": digest_of(record, lines)}
 
 
 def digest_of(record: bytes, lines: int) -> str:
-    """A digest of a record's first lines with their ends, 32 hexadecimal digits."""
+    """Return a digest (32 hexadecimal digits) of the first `lines` lines of a record, newlines included."""
     first = b"".join(line + b"\n" for line in record.split(b"\n")[:lines]) if record.count(b"\n") >= lines else record
     return hashlib.blake2b(first, digest_size=16).hexdigest()
 
 
 def vouched_for(stage: Path, done: dict[str, Any]) -> bool:
-    """Whether all the files that a done-mark lists are there, and none of them is cut short."""
+    """Whether all files that a done-mark lists exist and none is truncated."""
     files = done.get("files", {})
-    sizes = files if isinstance(files, dict) else dict.fromkeys(files, 0)  # earlier versions listed names alone
+    sizes = files if isinstance(files, dict) else dict.fromkeys(files, 0)  # earlier versions listed only names
     return all((stage / name).is_file() and (stage / name).stat().st_size >= size for name, size in sizes.items())
 
 
 def is_hidden(path: Path) -> bool:
-    """Drafts, locks and what else is not part of a study's results."""
+    """Whether a relative path is hidden: drafts, locks and other files that are not results."""
     return any(part.startswith(".") for part in path.parts)
 
 
 def has_text(path: Path, text: str) -> bool:
-    """Whether a file is there and holds this."""
+    """Whether a file exists and contains exactly `text`."""
     try:
         return path.read_bytes() == text.encode()
     except OSError:
@@ -211,9 +213,9 @@ def has_text(path: Path, text: str) -> bool:
 
 
 def append_line(path: Path, line: str) -> None:
-    """Append one line and return only once it is on the disk. Where that fails the file stays as it was.
+    """Append one line and return once it is on disk.
 
-    Raises StorageError.
+    Raises StorageError and leaves the file unchanged where that fails.
     """
     with writing(path), open(path, "ab", buffering=0) as file:
         end = file.seek(0, os.SEEK_END)
@@ -226,19 +228,20 @@ def append_line(path: Path, line: str) -> None:
 
 
 def _write_all(descriptor: int, content: bytes) -> None:
-    while content:  # a disk that fills up takes a part first
+    while content:  # a disk that is nearly full accepts only a part
         content = content[os.write(descriptor, content):]
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a file; the target appears whole or not at all. Raises StorageError."""
+    """Copy a file atomically. Raises StorageError."""
     with written(target) as draft:
         shutil.copyfile(source, draft)
 
 
 def copy_stage(source: Path, target: Path) -> None:
-    """Take over a finished stage of another study. Large files, which nobody ever changes, are shared where the file
-    system can."""
+    """Copy a finished stage from another study. Large files, which never change, are hard-linked where possible.
+
+    Raises StorageError."""
 
     def share(origin: str, copy: str) -> None:
         if origin.endswith((".safetensors", ".npy", ".parquet")):
@@ -258,7 +261,7 @@ def copy_stage(source: Path, target: Path) -> None:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a driver on this file system works on the study at this moment."""
+    """Whether a driver on this file system is running the study now."""
     try:
         with open(folder / ".lock", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -270,7 +273,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def lock_owner(folder: Path) -> str:
-    """What a driver on this file system says that it is: "process 7 on host"."""
+    """The driver that holds the study's lock, as "process 7 on host"."""
     try:
         return (folder / ".lock").read_text(encoding="utf-8").strip() or "another process"
     except (OSError, ValueError):
@@ -279,7 +282,7 @@ def lock_owner(folder: Path) -> str:
 
 @contextlib.contextmanager
 def waited_for(lock: Path) -> Iterator[None]:
-    """Hold a lock that everybody gives back soon."""
+    """Wait for a lock that is only ever held briefly, and hold it. Raises StorageError."""
     with contextlib.ExitStack() as held:
         with writing(lock):
             lock.parent.mkdir(parents=True, exist_ok=True)
@@ -289,9 +292,9 @@ def waited_for(lock: Path) -> Iterator[None]:
 
 
 class StudyLock:
-    """Held by the one driver of a study's folder; the system frees it when the driver ends, however it ends.
+    """The lock that a study folder's driver holds. The system releases it even if the driver is killed.
 
-    place: what to call the study. Raises UserError, naming the other driver's process and host, where there is one.
+    place: the study's name in messages. Raises UserError with the other driver's process and host if it is taken.
     """
 
     def __init__(self, folder: Path, place: str | None = None):
@@ -320,7 +323,7 @@ class StudyLock:
         return self
 
     def _lock(self) -> None:
-        for _ in range(5):  # somebody may just look whether it is free
+        for _ in range(5):  # another process may be testing the lock for a moment
             with contextlib.suppress(BlockingIOError):
                 return fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Digests of settings, images and files, by which a stage's folder is named."""
+"""Fingerprints of settings, images and files, which name the folders of stages."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from kdstudy.trainables import functions
 from kdstudy.trainables.images import ImageSet
 from kdstudy.trainables.settings import ModelSettings, Settings
 
-# Raised when the meaning of a stage's files changes, so that older folders are not taken for current ones.
+# Increase when the format of a stage's files changes, so that folders in an old format are not reused.
 FORMAT = 2
 
 
 def fingerprint(*parts: Any) -> str:
-    """Ten hexadecimal digits that change with anything in `parts` (JSON values)."""
+    """Return ten hexadecimal digits that depend on all `parts` (JSON values)."""
     text = json.dumps([FORMAT, *parts], sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=5).hexdigest()
 
@@ -40,7 +40,7 @@ def hash_file(path: Path) -> str:
 
 
 def hash_input(path: Path) -> str:
-    """The hash of a file that a user hands in. Fingerprints ask often, so it is read again only if it has changed."""
+    """Return the hash of a user's input file. Cached until the file changes, since fingerprints are computed often."""
     status = path.stat()
     return _hash_known(path, status.st_size, status.st_mtime_ns)
 
@@ -51,16 +51,16 @@ def _hash_known(path: Path, size: int, changed: int) -> str:
 
 
 def changed(settings: Settings, exclude: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The settings that differ from their defaults: a new setting leaves the fingerprints of older studies alone."""
+    """Return the settings that differ from their defaults, so that adding a setting keeps existing fingerprints."""
     return settings.model_dump(exclude_defaults=True, exclude=set(exclude))
 
 
 def model_inputs(section: str, settings: ModelSettings) -> dict[str, Any]:
-    """A model's settings for a fingerprint: a weights file counts by its content, wherever it lies."""
+    """Return a model's settings for a fingerprint. A weights file is identified by its content, not its path."""
     inputs = changed(settings)
     if isinstance(settings.pretrained, str):
         inputs["pretrained"] = hash_input(existing(settings.pretrained, f"{section}.pretrained"))
-    if ":" in settings.model:  # a function: its name says little, so its file counts
+    if ":" in settings.model:  # a function: hash its file, since the name says nothing about the code
         try:
             inputs["source"] = hash_input(functions.source_file(settings.model))
         except ValueError as error:
@@ -69,7 +69,7 @@ def model_inputs(section: str, settings: ModelSettings) -> dict[str, Any]:
 
 
 def existing(path: str, setting: str, folder: bool = False) -> Path:
-    """A file or folder that a setting names. Raises UserError."""
+    """Return the file or folder that a setting names. Raises UserError where it does not exist."""
     found = Path(os.path.expanduser(path))
     if not found.exists():
         raise UserError(f"{setting}: {path} does not exist")

@@ -1,4 +1,4 @@
-"""One driver at a time on an object store, where nothing can be locked: a lease that has to be renewed."""
+"""A lease that allows one driver at a time on an object store, which has no locks."""
 
 import contextlib
 import json
@@ -17,16 +17,16 @@ from kdstudy.trainables.paths import remove_objects
 
 RENEWED_EVERY = 10.0  # seconds
 STALE_AFTER = 60.0  # seconds without a renewal
-LOOKED_EVERY = 1.0  # seconds, while somebody else's lease may be stale
-SETTLED_AFTER = 2.0  # seconds, so that of two who take over a stale lease the slower one wins
+LOOKED_EVERY = 1.0  # seconds, while waiting to see whether another driver's lease is stale
+SETTLED_AFTER = 2.0  # seconds; if two drivers take over a stale lease, the later one wins
 NOBODY = {"host": "?", "pid": 0, "processes": "", "run": "", "time": 0.0}
 
 
 class Lease:
-    """An object that says who works on a study, created only where there is none and renewed by a thread.
+    """An object in the store that names the driver of a study. A thread renews it.
 
-    A lease that is not renewed for a minute is stale, and taken over. Clocks of different machines need not agree: what
-    counts is whether the object changes. Raises UserError, naming the holder, where another is alive.
+    A lease that is not renewed for a minute is stale and may be taken over. Staleness is judged by whether the object
+    changes, so clocks need not agree. Raises UserError that names the holder where another driver is alive.
     """
 
     def __init__(self, files: AbstractFileSystem, path: str, study: str):
@@ -34,11 +34,11 @@ class Lease:
         self._run = uuid.uuid4().hex
         self._ended = threading.Event()
         self._lost_to: str | None = None
-        self._seen = 0.0  # when the lease was last known to be ours, by the clock that goes on in suspend
+        self._seen = 0.0  # when we last held the lease, on a clock that keeps running during suspend
 
     @staticmethod
     def holder(files: AbstractFileSystem, path: str) -> str | None:
-        """Who holds a lease that looks alive, by this machine's clock: "process 7 on host"; None where nobody does."""
+        """Return who holds a lease that is fresh by this machine's clock, as "process 7 on host", or None."""
         holder = _read(files, path)
         alive = holder is not None and time.time() - holder["time"] < STALE_AFTER and not _is_dead_here(holder)
         return _name(holder) if alive else None
@@ -53,13 +53,13 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
-        with contextlib.suppress(Exception):  # the study is done; a lease left behind is stale in a minute
+        with contextlib.suppress(Exception):  # the study is done, and the lease expires in a minute anyway
             if self._is_ours(_read(self._files, self._path)):
                 folder, _, name = self._path.rpartition("/")
                 remove_objects(self._files, folder, [name])
 
     def check(self) -> None:
-        """Raise StorageError where another driver has taken over. Looks again where this one has been suspended."""
+        """Raise StorageError if another driver has taken over. Rereads the lease after this process was suspended."""
         if not self._lost_to and time.time() - self._seen > STALE_AFTER / 2:
             self._look()
         if self._lost_to:
@@ -71,7 +71,8 @@ class Lease:
                            "run": self._run, "time": time.time()}).encode()
 
     def _acquire(self) -> bool:
-        """Create the lease, or take over a stale one. Not every store keeps its word, so whose it is is read again."""
+        """Create the lease or take over a stale one. Reads it back, since not every store creates objects exclusively.
+        """
         holder = _read(self._files, self._path)
         if holder is None:
             try:
@@ -88,7 +89,7 @@ class Lease:
         return self._is_ours(_read(self._files, self._path))
 
     def _is_stale(self, holder: dict[str, Any]) -> bool:
-        """Watch another's lease; False where it vanishes. Raises UserError as soon as it is renewed."""
+        """Watch another driver's lease; returns False if it is removed. Raises UserError as soon as it is renewed."""
         started = time.monotonic()
         while not _is_dead_here(holder):
             watched = time.monotonic() - started
@@ -106,14 +107,14 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEWED_EVERY) and not self._lost_to:
-            # Where the store cannot be reached now, the next renewal may; what is written to it fails by itself.
+            # If the store is unreachable, the next renewal may succeed; study writes report their own errors.
             with contextlib.suppress(Exception):
                 self._look()
                 if not self._lost_to:
                     self._files.pipe_file(self._path, self._content())
 
     def _look(self) -> None:
-        """See whether the lease is still ours. One that is gone was another's, who has ended since."""
+        """Check whether the lease is still ours. If it is gone, another driver took it over and has ended since."""
         holder = _read(self._files, self._path)
         if self._is_ours(holder):
             self._seen = time.time()
@@ -125,7 +126,7 @@ class Lease:
 
 
 def _read(files: AbstractFileSystem, path: str) -> dict[str, Any] | None:
-    """What a lease says; None where there is none. One that cannot be read is nobody's."""
+    """Return a lease's contents, or None where it is missing. An unreadable lease counts as free."""
     try:
         holder = json.loads(files.cat_file(path))
         return {name: holder[name] for name in NOBODY}
@@ -140,7 +141,7 @@ def _name(holder: dict[str, Any]) -> str:
 
 
 def _processes() -> str:
-    """What tells apart machines, and containers on them, that number their processes each for itself."""
+    """An identifier of this machine or container, since process ids are only unique within one."""
     parts = [socket.gethostname()]
     with contextlib.suppress(OSError):
         parts += [Path("/proc/sys/kernel/random/boot_id").read_text().strip(), os.readlink("/proc/self/ns/pid")]
@@ -148,10 +149,10 @@ def _processes() -> str:
 
 
 def _is_dead_here(holder: dict[str, Any]) -> bool:
-    """Whether the holder was a process of this machine that is no more."""
+    """Whether the holder was a process of this machine that has ended."""
     if holder["processes"] != _processes():
         return False
-    if holder["pid"] == os.getpid():  # an earlier process of this number, as in a container that was started again
+    if holder["pid"] == os.getpid():  # an earlier process with the same id, as in a restarted container
         return True
     try:
         os.kill(holder["pid"], 0)

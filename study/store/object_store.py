@@ -1,4 +1,4 @@
-"""A study's objects in an object store, and the copy of them in a folder here."""
+"""Synchronise a study's objects in an object store with a local folder."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from kdstudy.trainables.messages import one_line
 from kdstudy.trainables.paths import is_inside_by_name, remove_objects
 
 RECORD, PARTS = "record.jsonl", "record.parts"
-BASE = ".record.base"  # the copy's names for what its record is put together from
+BASE = ".record.base"  # local names of the parts that a record is rebuilt from
 LOCAL_PARTS = ".record.parts"
 KNOWN = ".remote.json"
-PACKAGES = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}  # scheme: the extra that brings its package
+PACKAGES = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs"}  # URI scheme: the kdstudy extra that it needs
 ACCESS = {"s3": "credentials and endpoint come from AWS_PROFILE, AWS_ENDPOINT_URL and the like",
           "gs": "credentials come from GOOGLE_APPLICATION_CREDENTIALS and the like"}
 
 
 class ObjectStore:
-    """Moves files between a URI and a folder, only where they differ. Names are relative to the study, with slashes."""
+    """Copies changed files between a URI and a folder. Names are relative to the study, with forward slashes."""
 
     def __init__(self, folder: Path, uri: str):
         self.folder, self.uri = folder, uri
@@ -46,24 +46,24 @@ class ObjectStore:
 
     @property
     def system(self) -> AbstractFileSystem:
-        """The client of the store. Raises UserError where a package is missing."""
+        """The fsspec file system. Raises UserError where its package is missing."""
         return self._remote[0]
 
     @property
     def root(self) -> str:
-        """The study's path in the store."""
+        """The study's path on the fsspec file system."""
         return self._remote[1].rstrip("/")
 
     @contextlib.contextmanager
     def reached(self, kind: type[Exception] = StorageError) -> Iterator[None]:
-        """Turn what clients of object stores raise, which is of many kinds, into one line."""
+        """Turn the various exceptions of object store clients into `kind`, with a message of one line."""
         try:
             yield
         except (UserError, StorageError):
             raise
         except Exception as error:
             if files.is_full(error) or str(getattr(error, "filename", None) or "").startswith(str(self.folder)):
-                with files.writing(self.folder):  # this machine's copy is what cannot be written
+                with files.writing(self.folder):  # the local copy cannot be written
                     raise
             reason = one_line(error)
             access = ACCESS.get(self.uri.split("://")[0])
@@ -71,17 +71,17 @@ class ObjectStore:
                        f"{f' ({access})' if access else ''}, then run the same command again") from error
 
     def on_remote(self, path: Path) -> str:
-        """Where a file of the copy lies in the store."""
+        """The remote path of a local file."""
         return f"{self.root}/{path.relative_to(self.folder).as_posix()}"
 
     @cached_property
     def known(self) -> dict[str, list[Any]]:
-        """Per file that is the same here and there: the object's tag, and the local size and time of change."""
+        """Per synchronised file: the object's tag, and the local size (bytes) and modification time."""
         known = files.read_json(self.folder / KNOWN)
         return known["objects"] if isinstance(known, dict) and known.get("uri") == self.uri else {}
 
     def keep_known(self) -> None:
-        """Write down which files are the same here and there."""
+        """Save which files are synchronised."""
         files.write_json(self.folder / KNOWN, {"uri": self.uri, "objects": self.known})
 
     def _note(self, name: str, info: dict[str, Any], local: Path) -> None:
@@ -89,7 +89,7 @@ class ObjectStore:
         self.known[name] = [_tag(info), status.st_size, status.st_mtime_ns]
 
     def is_noted(self, name: str, local: Path, info: dict[str, Any] | None = None) -> bool:
-        """Whether the file is as it was when it was last brought here or there; and the object, if given, too."""
+        """Whether a local file, and the object if given, are unchanged since they were last synchronised."""
         if name not in self.known or not local.is_file():
             return False
         tag, *status = self.known[name]
@@ -97,7 +97,7 @@ class ObjectStore:
         return status == [found.st_size, found.st_mtime_ns] and (info is None or tag == _tag(info))
 
     def all_objects(self) -> dict[str, dict[str, Any]]:
-        """All objects of the study but the hidden ones; those of Tune are many, so they are not even listed."""
+        """List all objects of the study except hidden ones. Skips Ray Tune's folder, which has too many to list."""
         try:
             top = self.system.ls(self.root, detail=True)
         except FileNotFoundError:
@@ -110,25 +110,25 @@ class ObjectStore:
         return found
 
     def objects_below(self, remote: str) -> dict[str, dict[str, Any]]:
-        """The objects below a remote path by their names relative to the root, without what is hidden."""
+        """List the objects below a remote path by name relative to the root, except hidden ones."""
         try:
             found = self.system.find(remote, detail=True)
         except FileNotFoundError:
             return {}
         names = {name.removeprefix(self.root).lstrip("/"): info for name, info in found.items()}
-        # A bucket may hold any name; one that would lie elsewhere here is no file of a study.
+        # Object names are arbitrary; skip those that would escape the local folder.
         return {name: info for name, info in names.items()
                 if is_inside_by_name(name) and not files.is_hidden(Path(name))}
 
     def local(self, name: str) -> Path:
-        """Where an object lies here. A record's base and its events are put together under its own name."""
+        """The local path of an object. A record's base and events get names of their own until they are merged."""
         path = self.folder / name
         if path.name == RECORD:
             return path.with_name(BASE)
         return path.parent.with_name(LOCAL_PARTS) / path.name if path.parent.name == PARTS else path
 
     def download(self, objects: dict[str, dict[str, Any]]) -> None:
-        """Fetch those of the objects that are not here as they are there."""
+        """Download the objects that are missing or different locally."""
         objects = {name: info for name, info in objects.items() if not self.is_noted(name, self.local(name), info)}
         if not objects:
             return
@@ -143,7 +143,7 @@ class ObjectStore:
         self.keep_known()
 
     def upload(self, file: Path) -> None:
-        """Make the object what the file is. Raises StorageError."""
+        """Upload a file if it has changed. Raises StorageError."""
         name = file.relative_to(self.folder).as_posix()
         if self.is_noted(name, file):
             return
@@ -152,7 +152,7 @@ class ObjectStore:
             self._note(name, self.system.info(self.on_remote(file)), file)
 
     def remove_others(self, folder: Path, kept: set[str]) -> None:
-        """Remove the objects below a folder that are not among the remote paths `kept`. Raises StorageError."""
+        """Remove the objects below a folder except the remote paths in `kept`. Raises StorageError."""
         with self.reached():
             others = [name for name in self.objects_below(self.on_remote(folder)) if f"{self.root}/{name}" not in kept]
             if others:
@@ -161,19 +161,19 @@ class ObjectStore:
             self.known.pop(name, None)
 
     def forget(self, found: set[str]) -> None:
-        """Forget what was known of objects that are not among those found."""
+        """Forget the synchronisation state of objects that are not in `found`."""
         if gone := set(self.known) - found:
             for name in gone:
                 del self.known[name]
             self.keep_known()
 
     def has(self, path: str) -> bool:
-        """Whether there is something at a path relative to the study. Raises StorageError."""
+        """Whether an object exists at a path relative to the study. Raises StorageError."""
         with self.reached():
             return self.system.exists(f"{self.root}/{path}")
 
 
 def _tag(info: dict[str, Any]) -> str:
-    """What changes when an object does."""
+    """A value that changes whenever the object changes."""
     times = (info.get(name) for name in ("ETag", "etag", "md5Hash", "mtime", "LastModified", "updated", "created"))
     return f"{info.get('size')} {next((time for time in times if time is not None), '')}"

@@ -1,4 +1,4 @@
-"""A study made small: what was found, without what can be computed again."""
+"""`kdstudy pack`: a small copy of a study that leaves out what can be recomputed."""
 
 import json
 import os
@@ -15,17 +15,17 @@ from kdstudy.store import files
 from kdstudy.trainables.paths import remove
 
 STAGE_FILES = ("record.jsonl", "done.json")
-MACHINES = ("host", "pid", "where")  # keys of events that say where a study ran
+MACHINES = ("host", "pid", "where")  # event keys that identify a machine
 PackStage = Callable[[Path, Path, dict[str, Any], bool], None]
 
 
 def pack(folder: Path, out: Path, stages: Mapping[str, PackStage], teacher: bool = True) -> int:
     """Copy a finished study to `out`, which must be new or empty. Returns its size in bytes.
 
-    stages: per stage, what copies the files that are kept of it besides its record and done-mark, given its folder,
-    the copy's, its done-mark, and `teacher`: whether the teacher's weights are kept.
+    stages: per stage, a function that copies the files to keep besides its record and done-mark. It is called with the
+    stage's folder, the target folder, the done-mark and `teacher`: whether to keep the teacher's weights.
 
-    Raises UserError where the study is not finished or `out` is taken, ValueError where a file cannot be read.
+    Raises UserError where the study is not finished or `out` is not empty, ValueError where a file cannot be read.
     """
     study = StudyFiles(folder)
     if study.confirmation is None:
@@ -37,7 +37,7 @@ def pack(folder: Path, out: Path, stages: Mapping[str, PackStage], teacher: bool
         _pack_into(study, draft, stages, teacher)
         os.replace(draft, out)
     finally:
-        remove(draft, draft.parent, if_possible=True)  # half a copy would be in the way of the next
+        remove(draft, draft.parent, if_possible=True)  # a partial copy would block the next attempt
     return sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
 
 
@@ -51,7 +51,7 @@ def _pack_into(study: StudyFiles, out: Path, stages: Mapping[str, PackStage], te
         if name in stages:
             stages[name](source, target, study.done(name) or {}, teacher)
         if (done := files.read_json(target / "done.json")) is not None:
-            files.write_done(target, done)  # it lists the files that are left
+            files.write_done(target, done)  # lists only the files that were kept
     report.build(out)
 
 

@@ -1,4 +1,4 @@
-"""Copies of prediction files that are as small as can be."""
+"""Compressed copies of prediction files."""
 
 from pathlib import Path
 
@@ -10,8 +10,9 @@ COLUMNS = ("image", "label", "prediction", "confidence")
 
 
 def copy_predictions(source: Path, target: Path, *, logits: bool) -> None:
-    """Copy a Parquet file of predictions, a row per image, with or without the logits. Raises ValueError where it
-    cannot be read."""
+    """Copy a Parquet file of predictions (one row per image), with or without the logits.
+
+    Raises ValueError where it cannot be read."""
     try:
         table = pq.read_table(source, columns=[*COLUMNS, *(["logits"] if logits else [])])
     except Exception as error:  # of many kinds

@@ -1,14 +1,14 @@
-"""What happened, append-only: the truth that every resume, table and plot is made from.
+"""The append-only record of a stage, from which resumes, tables and plots are derived.
 
-One JSON line per event, on the disk before the trial moves on. Everything is keyed by our own trial number.
+Each event is one JSON line, written to disk before the trial continues. Trials are identified by kdstudy's own numbers.
 
-    session     a driver began to work on this stage: who, and what it is to run
-    prior       the finished trials of another study that a search starts from: parameters, accuracies by epoch, state
-    trial       a trial was handed out: number, parameters, seeds, origin, protected, label
-    report      a trial's metrics at an epoch and what was decided: continue, stop, complete or failed; where it runs
-    checkpoint  where a trial can be continued from
-    end         a trial failed without a report: why
-    retry       a failed trial is to be run again
+    session     a driver started to work on this stage: process, host and planned trials
+    prior       finished trials of another study for a warm start: parameters, accuracies by epoch, state
+    trial       a trial was assigned to a worker: number, parameters, seeds, origin, protected, label
+    report      metrics of a trial at an epoch, where it ran, and the decision: continue, stop, complete or failed
+    checkpoint  path from which a trial can resume
+    end         a trial failed without a report: reason
+    retry       a failed trial will run again
 """
 
 import json
@@ -25,14 +25,14 @@ from kdstudy.store.storage import Storage
 from kdstudy.trainables.credentials import redact
 
 METRIC = "validation_accuracy"
-SAID_BY_OTHERS = ("reason", "after")  # in an event
-BEFORE_WORK = ("session", "prior", "retry")  # the time before these was nobody's
+SAID_BY_OTHERS = ("reason", "after")  # event fields with text from exceptions
+BEFORE_WORK = ("session", "prior", "retry")  # no driver was running in the time before these events
 ENDINGS = {"stop": "stopped", "complete": "complete", "failed": "failed"}
 
 
 @dataclass
 class TrialState:
-    """One trial as the record tells it."""
+    """One trial, reconstructed from the record."""
 
     number: int
     parameters: dict[str, Any]
@@ -41,12 +41,12 @@ class TrialState:
     origin: str
     protected: bool = False
     label: str = ""
-    reports: list[dict[str, Any]] = field(default_factory=list)  # sequence, time, epoch, decision, metrics
-    checkpoint: dict[str, Any] | None = None  # epoch, path
-    state: str = "running"  # running, complete, stopped, failed
+    reports: list[dict[str, Any]] = field(default_factory=list)  # keys: sequence, time, epoch, decision, metrics
+    checkpoint: dict[str, Any] | None = None  # keys: epoch, path
+    state: str = "running"  # or complete, stopped, failed
     reason: str | None = None
-    where: str | None = None  # the node and GPUs that it was last on
-    begun: float = 0.0  # when it was handed out for the first time
+    where: str | None = None  # node and GPUs of the last report
+    begun: float = 0.0  # Unix time at which it first started
 
     @property
     def epoch(self) -> int:
@@ -57,7 +57,7 @@ class TrialState:
 
     @property
     def heard(self) -> float:
-        """When it was handed out for the first time or, if later, last reported."""
+        """Unix time of the last report, or of the start if there is none."""
         return max([self.begun, *(report["time"] for report in self.reports[-1:])])
 
     def recorded(self, epoch: int) -> dict[str, Any] | None:
@@ -65,26 +65,28 @@ class TrialState:
 
 
 class Record:
-    """A stage's record: read it by making it, change it by its methods. A line that was cut off is dropped."""
+    """A stage's record. The constructor reads it, the methods append to it. A half-written last line is dropped.
+
+    Raises StorageError where the record cannot be written."""
 
     def __init__(self, path: Path, write: bool = True, storage: Storage | None = None):
         self.path, self._storage = path, storage or Storage(path.parent)
         self.trials: dict[int, TrialState] = {}
-        self.prior: list[TrialState] = []  # of another study, numbered on their own
+        self.prior: list[TrialState] = []  # trials of another study, with their own numbering
         self.prior_study: str | None = None
-        self.session: dict[str, Any] = {}  # what the last driver said when it began: time, host, pid, epochs, wanted, …
+        self.session: dict[str, Any] = {}  # the last driver's session event: time, host, pid, epochs, wanted, …
         self.mismatches = 0
         self.begun = 0.0
-        self.seconds = 0.0  # of work, summed over the drivers that worked on it
+        self.seconds = 0.0  # of work, summed over all drivers
         self._sequence = 0
         self.last_time = 0.0
-        self._read_to = 0  # bytes
+        self._read_to = 0  # byte offset
         if write and path.exists():
             _drop_torn_line(path)
         self._read_on(write)
 
     def catch_up(self) -> None:
-        """Read what its driver has appended meanwhile. Only for a reader."""
+        """Read events that the driver has appended since. For readers only."""
         self._read_on(write=False)
 
     def _read_on(self, write: bool) -> None:
@@ -103,20 +105,21 @@ class Record:
             try:
                 self._replay(json.loads(line))
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-                if write:  # what comes after it is not to be lost by going on
+                if write:  # do not append after a line that cannot be read
                     raise StudyFailedError(f"{self.path} is damaged at line {number}; restore it from a copy, or "
                                            "remove that line and those after it, to run again what they tell") from None
                 return
 
     def reopened(self) -> "Record":
-        """The record as it is on the disk."""
+        """Return a new record, read again from disk."""
         return Record(self.path, storage=self._storage)
 
     def begin_session(self, **facts: Any) -> None:
         self._append({"event": "session", "host": socket.gethostname(), "pid": os.getpid(), **facts})
 
     def add_prior(self, study: str, trials: list[dict[str, Any]]) -> None:
-        """trials: parameters, accuracies ((epoch, value) pairs) and state (complete, stopped or failed) of each."""
+        """Record another study's trials: parameters, accuracies as (epoch, value) pairs, state (complete, stopped or
+        failed)."""
         self._append({"event": "prior", "study": study, "trials": trials})
 
     def add_trial(self, trial: TrialState) -> None:
@@ -144,7 +147,7 @@ class Record:
         self._append({"event": "retry", "trial": number})
 
     def reports_in_order(self) -> list[tuple[int, dict[str, Any]]]:
-        """(trial number, report) of all trials, in the order in which they came."""
+        """Return (trial number, report) of all trials in chronological order."""
         reports = [(trial.number, report) for trial in self.trials.values() for report in trial.reports]
         return sorted(reports, key=lambda pair: pair[1]["sequence"])
 
@@ -196,7 +199,7 @@ def _prior(number: int, trial: dict[str, Any]) -> TrialState:
 
 
 def _drop_torn_line(path: Path) -> None:
-    """Cut a last line that a crash left half written, so that the next one starts on its own."""
+    """Truncate a last line that a crash left half written."""
     content = path.read_bytes()
     last = content.rstrip(b"\n").rfind(b"\n") + 1
     if content and not (content.endswith(b"\n") and _is_json(content[last:])):
@@ -213,7 +216,7 @@ def _is_json(line: bytes) -> bool:
 
 
 def _without_secrets(event: dict[str, Any]) -> dict[str, Any]:
-    """What an exception says of itself may hold a key; a record is there to be sent."""
+    """Redact secrets in exception texts, since records are shared."""
     return {name: redact(value) if name in SAID_BY_OTHERS and isinstance(value, str) else value
             for name, value in event.items()}
 

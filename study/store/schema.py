@@ -1,6 +1,6 @@
-"""What the files of a study must look like. They may come from another machine, or from a stranger.
+"""Schemas of a study's files, which may come from another machine or from a stranger.
 
-What only one stage writes is described in that stage's own file, by a subclass of `Done` and a `StageFiles`.
+Files that only one stage writes are described in that stage's module, by a subclass of `Done` and a `StageFiles`.
 """
 
 from dataclasses import dataclass
@@ -14,9 +14,9 @@ from kdstudy.trainables.settings import Line
 Whole = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Seconds = Annotated[float, Field(ge=0, le=1e12)]
-FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]  # right there, nowhere else
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=200)]  # no path separators
 Positive = Annotated[float, Field(gt=0)]
-Epoch = Annotated[int, Field(ge=0, le=1_000_000)]  # as many as a setting may ask for
+Epoch = Annotated[int, Field(ge=0, le=1_000_000)]  # the same limit as for settings
 
 
 def _inside(path: str) -> str:
@@ -26,7 +26,7 @@ def _inside(path: str) -> str:
 
 
 def _of_checkpoint(path: str) -> str:
-    """Where Ray Tune leaves one, .tune/RUN/TRIAL/CHECKPOINT, or where one is kept, STAGE/runs/NUMBER."""
+    """Check that a checkpoint path is one of Ray Tune's, .tune/RUN/TRIAL/CHECKPOINT, or a kept STAGE/runs/NUMBER."""
     parts = _inside(path).split("/")
     if not (parts[0] == ".tune" and len(parts) >= 3) and parts[1:2] != ["runs"]:
         raise ValueError("must be a checkpoint's path inside the study")
@@ -38,13 +38,13 @@ CheckpointPath = Annotated[str, AfterValidator(_of_checkpoint)]
 
 
 class Part(BaseModel):
-    """A part of a file: what is read of it. More may be there."""
+    """The fields that kdstudy reads of a file or an object in one. Other fields are allowed."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 
 class Parameters(Part):
-    """Of a trial. No name is taken on trust: they become headings."""
+    """A trial's parameters. Unknown names are refused, since the names become table headings."""
 
     model_config = ConfigDict(extra="forbid")
     temperature: Positive | None = None
@@ -54,7 +54,7 @@ class Parameters(Part):
     warmup: Share | None = None
     batch_size: Annotated[Whole, Field(ge=1)] | None = None
     optimizer: Line | None = None
-    first_view: Whole | None = None  # of a piece of the teacher's logits
+    first_view: Whole | None = None  # of a chunk of the teacher's logits
     view_count: Whole | None = None
 
 
@@ -82,7 +82,7 @@ class Expected(Part):
 
 
 class Description(Part):
-    """stages.json"""
+    """The contents of stages.json."""
 
     name: FileName
     data: Images
@@ -94,40 +94,40 @@ class Description(Part):
 
 
 class RecordSeal(Part):
-    """What a stage's record was when the stage was done: its first lines. Later ones may have come since."""
+    """Line count and digest of a stage's record when the stage finished. Lines may have been appended since."""
 
     lines: Whole
     digest: Annotated[str, Field(pattern="^[0-9a-f]{32}$")]
 
 
 class Done(Part):
-    """done.json of any stage. A stage's own subclass adds fields, and says what they claim about its record."""
+    """The done-mark of a stage, done.json. Subclasses add fields and declare what these imply about the record."""
 
     outcome: str
     seconds: Seconds
     taken_from: str = ""
     files: dict[InnerPath, Whole] | list[InnerPath] = Field(default_factory=dict)
-    record: RecordSeal | None = None  # earlier versions had none
+    record: RecordSeal | None = None  # absent in earlier versions
 
     def run_count(self) -> int:
-        """How many trials the record must have at least."""
+        """The minimum number of trials in the record."""
         return 0
 
     def trials_named(self) -> set[int]:
-        """The trials of the stage's own record that the done-mark refers to."""
+        """The numbers of the record's trials that the done-mark refers to."""
         return set()
 
     def accuracies_named(self) -> dict[int, float]:
-        """The last validation accuracies, 0 to 1, that it states for trials of its own record."""
+        """The last validation accuracy (0 to 1) that the done-mark states, by trial number."""
         return {}
 
 
 @dataclass(frozen=True)
 class StageFiles:
-    """What the folder of one kind of stage must look like.
+    """The expected files of one kind of stage.
 
-    done: the model of its done-mark. origins: the origins that its trials may have. distils: whether its trials have a
-    temperature; None where there is nothing to check.
+    done: the schema of its done-mark. origins: the allowed origins of its trials. distils: whether its trials have a
+    temperature; None skips that check.
     """
 
     done: type[Done]
@@ -135,7 +135,7 @@ class StageFiles:
     distils: bool | None = None
 
     def is_done(self, content: Any) -> bool:
-        """Whether this is what the stage's done-mark looks like."""
+        """Whether `content` is a valid done-mark of this stage."""
         try:
             self.done.model_validate(content)
         except ValidationError:
@@ -143,7 +143,7 @@ class StageFiles:
         return True
 
     def has(self, trial: "Trial") -> bool:
-        """Whether the stage has trials of that kind."""
+        """Whether the trial can belong to this stage."""
         distils = trial.parameters.temperature is not None
         return trial.origin in self.origins and self.distils in (None, distils)
 

@@ -1,13 +1,13 @@
-"""Where a study is stored: a folder, or a URI of an object store with a copy of it on this machine.
+"""Where a study is stored: in a folder, or at a URI of an object store with a local copy.
 
-Everything is read from the folder. Where there is a URI, `fetch` brings the folder up to date with it, and `append` and
-`publish` bring to it what has been written. Object stores cannot append: there a record is one object per event, which
-`publish` turns into one file again.
+All reads go to the folder. With a URI, `refresh` downloads changes into the local copy, and `append` and `publish`
+upload what was written. Object stores cannot append, so a record is stored as one object per event until `publish`
+merges the events into one file.
 
-    URI/STAGE/record.jsonl                 the record as it was at the last `publish`
-    URI/STAGE/record.parts/00000123.json   an event since then, by its sequence number
-    URI/.tune/...                          Ray Tune's checkpoints; only in the object store
-    URI/.lease                             who works on the study
+    URI/STAGE/record.jsonl                 the record as of the last `publish`
+    URI/STAGE/record.parts/00000123.json   one later event, named after its sequence number
+    URI/.tune/...                          Ray Tune's checkpoints, which have no local copy
+    URI/.lease                             which driver runs the study
 """
 
 import contextlib
@@ -26,23 +26,23 @@ from kdstudy.store.object_store import BASE, KNOWN, LOCAL_PARTS, PACKAGES, PARTS
 from kdstudy.trainables.credentials import problem_with, redact
 from kdstudy.trainables.paths import MAGIC, inside, is_inside_by_name, remove, remove_objects
 
-FETCHING = ".fetching"  # a lock, held while the copy is brought up to date
+FETCHING = ".fetching"  # lock held while the local copy is updated
 TUNE = ".tune"
-COMPACT_AFTER = 500  # events, so that a reader does not have to fetch thousands of objects
+COMPACT_AFTER = 500  # events; limits how many objects a reader has to download
 NEEDED_TO_READ = (".toml", ".json", ".jsonl", ".parquet", ".csv", ".md")
-WRITTEN_HERE = ("train", "tensorboard", "wandb")  # beside the study's own files, and published late or never
+WRITTEN_HERE = ("train", "tensorboard", "wandb")  # local extras that are published late or never
 
 
 class Storage:
     """A study's folder and, if it has one, its URI.
 
-    folder: of the study, or of this machine's copy of it.
+    folder: the study folder or, for a URI, the local copy of it.
     """
 
     def __init__(self, folder: Path, uri: str | None = None):
         self.folder, self.uri = folder, uri
         self._lease: Lease | None = None
-        self._parts: dict[Path, int] = {}  # events that lie as objects of their own, by record
+        self._parts: dict[Path, int] = {}  # per record, how many events are stored as separate objects
 
     @cached_property
     def _remote(self) -> ObjectStore:
@@ -50,7 +50,9 @@ class Storage:
 
     @classmethod
     def of(cls, place: "str | Path | Storage") -> "Storage":
-        """The storage at a path or a URI. `file://` is a path; the path of a copy stands for what it is a copy of."""
+        """Return the storage for a path or URI. A local copy's path resolves to the URI that it is a copy of.
+
+        Raises UserError where `place` is neither a folder nor a supported URI, or contains credentials."""
         if isinstance(place, Storage):
             return place
         text = str(place)
@@ -65,7 +67,7 @@ class Storage:
             copy = None
             with contextlib.suppress(UserError):
                 copy = cls.of(uri) if isinstance(uri, str) and "://" in uri else None
-            # Only this machine's own copies are believed: a folder that was handed over may name any place.
+            # Trust only copies that this machine made: a folder from someone else may name any URI.
             return copy if copy and copy.folder.resolve() == Path(text).resolve() else cls(Path(text))
         if text.startswith("file://"):
             try:
@@ -90,7 +92,9 @@ class Storage:
 
     @contextlib.contextmanager
     def driven(self) -> Iterator[None]:
-        """Held by the one driver of the study. Raises UserError, naming the other, where there is one."""
+        """Hold the study's lock, of which there is one for all drivers.
+
+        Raises UserError that names the other driver where the study is already running."""
         with contextlib.ExitStack() as held:
             held.enter_context(files.StudyLock(self.folder, str(self)))
             if self.uri is not None:
@@ -102,11 +106,11 @@ class Storage:
             yield
 
     def is_driven(self) -> bool:
-        """Whether a driver works on the study at this moment."""
+        """Whether a driver is running the study now."""
         return self.driver() is not None
 
     def driver(self) -> str | None:
-        """Who works on the study at this moment, as "process 7 on host"; None where nobody does."""
+        """The driver that is running the study now, as "process 7 on host", or None."""
         if files.is_locked(self.folder):
             return files.lock_owner(self.folder)
         if self.uri is None:
@@ -114,12 +118,12 @@ class Storage:
         with self._remote.reached(UserError):
             return Lease.holder(self._remote.system, f"{self._remote.root}/.lease")
 
-    # -- from there to here -------------------------------------------------------------------------------------------
+    # -- download -----------------------------------------------------------------------------------------------------
 
     def refresh(self, everything: bool = False) -> None:
-        """Bring the copy up to date for a reader. A driver on this machine keeps it so by itself.
+        """Update the local copy for a reader, unless a driver on this machine already keeps it up to date.
 
-        everything: also what only training and export need. Raises UserError where the URI cannot be read.
+        everything: also download weights and logits. Raises UserError where the URI cannot be read.
         """
         if self.uri is None:
             return
@@ -128,7 +132,7 @@ class Storage:
                 self._fetch(everything)
 
     def bring(self, *names: str) -> None:
-        """Bring all that lies in some of the study's folders to the copy. Raises UserError likewise."""
+        """Download everything in the named subfolders of the study. Raises UserError where the URI cannot be read."""
         if self.uri is None:
             return
         with files.waited_for(self.folder / FETCHING), self._remote.reached(UserError):
@@ -140,7 +144,7 @@ class Storage:
         with self._remote.reached(UserError):
             try:
                 found = self._download_wanted(everything)
-            except FileNotFoundError:  # a driver elsewhere has made one file of a record's events meanwhile
+            except FileNotFoundError:  # another driver has merged a record's events in the meantime
                 found = self._download_wanted(everything)
         self._forget_what_is_gone(set(found))
         for stage in {path.parent for pattern in (BASE, LOCAL_PARTS) for path in self.folder.glob(f"*/{pattern}")}:
@@ -153,8 +157,8 @@ class Storage:
         return found
 
     def _forget_what_is_gone(self, found: set[str]) -> None:
-        """Remove what is not in the store. A file that never was there may be work in progress: only the driver removes
-        it, but for what is made beside the study's own files."""
+        """Remove local files that are no longer in the store. Files that were never uploaded may be in progress: only
+        the driver removes those, except for the local extras."""
         kept = {self._remote.local(name) for name in found}
         kept |= {self._remote.local(name).with_name(RECORD) for name in found if name.endswith(f"/{RECORD}")}
         kept |= {self.folder / Path(name).parent.parent / RECORD for name in found if f"/{PARTS}/" in name}
@@ -170,14 +174,14 @@ class Storage:
         self._remote.forget(found)
 
     def neighbours(self, stage: str) -> list[Path]:
-        """The folders of a stage in the studies beside this one that have done it; copies are brought up to date."""
+        """Return the folders of a finished stage in sibling studies, after updating their local copies."""
         for name in self._siblings:
             Storage(self.folder.parent / name, f"{self.uri.rsplit('/', 1)[0]}/{name}")._refresh_stage(stage)
         return [path for path in sorted(self.folder.parent.glob(f"*/{stage}")) if path.parent != self.folder]
 
     @cached_property
     def _siblings(self) -> list[str]:
-        """What lies beside this study at its URI, as far as this machine may look there."""
+        """List the entries next to this study at its URI, as far as permissions allow."""
         if self.uri is None:
             return []
         try:
@@ -189,7 +193,7 @@ class Storage:
                 and not files.is_hidden(Path(name))]
 
     def _refresh_stage(self, stage: str) -> None:
-        """Bring a stage that is done there to the copy, as far as this machine may read it."""
+        """Download a stage that is finished at the URI, as far as permissions allow."""
         with contextlib.suppress(StorageError), self._remote.reached():
             if self._remote.system.exists(f"{self._remote.root}/{stage}/done.json"):
                 with files.waited_for(self.folder / FETCHING):
@@ -197,10 +201,10 @@ class Storage:
                         self._remote.download(self._remote.objects_below(f"{self._remote.root}/{stage}"))
                         _assemble_record(self.folder / stage)
 
-    # -- from here to there -------------------------------------------------------------------------------------------
+    # -- upload -------------------------------------------------------------------------------------------------------
 
     def append(self, record: Path, line: str, sequence: int) -> None:
-        """Append an event's line to a record; return once it is on the study's storage. Raises StorageError."""
+        """Append one event (a JSON line) to a record and return once it is durable. Raises StorageError."""
         if self.uri is not None:
             self._check_lease()
             part = f"{self._remote.on_remote(record.parent)}/{PARTS}/{sequence:08d}.json"
@@ -212,7 +216,7 @@ class Storage:
             self._compact(record)
 
     def _compact(self, record: Path) -> None:
-        """Turn the objects of a record's events into one file. A reader who sees both takes each event once."""
+        """Merge the objects of a record's events into one file. Readers that see both count each event once."""
         stage = self._remote.on_remote(record.parent)
         with self._remote.reached():
             parts = self._remote.objects_below(f"{stage}/{PARTS}")
@@ -222,7 +226,7 @@ class Storage:
         self._parts[record] = 0
 
     def publish(self, *paths: Path) -> None:
-        """Make files and folders there what they are here; done-marks last. Raises StorageError."""
+        """Upload files and folders, done-marks last, and delete remote files that are gone. Raises StorageError."""
         if self.uri is None:
             return
         self._check_lease()
@@ -247,7 +251,7 @@ class Storage:
     # -- Ray Tune's checkpoints ---------------------------------------------------------------------------------------
 
     def tune_storage(self) -> tuple[str, Any]:
-        """Where Ray Tune keeps its runs: a path, and the pyarrow file system that it belongs to (None: this one)."""
+        """Return where Ray Tune stores its runs: a path and a pyarrow file system (None for the local one)."""
         if self.uri is None:
             return str(self.folder.absolute() / TUNE), None
         from pyarrow.fs import FSSpecHandler, PyFileSystem
@@ -255,7 +259,7 @@ class Storage:
         return f"{self._remote.root}/{TUNE}", PyFileSystem(FSSpecHandler(self._remote.system))
 
     def tune_runs(self) -> int:
-        """How many runs Tune has left in the study."""
+        """The number of Ray Tune runs in the study so far."""
         if self.uri is None:
             return len(list((self.folder / TUNE).glob("*")))
         if not self._remote.has(TUNE):
@@ -264,7 +268,8 @@ class Storage:
             return len(self._remote.system.ls(f"{self._remote.root}/{TUNE}", detail=False))
 
     def forget_tune(self, *below: str) -> None:
-        """Remove what Tune left, all of it or what lies below. Raises ValueError where that is not below it."""
+        """Remove Ray Tune's files, or only the part at the path `below`. Raises ValueError where the path leaves them.
+        """
         path = "/".join((TUNE, *below))
         if not is_inside_by_name(path):
             raise ValueError(f"{path!r} is not removed: it does not lie inside {self}")
@@ -276,22 +281,23 @@ class Storage:
                 remove_objects(self._remote.system, self._remote.root, [path], recursive=True)
 
     def relative(self, path: str) -> str:
-        """A path that Tune names, relative to the study."""
+        """Convert a path from Ray Tune to one relative to the study."""
         root = str(self.folder.absolute()) if self.uri is None else self._remote.root
         return Path(path).relative_to(root).as_posix()
 
     def checkpoint(self, path: str, mark: str) -> str | None:
-        """A checkpoint's folder or URI for a worker, by its path relative to the study; None where it lacks its mark.
-        """
+        """Return a checkpoint's folder or URI for a worker, or None if it lacks the file `mark`.
+
+        path: relative to the study."""
         if self.uri is None:
             folder = inside(self.folder.absolute(), path)
             return str(folder) if (folder / mark).exists() else None
         return f"{self.uri}/{path}" if self._remote.has(f"{path}/{mark}") else None
 
     def keep(self, names: Iterable[str], checkpoint: str, target: Path) -> str:
-        """Copy what counts of a checkpoint, by its path relative to the study, to `target`, here and there.
+        """Copy the named files of a checkpoint to `target`, locally and at the URI.
 
-        Returns target's path relative to the study.
+        checkpoint: path relative to the study. Returns target's path relative to the study.
         """
         for name in names:
             if self.uri is None:
@@ -305,14 +311,14 @@ class Storage:
 
 
 def _copies_of(parent: str) -> Path:
-    """Where this machine keeps its copies of the studies below a URI."""
+    """The local folder for copies of the studies below a URI."""
     from kdstudy.trainables.paths import cache_folder
 
     return cache_folder() / "studies" / hashlib.blake2b(parent.encode(), digest_size=5).hexdigest()
 
 
 def _assemble_record(stage: Path) -> None:
-    """Put a record together from its base and the events since; an event that is in both counts once."""
+    """Rebuild a record from its base file and its later events, counting each event once."""
     base = stage / BASE
     lines = base.read_text(encoding="utf-8").splitlines() if base.exists() else []
     try:

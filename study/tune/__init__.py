@@ -1,1 +1,3 @@
-"""Running trials on Ray: the pipeline of stages, Ray Tune, DDP, the connection to a cluster and its free slots."""
+"""Run trials on Ray: the connection to a cluster, its trial slots, Ray Tune, and distributed training with Ray Train.
+
+`pipeline` opens and closes the stages as their dependencies finish."""

@@ -1,4 +1,4 @@
-"""The connection to Ray: a quiet local cluster unless an address is given, and what a trial gets of it."""
+"""Start or connect to Ray, and compute what share of its CPUs and GPUs each trial gets."""
 
 import contextlib
 import logging
@@ -27,22 +27,22 @@ QUIET = {
     "RAY_DEDUP_LOGS": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
-    # Our record replaces Ray's CSV, JSON and TensorBoard files and its own snapshots of the experiment.
+    # kdstudy's record replaces Ray's CSV, JSON and TensorBoard files and its experiment snapshots.
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "3600",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "TUNE_RESULT_BUFFER_LENGTH": "1",
-    "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # our searcher says how many trials there are at a time
+    "TUNE_MAX_PENDING_TRIALS_PG": "1000000",  # the searcher limits how many trials exist at a time
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
 
 
 LOOPBACK = "127.0.0.1"
 RAY_BYTES = 64 * 2**20
-# What is mapped, measured with torch for CUDA: 8.5 GiB with Ray's object store, which is a share of the memory.
+# Address space, measured with CUDA torch: 8.5 GiB with Ray's object store, which takes a share of the memory.
 LIBRARIES_BYTES, OBJECT_STORE_SHARE, LARGEST_OBJECT_STORE = 8 * 2**30, 0.3, 200e9
-CONNECT_SECONDS = 30.0  # Ray by itself waits for a quarter of an hour
+CONNECT_SECONDS = 30.0  # Ray's own default is a quarter of an hour
 ADDRESS = re.compile(r"auto|[^\s/@]+:\d+")
 TRY_TO_CONNECT = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level='CRITICAL')"
 SET_TOKEN = ("set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the token that it was started "
@@ -53,7 +53,7 @@ NO_ANSWER = ("no Ray cluster answers at {}; check --address or RAY_ADDRESS (HOST
 
 @dataclass(frozen=True)
 class Node:
-    """A machine of the cluster, by Ray's name for it."""
+    """A node of the cluster. id: Ray's node id."""
 
     id: str
     name: str
@@ -63,7 +63,7 @@ class Node:
 
 @dataclass(frozen=True)
 class Share:
-    """What each trial gets and how many run at a time."""
+    """CPUs and GPUs per trial, and how many trials run concurrently."""
 
     cpus: int
     gpus: float
@@ -75,7 +75,7 @@ class Share:
 
 
 def share(resources: ResourceSettings, nodes: list[tuple[float, float]]) -> Share:
-    """Divide the nodes' (CPUs, GPUs) among trials. Raises UserError where not even one trial fits on a node."""
+    """Divide the nodes' (CPUs, GPUs) among trials. Raises UserError if no node can fit a trial."""
     most_cpus, most_gpus = (max((node[kind] for node in nodes), default=0) for kind in (0, 1))
     per_trial = resources.gpus_per_trial if resources.gpus_per_trial is not None else float(most_gpus >= 1)
     if most_cpus < 1:
@@ -101,12 +101,12 @@ def share(resources: ResourceSettings, nodes: list[tuple[float, float]]) -> Shar
 
 
 def trials_on(node: tuple[float, float], cpus: int, gpus: float) -> int:
-    """How many trials of so many CPUs and GPUs a node with its own (CPUs, GPUs) takes at a time."""
+    """How many trials with `cpus` CPUs and `gpus` GPUs fit on a node with (CPUs, GPUs) at a time."""
     return min(math.floor(node[0] / cpus), _on_gpus(node[1], gpus))
 
 
 def _on_gpus(gpus: float, per_trial: float) -> float:
-    """How many trials a node's GPUs take: a fraction never spans two GPUs."""
+    """How many trials fit on a node's GPUs. A fractional share never spans two GPUs."""
     if not per_trial:
         return math.inf
     if per_trial < 1:
@@ -115,7 +115,7 @@ def _on_gpus(gpus: float, per_trial: float) -> float:
 
 
 def local_share(resources: ResourceSettings) -> Share:
-    """The share on this machine, without starting Ray."""
+    """The share of each trial on this machine, computed without starting Ray. Raises UserError if no trial fits."""
     return share(resources, [(usable_cpus(), local_gpus())])
 
 
@@ -130,17 +130,17 @@ def local_gpus() -> int:
 
 
 def cluster_address(address: str | None) -> str | None:
-    """The cluster to use: at `address` or in RAY_ADDRESS; None is this machine, on which Ray is to be started."""
+    """The cluster to connect to: `address`, else RAY_ADDRESS. None means to start Ray on this machine."""
     address = address or os.environ.get("RAY_ADDRESS")
     return None if address in (None, "", "local") else address
 
 
 @contextlib.contextmanager
 def connected(address: str | None = None) -> Iterator[bool]:
-    """Ray for the time of a study: the cluster at `address` or in RAY_ADDRESS, else one on this machine.
+    """Connect to the cluster at `address` or RAY_ADDRESS, else start Ray on this machine; disconnect at the end.
 
-    A Ray that the caller has already started is used as it is and left running. Gives whether Ray was started here,
-    for this study alone. Raises UserError where no cluster can be used at the address.
+    If the caller has already started Ray, that instance is used and left running. Yields whether Ray was started here
+    for this study. Raises UserError if the cluster cannot be reached.
     """
     os.environ.update({name: value for name, value in QUIET.items() if name not in os.environ})
     import ray
@@ -173,10 +173,10 @@ def _start(address: str | None) -> None:
             if not address:
                 started.enter_context(_on_loopback())
                 started.enter_context(_functions_found())
-            if not (address and functions.may_be_called()):  # there it is Ray that tells workers of this folder
+            if not (address and functions.may_be_called()):  # on a cluster, Ray itself tells workers of this folder
                 options["job_config"] = _job_apart_from_here()
             ray.init(address=address or "local", log_to_driver=False, logging_level="CRITICAL", **options)
-    except SystemExit:  # what Ray makes of a SIGTERM
+    except SystemExit:  # Ray turns SIGTERM into this
         raise KeyboardInterrupt from None
     except Exception as error:
         if address:
@@ -186,12 +186,13 @@ def _start(address: str | None) -> None:
     finally:
         _make_token_private()
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, earlier)  # Ray has put its own there, which would end us without a word
+            signal.signal(signal.SIGTERM, earlier)  # Ray's own handler would exit without a message
 
 
 def _job_apart_from_here() -> Any:
-    """Ray puts the folder that one is in before all others from which its workers import: a file called timm.py in a
-    folder from somebody else would be run in place of timm. It does not where the job brings its own folder along."""
+    """Return a Ray job configuration that keeps the current folder off the workers' import path.
+
+    Otherwise Ray puts that folder first, and a file named timm.py in an untrusted folder would run in place of timm."""
     from ray.job_config import JobConfig
 
     class Apart(JobConfig):
@@ -203,7 +204,7 @@ def _job_apart_from_here() -> Any:
 
 @contextlib.contextmanager
 def _functions_found() -> Iterator[None]:
-    """Workers that are started meanwhile look for functions of the user's own where this process does."""
+    """Let workers started in this context import the user's functions from the same folders as this process."""
     earlier = os.environ.get(functions.FOLDER)
     os.environ[functions.FOLDER] = earlier or os.getcwd()
     try:
@@ -215,13 +216,13 @@ def _functions_found() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _on_loopback() -> Iterator[None]:
-    """Ray takes the loopback address for a slip and listens on all interfaces instead; but what it starts for one
-    machine's study is nobody else's business."""
+    """Make a local Ray listen on the loopback address only. By default it replaces that address and listens on all
+    interfaces, which would expose the study to the network."""
     from ray._private import services
 
     name = "resolve_ip_for_localhost"
     own = getattr(services, name, None)
-    if own is None:  # a version that does it in another way, or takes the address as it is
+    if own is None:  # this Ray version works differently, or respects the address
         yield
         return
     setattr(services, name, lambda host: host)
@@ -232,7 +233,7 @@ def _on_loopback() -> Iterator[None]:
 
 
 def _make_token_private() -> None:
-    """Whoever reads the token that Ray leaves behind may run code on the cluster that it was made for."""
+    """Restrict access to Ray's authentication token: every user who can read it may run code on the cluster."""
     with contextlib.suppress(OSError, RuntimeError):
         path = Path.home() / ".ray" / "auth_token"
         if path.is_file() and path.stat().st_uid == os.getuid() and path.stat().st_mode & 0o077:
@@ -240,7 +241,7 @@ def _make_token_private() -> None:
 
 
 def _check_memory_limit() -> None:
-    """See whether this process may address what Ray and torch map, most of which they never touch. Raises UserError."""
+    """Check that this process may map as much address space as Ray and torch reserve. Raises UserError."""
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     needed = LIBRARIES_BYTES + min(OBJECT_STORE_SHARE * memory, LARGEST_OBJECT_STORE)
@@ -250,32 +251,32 @@ def _check_memory_limit() -> None:
 
 
 def _ray_folder() -> str:
-    """Where Ray keeps its sockets and logs: on Linux it asks TMPDIR too."""
+    """The folder for Ray's sockets and logs. On Linux, Ray also respects TMPDIR."""
     chosen = os.environ.get("TMPDIR") if sys.platform.startswith("linux") else None
     return os.environ.get("RAY_TMPDIR") or chosen or "/tmp"
 
 
 def _check_ray_room() -> None:
     folder = _ray_folder()
-    with contextlib.suppress(OSError):  # Ray makes it
+    with contextlib.suppress(OSError):  # Ray creates it
         if (free := shutil.disk_usage(folder).free) < RAY_BYTES:
             raise UserError(f"{folder} has {free / 2**20:.0f} MiB free, but Ray needs {RAY_BYTES >> 20} MiB for "
                             "its logs and sockets; make room there, or set RAY_TMPDIR to another folder")
 
 
 def check_connection(address: str) -> None:
-    """Connect once in a process of its own: Ray waits long, and prints the reason instead of raising it.
+    """Try the connection in a subprocess, since Ray waits long and prints the reason of a failure without raising it.
 
-    Raises UserError where that fails.
+    Raises UserError if the connection fails.
     """
     if not ADDRESS.fullmatch(address):
-        shown = address.rpartition("@")[2]  # what is before it may be a secret
+        shown = address.rpartition("@")[2]  # the part before @ may be a secret
         raise UserError(f"the address {shown!r} is not HOST:PORT, as `ray start --head` prints it (the port is 6379 "
                         "unless chosen); neither the dashboard's (http://) nor Ray Client's (ray://) will do")
     hasty = {"RAY_NUM_REDIS_GET_RETRIES": "2", "RAY_gcs_server_request_timeout_seconds": "10",
              "RAY_BACKEND_LOG_LEVEL": "warning"}
     try:
-        # -P: without the folder one is in, where anybody's ray.py may lie.
+        # -P keeps the current folder, which may contain a file named ray.py, off the import path.
         tried = subprocess.run([sys.executable, "-P", "-c", TRY_TO_CONNECT, address], env=os.environ | hasty, text=True,
                                stdin=subprocess.DEVNULL, capture_output=True, timeout=CONNECT_SECONDS)
     except subprocess.TimeoutExpired:
@@ -285,7 +286,7 @@ def check_connection(address: str) -> None:
 
 
 def why_not_connected(address: str, printed: str) -> str:
-    """One line, with the remedy, for what Ray prints where it cannot connect."""
+    """Explain, in one line with the remedy, what Ray printed when it could not connect."""
     if "InvalidAuthToken" in printed and os.environ.get("RAY_AUTH_MODE", "").lower() == "token":
         names = [name for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH") if os.environ.get(name)]
         return f"the Ray cluster at {address} refuses the token in {(names or ['~/.ray/auth_token'])[0]}; {SET_TOKEN}"
@@ -306,7 +307,7 @@ def why_not_connected(address: str, printed: str) -> str:
 
 
 def cluster_nodes() -> list[Node]:
-    """The nodes of the connected cluster that are alive."""
+    """Return the live nodes of the connected cluster."""
     import ray
 
     return [Node(node["NodeID"], node["NodeName"] or node["NodeManagerAddress"], node["Resources"].get("CPU", 0),
@@ -315,7 +316,7 @@ def cluster_nodes() -> list[Node]:
 
 @contextlib.contextmanager
 def remote_work(stage: str) -> Iterator[None]:
-    """Turn what Ray says of work that failed for good into a StudyFailedError of one line."""
+    """Turn Ray's errors about permanently failed work into a StudyFailedError of one line."""
     import ray
 
     try:
@@ -326,12 +327,12 @@ def remote_work(stage: str) -> Iterator[None]:
 
 
 def cluster_share(resources: ResourceSettings) -> Share:
-    """The share on the connected cluster. Raises UserError where not even one trial fits on a node."""
+    """The share of each trial on the connected cluster. Raises UserError if no node can fit a trial."""
     return share(resources, [(node.cpus, node.gpus) for node in cluster_nodes()])
 
 
 def waiting_note(given: Share) -> str | None:
-    """A line for the user where nothing is free for a trial now: Ray waits in silence; None where something is."""
+    """A message if no resources for a trial are free now, since Ray waits silently; else None."""
     import ray
 
     total, free = ray.cluster_resources(), ray.available_resources()
@@ -343,7 +344,7 @@ def waiting_note(given: Share) -> str | None:
 
 
 def describe_machine() -> str:
-    """What the study runs on, for a reader of its times."""
+    """Describe the machine or cluster that the study runs on, so that its times can be interpreted."""
     import ray
 
     resources = ray.cluster_resources()

@@ -1,4 +1,4 @@
-"""Ray for the time of one study: connected when the first stage needs it, and checked before anything runs on it."""
+"""A study's connection to Ray, opened and checked when the first stage needs it."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from kdstudy.tune.slots import ClusterSlots, Slots
 
 @dataclass(frozen=True)
 class ClusterChecks:
-    """What is asked of a cluster that others have started.
+    """Checks of a cluster that the user has started.
 
-    cluster: checks all nodes, and returns what a trial gets; raises UserError. nodes: for nodes that join later, what
-    keeps trials from running on them.
+    cluster: checks all nodes and returns each trial's share; raises UserError. nodes: checks nodes that join later and
+    returns, per unusable node, the problem.
     """
 
     cluster: Callable[[], Share]
@@ -36,7 +36,7 @@ class ClusterChecks:
 @contextlib.contextmanager
 def checked(address: str | None, resources: ResourceSettings, checks: ClusterChecks,
             note: Callable[[str], None]) -> Iterator[Share]:
-    """Ray, and what it has for trials. Raises UserError where a cluster that others have started will not do."""
+    """Connect to Ray and yield each trial's share. Raises UserError if the cluster fails its checks."""
     with connected(address) as ours:
         given = cluster_share(resources) if ours else checks.cluster()
         if not ours and (waiting := waiting_note(given)):
@@ -45,9 +45,9 @@ def checked(address: str | None, resources: ResourceSettings, checks: ClusterChe
 
 
 class Connection:
-    """Connects at the first use; a context manager that disconnects at its end.
+    """A context manager that connects to Ray on first use and disconnects at the end.
 
-    note: told what the user should know. on_connected: told, in words, what the study runs on.
+    note: called with messages for the user. on_connected: called with a description of the machine or cluster.
     """
 
     def __init__(self, address: str | None, resources: ResourceSettings, checks: ClusterChecks,
@@ -66,14 +66,14 @@ class Connection:
 
     @property
     def share(self) -> Share:
-        """What each trial gets. Raises UserError where Ray cannot be started, or the cluster will not do."""
+        """Each trial's share. Raises UserError if Ray cannot start or the cluster fails its checks."""
         if self._share is None:
             self._connect()
         return self._share
 
     @property
     def slots(self) -> Slots:
-        """How many trials run at a time."""
+        """The slots that limit how many trials run concurrently."""
         if self._slots is None:
             self._connect()
         return self._slots

@@ -1,4 +1,4 @@
-"""A teacher that several workers train together: a trial of its own kind, run by Ray Train's TorchTrainer."""
+"""Train a teacher on several workers with distributed data parallelism, by Ray Train's TorchTrainer."""
 
 import threading
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ POLL_SECONDS = 0.5
 
 
 class _Relay(UserCallback):
-    """Passes on, from the process where Ray Train's controller runs, what the first worker reports."""
+    """Forwards the first worker's reports from Ray Train's controller process."""
 
     def __init__(self, reports: Queue):
         self.reports = reports
@@ -28,8 +28,8 @@ class _Relay(UserCallback):
 
 
 def run_parallel(job: Job, storage: Storage, share: Share, workers: int, retries: int) -> None:
-    """Run a stage's trials one after the other, each by so many workers at a time. What goes wrong for good is entered
-    as the trial's failure."""
+    """Run a stage's trials one after the other, each on `workers` workers. Permanent errors are recorded as the
+    trial's failure."""
     while trial := job.trials.next():
         try:
             for report, path in _reports(storage, trial_config(job, trial, storage), share, workers, retries):
@@ -42,7 +42,9 @@ def run_parallel(job: Job, storage: Storage, share: Share, workers: int, retries
 
 def _reports(storage: Storage, config: dict[str, Any], share: Share, workers: int,
              retries: int) -> Iterator[tuple[dict[str, Any], str | None]]:
-    """What the workers report, as it comes, and where a checkpoint lies. Raises TrainingFailedError."""
+    """Yield the workers' reports as they arrive, each with the path of its checkpoint or None.
+
+    Raises TrainingFailedError."""
     reports, problem = Queue(actor_options={"num_cpus": 0}), []
     storage_path, filesystem = storage.tune_storage()
     trainer = TorchTrainer(
@@ -63,7 +65,7 @@ def _reports(storage: Storage, config: dict[str, Any], share: Share, workers: in
         except Exception as error:
             problem.append(error)
 
-    # In a thread of its own: this one answers to Ctrl-C, and writes the record.
+    # In a separate thread, because this one must handle Ctrl-C and write the record.
     fitting = threading.Thread(target=fit, daemon=True)
     fitting.start()
     while fitting.is_alive() or not reports.empty():

@@ -1,5 +1,5 @@
-"""Stages as they become possible: each is opened once what it needs is there, and closed once its trials have ended,
-while others run. So no worker waits for the last trial of a stage that the next one does not need."""
+"""Run stages as soon as their dependencies allow: open each once its inputs are ready and close it once its trials have
+ended, while other stages run. No worker idles until the last trial of an unrelated stage ends."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ from kdstudy.watch.display import Display
 
 
 class Pipeline:
-    """The stages of a study that train or evaluate models; what `tuner.run_trials` calls work.
+    """The stages of a study that train or evaluate models; implements `tuner.Work`.
 
-    names: of the stages that are wanted. before_work: called before the first stage that is not done yet; raises
-    UserError where the study cannot work.
+    names: the stages to run. before_work: called before the first unfinished stage; raises UserError if the study
+    cannot run.
 
-    failures: why stages could not be closed or opened; what needs them is left out, the others go on. did_work: whether
-    there was anything to do.
+    failures: errors from opening or closing stages; stages that depend on these are skipped, others continue.
+    did_work: whether there was anything to do.
     """
 
     def __init__(self, study: Study, names: Iterable[str], display: Display, connection: Connection,
@@ -52,7 +52,7 @@ class Pipeline:
         self._images: dict[int, object] = {}
 
     def run(self) -> None:
-        """Do the stages that are not done, each as soon as it can begin. Raises the first failure."""
+        """Run the unfinished stages, each as soon as it can start. Raises the first failure."""
         try:
             self.advance()
             if not self.is_ended():
@@ -67,10 +67,10 @@ class Pipeline:
     def _resources(self):
         return self._study.config.resources
 
-    # -- what `run_trials` asks ---------------------------------------------------------------------------------------
+    # -- the `tuner.Work` protocol ------------------------------------------------------------------------------------
 
     def advance(self) -> None:
-        """Close the stages whose trials have ended, and open those that can begin."""
+        """Close the stages whose trials have ended, and open those whose dependencies are done."""
         for job in self.jobs:
             if job.open and job.trials.complete:
                 self._close(job)
@@ -128,18 +128,18 @@ class Pipeline:
         self.jobs.sort(key=lambda job: priority(job.stage))
         if not trials.complete:
             self._begin_session(trials)
-            if stage.workers > 1:  # its trials are no business of Ray Tune's
+            if stage.workers > 1:  # Ray Train runs its trials, not Ray Tune
                 ddp.run_parallel(job, self._study.storage, self._connection.share, stage.workers,
                                  self._resources.worker_retries)
         if trials.complete:
             self._close(job)
 
     def _manager(self, stage: Stage, folder: StageFolder) -> TrialManager:
-        """What decides on a stage's trials, from where its record says that they are."""
+        """Return the trial manager of a stage, which resumes from the stage's record."""
         record, slots = folder.record(), self._connection.slots.count()
         stage.begin_record(record)
         if (runs := stage.runs()) is not None:
-            # A search can do without a failed trial; these runs are all needed, so a new start tries them again.
+            # A search tolerates failed trials. Here every run is needed, so a new driver retries the failed ones.
             wanted = {run_key(run) for run in runs}
             for trial in list(record.trials.values()):
                 if trial.state == "failed" and run_key(trial) in wanted:
@@ -155,7 +155,7 @@ class Pipeline:
                                     protected=trials.protected, share=str(share))
 
     def _measure(self, task: Task) -> float:
-        """A teacher's validation accuracy, 0 to 1, measured on a worker. Raises Ray's errors."""
+        """Measure a teacher's validation accuracy (0 to 1) on a worker. Raises Ray's errors."""
         share = self._connection.share
         return ray.get(ray.remote(num_cpus=share.cpus, num_gpus=share.gpus)(measure_teacher).remote(task))
 
@@ -183,10 +183,10 @@ class Pipeline:
         self.failures.append(error)
         self._show_running()
 
-    # -- what is shown ------------------------------------------------------------------------------------------------
+    # -- progress -----------------------------------------------------------------------------------------------------
 
     def _show(self, folder: StageFolder, reused: bool = False) -> None:
-        """Leave a line about a stage that is done."""
+        """Print the final line of a finished stage."""
         done = folder.done
         outcome = done["outcome"] + (f" (taken from {done['taken_from']})" if reused and "taken_from" in done else "")
         if mismatches := folder.read_record().mismatches:
@@ -204,15 +204,15 @@ class Pipeline:
         self._display.trials({job.stage: job.trials for job in self.jobs if job.open})
 
     def _utilisation(self, name: str) -> dict[str, float]:
-        """How many trials could run while a stage did, on average, and the share of that which was used, by it or by
-        others; nothing where nothing ran."""
+        """Return the average number of slots during a stage and the share of them in use by any stage (0 to 1); empty
+        if no trials ran."""
         used, offered, seconds = (now - then for now, then in zip(self._meter.read(), self._read_at_begin[name],
                                                                   strict=True))
         return {"utilisation": used / offered, "slots": offered / seconds} if offered else {}
 
 
 def measure_teacher(task: Task) -> float:
-    """A Ray task: the teacher's accuracy on the validation images, 0 to 1."""
+    """A Ray task: return the teacher's accuracy on the validation images, 0 to 1."""
     torch.set_num_threads(task.threads)
     device = default_device()
     images, labels = to_device(task.validation, device)
@@ -221,7 +221,7 @@ def measure_teacher(task: Task) -> float:
 
 
 class Meter:
-    """How many slots were used, and how many there were, summed over time."""
+    """Integrates the numbers of used and available slots over time."""
 
     def __init__(self) -> None:
         self._at, self._used_now, self._slots_now = time.monotonic(), 0, 0
@@ -232,7 +232,7 @@ class Meter:
         self._used_now, self._slots_now = used, slots
 
     def read(self) -> tuple[float, float, float]:
-        """Slot-seconds used and offered, and the seconds since there have been any, so far."""
+        """Return slot-seconds used, slot-seconds available, and seconds since slots first became available."""
         now = time.monotonic()
         passed, self._at = now - self._at, now
         if self._slots_now:

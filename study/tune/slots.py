@@ -1,4 +1,4 @@
-"""How many trials run at a time on a cluster whose nodes come and go."""
+"""Slots: how many trials may run concurrently, on a cluster whose nodes may join or leave."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from kdstudy.trainables.messages import one_line
 from kdstudy.tune.cluster import Node, Share, cluster_nodes, trials_on
 
 COUNT_EVERY = 5.0  # seconds between two counts of the nodes
-LOOK_AGAIN = 60.0  # seconds until nodes are looked at again after that was impossible
-CLOSE_SECONDS = 10.0  # to wait for a look that is under way
+LOOK_AGAIN = 60.0  # seconds before a node check that could not run is retried
+CLOSE_SECONDS = 10.0  # to wait for a running node check
 
 
 class Slots:
-    """As many as there were at the beginning: on a machine of one's own nothing changes.
+    """A fixed number of slots, as on a single machine.
 
-    refused: Ray's names of nodes to which no trial is to be sent.
+    refused: ids of nodes that failed the node check and get no trials.
     """
 
     def __init__(self, count: int):
@@ -29,11 +29,11 @@ class Slots:
         return self._count
 
     def close(self) -> None:
-        """Nobody looks at nodes any more; Ray may end."""
+        """Stop checking nodes, since Ray may shut down."""
 
 
 class OneSlot(Slots):
-    """One at a time, where others would allow more."""
+    """A single slot, with the refused nodes of other slots."""
 
     def __init__(self, others: Slots):
         self._others = others
@@ -47,11 +47,10 @@ class OneSlot(Slots):
 
 
 class ClusterSlots(Slots):
-    """As many as fit on the nodes that are there. One that joins counts once `look` has found nothing wrong with it.
+    """As many slots as fit on the live nodes. A node that joins counts once it passes the node check.
 
-    look: takes nodes and says of each that trials cannot run on what is wrong with it; it may take long, and runs on a
-    thread of its own. note: is told of such a node, which is refused. accepted: Ray's names of the nodes that have been
-    looked at before.
+    look: the node check: takes nodes and returns, per unusable node, the problem. It may be slow and runs in its own
+    thread. note: called with a message for each refused node. accepted: ids of the nodes that have already passed.
     """
 
     def __init__(self, share: Share, resources: ResourceSettings, look: Callable[[list[Node]], dict[Node, str]],
@@ -71,7 +70,7 @@ class ClusterSlots(Slots):
         return self._count
 
     def _recount(self, nodes: list[Node]) -> None:
-        """At least one, which then waits."""
+        """Update the number of slots, to at least one (whose trial then waits), and check nodes that have joined."""
         fits = sum(self._room(node) for node in nodes if node.id in self._accepted)
         self._count = max(1, min(fits, self._resources.concurrent or fits))
         joined = [node for node in nodes if node.id not in self._accepted | self.refused]
@@ -87,7 +86,7 @@ class ClusterSlots(Slots):
         try:
             problems = self._look(joined)
             there = set(cluster_nodes())
-        except Exception as error:  # the study's place is out of reach, or Ray
+        except Exception as error:  # the study's storage or Ray is unreachable
             self._put_off(one_line(error))
             return
         problems = {node: problem for node, problem in problems.items() if node in there}
@@ -114,6 +113,6 @@ class ClusterSlots(Slots):
 
 
 def selector(refused: frozenset[str]) -> dict[str, str]:
-    """A Ray label selector for all nodes but these."""
+    """A Ray label selector that matches all nodes except these."""
     return {"ray.io/node-id": f"!in({','.join(sorted(refused))})"}
 

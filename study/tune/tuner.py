@@ -1,4 +1,4 @@
-"""Trials run by Ray Tune: searcher, scheduler and callback only pass on what the trial managers decide."""
+"""Run trials with Ray Tune. Its searcher, scheduler and callback only carry out the trial managers' decisions."""
 
 import contextlib
 import os
@@ -24,17 +24,17 @@ from kdstudy.trainables.trainable import NotSavedError
 from kdstudy.tune.cluster import Share
 from kdstudy.tune.slots import OneSlot, Slots, selector
 
-TRIES = 3  # in a row, without getting any further
+TRIES = 3  # consecutive attempts without progress
 UNFINISHED = "trials were left unfinished"
 KEPT = "what is finished is kept: mend that, then run the same command again"
 REPORTED = ("epoch", "train_loss", "hard_loss", "soft_loss", "validation_accuracy", "validation_loss", "agreement",
             "lr", "images_per_second", "seconds", "failure", "where")
-Name = tuple[str, int]  # a trial's stage and its number there
+Name = tuple[str, int]  # (stage, trial number)
 NOWHERE = (0, "running")
 
 
 class _DriverOnly:
-    """Tune copies its arguments and pickles them for a restore that we never use: the manager is neither."""
+    """Excludes a manager from Tune's copying and pickling of its arguments, which serve a restore that is not used."""
 
     def __deepcopy__(self, memo: dict) -> "_DriverOnly":
         return self
@@ -47,8 +47,8 @@ class _DriverOnly:
 class Job:
     """A stage's trials: the manager that decides on them, and the task that they share.
 
-    loop: which of the loops in `kdstudy.trainables` runs them. task: a reference into Ray's object store. results: what
-    is kept of a last checkpoint, where that is a result. open: until what they found is put together.
+    loop: the loop in `kdstudy.trainables` that runs them. task: a reference to an object in Ray's object store.
+    results: the files to keep of a last checkpoint that is a result. open: True until the stage is closed.
     """
 
     stage: str
@@ -60,25 +60,25 @@ class Job:
 
 
 class Work(Protocol):
-    """What there is to run. It grows while it runs: what one stage finds is what another begins with."""
+    """The jobs to run. More jobs may open while others run, since stages depend on each other's results."""
 
-    jobs: list[Job]  # all that have been opened, those first whose trials come first
+    jobs: list[Job]  # all opened so far, in order of priority
 
     def advance(self) -> None:
-        """Close the jobs whose managers are complete, and open those that can begin now."""
+        """Close the jobs whose managers are complete, and open those that can start now."""
 
     def is_ended(self) -> bool:
-        """Whether no job is open and none will be."""
+        """Whether no job is open and none will open."""
 
     def occupied(self, trials: int, slots: int) -> None:
-        """So many trials run from now on, of so many that could."""
+        """Called when the number of running trials or of slots changes."""
 
 
 class _JobSearcher(_DriverOnly, Searcher):
-    """Asks the managers for trials, the first job first, as long as there is room. Nothing is saved: the records hold
-    all there is.
+    """Asks the managers for trials, in order of the jobs' priority, while slots are free. It saves no state, since the
+    records hold all of it.
 
-    interrupted: not empty once nothing more is to begin. only_cut_off: hand out no new trials.
+    interrupted: non-empty once no more trials may start. only_cut_off: hand out interrupted trials only.
     """
 
     def __init__(self, work: Work, storage: Storage, slots: Slots, interrupted: list[int], only_cut_off: bool):
@@ -114,16 +114,16 @@ class _JobSearcher(_DriverOnly, Searcher):
 
 
 class _JobScheduler(_DriverOnly, FIFOScheduler):
-    """Stops what the managers stop. Trials never end by themselves, so every report, the last one too, comes by here
-    before Tune does anything else."""
+    """Stops the trials that the managers stop. Trials never end by themselves, so Tune passes every report, even the
+    last, to this scheduler first."""
 
     def __init__(self, work: Work, slots: Slots):
         super().__init__()
         self._work, self._slots = work, slots
-        self._kept: Counter[tune.PlacementGroupFactory] = Counter()  # idle workers, by what they were started for
+        self._kept: Counter[tune.PlacementGroupFactory] = Counter()  # idle workers to keep, by their resources
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        """See that the trial goes to no node that was refused."""
+        """Keep the trial off refused nodes."""
         if refused := self._slots.refused:
             bundles = trial.placement_group_factory.bundles
             trial.update_resources(tune.PlacementGroupFactory(
@@ -133,9 +133,11 @@ class _JobScheduler(_DriverOnly, FIFOScheduler):
             self._keep_idle(controller._actor_cache, trial.placement_group_factory)
 
     def _keep_idle(self, cache: Any, resources: tune.PlacementGroupFactory) -> None:
-        """See that Tune keeps as many idle workers as there are slots. By itself it ends all but one of them between
-        two stages, and then a worker that starts anew is ended as soon as any other is free: with trials shorter than a
-        worker's start, one worker did the work of all. Those of earlier `resources` would keep new ones from starting.
+        """Make Tune keep as many idle workers as there are slots.
+
+        By default it ends all but one between two stages, and ends a newly started worker as soon as another is free:
+        with trials shorter than a worker's start, one worker did all the work. Idle workers with `resources` of an
+        earlier stage are released, since they would block new ones.
         """
         for earlier in self._kept.keys() - {resources}:
             cache.decrease_max(earlier, by=self._kept.pop(earlier))
@@ -150,16 +152,17 @@ class _JobScheduler(_DriverOnly, FIFOScheduler):
 
 
 class _JobCallback(_DriverOnly, tune.Callback):
-    """Enters checkpoints, relative to the study's folder so that a study can be moved, and what Tune gives up.
+    """Records checkpoints, and handles trials that Tune gives up.
 
-    A last checkpoint that counts as a result is first copied out of Tune's folder to the stage's own.
+    Checkpoint paths are relative to the study folder, so that a study can be moved. A last checkpoint that is a result
+    is first copied from Tune's folder to the stage's own.
     """
 
     def __init__(self, work: Work, storage: Storage, slots: Slots):
         self._work, self._storage, self._slots = work, storage, slots
         self._problem: Exception | None = None
-        self._given_up = 0  # trials, since the last report of any
-        self.at_work: set[Name] = set()  # stage and number of the trials whose workers are up
+        self._given_up = 0  # trials that failed since any trial last reported
+        self.at_work: set[Name] = set()  # the trials whose workers are running
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self.at_work.add(_name(trial))
@@ -176,7 +179,7 @@ class _JobCallback(_DriverOnly, tune.Callback):
             stage, number = _name(trial)
             enter_checkpoint(_job(self._work, stage), self._storage, number, trial.last_result["epoch"],
                              self._storage.relative(checkpoint.path))
-        except Exception as error:  # Tune would log it and go on
+        except Exception as error:  # Tune would only log it
             self._problem = error
 
     def on_trial_save(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
@@ -184,7 +187,7 @@ class _JobCallback(_DriverOnly, tune.Callback):
             raise self._problem
 
     def on_trial_complete(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        """A trial has ended in order: nothing of what Tune keeps of it is needed any more."""
+        """A trial has ended normally: delete Tune's files of it."""
         stage, number = _name(trial)
         self.at_work.discard((stage, number))
         self._count()
@@ -194,7 +197,7 @@ class _JobCallback(_DriverOnly, tune.Callback):
             _forget(self._storage, *Path(checkpoint["path"]).parts[1:3])
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        """Tune gives a trial up: its workers died, or could not save, more often than they may."""
+        """Tune gives up on a trial whose workers died, or could not save, too often."""
         (stage, number), reason = _name(trial), _why(trial)
         manager = _job(self._work, stage).trials
         self.at_work.discard((stage, number))
@@ -212,27 +215,30 @@ class _JobCallback(_DriverOnly, tune.Callback):
 
 
 def trial_config(job: Job, trial: TrialState, storage: Storage) -> dict[str, Any]:
-    """What a worker is told of a trial. A checkpoint that was cut off lacks its mark: then the trial starts anew."""
+    """Return a trial's configuration for its worker. Without a complete checkpoint (its mark is missing), the trial
+    starts from scratch."""
     checkpoint = storage.checkpoint(trial.checkpoint["path"], CHECKPOINT_MARK) if trial.checkpoint else None
     return {"stage": job.stage, "loop": job.loop, "task": job.task, "number": trial.number,
             "parameters": trial.parameters, "seed": trial.seed, "view_seed": trial.view_seed, "checkpoint": checkpoint}
 
 
 def reported(result: dict[str, Any]) -> dict[str, Any]:
-    """What counts of a report, without what Ray adds to it."""
+    """Return the fields of a report that kdstudy uses, without those that Ray adds."""
     return {name: result[name] for name in REPORTED if name in result}
 
 
 def enter_checkpoint(job: Job, storage: Storage, number: int, epoch: int, path: str, tidied: bool = False) -> None:
-    """Enter a trial's checkpoint by its path relative to the study, and remove the one before. The last one, if it
-    counts as a result, is first copied to the stage's own folder. tidied: of its own run Ray removes what is old."""
+    """Record a trial's checkpoint by its path relative to the study, and delete the previous one.
+
+    A last checkpoint that is a result is first copied to the stage's own folder. tidied: whether Ray itself deletes
+    old checkpoints of the current run."""
     manager = job.trials
     earlier, kept = manager.record.trials[number].checkpoint, path
     if manager.has_results and epoch == manager.epochs:
         kept = storage.keep(job.results, path, manager.record.path.parent / "runs" / f"{number:03d}")
     manager.checkpoint(number, epoch, kept)
     if earlier and _run_of(earlier["path"]) and earlier["path"] != path:
-        # Of an earlier run the trial's whole folder; of this one the checkpoint that is out of date.
+        # Of an earlier run, delete the trial's whole folder; of the current run, only the old checkpoint.
         below = Path(earlier["path"]).parts[1:]
         if _run_of(earlier["path"]) != _run_of(path):
             _forget(storage, *below[:2])
@@ -241,8 +247,8 @@ def enter_checkpoint(job: Job, storage: Storage, number: int, epoch: int, path: 
 
 
 def _forget(storage: Storage, *below: str) -> None:
-    """The one place that removes checkpoints while a stage runs: of 100 trials of a large model they fill a disk."""
-    with contextlib.suppress(StudyFailedError):  # what stays behind goes when the stage is done
+    """Delete checkpoints while a stage runs: those of 100 trials of a large model fill a disk."""
+    with contextlib.suppress(StudyFailedError):  # what remains is deleted when the stage is done
         storage.forget_tune(*below)
 
 
@@ -255,24 +261,24 @@ def _name(trial: Any) -> Name:
 
 
 def _run_of(checkpoint: str) -> str | None:
-    """Which of Tune's runs a checkpoint lies in; None where it has been copied out."""
+    """The Tune run that a checkpoint belongs to, or None if it was copied to the stage's folder."""
     first, run, *_ = Path(checkpoint).parts
     return run if first == TUNE else None
 
 
 def run_trials(work: Work, storage: Storage, share: Share, worker_retries: int,
                trainable: type[tune.Trainable] = AnyLoopTrainable, slots: Slots | None = None) -> None:
-    """Run until there is nothing left to do.
+    """Run all trials of `work`.
 
-    storage: the study's. slots: how many trials run at a time, and which nodes get none, where that changes.
+    storage: the study's. slots: the number of concurrent trials and the refused nodes, if these change.
 
-    An exception out of Tune becomes a resume from the records, as often as that gets any further. Where it does not,
-    the trials that were running go on one at a time, and one that still takes Ray down with it is marked failed.
-    Raises InterruptedStudyError where somebody stops it, StorageError where it cannot write, StudyFailedError where
-    Ray fails again and again and no trial is to blame.
+    If Tune raises an exception, resume from the records, as long as that makes progress. Without progress, rerun the
+    interrupted trials one at a time, and mark a trial as failed if it repeatedly crashes Ray while running alone.
+    Raises InterruptedStudyError if the user stops the study, StorageError if storage cannot be written,
+    StudyFailedError if Ray keeps failing and no single trial causes it.
     """
     slots = slots or Slots(share.concurrent)
-    stuck: Counter[Name] = Counter()  # how often in a row Ray failed while a trial ran that got no further
+    stuck: Counter[Name] = Counter()  # consecutive Ray failures during which the trial made no progress
     in_vain = 0
     work.advance()
     while not work.is_ended():
@@ -302,7 +308,7 @@ def _open(work: Work) -> list[Job]:
 
 
 def _fail_culprit(work: Work, stuck: Counter[Name], problem: str | None) -> bool:
-    """Mark the trial failed that has been running alone whenever Ray failed; whether there is one."""
+    """Mark a trial as failed that ran alone each time Ray failed. Returns whether there is one."""
     managers = {job.stage: job.trials for job in work.jobs}
     culprits = [(stage, number) for (stage, number), times in stuck.items()
                 if times >= TRIES and managers[stage].record.trials[number].state == "running"]
@@ -313,14 +319,14 @@ def _fail_culprit(work: Work, stuck: Counter[Name], problem: str | None) -> bool
 
 
 def _reached(work: Work) -> dict[Name, tuple[int, str]]:
-    """How far each trial is: its last epoch and its state."""
+    """Return each trial's progress: its last epoch and its state."""
     return {(job.stage, trial.number): (trial.epoch, trial.state)
             for job in work.jobs for trial in job.trials.record.trials.values()}
 
 
 def _try(work: Work, storage: Storage, share: Share, worker_retries: int, trainable: type[tune.Trainable],
          slots: Slots, only_cut_off: bool) -> tuple[str | None, set[Name]]:
-    """Let Tune run the managers until it ends or fails. Returns why it failed, and which trials were at work then."""
+    """Let Tune run the jobs until all end or it fails. Returns why it failed and which trials were running."""
     callback, problem = _JobCallback(work, storage, slots), None
     work.occupied(0, slots.count())
     with _interrupts() as interrupted:
@@ -335,7 +341,7 @@ def _try(work: Work, storage: Storage, share: Share, worker_retries: int, traina
 
 
 def reason_of(error: BaseException) -> str:
-    """What lies behind an exception of Tune's, in one line. Raises it where it is ours, or where a disk is full."""
+    """Return the root cause of an exception from Tune as one line. Reraises kdstudy's own errors and full disks."""
     while True:
         if isinstance(error, (UserError, StudyFailedError)) or files.is_full(error):
             raise error
@@ -362,8 +368,8 @@ def _fit(work: Work, storage: Storage, share: Share, worker_retries: int, traina
             storage_path=storage_path,
             storage_filesystem=filesystem,
             failure_config=tune.FailureConfig(max_failures=worker_retries),
-            # The trainable itself says when it is to be saved. With num_to_keep Tune would write down the state of all
-            # trials at every checkpoint of any; so it is the callback that removes what is out of date.
+            # The trainable decides when to save. With num_to_keep Tune would write the state of all trials at every
+            # checkpoint, so the callback deletes old checkpoints instead.
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
             callbacks=[callback],
             verbose=0,
@@ -374,16 +380,16 @@ def _fit(work: Work, storage: Storage, share: Share, worker_retries: int, traina
 
 @contextlib.contextmanager
 def _interrupts() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM, and at the first asks Tune to end its trials in order; a second one ends at once."""
+    """Collect SIGINT and SIGTERM. The first asks Tune to end its trials cleanly, the second ends it at once."""
     seen: list[int] = []
 
     def note(number: int, frame: Any) -> None:
         if seen:
             raise KeyboardInterrupt
         seen.append(number)
-        os.kill(os.getpid(), signal.SIGUSR1)  # Tune's own word for an orderly end
+        os.kill(os.getpid(), signal.SIGUSR1)  # Tune's signal for a clean end
 
-    earlier = {signal.SIGUSR1: signal.signal(signal.SIGUSR1, lambda number, frame: None)}  # until Tune has its own
+    earlier = {signal.SIGUSR1: signal.signal(signal.SIGUSR1, lambda number, frame: None)}  # until Tune installs its own
     earlier |= {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield seen
@@ -393,7 +399,7 @@ def _interrupts() -> Iterator[list[int]]:
 
 
 def _why(trial: Any) -> str:
-    """What Tune says of a trial whose worker died: the last line, the others are its stack, unless memory ran out."""
+    """Return why a worker died: the line about low memory if there is one, else the last line of its traceback."""
     path = Path(trial.error_file) if trial.error_file else None
     text = path.read_text(errors="replace") if path and path.exists() else str(trial.get_error() or "")
     lines = [line.strip() for line in text.splitlines() if line.strip()]

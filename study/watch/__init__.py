@@ -1,1 +1,3 @@
-"""How far a study is: the live display, `kdstudy status`, and trackers such as TensorBoard."""
+"""Progress of a study: the live display of `kdstudy run`, and `kdstudy status`, which reads the study folder.
+
+`trackers` sends curves to TensorBoard, MLflow and Weights & Biases."""

@@ -1,4 +1,4 @@
-"""Where commands print: a terminal, or a log."""
+"""Consoles for printing to a terminal or a log, with secrets redacted."""
 
 import contextlib
 import sys
@@ -17,14 +17,14 @@ LOCAL_FLAGS = 3  # their place in what `termios.tcgetattr` returns
 
 
 class RedactingConsole(Console):
-    """Prints no secrets."""
+    """A console that redacts secrets in strings."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         super().print(*(redact(shown) if isinstance(shown, str) else shown for shown in objects), **options)
 
 
 def make_console() -> Console:
-    """The terminal, or a log: wide enough there that lines are not cut."""
+    """Return a console for the terminal, or a wide one for a log, so that lines are not wrapped."""
     console = RedactingConsole(highlight=False)
     return console if console.is_terminal else RedactingConsole(highlight=False, width=LOG_WIDTH)
 

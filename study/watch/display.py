@@ -1,4 +1,4 @@
-"""The progress that a person watches: one line per finished stage, one live line for the current one."""
+"""The progress display of `kdstudy run`: one line per finished stage, and a live line for the running stages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kdstudy.store.record import METRIC, TrialState
 from kdstudy.watch import progress
 from kdstudy.watch.console import echo_control_keys, print_prose
 
-if TYPE_CHECKING:  # it imports Ray and Optuna, which a reader can do without
+if TYPE_CHECKING:  # avoids importing Ray and Optuna
     from kdstudy.search.manager import TrialManager
 
 PLAIN_INTERVAL = 15.0  # seconds between lines where the output is not a terminal
@@ -24,7 +24,7 @@ BAR_WIDTH = 20
 
 
 class Display:
-    """Owns the terminal while a study runs."""
+    """The progress display, which owns the terminal while a study runs."""
 
     def __init__(self, console: Console, stages: tuple[str, ...]):
         self.console, self.stages = console, stages
@@ -37,7 +37,7 @@ class Display:
         self._pending = dict(pending)
 
     def begin(self, *stages: str, text: str = "") -> None:
-        """Stages begin, one or several at once; `stop` is to follow."""
+        """Start the live line for one or several stages. Call `stop` afterwards."""
         self._current, self._started, self._last_plain = stages, time.monotonic(), time.monotonic()
         self._text: Callable[[], str] = lambda: text
         if self.console.is_terminal:
@@ -47,17 +47,17 @@ class Display:
             self._live.start()
 
     def now(self, *stages: str) -> None:
-        """These are the stages that run now, since others have begun or ended."""
+        """Set the running stages, when some have started or ended."""
         if not set(stages) & set(self._current):
             self._started = time.monotonic()
         self._current = stages
 
     def update(self, text: str) -> None:
-        """Show where the current stage is."""
+        """Show a text for the running stages."""
         self._show(lambda: text)
 
     def trials(self, managers: dict[str, TrialManager]) -> None:
-        """Show the progress of the stages that run now. Put into words only when it is shown: trials may be many."""
+        """Show the progress of the running stages. Formatted only when displayed, since trials may be many."""
         self._show(lambda: self._describe(managers))
 
     def _show(self, text: Callable[[], str]) -> None:
@@ -73,7 +73,7 @@ class Display:
         self.console.print(line, soft_wrap=not self.console.is_terminal)
 
     def note(self, text: str) -> None:
-        """Leave a line about something that is no harm to the study."""
+        """Print a note about a problem that does not affect the study."""
         print_prose(self.console, f"note: {text}")
 
     def stop(self) -> None:
@@ -87,7 +87,7 @@ class Display:
         stages = sorted(stages, key=self.stages.index)
         numbers = "+".join(str(self.stages.index(stage) + 1) for stage in stages)
         position, name = f"{numbers}/{len(self.stages)}", " + ".join(stages).replace("_", " ")
-        if not self.console.is_terminal:  # a log has no width: one line, however long, so that it can be searched
+        if not self.console.is_terminal:  # a log has no width: print one line, so that it can be searched
             return Text(f"{position} {name:<{STAGE_WIDTH}} {mark} {text} {right}".rstrip())
         grid = Table.grid(padding=(0, 1), expand=True)
         grid.add_column(no_wrap=True)
@@ -108,7 +108,7 @@ class Display:
         running = sum(len(manager.running) for manager in managers.values())
         ended = len(trials) - running - sum(manager.waiting for manager in managers.values())
         counts = {state: sum(trial.state == state for trial in trials) for state in ("stopped", "failed")}
-        # Of a teacher and its student, or of both arms, the later's.
+        # If several stages run, show the best trial of the last one.
         best = next((f"{100 * max(values):.1f} %{f' ({_words(stage)})' if len(managers) > 1 else ''}"
                      for stage, manager in reversed(managers.items()) if (values := _accuracies(manager))), None)
         filled = round(ended / total * BAR_WIDTH)
@@ -142,25 +142,25 @@ def _words(stage: str) -> str:
 
 
 def _trials(manager: TrialManager) -> tuple[TrialState, ...]:
-    """As they are now: the terminal is drawn by a thread of its own, while trials are added."""
+    """Return a copy of the trials, since the display thread reads them while others are added."""
     return tuple(manager.record.trials.values())
 
 
 def _runs_left(manager: TrialManager) -> float:
-    """Full runs' worth of epochs that a manager still expects."""
+    """The work that a manager still expects, in full runs."""
     return progress.runs_left(dict(manager.record.trials), manager.total, manager.epochs, manager.protected,
                               manager.may_stop)
 
 
 def clock(seconds: float) -> str:
-    """1:05, or 2:00:00."""
+    """Format seconds as 1:05 or 2:00:00."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 def show_bytes(count: float) -> str:
-    """A size with three digits and its unit."""
+    """Format bytes with three significant digits and a binary unit."""
     for unit in ("B", "KiB", "MiB"):
         if count < 1024:
             return f"{count:.3g} {unit}"

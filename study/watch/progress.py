@@ -1,4 +1,4 @@
-"""How far trials are, how fast they go on and how long they will take, from their records alone."""
+"""Progress, speed and time left of trials, computed from their records."""
 
 import statistics
 from bisect import bisect_left
@@ -8,16 +8,17 @@ from typing import Any
 
 from kdstudy.store.record import METRIC, Record, TrialState
 
-LEAST_SECONDS = 8.0  # of reports before a guess at the time left
-WINDOW = 600.0  # seconds that a pace is taken over
-LEAST_REPORTS = 8  # or as many reports, where they are rare
-LATEST = 50  # trials whose pace is looked at
+LEAST_SECONDS = 8.0  # of reports before estimating the time left
+WINDOW = 600.0  # seconds over which the pace is measured
+LEAST_REPORTS = 8  # minimum number of reports in the window
+LATEST = 50  # trials used to measure the pace
 
 
 def runs_left(trials: Mapping[int, TrialState], wanted: int, epochs: int, protected: int, may_stop: bool) -> float:
-    """How many full runs a stage still expects: of its running trials the rest, of those to come what is typical.
+    """Estimate how much work a stage has left, in full runs of `epochs` epochs.
 
-    protected: how many of the first trials, besides trial 0, are never stopped.
+    Running trials count with their remaining epochs, future ones with the mean length of past ones. protected: how
+    many of the first trials, besides trial 0, are never stopped early.
     """
     ended = [trial.epoch for trial in trials.values() if trial.state != "running" and not trial.protected]
     typical = sum(ended) / len(ended) if ended else epochs * (0.5 if may_stop else 1.0)
@@ -32,9 +33,10 @@ def runs_left(trials: Mapping[int, TrialState], wanted: int, epochs: int, protec
 
 
 def seconds_per_run(trials: Iterable[TrialState], epochs: int, since: float = 0.0) -> float | None:
-    """What so many epochs take a trial: the median of the latest, by the time between their reports, or, where each
-    reports once, since they were handed out. since: when the driver began; nobody worked before. None before there is
-    any report."""
+    """Estimate the seconds per run of `epochs` epochs, as the median of the latest trials; None without any reports.
+
+    Based on the time between a trial's reports or, if every trial reports once, since its start. since: Unix time at
+    which the driver started; earlier reports are ignored."""
     latest = [trial for trial in trials if trial.reports and trial.reports[-1]["time"] >= since][-LATEST:]
     reports = [[report for report in trial.reports if report["time"] >= since] for trial in latest]
     spans = [(last["time"] - first["time"], last["epoch"] - first["epoch"]) for first, *_, last in
@@ -45,7 +47,7 @@ def seconds_per_run(trials: Iterable[TrialState], epochs: int, since: float = 0.
 
 
 def seconds_left(left: float, done: float, seconds: float) -> float | None:
-    """For `left` full runs, where `done` of them took `seconds`; None before that can be told."""
+    """Estimate the seconds for `left` full runs, given that `done` runs took `seconds`; None if it is too early."""
     return left * seconds / done if done > 0 and seconds >= LEAST_SECONDS else None
 
 
@@ -89,7 +91,7 @@ def study_seconds_left(runs: Mapping[str, float], run_seconds: Mapping[str, floa
 
 @dataclass(frozen=True)
 class Pace:
-    """What a stage did lately: over how many seconds, which trials ended, and how many epochs each of them ran."""
+    """A stage's recent progress: seconds, number of trials that ended, and epochs run by trial number."""
 
     seconds: float
     ended: int
@@ -97,7 +99,7 @@ class Pace:
 
 
 def pace(record: Record) -> Pace | None:
-    """Between two reports of the last driver's, by the clock that wrote them; None before that can be told."""
+    """Measure the pace between two reports of the current driver, by its own clock; None if it is too early."""
     since = record.session.get("time", 0.0)
     times = sorted(report["time"] for trial in record.trials.values() for report in trial.reports
                    if report["time"] >= since)
@@ -116,18 +118,18 @@ def pace(record: Record) -> Pace | None:
 
 
 def _epoch_before(trial: TrialState, last: int) -> int:
-    """A trial's epoch before its last so many reports."""
+    """Return a trial's epoch before its last `last` reports."""
     return trial.reports[-last - 1]["epoch"] if len(trial.reports) > last else 0
 
 
 def best(trials: Iterable[TrialState]) -> TrialState | None:
-    """The trial whose last report has the best validation accuracy; None where none has any."""
+    """Return the trial whose last report has the best validation accuracy, or None if no trial has one."""
     scored = [trial for trial in trials if trial.metric(METRIC) is not None]
     return max(scored, key=lambda trial: trial.metric(METRIC), default=None)
 
 
 def show_parameters(parameters: dict[str, Any]) -> str:
-    """T=4, alpha=0.5, lr=0.001"""
+    """Format parameters as T=4, alpha=0.5, lr=0.001."""
     names = {"temperature": "T", "alpha": "alpha", "lr": "lr"}
     shown = [f"{names.get(name, name)}={value:.3g}" if isinstance(value, float) else f"{names.get(name, name)}={value}"
              for name, value in parameters.items()]

@@ -1,4 +1,4 @@
-"""How far a study is, read from its folder alone, by whoever can read that: neither torch nor Ray is needed."""
+"""`kdstudy status`: a study's progress, read from its folder without torch or Ray."""
 
 import contextlib
 import time
@@ -22,13 +22,13 @@ from kdstudy.watch import progress
 from kdstudy.watch.console import print_prose
 from kdstudy.watch.display import clock
 
-MOST_FAILURES = 10  # that are told one by one
+MOST_FAILURES = 10  # failures to list individually
 MOST_NODES = 4
-EVERY, EVERY_REMOTE = 5.0, 30.0  # seconds between two looks at a folder, at an object store
+EVERY, EVERY_REMOTE = 5.0, 30.0  # seconds between updates from a folder, from an object store
 
 
 class StageKind(Protocol):
-    """What is known of a stage without an open study; see `kdstudy.stages.base.Stage`."""
+    """The part of `kdstudy.stages.base.Stage` that works without an open study."""
 
     name: str
 
@@ -38,7 +38,7 @@ class StageKind(Protocol):
 
 
 class Snapshot:
-    """A study as its files told at the last update. kinds: of all stages that a study may have, in their order."""
+    """A study's state at the last update. kinds: all stages that a study may have, in order."""
 
     def __init__(self, storage: Storage, kinds: Sequence[StageKind]):
         self.storage, self._kinds = storage, kinds
@@ -50,9 +50,9 @@ class Snapshot:
         self.now = time.time()
 
     def update(self, fetch: bool = True) -> "Snapshot":
-        """Read how it stands now. fetch: bring this machine's copy up to date first. Raises UserError where the study
-        is out of reach."""
-        # The driver first: of one that ends meanwhile, all that it has written is read.
+        """Read the current state. fetch: update the local copy first. Raises UserError if the study cannot be reached.
+        """
+        # Check for a driver before reading, so that everything is read that a driver wrote before it ended.
         driver = self.storage.driver()
         if fetch:
             self.storage.refresh()
@@ -69,7 +69,7 @@ class Snapshot:
         return self.storage.folder / name if name and (self.storage.folder / name).is_dir() else None
 
     def record(self, stage: Path) -> Record:
-        """A stage's record as it is now; only what is new of it is read."""
+        """Return a stage's current record, reading only the events added since."""
         if stage not in self._records:
             self._records[stage] = Record(stage / "record.jsonl", write=False)
         else:
@@ -82,7 +82,7 @@ class Snapshot:
 
     @property
     def own(self) -> list[Record]:
-        """The records of what this study itself has run."""
+        """The records of stages that this study ran itself, not those copied from other studies."""
         return [stage.record for stage in self.stages
                 if stage.record and stage.record.begun and "taken_from" not in (stage.done or {})]
 
@@ -93,7 +93,7 @@ class Snapshot:
 
 
 class StageSnapshot:
-    """A stage as its files told. done: what its done-mark says, while no trial runs."""
+    """A stage's state at the last update. done: its done-mark, unless a trial is running."""
 
     def __init__(self, kind: StageKind, folder: Path | None, study: Snapshot):
         self.name, self._kind, self._study = kind.name, kind, study
@@ -108,20 +108,20 @@ class StageSnapshot:
 
     @property
     def running(self) -> list[TrialState]:
-        """The trials that the last driver has handed out or heard of: others, cut off before, are still to go on."""
+        """Trials that the current driver has started or received reports from. Earlier ones still wait to resume."""
         since = self.record.session.get("time", 0.0) if self.record else 0.0
         return [trial for trial in self._of("running") if trial.heard >= since]
 
     @property
     def wanted(self) -> int | None:
-        """How many trials there are to be: what the driver said, else what the settings say."""
+        """The number of trials planned: from the driver if known, else from the settings."""
         said = self.record.session.get("wanted") if self.record else None
         if said is None:
             said = self._kind.trials_expected(self._study.config)
         return said if said is None else max(said, len(self.trials))
 
     def line(self) -> tuple[Text, str]:
-        """What a person wants to know of it, and how long it took so far."""
+        """Return a one-line summary of the stage and its duration so far."""
         if self.done is not None:
             return Text.assemble(("✓ ", "green"), self.done["outcome"]), clock(self.done["seconds"])
         if not self.trials:
@@ -133,7 +133,7 @@ class StageSnapshot:
         return Text.assemble(("… ", "cyan"), " · ".join(parts)), clock(self.record.seconds)
 
     def counts(self) -> list[str]:
-        """How many trials ended, of how many, run and where, were stopped, failed."""
+        """Describe how many trials have ended (of how many), are running (and where), were stopped or failed."""
         unfinished, running = self._of("running"), self.running if self._study.driver else []
         ended, wanted = len(self.trials) - len(unfinished), self.wanted
         parts = [f"{ended} of {wanted} trials" if wanted is not None else f"{ended} trials"]
@@ -175,26 +175,27 @@ class StageSnapshot:
         return f"last report {clock(max(0.0, self._study.now - self.record.last_time))} ago"
 
     def failures(self) -> list[str]:
-        """A line for each failed trial."""
+        """Return one line per failed trial."""
         return [f"{self.name} trial {trial.number} failed: {_first_line(trial.reason)}" for trial in self._of("failed")]
 
     def news(self) -> tuple:
-        """Changes when there is something to tell of the stage."""
+        """A value that changes whenever the stage has something new to show."""
         best = progress.best(self.trials)
         return (self.done is not None, self.begun, len(self.trials), len(self._of("running")), len(self._of("failed")),
                 best and best.metric(METRIC))
 
 
 def show_status(storage: Storage, console: Console, kinds: Sequence[StageKind]) -> None:
-    """Print how far a study is. Raises UserError where it is out of reach."""
+    """Print a study's progress. Raises UserError if the study cannot be reached."""
     console.print(_page(_first_snapshot(storage, kinds), console), soft_wrap=True)
 
 
 def follow_status(storage: Storage, console: Console, kinds: Sequence[StageKind], every: float | None = None) -> None:
-    """Show how far a study is until no driver works on it: on a terminal in place, in a log a line for what has
-    changed. every: seconds between two looks.
+    """Show a study's progress until its driver exits: redrawn in place on a terminal, one line per change in a log.
 
-    Raises StudyFailedError where the driver has gone before the study was done.
+    every: seconds between updates.
+
+    Raises StudyFailedError if the driver exits before the study is done.
     """
     with contextlib.suppress(KeyboardInterrupt):
         _follow(storage, console, kinds, every or (EVERY if storage.uri is None else EVERY_REMOTE))
@@ -214,7 +215,7 @@ def _follow(storage: Storage, console: Console, kinds: Sequence[StageKind], ever
 
 
 def _first_snapshot(storage: Storage, kinds: Sequence[StageKind]) -> Snapshot:
-    """The copy of what lies at a URI has just been brought up to date; once more where a driver may have ended since.
+    """Read the state without another download, since the copy is fresh; repeat it if a driver may have just ended.
     """
     study = Snapshot(storage, kinds).update(fetch=False)
     return study if study.driver or study.complete else study.update()
@@ -222,7 +223,7 @@ def _first_snapshot(storage: Storage, kinds: Sequence[StageKind]) -> Snapshot:
 
 @contextlib.contextmanager
 def _out_of_reach_told(console: Console) -> Iterator[None]:
-    """A store that does not answer now may at the next look."""
+    """Print a note instead of failing when the store is unreachable, since the next update may succeed."""
     try:
         yield
     except UserError as error:
@@ -231,7 +232,7 @@ def _out_of_reach_told(console: Console) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _shown(study: Snapshot, console: Console) -> Iterator[Callable[[], None]]:
-    """What to call after every look."""
+    """Yield the function to call after every update."""
     if console.is_terminal:
         with Live(_page(study, console), console=console, auto_refresh=False, vertical_overflow="visible") as live:
             yield lambda: live.update(_page(study, console), refresh=True)
@@ -253,7 +254,7 @@ def _news(study: Snapshot) -> dict[str, tuple]:
 
 
 def _changes(study: Snapshot, told: dict[str, tuple]) -> list[tuple[str, str]]:
-    """The stages of which there is something new since `told`, which is brought up to date, and what it is."""
+    """Return the stages that have changed since `told`, each with its summary, and update `told`."""
     now = _news(study)
     changed = [(stage.name, stage.line()[0].plain) for stage in study.stages if now[stage.name] != told.get(stage.name)]
     told.update(now)
@@ -261,7 +262,7 @@ def _changes(study: Snapshot, told: dict[str, tuple]) -> list[tuple[str, str]]:
 
 
 def _page(study: Snapshot, console: Console) -> RenderableType:
-    """A line on the study, one per stage, one per failure, the verdict."""
+    """Return the whole status: one line for the study, one per stage, one per failure, then the verdict."""
     name = study.description.get("name", study.storage.folder.name)
     failures = [failure for stage in study.stages for failure in stage.failures()]
     return Group(Text.assemble((name, "bold"), f"  {study.storage}"), Text(_who_and_when(study), style="dim"),
@@ -271,7 +272,7 @@ def _page(study: Snapshot, console: Console) -> RenderableType:
 
 def _stage_lines(study: Snapshot, console: Console) -> list[RenderableType]:
     lines = [(stage.name.replace("_", " "), *stage.line()) for stage in study.stages]
-    if not console.is_terminal:  # a log has no width: one line, however long, so that it can be searched
+    if not console.is_terminal:  # a log has no width: print one line, so that it can be searched
         width = max((len(name) for name, *_ in lines), default=0)
         return [Text.assemble(f"{name:<{width}} ", line, f" {took}".rstrip()) for name, line, took in lines]
     table = Table(box=None, pad_edge=False, show_header=False)
@@ -281,7 +282,7 @@ def _stage_lines(study: Snapshot, console: Console) -> list[RenderableType]:
 
 
 def _who_and_when(study: Snapshot) -> str:
-    """Who works on it, since when; or who did, from when to when."""
+    """Describe which driver is running the study and since when, or when the last one ran."""
     records = study.own
     if not records:
         return f"just started by {study.driver}: reading settings and data" if study.driver and not study.stages \
@@ -329,7 +330,7 @@ def _some(lines: list[str]) -> list[str]:
 
 
 def _places(trials: list[TrialState]) -> str:
-    """On which nodes and GPUs trials run, where that is known."""
+    """Describe the nodes and GPUs that trials run on, where known."""
     nodes: dict[str, list[str]] = {}
     for trial in trials:
         if trial.where:

@@ -1,1 +1,3 @@
-"""Where curves can be followed besides `kdstudy status`: one file each; `feed.py` feeds them from the records."""
+"""Trackers, one module each: TensorBoard, MLflow, and Weights & Biases.
+
+`feed` reads the records and passes new reports on to them."""

@@ -1,4 +1,4 @@
-"""What a tracker must offer, and a trial as trackers see it."""
+"""The protocol that trackers implement, and a trial as trackers see it."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from kdstudy.store.storage import Storage
 
 @dataclass(frozen=True)
 class Run:
-    """A trial as it is watched. To Ray's callbacks it is what they ask of a trial of Tune's; they know it by its name.
+    """A trial as a tracker sees it. It has the attributes that Ray's logger callbacks expect of a Tune trial.
 
-    local_path: where W&B writes. config: its parameters and what tells it apart, flat.
+    local_path: the folder where W&B writes. config: a flat dict of the parameters and identifying values.
     """
 
-    name: str  # the stage's folder and the trial's number
+    name: str  # stage folder and trial number
     stage: str = field(compare=False)
     number: int = field(compare=False)
     begun: float = field(compare=False)
-    trial_id: str = field(compare=False)  # the same for every driver
-    experiment_dir_name: str = field(compare=False)  # W&B groups by it
+    trial_id: str = field(compare=False)  # the same in every driver
+    experiment_dir_name: str = field(compare=False)  # W&B's group
     local_path: str = field(compare=False)
     config: dict[str, Any] = field(compare=False)
 
@@ -32,10 +32,10 @@ class Run:
 
 
 class Tracker(Protocol):
-    """Where curves go. What it raises is told to the user once, and tried again later.
+    """A destination for curves. Its exceptions are shown to the user once, and the call is retried later.
 
-    setting: in `[watch]`; where that is empty or false, the tracker is not wanted. package: that it needs, and the
-    extra that brings it; None where it comes with kdstudy. folder: in the study's, where it writes to one.
+    setting: its key in `[watch]`; an empty or false value turns it off. package: the package that it needs and the
+    kdstudy extra that installs it; None if it comes with kdstudy. folder: its folder in the study, if it writes to one.
     """
 
     setting: ClassVar[str]
@@ -45,23 +45,23 @@ class Tracker(Protocol):
     def __init__(self, config: StudyConfig, storage: Storage): ...
 
     def open(self) -> bool:
-        """Make ready; False where it is too early for that."""
+        """Prepare for use. Returns False if it is too early for that."""
 
     def begin(self, run: Run, trial: TrialState) -> float:
-        """Take up a run; the epoch up to which it is there already."""
+        """Start or resume a run. Returns the last epoch that the tracker already has."""
 
     def add(self, run: Run, reports: list[dict[str, Any]]) -> None:
-        """Take reports, in their order."""
+        """Send reports, in order."""
 
     def end(self, run: Run, failed: bool) -> None:
-        """A run has ended."""
+        """Mark a run as ended."""
 
     def close(self, seconds: float) -> None:
-        """Nothing comes any more; so long there is to bring to an end what is under way."""
+        """Finish pending work, within `seconds`."""
 
 
 def location_of(storage: Storage) -> str:
-    """Where the study is stored, in a way that tells it from all others."""
+    """Return an absolute, unique name of the study's storage."""
     return storage.uri or str(storage.folder.resolve())
 
 
@@ -70,5 +70,5 @@ def digest(*parts: str) -> str:
 
 
 def values_of(report: dict[str, Any]) -> dict[str, float]:
-    """The numbers of a report by their names."""
+    """Return a report's finite numbers by metric name."""
     return {name: float(value) for name, value in report["metrics"].items() if isinstance(value, int | float)}

@@ -1,8 +1,7 @@
-"""Feeds trackers from the records, with a thread for each, which reads the records every few seconds.
+"""Feed trackers from the records, in one thread per tracker that reads the records every few seconds.
 
-So neither Tune's loop nor a trial ever waits for a tracker's disk or server. A tracker that fails is told later what it
-has missed, and the next driver passes on what a killed one could not. A new tracker is one file and one line in
-`TRACKERS`.
+Neither Tune's loop nor a trial ever waits for a tracker's disk or server. If a tracker or a driver fails, the missing
+reports are sent later. To add a tracker, add a module and an entry in `TRACKERS`.
 """
 
 from __future__ import annotations
@@ -25,20 +24,20 @@ from kdstudy.watch.trackers.mlflow import MLflow
 from kdstudy.watch.trackers.tensorboard import TensorBoard
 from kdstudy.watch.trackers.wandb import WeightsAndBiases
 
-EVERY = 5.0  # seconds between two readings of the records
+EVERY = 5.0  # seconds between reads of the records
 TRY_AGAIN = 60.0  # seconds after a failure
-PATIENCE, IN_A_HURRY = 300.0, 20.0  # seconds for what is left to pass on when the driver is done, or stopped
-GRACE = 5.0  # seconds after that before a feed is left to itself
+PATIENCE, IN_A_HURRY = 300.0, 20.0  # seconds to send the remaining reports when the driver finishes, or is stopped
+GRACE = 5.0  # further seconds before a thread is abandoned
 TRACKERS: tuple[type[Tracker], ...] = (TensorBoard, MLflow, WeightsAndBiases)
 
 
 @contextlib.contextmanager
 def watched(config: StudyConfig, storage: Storage, stages: Container[str],
             note: Callable[[str], None]) -> Iterator[None]:
-    """Pass on what is recorded meanwhile to all trackers that `[watch]` names.
+    """Send new reports to all trackers in `[watch]` while the context is open.
 
-    stages: those whose trials have curves. note: told what goes wrong with a tracker, which is no harm to the study.
-    Raises UserError where a package or a key is missing that a tracker needs.
+    stages: the stages whose trials have curves. note: called with tracker errors, which do not affect the study.
+    Raises UserError if a tracker's package or key is missing.
     """
     check(config)
     trackers = [tracker(config, storage) for tracker in TRACKERS if getattr(config.watch, tracker.setting)]
@@ -63,7 +62,7 @@ def watched(config: StudyConfig, storage: Storage, stages: Container[str],
 
 
 def check(config: StudyConfig) -> None:
-    """Check that the packages are installed that `[watch]` needs. Raises UserError."""
+    """Check that the packages of all trackers in `[watch]` are installed. Raises UserError."""
     for tracker in TRACKERS:
         value = getattr(config.watch, tracker.setting)
         if value and tracker.package and importlib.util.find_spec(tracker.package) is None:
@@ -72,7 +71,7 @@ def check(config: StudyConfig) -> None:
 
 
 class Feed(threading.Thread):
-    """Passes on to one tracker what is recorded, as long as the driver works."""
+    """A thread that sends new reports to one tracker while the driver works."""
 
     def __init__(self, tracker: Tracker, config: StudyConfig, storage: Storage, stages: Container[str],
                  note: Callable[[str], None]):
@@ -82,7 +81,7 @@ class Feed(threading.Thread):
         self._stages = stages
         self._study, self._place, self._folder = config.name, location_of(storage), storage.folder.absolute()
         self._records: dict[str, Record] = {}
-        self._passed: dict[str, tuple[float, int, str]] = {}  # by run: the last epoch, reports seen, the state then
+        self._passed: dict[str, tuple[float, int, str]] = {}  # by run: last epoch, number of reports, state
         self._open, self._told, self._not_before = False, False, 0.0
 
     def run(self) -> None:
@@ -93,7 +92,7 @@ class Feed(threading.Thread):
         self._try(lambda: self._tracker.close(max(0.0, self._deadline - time.monotonic())))
 
     def finish(self, seconds: float) -> None:
-        """Pass on what is left, for so long."""
+        """Send the remaining reports, for at most `seconds`."""
         self._deadline = time.monotonic() + seconds
         self._ended.set()
 
@@ -105,7 +104,7 @@ class Feed(threading.Thread):
     def _try(self, step: Callable[[], None]) -> None:
         try:
             step()
-        except Exception as error:  # of as many kinds as there are servers and disks
+        except Exception as error:  # servers and disks raise many types
             self._not_before = time.monotonic() + TRY_AGAIN
             if not self._told:
                 self._told = True
@@ -129,7 +128,7 @@ class Feed(threading.Thread):
         return self._records[folder]
 
     def _pass_on(self, stage: str, folder: str, trial: TrialState) -> None:
-        """Whatever of a trial is new. After a failure the sink is asked again what it has."""
+        """Send what is new of a trial. After a failure, ask the tracker again what it already has."""
         name = f"{folder}/{trial.number:03d}"
         known = self._passed.get(name)
         if known and known[1:] == (len(trial.reports), trial.state):
@@ -137,7 +136,7 @@ class Feed(threading.Thread):
         run = self._run(name, stage, trial)
         self._passed.pop(name, None)
         epoch = known[0] if known else self._tracker.begin(run, trial)
-        # A report of a failure has no values, and is gone once the trial is tried again.
+        # A failure report has no metrics, and disappears from the record when the trial is retried.
         new = [report for report in trial.reports if report["epoch"] > epoch and report["decision"] != "failed"]
         if new:
             self._tracker.add(run, new)

@@ -1,4 +1,4 @@
-"""MLflow."""
+"""The MLflow tracker."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from kdstudy.store.record import TrialState
 from kdstudy.store.storage import Storage
 from kdstudy.watch.trackers.base import Run, digest, location_of, values_of
 
-MOST_VALUES = 900  # that MLflow takes at a time
+MOST_VALUES = 900  # values per request that MLflow accepts
 
 
 class MLflow:
-    """A run per trial, by Ray's MLflowLoggerCallback; a run that is there already is gone on with.
+    """One MLflow run per trial, using Ray's MLflowLoggerCallback. Existing runs are resumed.
 
-    Its own way to log a report asks the server twice for every value, so that is done here for all of them at once,
-    with the time of the report. watch.mlflow is a URI; or a folder, which gets a mlflow.db, for MLflow no longer writes
-    plain files. Runs are told from those of other studies by where the study is stored.
+    The callback contacts the server twice per value, so reports are sent here in one batch with their own times.
+    watch.mlflow is a tracking URI, or a folder in which mlflow.db is created, since MLflow no longer writes plain
+    files. The study's storage location tells its runs from those of other studies.
     """
 
     setting = package = "mlflow"
@@ -32,7 +32,7 @@ class MLflow:
     def __init__(self, config: StudyConfig, storage: Storage):
         where, location = config.watch.mlflow, location_of(storage)
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-        import mlflow  # noqa: F401  it sets up its logging
+        import mlflow  # noqa: F401  configures its logging on import
         from ray.air.integrations.mlflow import MLflowLoggerCallback
 
         for name in ("mlflow", "alembic"):
@@ -45,7 +45,7 @@ class MLflow:
             self._uri = f"sqlite:///{folder}/mlflow.db"
         self._callback = MLflowLoggerCallback(tracking_uri=self._uri, experiment_name=config.name,
                                               tags={"study": location, "study.id": self._study})
-        self._runs: dict[str, Any] = {}  # of this study, by name, as they were at the beginning
+        self._runs: dict[str, Any] = {}  # this study's runs by name, as of the start
 
     def open(self) -> bool:
         from mlflow import MlflowClient
@@ -62,7 +62,7 @@ class MLflow:
 
     def begin(self, run: Run, trial: TrialState) -> float:
         known = self._runs.pop(run.name, None)
-        if known is None and run in self._callback._trial_runs:  # begun here, before a failure
+        if known is None and run in self._callback._trial_runs:  # started here before a failure
             known = self._client.get_run(self._callback._trial_runs[run])
         if known is not None:
             self._callback._trial_runs[run] = known.info.run_id

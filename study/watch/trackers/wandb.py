@@ -1,4 +1,4 @@
-"""Weights & Biases."""
+"""The Weights & Biases tracker."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ from kdstudy.watch.trackers.base import Run, values_of
 
 
 class WeightsAndBiases:
-    """A run per trial, by Ray's WandbLoggerCallback, whose processes run beside the driver. A trial that goes on does
-    so in the same run; what had ended before this driver began is not sent again."""
+    """One W&B run per trial, using Ray's WandbLoggerCallback, whose processes run next to the driver.
+
+    A resumed trial continues its run. Trials that ended before this driver started are not sent again."""
 
     setting = package = "wandb"
-    folder = None  # it publishes what it writes itself
+    folder = None  # W&B uploads its files itself
 
     def __init__(self, config: StudyConfig, storage: Storage):
         project = config.watch.wandb
@@ -32,7 +33,7 @@ class WeightsAndBiases:
                                              **({"mode": mode} if mode else {}))
         self._since, self._running = time.time(), set[Run]()
         try:
-            with contextlib.redirect_stderr(io.StringIO()):  # it warns of what Ray calls
+            with contextlib.redirect_stderr(io.StringIO()):  # it warns about Ray's use of its API
                 self._callback.setup()
         except ValueError:
             raise UserError(f"watch.wandb = {project!r} needs a key: run `wandb login`, or set WANDB_API_KEY, or "
@@ -64,5 +65,5 @@ class WeightsAndBiases:
         if self.open():
             for run in tuple(self._running):
                 self.end(run, failed=False)
-            # What its on_experiment_end does, which knows one patience only.
+            # As in the callback's on_experiment_end, but with our own timeout.
             self._callback._cleanup_logging_actors(timeout=seconds, kill_on_timeout=True)
