@@ -58,7 +58,7 @@ class _Driver:
         study = self._study
         preflight.check_settings(study, self._address, self._stages)
         if cluster_address(self._address) is None:
-            preflight.check_here(study)
+            preflight.check_here(study, probed=study.storage.uri is None)
         for section in preflight.pretrained_sections(study):
             self._display.update("fetching pretrained weights")
             study.context.initial_weights(section)

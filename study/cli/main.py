@@ -58,7 +58,7 @@ def main() -> None:
         if not isinstance(error, OSError) or path is None:
             click.echo(redact(traceback.format_exc()), err=True, nl=False)
             sys.exit(1)
-        _fail(f"{path}: {error.strerror}; choose another place", 2)
+        _fail(f"{path}: {error.strerror}; choose another location", 2)
 
 
 def _fail(message: str, code: int) -> None:

@@ -171,7 +171,7 @@ def probed_location(storage: Storage) -> str:
     folder = storage.folder.absolute()
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     if not nearest.is_dir():
-        raise UserError(f"{nearest} is a file, so no study can live in {folder}; choose another place with --dir")
+        raise UserError(f"{nearest} is a file, so no study can live in {folder}; choose another location with --dir")
     return str(nearest)
 
 
@@ -187,7 +187,7 @@ def probe(place: str) -> Iterator[str]:
     except Exception as error:
         remedy = "make room there" if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) else (
             "make it writable")
-        raise UserError(f"cannot write to {place} ({_reason(error)}); {remedy}, or choose another place with --dir"
+        raise UserError(f"cannot write to {place} ({_reason(error)}); {remedy}, or choose another location with --dir"
                         ) from None
     try:
         yield mark
@@ -222,7 +222,7 @@ def _reason(error: Exception) -> str:
 def check_storage(node: Node, answer: dict[str, Any], storage: Storage) -> None:
     problem = answer["storage"]
     if problem not in (None, NOT_THERE):
-        raise UserError(f"node {node.name} cannot {problem}; mend that, or choose another place with --dir")
+        raise UserError(f"node {node.name} cannot {problem}; mend that, or choose another location with --dir")
     if problem or not answer["seen"]:
         remedy = ("a folder on a file system that all nodes share, or an object store (s3://BUCKET/studies/NAME)"
                   if storage.uri is None else "one that all nodes reach with the same endpoint and rights")

@@ -56,14 +56,16 @@ def pretrained_sections(study: Study) -> list[str]:
             if settings.pretrained and not (section == "teacher" and study.stages["teacher"].folder.done)]
 
 
-def check_here(study: Study) -> Share:
+def check_here(study: Study, probed: bool = False) -> Share:
     """Check this machine, without Ray: that a trial fits, and that the study's storage can be written and has room.
+
+    probed: whether the storage is known to be writable.
 
     Returns what a trial gets. Raises UserError.
     """
     given = local_share(study.config.resources)
     room = room_needed(study, given)
-    if any(room.parts.values()):  # a finished study may lie where nothing can be written
+    if not probed and any(room.parts.values()):  # a finished study may lie where nothing can be written
         check_writable(study.storage)
     check_storage_room(study, room)
     check_temporary_room("this machine", given.concurrent, *temporary_room(), room)

@@ -93,12 +93,12 @@ def check_storage_room(study: Study, room: Room) -> None:
     if (free := free_bytes(folder)) < needed:
         largest = max(room.parts, key=room.parts.get)
         raise UserError(f"{study.storage} has {show_bytes(free)} free, but the study still writes about "
-                        f"{show_bytes(needed)}, mostly {largest}; make room, or choose another place with --dir")
+                        f"{show_bytes(needed)}, mostly {largest}; make room, or choose another location with --dir")
 
 
 def check_temporary_room(where: str, trials: int, folder: str, free: int, room: Room) -> None:
     """Raises UserError where the temporary folder is too small for so many trials' checkpoints."""
     if free < (needed := trials * room.checkpoint):
         raise UserError(f"{folder} of {where} has {show_bytes(free)} free, but the checkpoints of {trials} trials pass "
-                        f"through it, about {show_bytes(needed)}; make room there, or set TMPDIR to another place "
+                        f"through it, about {show_bytes(needed)}; make room there, or set TMPDIR to another folder "
                         "before Ray is started")

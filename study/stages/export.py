@@ -71,7 +71,7 @@ def _check_images(config: StudyConfig, splits: data.Splits, predictions: pd.Data
     if not np.array_equal(labels, splits.test.labels):
         raise UserError(f"data.source = {config.data.source!r} does not hold the images that the study was tested on: "
                         f"{len(splits.test)} test images of {len(splits.class_names)} classes, not {len(labels)} of "
-                        f"{len(np.unique(labels))}; name the place of the same images with --set data.source=PATH")
+                        f"{len(np.unique(labels))}; say where the same images are with --set data.source=PATH")
 
 
 def _export(config: StudyConfig, settings: ModelSettings, weights: Path, target: Path, card: list[str],
