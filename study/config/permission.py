@@ -42,5 +42,6 @@ def functions_allowed(config: StudyConfig, named: dict[str, Any], source: object
     for setting, location in places_named(config, watch="watch" in sections).items():
         if location not in texts:
             raise UserError(f"{setting} = {location!r} is an address that {source} names, not you, and it would be "
-                            f"asked or told; if you trust it, {remedy}, else give your own, or none, with --set {setting}=…")
+                            f"asked or told; if you trust it, {remedy}, else give your own, or none, with "
+                            f"--set {setting}=…")
     return own
