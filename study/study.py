@@ -71,8 +71,9 @@ class Study:
                 continue
             neighbour = StageFolder(stage.name, path, self.storage, stage.files)
             if stage.may_take_over(neighbour):
+                done = neighbour.done
                 files.copy_stage(path, folder.path)
-                folder.finish(neighbour.done | {"taken_from": path.parent.name})
+                folder.finish(done | {"taken_from": path.parent.name})
                 return True
         return False
 

@@ -36,7 +36,7 @@ def train(config: StudyConfig, storage: Storage, loop: str, parameters: dict[str
     """
     study = Study(config, storage)
     storage.refresh(everything=True)
-    check_settings(study)
+    check_settings(study, sections=())  # a loop fetches the weights that it needs
     own = storage.folder / "train" / loop
     with files.StudyLock(out or own):
         trained = _train(study, loop, parameters, console, seed, out or own)

@@ -72,9 +72,9 @@ def plan(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool,
     if math.isnan(tflops):
         raise UserError("--tflops nan is not a number")
     config, storage = resolve(study, overrides, place, smoke, trust)
-    from kdstudy import api  # pandas and plotly take long to import
+    from kdstudy.planning.plan import show_plan  # imports Ray and torch
 
-    api.plan(config, storage, measure=measure, gpus=gpus, tflops=tflops, address=address, console=make_console())
+    show_plan(Study(config, storage), make_console(), measure, gpus, tflops, address)
 
 
 @cli.command()

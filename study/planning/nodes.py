@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import secrets
 import shutil
 import sys
@@ -129,10 +130,16 @@ def _digest() -> str:
         if spec is None or not spec.submodule_search_locations:
             return NOT_THERE
         root = Path(next(iter(spec.submodule_search_locations)))
-        for name in sorted(file.relative_to(root).as_posix() for file in root.rglob("*.py")):
+        for name in _sources(root):
             if package != PACKAGES[0] or name.split("/")[0] not in APART:
                 digest.update(name.encode() + (root / name).read_bytes())
     return digest.hexdigest()
+
+
+def _sources(root: Path) -> list[str]:
+    """The source files of a package by their names below it, also behind links."""
+    found = [Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names]
+    return sorted(file.relative_to(root).as_posix() for file in found if file.suffix == ".py")
 
 
 def _imported(function: str) -> str:

@@ -75,7 +75,7 @@ def _machine(study: Study, console: Console, address: str | None, gpus: int | No
     def note(text: str) -> None:
         print_prose(console, f"note: {text}")
 
-    with checked(address, resources, preflight.cluster_checks(study), note) as machine:
+    with checked(address, resources, preflight.cluster_checks(study), note) as (machine, _):
         return machine, f"{machine}; the cluster at {cluster}: {describe_machine()}"
 
 

@@ -18,7 +18,7 @@ from kdstudy.planning.nodes import (
     probed_location,
     temporary_room,
 )
-from kdstudy.planning.room import check_storage_room, check_temporary_room, room_needed
+from kdstudy.planning.room import check_storage_room, check_temporary_room, is_done, room_needed
 from kdstudy.store.storage import Storage
 from kdstudy.study import Study
 from kdstudy.trainables.functions import check as check_function
@@ -33,17 +33,20 @@ def cluster_checks(study: Study) -> ClusterChecks:
 
 
 def check_settings(study: Study, address: str | None = None, stages: Sequence[str] | None = None,
-                   machine: bool = True) -> None:
+                   machine: bool = True, sections: Sequence[str] | None = None) -> None:
     """Check what follows from the settings, the images and the models.
 
     stages: those that are wanted, all unless given. machine: also whether a trial fits on this machine, if the study
-    would run here, and whether the weights can be had that training begins with. Raises UserError.
+    would run here. sections: those whose pretrained weights are checked, all that are still to be trained unless
+    given.
+
+    Raises UserError.
     """
     if machine and cluster_address(address) is None:
         local_share(study.config.resources)
     feed.check(study.config)
     study.check_models()
-    for section in pretrained_sections(study) if machine else ():
+    for section in pretrained_sections(study) if machine and sections is None else sections or ():
         study.context.check_weights(section)
     for search in study.searches:
         if search.is_warm_started and (stages is None or search.name in stages):
@@ -51,9 +54,10 @@ def check_settings(study: Study, address: str | None = None, stages: Sequence[st
 
 
 def pretrained_sections(study: Study) -> list[str]:
-    """The sections whose training still has to begin with weights from a file or a hub."""
-    return [section for section, settings in trained_models(study.config).items()
-            if settings.pretrained and not (section == "teacher" and study.stages["teacher"].folder.done)]
+    """The sections whose training is still to begin with weights from a file or a hub."""
+    wanted = [section for section, settings in trained_models(study.config).items() if settings.pretrained]
+    return [section for section in wanted
+            if any(stage.trains == section and not is_done(stage) for stage in study.stages.values())]
 
 
 def check_here(study: Study, probed: bool = False) -> Share:

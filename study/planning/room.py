@@ -40,7 +40,7 @@ def room_needed(study: Study, given: Share) -> Room:
     def size(settings: ModelSettings) -> int:
         return BYTES_PER_WEIGHT * sizes.parameters(settings)
 
-    runs = {name: stage.workload().runs for name, stage in study.stages.items() if not _is_done(stage)}
+    runs = {name: stage.workload().runs for name, stage in study.stages.items() if not is_done(stage)}
     spaces = {name: study.stages[name].space(count, size) for name, count in runs.items()}
     checkpoints = {name: space.checkpoint for name, space in spaces.items() if runs[name]}
     kept: Counter[str] = Counter()
@@ -51,7 +51,7 @@ def room_needed(study: Study, given: Share) -> Room:
                  OTHERS: OTHER_BYTES if runs else 0}, max(checkpoints.values(), default=0))
 
 
-def _is_done(stage: Stage) -> bool:
+def is_done(stage: Stage) -> bool:
     try:
         return stage.is_current()
     except MissingTeacherError:

@@ -12,7 +12,7 @@ from kdstudy.config.models import trained_models
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
 from kdstudy.search.runs import search_view_seed
-from kdstudy.store.fingerprints import hash_images
+from kdstudy.store.fingerprints import existing, hash_images
 from kdstudy.store.schema import StageFiles
 from kdstudy.store.storage import Storage
 from kdstudy.trainables import data
@@ -98,6 +98,7 @@ class Context:
         except ValueError as error:
             raise UserError(f"{section}.{error}") from None
         if isinstance(settings.pretrained, str):
+            existing(settings.pretrained, f"{section}.pretrained")
             self.initial_weights(section)
 
     def family(self, section: str) -> dict[str, str]:

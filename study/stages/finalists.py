@@ -58,6 +58,7 @@ class FinalistsStage(Stage):
     """One arm's finalists. arm: the search whose trials run again."""
 
     arm: ClassVar[str]
+    trains = "student"
     # What is chosen among the baseline's trials rests on those of the distillation too.
     needs = tuple(search.name for search in SEARCHES)
 

@@ -74,11 +74,11 @@ class Expected(Part):
     """What a stage will run; see `kdstudy.watch.progress.Pending`."""
 
     model_config = ConfigDict(extra="forbid")
-    runs: Whole
+    runs: Epoch
     epochs: Annotated[float, Field(ge=0, le=1e6)]
-    protected: Whole
+    protected: Epoch
     may_stop: bool
-    paced_by: list[Annotated[list[str | float], Field(min_length=2, max_length=2)]]
+    paced_by: dict[FileName, Annotated[float, Field(ge=0, le=1e6)]]
 
 
 class Description(Part):

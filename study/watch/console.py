@@ -1,6 +1,7 @@
 """Consoles for printing to a terminal or a log, with secrets redacted."""
 
 import contextlib
+import os
 import sys
 import termios
 from typing import Any
@@ -34,13 +35,29 @@ def print_prose(console: Console, text: str, **options: Any) -> None:
     console.print(text, **({"soft_wrap": not console.is_terminal, "markup": False} | options))
 
 
-def echo_control_keys(on: bool) -> None:
-    """Whether the terminal echoes Ctrl-C as ^C. Where lines are drawn anew in place, that would tear them."""
-    with contextlib.suppress(Exception):  # there may be no terminal
-        settings = termios.tcgetattr(sys.stdin.fileno())
-        flags = settings[LOCAL_FLAGS]
-        settings[LOCAL_FLAGS] = flags | termios.ECHOCTL if on else flags & ~termios.ECHOCTL
-        termios.tcsetattr(sys.stdin.fileno(), termios.TCSADRAIN, settings)
+def mute_control_keys() -> list[Any] | None:
+    """Keep the terminal from echoing Ctrl-C as ^C, which would tear lines that are drawn anew in place.
+
+    Returns the terminal's settings as they were, for `restore_terminal`; None where nothing was changed: there is no
+    terminal, or this process runs in its background, where the system would stop it for this.
+    """
+    with contextlib.suppress(Exception):
+        terminal = sys.stdin.fileno()
+        if os.tcgetpgrp(terminal) == os.getpgrp():
+            earlier = termios.tcgetattr(terminal)
+            muted = list(earlier)
+            muted[LOCAL_FLAGS] &= ~termios.ECHOCTL
+            termios.tcsetattr(terminal, termios.TCSADRAIN, muted)
+            return earlier
+    return None
+
+
+def restore_terminal(settings: list[Any] | None) -> None:
+    with contextlib.suppress(Exception):
+        terminal = sys.stdin.fileno()
+        if settings is not None and os.tcgetpgrp(terminal) == os.getpgrp():
+            termios.tcsetattr(terminal, termios.TCSADRAIN, settings)
+
 
 
 def print_columns(console: Console, rows: list[tuple[str, ...]], widths: tuple[int, ...], indent: str = "") -> None:

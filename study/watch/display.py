@@ -13,7 +13,7 @@ from rich.text import Text
 
 from kdstudy.store.record import METRIC, TrialState
 from kdstudy.watch import progress
-from kdstudy.watch.console import echo_control_keys, print_prose
+from kdstudy.watch.console import mute_control_keys, print_prose, restore_terminal
 
 if TYPE_CHECKING:  # avoids importing Ray and Optuna
     from kdstudy.search.manager import TrialManager
@@ -42,7 +42,7 @@ class Display:
         self._text: Callable[[], str] = lambda: text
         if self.console.is_terminal:
             # Asked for the line at every refresh, so that the clock goes on between reports.
-            echo_control_keys(False)
+            self._terminal = mute_control_keys()
             self._live = Live(console=self.console, refresh_per_second=4, transient=True, get_renderable=self._now)
             self._live.start()
 
@@ -80,7 +80,7 @@ class Display:
         if self._live:
             self._live.stop()
             self._live = None
-            echo_control_keys(True)
+            restore_terminal(self._terminal)
 
     def _line(self, stages: tuple[str, ...], mark: str, text: str, right: str) -> Table | Text:
         style = {"✓": "green", "=": "dim", "…": "cyan"}[mark]

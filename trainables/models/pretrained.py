@@ -5,13 +5,12 @@ import io
 import os
 from pathlib import Path
 from typing import Any
-from urllib.error import HTTPError
-from urllib.request import Request, urlopen
 
 import numpy as np
 import timm
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.utils import get_session
 from timm.models import load_state_dict
 from torch import nn
 
@@ -62,8 +61,7 @@ def check_hub(settings: ModelSettings) -> None:
     try:
         if constants.HF_HUB_OFFLINE:
             raise ValueError("HF_HUB_OFFLINE is set")
-        with contextlib.suppress(HTTPError):  # which is an answer too
-            urlopen(Request(constants.ENDPOINT, method="HEAD"), timeout=HUB_SECONDS).close()
+        get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)  # whatever it says
     except Exception as error:  # whatever keeps it from answering
         raise ValueError(f"pretrained = true: no weights for {settings.model}: their hub does not answer "
                          f"({one_line(error)[:120]}); {LOCAL_FILE}") from None
