@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,17 +16,19 @@ from rich.console import Console
 
 from kdstudy.analysis import frames, outcome, report
 from kdstudy.analysis.study_files import StudyFiles
-from kdstudy.config.load import STUDY_FILE, is_own_file, load_study, load_values
-from kdstudy.config.permission import functions_allowed
+from kdstudy.config.load import STUDY_FILE, is_own_file, load_study, load_values, values_named
+from kdstudy.config.permission import Named, functions_allowed
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
 from kdstudy.stages.order import NAMES, STAGE_FILES, names
 from kdstudy.store import check
 from kdstudy.store.storage import Storage
 from kdstudy.study import Study
+from kdstudy.trainables import functions
 from kdstudy.watch.console import make_console
 from kdstudy.watch.display import Display
 
+_named = Named()  # in this process, in calls of `load`
 Settings = StudyConfig | str | Path | Mapping[str, Any]
 Location = str | Path | Storage | None
 
@@ -39,20 +42,46 @@ def load(study: Settings, *, smoke: bool = False, trust: bool = False, **changes
 
     Raises UserError with one line that names the setting and the remedy.
     """
-    named: Mapping[str, Any] = changes
+    _named.add(changes)
     if isinstance(study, StudyConfig):
-        study = study.to_values()
-    if isinstance(study, Mapping):
-        return load_values(study, changes, smoke)
-    source = str(study)
-    if "://" in source:
-        storage = Storage.of(source)
-        storage.refresh()
-        source = str(storage.folder)
-    settings = load_values(source, changes, smoke)
-    if not is_own_file(source):
-        functions_allowed(settings, dict(named), study, trust=trust, remedy="give trust=True to kdstudy.load")
+        source: object = "the settings"  # which may come from an open study
+        settings = load_values(study.to_values(), changes, smoke)
+    elif isinstance(study, Mapping):
+        source = "the dict"
+        _named.add(study)
+        settings = load_values(study, changes, smoke)
+    else:
+        source, path = study, _local(str(study))
+        if is_own_file(path):
+            _named.add(values_named(path, ()))
+        settings = load_values(path, changes, smoke)
+    if trust:
+        _named.add(settings.to_values())
+    _allowed(settings, source)
     return settings
+
+
+def _local(study: str) -> str:
+    """A study's name, file or folder; for a URI the local copy, brought up to date."""
+    if "://" not in study:
+        return study
+    storage = Storage.of(study)
+    storage.refresh()
+    return str(storage.folder)
+
+
+def _allowed(settings: StudyConfig, source: object) -> set[str]:
+    """The functions that may be called for a study. Raises UserError where its settings name others, or hosts to
+    contact, that neither the caller has named nor `load` was told to trust."""
+    return functions_allowed(settings, _named, source, trust=False, remedy="give trust=True to kdstudy.load")
+
+
+@contextlib.contextmanager
+def _only_named(settings: StudyConfig) -> Iterator[None]:
+    """As with the commands, no other function is called meanwhile."""
+    with functions.only_allowed():
+        functions.allow(_allowed(settings, "the settings"))
+        yield
 
 
 def plan(settings: Settings, folder: Location = None, *, measure: bool = False, gpus: int | None = None,
@@ -68,7 +97,8 @@ def plan(settings: Settings, folder: Location = None, *, measure: bool = False, 
     from kdstudy.planning.plan import show_plan  # imports Ray and torch
 
     study = _study(settings, folder)
-    plans = show_plan(study, console or make_console(), measure, gpus, tflops, address)
+    with _only_named(study.config):
+        plans = show_plan(study, console or make_console(), measure, gpus, tflops, address)
     return pd.DataFrame([
         {"stage": one.name, "runs": one.load.runs, "protected": one.load.protected, "epochs": one.load.epochs,
          "images": one.load.images, "flop_per_image": one.flop_per_image, "seconds_per_epoch": one.seconds,
@@ -86,7 +116,8 @@ def run(settings: Settings, folder: Location = None, *, until: str = NAMES[-1], 
     Raises UserError, StudyFailedError, InterruptedStudyError.
     """
     study = _study(settings, folder)
-    run_study(study, until=until, address=address, console=console)
+    with _only_named(study.config):
+        run_study(study, until=until, address=address, console=console)
     return OpenStudy(study.storage)
 
 
@@ -110,7 +141,7 @@ def open(folder: str | Path) -> OpenStudy:
 
 def _study(settings: Settings, folder: Location) -> Study:
     config = settings if isinstance(settings, StudyConfig) else load(settings)
-    begun = not isinstance(settings, StudyConfig | Mapping) and not is_own_file(str(settings))
+    begun = isinstance(settings, str | Path) and ("://" in str(settings) or Path(settings).is_dir())
     storage = Storage.of(folder if folder is not None else settings if begun else Path("studies") / config.name)
     storage.refresh()
     check.check(storage.folder, STAGE_FILES)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
+from dataclasses import asdict
 
-from kdstudy.config.models import trained_models
 from kdstudy.planning import preflight
 from kdstudy.stages.base import Output
 from kdstudy.stages.order import NAMES, OUTPUTS
@@ -14,6 +14,7 @@ from kdstudy.tune.cluster import cluster_address
 from kdstudy.tune.connection import Connection
 from kdstudy.tune.pipeline import Pipeline
 from kdstudy.watch.display import Display
+from kdstudy.watch.progress import Pending
 from kdstudy.watch.trackers import feed
 
 
@@ -57,11 +58,14 @@ class _Driver:
         study = self._study
         preflight.check_settings(study, self._address, self._stages)
         if cluster_address(self._address) is None:
-            preflight.check_here(study)
-        for section, settings in trained_models(study.config).items():
-            if settings.pretrained and not (section == "teacher" and study.stages["teacher"].folder.done):
-                self._display.update("fetching pretrained weights")
-                study.context.initial_weights(section)
+            preflight.check_here(study, probed=study.storage.uri is None)
+        for section in preflight.pretrained_sections(study):
+            self._display.update("fetching pretrained weights")
+            study.context.initial_weights(section)
+        pending = {name: Pending(load.runs, load.epochs, load.protected or load.runs, bool(load.rungs), load.paced_by)
+                   for name in self._stages if (load := study.stages[name].workload()).runs}
+        self._display.expect(pending)
+        study.note_expected({name: asdict(one) | {"paced_by": dict(one.paced_by)} for name, one in pending.items()})
         self._display.update("connecting to Ray")
 
     def _write(self, output: Output) -> bool:

@@ -71,8 +71,9 @@ class Study:
                 continue
             neighbour = StageFolder(stage.name, path, self.storage, stage.files)
             if stage.may_take_over(neighbour):
+                done = neighbour.done
                 files.copy_stage(path, folder.path)
-                folder.finish(neighbour.done | {"taken_from": path.parent.name})
+                folder.finish(done | {"taken_from": path.parent.name})
                 return True
         return False
 
@@ -101,7 +102,7 @@ class Study:
             "epochs": self.config.train.epochs,
             "rungs": self.config.rungs,
             "stages": self._existing_stages(),
-            "machine": earlier.get("machine") if isinstance(earlier, dict) else None,
+            **{name: earlier.get(name) if isinstance(earlier, dict) else None for name in ("machine", "expected")},
         }
         self._save_description()
 
@@ -141,6 +142,11 @@ class Study:
     def note_machine(self, machine: str) -> None:
         """Record in stages.json which machine the study runs on."""
         self._description["machine"] = machine
+        self._save_description()
+
+    def note_expected(self, expected: dict[str, Any]) -> None:
+        """Tell readers of the study what its stages will run: `kdstudy.watch.progress.Pending` by stage, as dicts."""
+        self._description["expected"] = expected
         self._save_description()
 
     def _save_description(self) -> None:

@@ -36,7 +36,7 @@ def train(config: StudyConfig, storage: Storage, loop: str, parameters: dict[str
     """
     study = Study(config, storage)
     storage.refresh(everything=True)
-    check_settings(study)
+    check_settings(study, sections=())  # a loop fetches the weights that it needs
     own = storage.folder / "train" / loop
     with files.StudyLock(out or own):
         trained = _train(study, loop, parameters, console, seed, out or own)
@@ -123,7 +123,7 @@ def _find_teacher(study: Study, console: Console, own_seed: bool) -> Teacher:
     config = study.config
     if config.teacher.logits:
         if own_seed:
-            raise UserError("--seed has views of its own, for which teacher.logits has no answers; leave it out")
+            raise UserError("--seed has views of its own, for which teacher.logits has no logits; leave it out")
         try:
             return study.stages["teacher_logits"].teacher([search_view_seed(config.seed)])
         except (MissingTeacherError, FileNotFoundError):

@@ -1,4 +1,6 @@
+import fcntl
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -16,7 +18,7 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 
 def pytest_addoption(parser):
-    parser.addoption("--slow", action="store_true", help="also run the tests that take more than a minute")
+    parser.addoption("--slow", action="store_true", help="also run the tests that take long")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -39,11 +41,18 @@ def images() -> ImageSet:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """A study run to its end by one command, and what that printed."""
-    home = tmp_path_factory.mktemp("finished")
-    printed = kdstudy("run", *ONE_AT_A_TIME, cwd=home).stdout
-    return home / "studies" / "digits-smoke", printed
+def finished(tmp_path_factory, worker_id):
+    """A study run to its end by one command, and what that printed. Run once for all test processes; each has its own
+    copy."""
+    shared = tmp_path_factory.getbasetemp().parent if worker_id != "master" else tmp_path_factory.getbasetemp()
+    made, home = shared / "finished-for-all", tmp_path_factory.mktemp("finished")
+    with open(shared / "finished.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (made / "printed.txt").exists():
+            made.mkdir(exist_ok=True)
+            (made / "printed.txt").write_text(kdstudy("run", *ONE_AT_A_TIME, cwd=made).stdout)
+    shutil.copytree(made / "studies", home / "studies")
+    return home / "studies" / "digits-smoke", (made / "printed.txt").read_text()
 
 
 @pytest.fixture(scope="session")

@@ -84,4 +84,7 @@ def test_a_strangers_functions_are_refused_unless_trusted(synthetic_study, tmp_p
     (received / "stages.json").write_text((synthetic_study / "stages.json").read_text())
     with pytest.raises(UserError, match=r"names, not you, and its code would run; .*trust=True"):
         kdstudy.load(received)
+    for use in (kdstudy.load, kdstudy.plan, kdstudy.run):  # nor by a detour
+        with pytest.raises(UserError, match="names, not you, and its code would run"):
+            use(kdstudy.open(received).settings)
     assert kdstudy.load(received, trust=True).student.model == "theirs.nets:tiny"

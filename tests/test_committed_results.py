@@ -34,7 +34,8 @@ def rebuilt(tmp_path_factory):
     for name in STUDIES:
         for file in RESULT_FILES:
             (home / "results" / name / "results" / file).unlink()
-    kdstudy("report", *(home / "results" / name for name in STUDIES), *(word for readme in READMES for word in ("--readme", home / readme)), cwd=home)
+    readmes = [word for readme in READMES for word in ("--readme", home / readme)]
+    kdstudy("report", *(home / "results" / name for name in STUDIES), *readmes, cwd=home)
     return home
 
 

@@ -161,3 +161,14 @@ def test_the_baseline_searches_what_both_arms_share():
     assert set(config.space("baseline")) == {"lr", "weight_decay"}
     assert set(config.space("distill")) == {"temperature", "alpha", "lr", "weight_decay"}
     assert config.default_parameters("baseline") == {"lr": 1e-3, "weight_decay": 0.05}
+
+
+@pytest.mark.parametrize("nested", ["x = {levels} = 1", "[student.args]\nx{levels} = 1"])
+@pytest.mark.parametrize("levels", [60, 990, 3000])
+def test_a_file_that_is_nested_too_deep_is_refused_in_one_line(nested, levels, tmp_path):
+    deep = nested.replace("x = {levels}", "x" + ".a" * levels).replace("{levels}", ".a" * levels)
+    (tmp_path / "deep.toml").write_text(deep + "\n")
+    with pytest.raises(UserError, match="nested more than 50 deep"):
+        load_study(str(tmp_path / "deep.toml"))
+    with pytest.raises(UserError, match="nested more than 50 deep"):
+        load_study("digits", ("student.args." + "a." * levels + "b=1",))

@@ -133,6 +133,7 @@ def test_a_trial_that_cannot_begin_says_so_whatever_it_is_handed(begin, tmp_path
     assert "no such optimizer" in impossible.step()["failure"].lower()
 
 
+@pytest.mark.slow
 def test_trials_that_go_wrong_fail_alone_and_say_why(ground):
     tally = bad_trials(ground, 1)
     assert tally.clean and tally.times == 3, tally

@@ -54,6 +54,7 @@ def with_finalists(finished, tmp_path_factory):
     return home / "studies" / "digits-smoke", printed
 
 
+@pytest.mark.slow
 def test_finalists_run_again_on_fresh_seeds_and_the_searches_stay(with_finalists, finished):
     folder, printed = with_finalists
     assert "distill          =" in printed and "finalists        ✓" in printed
@@ -71,6 +72,7 @@ def test_finalists_run_again_on_fresh_seeds_and_the_searches_stay(with_finalists
         assert done["winner"] == finalists.winner(done["rows"])["trial"]
 
 
+@pytest.mark.slow
 def test_what_the_finalists_chose_is_what_is_confirmed(with_finalists):
     study = StudyFiles(with_finalists[0])
     for name, arm in (("finalists_baseline", "baseline"), ("finalists", "distilled")):
@@ -80,11 +82,13 @@ def test_what_the_finalists_chose_is_what_is_confirmed(with_finalists):
     assert results_of(with_finalists[0])["evidence"]["selected"]["distilled"]["finalists"]
 
 
+@pytest.mark.slow
 def test_again_there_is_nothing_to_do(with_finalists):
     folder, _ = with_finalists
     assert "Nothing to do" in kdstudy("run", folder, cwd=folder.parent.parent).stdout
 
 
+@pytest.mark.slow
 def test_finalists_never_see_the_test_images(with_finalists):
     for name in STAGES:
         stage = StudyFiles(with_finalists[0]).stage(name)
@@ -116,6 +120,7 @@ def test_a_row_tunes_only_what_both_arms_share(finished):
     assert "only_shared" in json.loads((folder / study.description["stages"]["distill"] / "done.json").read_text())
 
 
+@pytest.mark.slow
 def test_finalists_that_were_cut_off_go_on_to_the_same_end(with_finalists, tmp_path):
     folder, _ = with_finalists
     shutil.copytree(folder, tmp_path / "study")

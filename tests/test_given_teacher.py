@@ -37,6 +37,7 @@ def stage(folder, name):
 SHORT = ("--until", "teacher_logits", "--set", "search.baseline_trials=4", "--set", "train.epochs=4")
 
 
+@pytest.mark.slow
 def test_an_exported_teacher_answers_as_it_did_where_it_was_trained(finished, teacher_folder, tmp_path):
     folder = tmp_path / "study"
     study = study_with(tmp_path, trained=str(teacher_folder))
@@ -54,6 +55,7 @@ def test_an_exported_teacher_answers_as_it_did_where_it_was_trained(finished, te
         np.testing.assert_allclose(np.load(one)[:4], np.load(two), atol=0.02, rtol=0.02)
 
 
+@pytest.mark.slow
 def test_a_file_of_logits_stands_for_the_teacher_it_came_from(finished, tmp_path):
     kdstudy("logits", finished[0], tmp_path / "teacher.safetensors", cwd=tmp_path)
     folder = finished[0].parent / "from-logits"  # beside it: the baseline is taken over
@@ -106,6 +108,7 @@ def test_a_given_teacher_that_is_not_there_is_one_line(teacher, said, tmp_path):
     assert refused.returncode == 2 and said in refused.stderr and refused.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_logits_and_teachers_of_other_data_are_refused(finished, teacher_folder, tmp_path):
     kdstudy("logits", finished[0], tmp_path / "l.safetensors", cwd=tmp_path)
     for given, setting, said in (
@@ -149,6 +152,7 @@ def test_an_export_of_an_earlier_confirmation_is_not_announced(finished, tmp_pat
     assert not announced()
 
 
+@pytest.mark.slow
 def test_a_packed_study_is_small_and_still_reports_and_exports(finished, tmp_path):
     folder, _ = finished
     kdstudy("pack", folder, tmp_path / "packed", cwd=tmp_path)

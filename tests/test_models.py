@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -216,3 +217,15 @@ def test_a_folder_without_a_model_is_one_line(tmp_path, files, said):
         (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match=said):
         models.read_trained(tmp_path)
+
+
+def test_a_hub_that_does_not_answer_is_said_at_once(monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    settings = ModelSettings(model="vit_tiny_patch16_224.augreg_in21k_ft_in1k", pretrained=True)
+    started = time.monotonic()
+    with pytest.raises(ValueError, match=r"^pretrained = true: no weights for vit_tiny.*: their hub does not "
+                                         r"answer .*; give a local file instead"):
+        models.check_hub(settings)
+    assert time.monotonic() - started < models.pretrained.HUB_SECONDS + 1
+    models.check_hub(settings.model_copy(update={"pretrained": False}))

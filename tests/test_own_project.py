@@ -30,7 +30,7 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("path", ["", "."])
+@pytest.mark.parametrize("path", [pytest.param("", marks=pytest.mark.slow), "."])
 def test_a_study_runs_to_its_end_beside_modules_of_the_same_names(project, path):
     found = os.pathsep.join(filter(None, [path, os.environ.get("PYTHONPATH")]))
     environment = os.environ | ({"PYTHONPATH": found} if found else {})

@@ -75,7 +75,7 @@ def test_too_little_room_is_said_with_both_sizes_and_what_takes_most(small_disk)
     folder = small_disk("small", "size=4m")
     with pytest.raises(UserError, match=rf"^{folder}/mine has 4 MiB free, but the study still writes about .* MiB, "
                                         r"mostly the teacher's logits \(none with a smaller views\.cache_gib\); make "
-                                        "room, or choose another place with --dir$"):
+                                        "room, or choose another location with --dir$"):
         preflight.check_here(study_in(folder / "mine", "views.count=30000"))
 
 
@@ -266,7 +266,7 @@ def test_an_object_store_is_tried_from_every_node(ray, store, monkeypatch):
     study = study_in("s3://bucket/studies/mine", *on(3, 0))
     assert preflight.check_cluster(study) == Share(3, 0, 1)
     with pytest.raises(UserError, match=r"^node apart cannot read s3://bucket/studies/mine \(Could not connect to the "
-                                        r"endpoint URL: .*\); mend that, or choose another place with --dir$"):
+                                        r"endpoint URL: .*\); mend that, or choose another location with --dir$"):
         preflight.check_cluster(study_in("s3://bucket/studies/mine", *on(2, 1)))
     assert files(use_listings_cache=False).find("bucket") == []
     files.clear_instance_cache()

@@ -7,7 +7,7 @@ from kdstudy.search.manager import TrialManager
 from kdstudy.search.runs import ListProposer
 from kdstudy.store.record import Record, TrialState
 from kdstudy.watch.display import Display
-from kdstudy.watch.progress import seconds_per_run
+from kdstudy.watch.progress import Pending, seconds_per_run
 
 METRICS = {"validation_accuracy": 0.5}
 
@@ -59,3 +59,17 @@ def test_every_stage_counts_by_its_own_pace_and_as_many_run_on_as_now(managers):
     assert shown.endswith("0/8 trials · 2 running · best 50.0 % (distill) · about 1:12 left")
     alone = Display(Console(), ("distill",))._describe({"distill": managers["distill"]})
     assert alone.endswith("0/4 trials · 1 running · best 50.0 % · about 1:48 left")
+
+
+def test_the_time_left_is_that_of_the_whole_study(managers):
+    """Beside the two searches: 4 confirmation runs of 10 epochs at the distillation's 3 s an epoch, and a stage paced
+    by the baseline with 6 runs of 20 epochs at 1 s times 2, of which 2 are protected and half of the others' epochs are
+    run."""
+    display = Display(Console(), ("baseline", "distill", "confirm", "other", "done"))
+    display.expect({"baseline": Pending(4, 10, 4, False, ()), "done": Pending(9, 100, 9, False, ()),
+                    "confirm": Pending(4, 10, 4, False, (("nothing", 1.0), ("distill", 1.0))),
+                    "other": Pending(6, 20, 2, True, (("baseline", 2.0),))})
+    display.end("done", "as it was", 1.0, reused=True)
+    searches = (36 * 1 + 36 * 3) / 2
+    confirm, other = 4 * 10 * 3 / 2, (2 + 4 * 0.5) * 20 * 2 / 2
+    assert display._seconds_left(managers) == pytest.approx(searches + confirm + other)

@@ -334,6 +334,7 @@ def test_trust_and_naming_it_oneself_are_what_lets_a_function_be_called(received
     assert not functions._allowed  # nothing stays allowed after a command
 
 
+@pytest.mark.slow
 def test_workers_find_a_function_that_one_names_oneself(tmp_path):
     """In the folder in which the command is given, as the installed command does it."""
     (tmp_path / "mynets.py").write_text(

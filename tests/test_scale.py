@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 import scale
 
 from kdstudy.store.record import Record
@@ -9,6 +10,7 @@ from kdstudy.store.record import Record
 TRIALS, REPORTS = 60, 5
 
 
+@pytest.mark.slow
 def test_a_search_that_is_killed_in_the_middle_records_every_trial_once(tmp_path):
     scale.make_study(tmp_path, TRIALS, REPORTS, stopping=True)
     path = tmp_path / scale.STAGE / "record.jsonl"

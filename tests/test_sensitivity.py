@@ -386,7 +386,9 @@ def test_the_surfaces_are_what_they_claim():
     assert [NAMES[known[name].effects.argmax()] for name in ("aligned", "crossing", "cliff")] == ["lr", "alpha", "lr"]
 
 
-@pytest.mark.parametrize(("surface", "bound"), [("aligned", 0.1), ("crossing", 0.1), ("cliff", 0.03)])
+@pytest.mark.parametrize(("surface", "bound"), [
+    pytest.param("aligned", 0.1, marks=pytest.mark.slow), ("crossing", 0.1),
+    pytest.param("cliff", 0.03, marks=pytest.mark.slow)])
 def test_main_effects_are_those_of_the_surface(surface, bound):
     error, top = errors(surface, our_effects(surface))
     assert error < bound

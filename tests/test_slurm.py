@@ -219,6 +219,7 @@ def test_the_functions_of_ones_own_are_found_on_the_nodes(tmp_path, monkeypatch)
     assert shown.stdout.strip() == str(tmp_path / "own nets.d" / "slurmnets.py"), shown.stderr
 
 
+@pytest.mark.slow
 def test_a_study_runs_on_the_ray_that_the_job_starts(cluster, tmp_path):
     """As printed, with this virtual environment, a real Ray and its token."""
     code, text, err = here("submit", "digits", "--smoke", "--to", "slurm", "--dir", str(tmp_path / "studies" / "mine"),

@@ -136,6 +136,7 @@ def test_a_study_beside_it_takes_over_the_teacher_and_the_baseline(finished):
         assert (theirs / "record.jsonl").read_bytes() == (ours / "record.jsonl").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_stage_whose_files_have_gone_is_not_done_and_not_taken_over(finished, tmp_path):
     import shutil
 
@@ -163,6 +164,7 @@ def test_a_loop_on_its_own_repeats_the_searchs_first_trial(finished):
         report["metrics"]["validation_loss"] for report in record.trials[0].reports]
 
 
+@pytest.mark.slow
 def test_of_several_learning_rates_the_teacher_keeps_the_best_on_validation(tmp_path):
     settings = ["teacher.lr=[1e-5, 3e-3]", "teacher.epochs=3"]
     kdstudy("run", "digits", *with_set(settings), "--until", "teacher", cwd=tmp_path)
@@ -187,6 +189,7 @@ def test_a_diverging_trial_fails_alone(tmp_path):
     assert "baseline trial 0 failed" in status
 
 
+@pytest.mark.slow
 def test_a_cache_over_its_budget_falls_back_to_the_teacher_in_the_loop_and_says_so(tmp_path):
     settings = ["views.cache_gib=1e-6", "train.epochs=10", "teacher.epochs=1", "search.trials=2", "search.protected=1",
                 "search.baseline_trials=1", "search.baseline_protected=0"]

@@ -125,6 +125,7 @@ def raw_reports(study):
 # -- a job, watched, stopped, and gone on with -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_job_is_watched_stopped_and_gone_on_with_by_a_second_submission(guarded, submit, tmp_path):
     """On a cluster with a token. Nothing is trained twice, and what comes home is a study like any other."""
     study = tmp_path / "studies" / "mine"

@@ -178,6 +178,7 @@ def test_a_study_that_has_not_searched_an_arm_is_no_start_for_it(other):
         read_prior(config_of(other), "distill", other.parent / "mine", check_files)
 
 
+@pytest.mark.slow
 def test_a_study_starts_from_another_and_then_needs_it_no_more(other):
     home = other.parent.parent
 

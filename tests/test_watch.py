@@ -444,6 +444,7 @@ def test_what_cannot_be_written_is_a_note_and_no_harm(tmp_path, monkeypatch):
     assert len(notes) == 1 and written(tmp_path) == expected_of(record)
 
 
+@pytest.mark.slow
 def test_a_killed_and_resumed_study_has_each_point_once(tmp_path):
     """A whole command line: killed with SIGKILL in the middle of a search, and gone on with."""
     settings = ["watch.tensorboard=true", "search.baseline_trials=3", "search.baseline_protected=1"]

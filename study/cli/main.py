@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import shutil
 import sys
+import textwrap
 import traceback
 import warnings
 
@@ -56,13 +58,16 @@ def main() -> None:
         if not isinstance(error, OSError) or path is None:
             click.echo(redact(traceback.format_exc()), err=True, nl=False)
             sys.exit(1)
-        _fail(f"{path}: {error.strerror}; choose another place", 2)
+        _fail(f"{path}: {error.strerror}; choose another location", 2)
 
 
 def _fail(message: str, code: int) -> None:
     """Print one line and exit. Control characters are escaped and secrets are redacted."""
     message = redact(message)
     shown = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in message)
-    click.echo(f"kdstudy: {shown}", err=True)
+    line = f"kdstudy: {shown}"
+    if sys.stderr.isatty():  # the terminal would break it within words
+        line = textwrap.fill(line, shutil.get_terminal_size().columns, break_long_words=False, break_on_hyphens=False)
+    click.echo(line, err=True)
     sys.exit(code)
 

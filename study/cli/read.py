@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.markup import escape
 
 from kdstudy.cli.console import print_results
 from kdstudy.cli.group import cli
@@ -16,9 +15,10 @@ from kdstudy.config.load import (
     load_study,
     preset_names,
 )
+from kdstudy.config.settings import settings_table
 from kdstudy.errors import StudyFailedError, UserError
 from kdstudy.stages.order import STAGES
-from kdstudy.watch.console import make_console
+from kdstudy.watch.console import make_console, print_columns, print_prose
 from kdstudy.watch.status import follow_status, show_status
 
 
@@ -80,8 +80,8 @@ def report(studies: tuple[str, ...], place: str | None, readmes: tuple[Path, ...
             _write_images(console, folder, images)
         try:
             storage.publish(folder / "results")
-        except StudyFailedError as error:  # the local report is complete anyway
-            console.print(f"note: {error}", soft_wrap=True, markup=False)
+        except StudyFailedError as error:  # the page is here all the same
+            print_prose(console, f"note: {error}")
     if len(outcomes) > 1:
         names = comparison.distinct_names(outcomes, list(storages))
         console.print(f"\n{tables.takeaways(outcomes, names)}", soft_wrap=True, markup=False)
@@ -125,17 +125,13 @@ def _rewrite(readme: Path, outcomes: list[dict[str, Any]]) -> None:
 @cli.command()
 def presets() -> None:
     """List the studies that come with kdstudy."""
-    for name in preset_names():
-        config = load_study(name)
-        click.echo(f"{name:24} {config.about}")
+    print_columns(make_console(), [(name, load_study(name).about) for name in preset_names()], widths=(24,))
 
 
 @cli.command()
 @click.argument("section", required=False, metavar="[SECTION]")
 def settings(section: str | None) -> None:
     """List every setting of a study file with its default."""
-    from kdstudy.config.settings import settings_table
-
     sections = settings_table()
     if section and section not in sections:
         raise UserError(f"{section!r} is not a section; there are {', '.join(filter(None, sections))}")
@@ -143,5 +139,4 @@ def settings(section: str | None) -> None:
     for name, lines in sections.items():
         if section in (None, name):
             console.print(f"[{name}]" if name else "above all sections", style="bold", markup=False)
-            for key, default, text in lines:
-                console.print(f"  {key:20} {escape(default):20} {escape(text)}", soft_wrap=True)
+            print_columns(console, lines, widths=(20, 20), indent="  ")

@@ -10,7 +10,7 @@ from kdstudy.config.load import (
     preset_names,
     values_named,
 )
-from kdstudy.config.permission import MODELS, functions_allowed
+from kdstudy.config.permission import MODELS, Named, functions_allowed
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
 from kdstudy.stages.order import STAGE_FILES
@@ -58,8 +58,10 @@ def allow(config: StudyConfig, study: str, overrides: tuple[str, ...], trust: bo
     `config` if that is not `study`. Raises UserError where the study folder or URI, which may come from a stranger,
     names any other function or a host to contact.
     """
-    functions.allow(functions_allowed(config, values_named(study, overrides), storage or study, trust=trust,
-                                      remedy="add --trust", sections=sections))
+    named = Named()
+    named.add(values_named(study, overrides))
+    functions.allow(functions_allowed(config, named, storage or study, trust=trust, remedy="add --trust",
+                                      sections=sections))
 
 
 def _check_named(study: str) -> None:

@@ -19,7 +19,7 @@ from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
 from kdstudy.stages.order import NAMES, OUTPUTS
 from kdstudy.study import Study
-from kdstudy.watch.console import make_console
+from kdstudy.watch.console import make_console, print_prose
 
 
 @cli.command()
@@ -39,7 +39,7 @@ def run(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, 
     """
     config, storage = resolve(study, overrides, place, smoke, trust, (*MODELS, "watch"))
     console = make_console()
-    console.print(f"[bold]{config.name}[/bold]  {escape(config.about)}", soft_wrap=True)
+    print_prose(console, f"[bold]{config.name}[/bold]  {escape(config.about)}", markup=True)
     with stoppable(str(storage)):
         with console.status("reading settings and data") if console.is_terminal else contextlib.nullcontext():
             from kdstudy import api, driver  # noqa: F401  Ray and torch take seconds to import
@@ -72,9 +72,9 @@ def plan(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool,
     if math.isnan(tflops):
         raise UserError("--tflops nan is not a number")
     config, storage = resolve(study, overrides, place, smoke, trust)
-    from kdstudy import api  # pandas and plotly take long to import
+    from kdstudy.planning.plan import show_plan  # imports Ray and torch
 
-    api.plan(config, storage, measure=measure, gpus=gpus, tflops=tflops, address=address, console=make_console())
+    show_plan(Study(config, storage), make_console(), measure, gpus, tflops, address)
 
 
 @cli.command()

@@ -5,16 +5,28 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kdstudy.config.settings import Range, StudyConfig, section_model, settings_table
+from kdstudy.config.settings import DEEPEST, Range, StudyConfig, section_model, settings_table
 from kdstudy.config.wording import location_of, shown, wording
 from kdstudy.errors import UserError
 
 
 def validate(values: dict[str, Any]) -> StudyConfig:
+    """Settings from the values of a study file. Raises UserError with one line that names the key and the remedy."""
+    if _is_deeper(values, DEEPEST):
+        raise UserError(f"the settings are nested more than {DEEPEST} deep; see `kdstudy settings` for those there are")
     try:
         return StudyConfig.model_validate(values)
     except ValidationError as error:
         raise UserError(_explain(error)) from None
+
+
+def _is_deeper(values: Any, levels: int) -> bool:
+    """Whether values are nested deeper than so many levels; found level by level, however deep they are."""
+    level = [values]
+    for _ in range(levels):
+        level = [inner for value in level for inner in (
+            value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ())]
+    return bool(level)
 
 
 def _explain(error: ValidationError) -> str:

@@ -3,7 +3,8 @@ the user has named or trusts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from kdstudy.config.load import functions_in, texts_in
@@ -14,7 +15,20 @@ from kdstudy.trainables import functions
 MODELS = ("teacher", "student")  # sections that may name a function
 
 
-def functions_allowed(config: StudyConfig, named: dict[str, Any], source: object, *, trust: bool, remedy: str,
+@dataclass(frozen=True)
+class Named:
+    """What the user has named: functions, package.module:function, and all texts among their settings."""
+
+    functions: set[str] = field(default_factory=set)
+    texts: set[str] = field(default_factory=set)
+
+    def add(self, values: Mapping[str, Any]) -> None:
+        """Settings as a study file holds them, in a file of the user's own, on the command line or in their code."""
+        self.functions.update(functions_in(dict(values)))
+        self.texts.update(texts_in(dict(values)))
+
+
+def functions_allowed(config: StudyConfig, named: Named, source: object, *, trust: bool, remedy: str,
                       sections: Iterable[str] = (*MODELS, "watch")) -> set[str]:
     """Return the functions (package.module:function) that may be called for a study.
 
@@ -34,13 +48,14 @@ def functions_allowed(config: StudyConfig, named: dict[str, Any], source: object
             raise UserError(str(error).replace("model = ", f"{setting} = ", 1)) from None
     if trust:
         return set(wanted.values())
-    own, texts = functions_in(named), texts_in(named)
+    own, texts = named.functions, named.texts
     for setting, name in wanted.items():
         if name not in own:
             raise UserError(f"{setting} = {name!r} is a function that {source} names, not you, and its code would run; "
                             f"if you trust whoever made that study, {remedy}")
     for setting, location in places_named(config, watch="watch" in sections).items():
         if location not in texts:
-            raise UserError(f"{setting} = {location!r} is a place that {source} names, not you, and it would be asked "
-                            f"or told; if you trust it, {remedy}, else give your own, or none, with --set {setting}=…")
+            raise UserError(f"{setting} = {location!r} is an address that {source} names, not you, and it would be "
+                            f"asked or told; if you trust it, {remedy}, else give your own, or none, with "
+                            f"--set {setting}=…")
     return own

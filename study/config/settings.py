@@ -157,7 +157,8 @@ class SearchSettings(Settings):
     optimizer: Range | None = Field(None, description="{choice = ['adamw', 'lamb']}")
 
 
-ARMS = {"baseline": "baseline", "distill": "distillation"}  # the two ways to train the student, with display names
+DEEPEST = 50  # levels of tables and lists in a study file
+ARMS = {"baseline": "baseline", "distill": "distillation"}  # the ways to train a student, and what to call them
 DISTILLATION_ONLY = ("temperature", "alpha")
 SEARCHABLE = (*DISTILLATION_ONLY, "lr", "weight_decay", "warmup", "batch_size", "optimizer")
 
@@ -332,16 +333,16 @@ def credentials_in(values: Any) -> Iterator[str]:
             yield f"{name} {problem}"
 
 
-def named_texts(values: Any, name: str = "") -> Iterator[tuple[str, str]]:
-    """Yield all strings among settings, with the settings' full names."""
+def named_texts(values: Any, name: str = "", levels: int = DEEPEST) -> Iterator[tuple[str, str]]:
+    """All texts among settings, with their full names; what is nested deeper is refused elsewhere."""
     if isinstance(values, str):
         yield name, values
-    elif isinstance(values, dict):
+    elif isinstance(values, dict) and levels:
         for key, value in values.items():
-            yield from named_texts(value, f"{name}.{key}" if name else str(key))
-    elif isinstance(values, list | tuple):
+            yield from named_texts(value, f"{name}.{key}" if name else str(key), levels - 1)
+    elif isinstance(values, list | tuple) and levels:
         for value in values:
-            yield from named_texts(value, name)
+            yield from named_texts(value, name, levels - 1)
 
 
 def _check_dimension(name: str, dimension: Range) -> None:

@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import secrets
 import shutil
 import sys
@@ -131,10 +132,16 @@ def _digest() -> str:
         if spec is None or not spec.submodule_search_locations:
             return NOT_THERE
         root = Path(next(iter(spec.submodule_search_locations)))
-        for name in sorted(file.relative_to(root).as_posix() for file in root.rglob("*.py")):
+        for name in _sources(root):
             if package != PACKAGES[0] or name.split("/")[0] not in APART:
                 digest.update(name.encode() + (root / name).read_bytes())
     return digest.hexdigest()
+
+
+def _sources(root: Path) -> list[str]:
+    """The source files of a package by their names below it, also behind links."""
+    found = [Path(folder, name) for folder, _, names in os.walk(root, followlinks=True) for name in names]
+    return sorted(file.relative_to(root).as_posix() for file in found if file.suffix == ".py")
 
 
 def _imported(function: str) -> str:
@@ -174,7 +181,7 @@ def probed_location(storage: Storage) -> str:
     folder = storage.folder.absolute()
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     if not nearest.is_dir():
-        raise UserError(f"{nearest} is a file, so no study can live in {folder}; choose another place with --dir")
+        raise UserError(f"{nearest} is a file, so no study can live in {folder}; choose another location with --dir")
     return str(nearest)
 
 
@@ -190,7 +197,7 @@ def probe(place: str) -> Iterator[str]:
     except Exception as error:
         remedy = "make room there" if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) else (
             "make it writable")
-        raise UserError(f"cannot write to {place} ({_reason(error)}); {remedy}, or choose another place with --dir"
+        raise UserError(f"cannot write to {place} ({_reason(error)}); {remedy}, or choose another location with --dir"
                         ) from None
     try:
         yield mark
@@ -225,7 +232,7 @@ def _reason(error: Exception) -> str:
 def check_storage(node: Node, answer: dict[str, Any], storage: Storage) -> None:
     problem = answer["storage"]
     if problem not in (None, NOT_THERE):
-        raise UserError(f"node {node.name} cannot {problem}; mend that, or choose another place with --dir")
+        raise UserError(f"node {node.name} cannot {problem}; mend that, or choose another location with --dir")
     if problem or not answer["seen"]:
         remedy = ("a folder on a file system that all nodes share, or an object store (s3://BUCKET/studies/NAME)"
                   if storage.uri is None else "one that all nodes reach with the same endpoint and rights")

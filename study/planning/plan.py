@@ -14,7 +14,7 @@ from kdstudy.stages.order import priority
 from kdstudy.study import Study
 from kdstudy.tune.cluster import Share, cluster_address, describe_machine, share
 from kdstudy.tune.connection import checked
-from kdstudy.watch.console import print_prose
+from kdstudy.watch.console import print_columns, print_prose
 from kdstudy.watch.display import clock
 
 # A data-centre GPU sustains only a small part of its peak on models of this size; override with --tflops.
@@ -37,7 +37,7 @@ def show_plan(study: Study, console: Console, measure: bool = False, gpus: int |
     sizes = ModelSizes(study.context)
     student = sizes.parameters(config.student)
     teacher = sum(map(sizes.parameters, study.context.stage("teacher").models))
-    console.print(f"[bold]{config.name}[/bold]  {escape(config.about)}\n")
+    print_prose(console, f"[bold]{config.name}[/bold]  {escape(config.about)}\n", markup=True)
     facts = {
         "data": _show_data(study, sizes),
         "teacher": config.teacher.title + (f", {teacher:,} parameters" if teacher else ", given as logits"),
@@ -53,13 +53,13 @@ def show_plan(study: Study, console: Console, measure: bool = False, gpus: int |
     if started := _show_start(study):
         facts["start"] = started
     for name, text in facts.items():
-        console.print(f"{name:9} {text}", soft_wrap=True, markup=False)
+        print_columns(console, [(name, text)], widths=(9,))
     console.print()
     _show_times(console, config, plans, machine)
     if gpus:
-        console.print(f"An estimate, not measured: if a GPU sustains {tflops:g} TFLOP/s on these models (--tflops) and "
-                      "nothing waits for the images." if any(plan.estimated for plan in plans) else
-                      "Times of an epoch are those on record.", soft_wrap=True)
+        print_prose(console, f"An estimate, not measured: if a GPU sustains {tflops:g} TFLOP/s on these models "
+                             "(--tflops) and nothing waits for the images."
+                    if any(plan.estimated for plan in plans) else "Times of an epoch are those on record.")
     elif any(plan.seconds is None for plan in plans) and not measure:
         console.print("\nTimes appear once epochs are on record, or with --measure, which times a few steps here.")
     return plans
@@ -76,7 +76,7 @@ def _machine(study: Study, console: Console, address: str | None, gpus: int | No
     def note(text: str) -> None:
         print_prose(console, f"note: {text}")
 
-    with checked(address, resources, preflight.cluster_checks(study), note) as machine:
+    with checked(address, resources, preflight.cluster_checks(study), note) as (machine, _):
         return machine, f"{machine}; the cluster at {cluster}: {describe_machine()}"
 
 
@@ -136,11 +136,11 @@ def _show_times(console: Console, config: StudyConfig, plans: list[StagePlan], m
     console.print(f"\nleft to do: {flop / 1e12:,.3g} TFLOP" if left else "\nleft to do: nothing")
     if not timed:
         return
-    console.print(f"from beginning to end: {_show_forecast(whole, machine)}", soft_wrap=True)
+    print_prose(console, f"from beginning to end: {_show_forecast(whole, machine)}")
     if left and len(left) < len(plans):
         rest = forecast([plan.work() for plan in ordered if not plan.done], machine.concurrent,
                         config.search.reduction_factor, START_SECONDS)
-        console.print(f"from now on: {_show_forecast(rest, machine)}", soft_wrap=True)
+        print_prose(console, f"from now on: {_show_forecast(rest, machine)}")
 
 
 def _show_forecast(expected: Forecast, machine: Share) -> str:

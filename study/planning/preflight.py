@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from kdstudy.config.models import trained_models
 from kdstudy.config.settings import own_functions
 from kdstudy.errors import UserError
 from kdstudy.planning.nodes import (
@@ -17,7 +18,7 @@ from kdstudy.planning.nodes import (
     probed_location,
     temporary_room,
 )
-from kdstudy.planning.room import check_storage_room, check_temporary_room, room_needed
+from kdstudy.planning.room import check_storage_room, check_temporary_room, is_done, room_needed
 from kdstudy.store.storage import Storage
 from kdstudy.study import Study
 from kdstudy.trainables.functions import check as check_function
@@ -32,29 +33,43 @@ def cluster_checks(study: Study) -> ClusterChecks:
 
 
 def check_settings(study: Study, address: str | None = None, stages: Sequence[str] | None = None,
-                   machine: bool = True) -> None:
-    """Check the settings, the images and the models.
+                   machine: bool = True, sections: Sequence[str] | None = None) -> None:
+    """Check what follows from the settings, the images and the models.
 
-    stages: the stages that will run, by default all. machine: also check that a trial fits on this machine, if the
-    study would run here. Raises UserError.
+    stages: those that are wanted, all unless given. machine: also whether a trial fits on this machine, if the study
+    would run here. sections: those whose pretrained weights are checked, all that are still to be trained unless
+    given.
+
+    Raises UserError.
     """
     if machine and cluster_address(address) is None:
         local_share(study.config.resources)
     feed.check(study.config)
     study.check_models()
+    for section in pretrained_sections(study) if machine and sections is None else sections or ():
+        study.context.check_weights(section)
     for search in study.searches:
         if search.is_warm_started and (stages is None or search.name in stages):
             search.prior_trials()
 
 
-def check_here(study: Study) -> Share:
-    """Check, without Ray, that a trial fits on this machine and that the storage is writable and has enough space.
+def pretrained_sections(study: Study) -> list[str]:
+    """The sections whose training is still to begin with weights from a file or a hub."""
+    wanted = [section for section, settings in trained_models(study.config).items() if settings.pretrained]
+    return [section for section in wanted
+            if any(stage.trains == section and not is_done(stage) for stage in study.stages.values())]
 
-    Returns each trial's share. Raises UserError.
+
+def check_here(study: Study, probed: bool = False) -> Share:
+    """Check this machine, without Ray: that a trial fits, and that the study's storage can be written and has room.
+
+    probed: whether the storage is known to be writable.
+
+    Returns what a trial gets. Raises UserError.
     """
     given = local_share(study.config.resources)
     room = room_needed(study, given)
-    if any(room.parts.values()):  # a finished study may be on read-only storage
+    if not probed and any(room.parts.values()):  # a finished study may lie where nothing can be written
         check_writable(study.storage)
     check_storage_room(study, room)
     check_temporary_room("this machine", given.concurrent, *temporary_room(), room)

@@ -40,7 +40,7 @@ def room_needed(study: Study, given: Share) -> Room:
     def size(settings: ModelSettings) -> int:
         return BYTES_PER_WEIGHT * sizes.parameters(settings)
 
-    runs = {name: stage.workload().runs for name, stage in study.stages.items() if not _is_done(stage)}
+    runs = {name: stage.workload().runs for name, stage in study.stages.items() if not is_done(stage)}
     spaces = {name: study.stages[name].space(count, size) for name, count in runs.items()}
     checkpoints = {name: space.checkpoint for name, space in spaces.items() if runs[name]}
     kept: Counter[str] = Counter()
@@ -51,7 +51,7 @@ def room_needed(study: Study, given: Share) -> Room:
                  OTHERS: OTHER_BYTES if runs else 0}, max(checkpoints.values(), default=0))
 
 
-def _is_done(stage: Stage) -> bool:
+def is_done(stage: Stage) -> bool:
     try:
         return stage.is_current()
     except MissingTeacherError:
@@ -93,12 +93,12 @@ def check_storage_room(study: Study, room: Room) -> None:
     if (free := free_bytes(folder)) < needed:
         largest = max(room.parts, key=room.parts.get)
         raise UserError(f"{study.storage} has {show_bytes(free)} free, but the study still writes about "
-                        f"{show_bytes(needed)}, mostly {largest}; make room, or choose another place with --dir")
+                        f"{show_bytes(needed)}, mostly {largest}; make room, or choose another location with --dir")
 
 
 def check_temporary_room(where: str, trials: int, folder: str, free: int, room: Room) -> None:
     """Raises UserError if the temporary folder is too small for the checkpoints of `trials` concurrent trials."""
     if free < (needed := trials * room.checkpoint):
         raise UserError(f"{folder} of {where} has {show_bytes(free)} free, but the checkpoints of {trials} trials pass "
-                        f"through it, about {show_bytes(needed)}; make room there, or set TMPDIR to another place "
+                        f"through it, about {show_bytes(needed)}; make room there, or set TMPDIR to another folder "
                         "before Ray is started")

@@ -109,15 +109,17 @@ class Space:
 class Stage(ABC):
     """One stage of a study.
 
-    name: used in its folder's name and in messages. needs: the stages that must be done first. files: the expected
-    files of its folder. loop: the loop in `kdstudy.trainables` that runs its trials. scored: whether its reports must
-    have a validation accuracy. result_files: the files to keep of a run's last checkpoint, if that is a result.
+    name: of its folder and in messages. needs: the stages that must be done before it begins. files: what its folder
+    must look like. loop: which of the loops in `kdstudy.trainables` runs its trials. trains: the section whose model it
+    trains, `teacher` or `student`. scored: whether its reports must have a validation accuracy. result_files: what is
+    kept of a run's last checkpoint, where that is a result.
     """
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ()
     files: ClassVar[StageFiles]
     loop: ClassVar[str]
+    trains: ClassVar[str | None] = None
     scored: ClassVar[bool] = True
     result_files: ClassVar[tuple[str, ...]] = RESULT_FILES
 

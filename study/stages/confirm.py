@@ -69,6 +69,7 @@ class ConfirmationStage(Stage):
     """One arm's confirmation. arm: the search whose winner is retrained. row: the arm's name in the results table."""
 
     arm: ClassVar[str]
+    trains = "student"
     row: ClassVar[str]
     needs = (*(search.name for search in SEARCHES), *(stage.name for stage in FINALISTS.values()))
 

@@ -12,7 +12,7 @@ from kdstudy.config.models import trained_models
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
 from kdstudy.search.runs import search_view_seed
-from kdstudy.store.fingerprints import hash_images
+from kdstudy.store.fingerprints import existing, hash_images
 from kdstudy.store.schema import StageFiles
 from kdstudy.store.storage import Storage
 from kdstudy.trainables import data
@@ -85,6 +85,22 @@ class Context:
             except ValueError as error:
                 raise UserError(f"{section}.{error}") from None
         return self._weights[section]
+
+    def check_weights(self, section: str) -> None:
+        """Check that a section's training can begin with the weights that it wants: a file is read, a hub is asked.
+
+        Raises UserError.
+        """
+        from kdstudy.trainables import models  # imports torch
+
+        settings = trained_models(self.config)[section]
+        try:
+            models.check_hub(settings)
+        except ValueError as error:
+            raise UserError(f"{section}.{error}") from None
+        if isinstance(settings.pretrained, str):
+            existing(settings.pretrained, f"{section}.pretrained")
+            self.initial_weights(section)
 
     def family(self, section: str) -> dict[str, str]:
         """Return the `kind` and the `family` of a section's model; see `trainables.models.kind_of`."""

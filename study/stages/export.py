@@ -44,15 +44,15 @@ def export_student(config: StudyConfig, folder: Path, target: Path) -> float:
     outcome = results(study)
     row = next(row for row in outcome["rows"] if (row["arm"], row["configuration"]) == ("distilled", "tuned"))
     card = _student_card(config, outcome, row)
-    answers = study.predictions(tuned["runs"][0])
-    return _export(config, config.student, run / "model.safetensors", target, card, answers, study.export_key)
+    predictions = study.predictions(tuned["runs"][0])
+    return _export(config, config.student, run / "model.safetensors", target, card, predictions, study.export_key)
 
 
 def export_teacher(config: StudyConfig, folder: Path, target: Path) -> float:
     """Write the teacher in the same way. Raises UserError if it is not tested yet or is not a single model."""
     study = StudyFiles(folder)
-    answers, done = study.teacher_predictions(), study.done("teacher")
-    if answers is None or done is None:
+    predictions, done = study.teacher_predictions(), study.done("teacher")
+    if predictions is None or done is None:
         raise UserError(f"{folder} has no tested teacher yet; run `kdstudy run {folder} --until teacher_logits` first")
     if len(done["members"]) != 1:
         what = "a file of logits" if not done["members"] else f"{len(done['members'])} models"
@@ -62,29 +62,29 @@ def export_teacher(config: StudyConfig, folder: Path, target: Path) -> float:
     check_function(member["model"]["model"], config)
     settings = ModelSettings.model_validate(member["model"] | {"pretrained": config.teacher.pretrained})
     card = [f"# {plain(done['model'])}, teacher of the study {config.name}", "", plain(config.about), ""]
-    return _export(config, settings, weights, target, card, answers, {"teacher": study.stage("teacher").name},
+    return _export(config, settings, weights, target, card, predictions, {"teacher": study.stage("teacher").name},
                    normalised=member["normalised"])
 
 
-def _check_images(config: StudyConfig, splits: data.Splits, answers: pd.DataFrame) -> None:
-    """Check that these are the images that the study was tested on. Raises UserError."""
-    labels = answers["label"].to_numpy()
+def _check_images(config: StudyConfig, splits: data.Splits, predictions: pd.DataFrame) -> None:
+    """See whether these are the images that the study was tested on. Raises UserError."""
+    labels = predictions["label"].to_numpy()
     if not np.array_equal(labels, splits.test.labels):
         raise UserError(f"data.source = {config.data.source!r} does not hold the images that the study was tested on: "
                         f"{len(splits.test)} test images of {len(splits.class_names)} classes, not {len(labels)} of "
-                        f"{len(np.unique(labels))}; name the place of the same images with --set data.source=PATH")
+                        f"{len(np.unique(labels))}; say where the same images are with --set data.source=PATH")
 
 
 def _export(config: StudyConfig, settings: ModelSettings, weights: Path, target: Path, card: list[str],
-            answers: pd.DataFrame, key: dict[str, Any], normalised: list | None = None) -> float:
+            predictions: pd.DataFrame, key: dict[str, Any], normalised: list | None = None) -> float:
     if target.exists() and any(target.iterdir()) and not (target / EXPORT_KEY_FILE).exists():
         raise UserError(f"{target} is not empty and is no export of kdstudy; choose another folder")
     try:
         splits = data.load(config.data)
     except ValueError as error:
         raise UserError(str(error)) from None
-    _check_images(config, splits, answers)
-    correct = (answers["label"] == answers["prediction"]).to_numpy()
+    _check_images(config, splits, predictions)
+    correct = (predictions["label"] == predictions["prediction"]).to_numpy()
     image_size = config.data.image_size or splits.image_size
     shape = {"classes": len(splits.class_names), "channels": splits.channels, "image_size": image_size}
     models.check(settings, **shape)
@@ -102,7 +102,7 @@ def _export(config: StudyConfig, settings: ModelSettings, weights: Path, target:
         again = _predict_from(draft, splits, settings) == splits.test.labels
         # On the device that trained it every prediction is the same; elsewhere, rounding may change ties.
         if (again != correct).sum() > max(1, 0.002 * len(correct)):
-            raise StudyFailedError("the exported model does not repeat its recorded test answers: "
+            raise StudyFailedError("the exported model does not repeat its recorded test predictions: "
                                    f"{100 * again.mean():.2f} % right against {100 * correct.mean():.2f} %; are the "
                                    f"images of data.source = {config.data.source!r} the same?")
         files.write_json(draft / EXPORT_KEY_FILE, key)

@@ -59,7 +59,8 @@ class FinalistsStage(Stage):
     """One arm's finalists. arm: the search whose trials run again."""
 
     arm: ClassVar[str]
-    # The baseline's ranking also uses the trials of the distillation search.
+    trains = "student"
+    # What is chosen among the baseline's trials rests on those of the distillation too.
     needs = tuple(search.name for search in SEARCHES)
 
     @classmethod

@@ -1,7 +1,8 @@
 """The list of stages. To add a stage, add a module next to this one and a line here.
 
-All else follows from the stages themselves: their order, dependencies and priorities, and their names in settings and
-messages.
+Everything else here follows from the stages themselves: their order, what each of them needs, which trials come first,
+their names in settings and messages. The report, which imports nothing from here, has a list of its own in
+`analysis/study_files.py`; a loop that no stage has had yet also goes into `LOOPS` in `trainables/any_loop.py`.
 """
 
 from __future__ import annotations

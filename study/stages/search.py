@@ -52,6 +52,7 @@ class SearchStage(Stage):
     """One arm's search. arm: `baseline` or `distill`."""
 
     arm: ClassVar[str]
+    trains = "student"
 
     @classmethod
     def trials_expected(cls, config: StudyConfig) -> int:

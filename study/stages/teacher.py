@@ -59,6 +59,7 @@ class TeacherDone(Done):
 
 class TeacherStage(Stage):
     name = "teacher"
+    trains = "teacher"
     loop = "teacher"
     files = StageFiles(TeacherDone, frozenset({"teacher"}), distils=False)
 

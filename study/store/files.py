@@ -311,11 +311,11 @@ class StudyLock:
             owner = self._file.read().strip() or "another process"
             self._file.close()
             raise UserError(f"{self._place} is in use by {owner}; wait for it, stop it, or choose another "
-                            "place with --dir") from None
+                            "location with --dir") from None
         except OSError as error:
             self._file.close()
             raise UserError(f"{self._place} cannot be locked ({error.strerror}), so two drivers could meet there; "
-                            "choose a place that can, with --dir") from None
+                            "choose a location that can, with --dir") from None
         with writing(self._path):
             self._file.truncate(0)
             self._file.write(f"process {os.getpid()} on {socket.gethostname()}")

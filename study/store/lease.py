@@ -102,7 +102,7 @@ class Lease:
                 return False
             if now != holder:
                 raise UserError(f"{self._study} is in use by {_name(now)}; wait for it, stop it, or choose another "
-                                "place with --dir")
+                                "location with --dir")
         return True
 
     def _renew(self) -> None:

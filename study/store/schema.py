@@ -70,6 +70,17 @@ class Images(Part):
     dropped: Whole = 0
 
 
+class Expected(Part):
+    """What a stage will run; see `kdstudy.watch.progress.Pending`."""
+
+    model_config = ConfigDict(extra="forbid")
+    runs: Epoch
+    epochs: Annotated[float, Field(ge=0, le=1e6)]
+    protected: Epoch
+    may_stop: bool
+    paced_by: dict[FileName, Annotated[float, Field(ge=0, le=1e6)]]
+
+
 class Description(Part):
     """The contents of stages.json."""
 
@@ -79,6 +90,7 @@ class Description(Part):
     rungs: list[Annotated[Whole, Field(ge=1)]]
     stages: dict[FileName, FileName]
     machine: str | None = None
+    expected: dict[FileName, Expected] | None = None  # earlier versions had none
 
 
 class RecordSeal(Part):

@@ -35,13 +35,17 @@ class ClusterChecks:
 
 @contextlib.contextmanager
 def checked(address: str | None, resources: ResourceSettings, checks: ClusterChecks,
-            note: Callable[[str], None]) -> Iterator[Share]:
-    """Connect to Ray and yield each trial's share. Raises UserError if the cluster fails its checks."""
+            note: Callable[[str], None]) -> Iterator[tuple[Share, set[str]]]:
+    """Connect to Ray; yield each trial's share, and the ids of the nodes that were checked.
+
+    Raises UserError if the cluster fails its checks.
+    """
     with connected(address) as ours:
+        present = {node.id for node in cluster_nodes()}  # a node that joins during the checks is checked later
         given = cluster_share(resources) if ours else checks.cluster()
         if not ours and (waiting := waiting_note(given)):
             note(waiting)
-        yield given
+        yield given, present
 
 
 class Connection:
@@ -79,11 +83,12 @@ class Connection:
         return self._slots
 
     def _connect(self) -> None:
-        self._share = self._open.enter_context(checked(self._address, self._resources, self._checks, self._note))
+        self._share, present = self._open.enter_context(
+            checked(self._address, self._resources, self._checks, self._note))
         if cluster_address(self._address) is None:
             self._slots = Slots(self._share.concurrent)
         else:
             self._slots = ClusterSlots(self._share, self._resources, partial(self._checks.nodes, self._share),
-                                       self._note, {node.id for node in cluster_nodes()})
+                                       self._note, present)
         self._open.callback(self._slots.close)
         self._on_connected(describe_machine())

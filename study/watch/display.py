@@ -13,7 +13,7 @@ from rich.text import Text
 
 from kdstudy.store.record import METRIC, TrialState
 from kdstudy.watch import progress
-from kdstudy.watch.console import print_prose
+from kdstudy.watch.console import mute_control_keys, print_prose, restore_terminal
 
 if TYPE_CHECKING:  # avoids importing Ray and Optuna
     from kdstudy.search.manager import TrialManager
@@ -29,13 +29,20 @@ class Display:
     def __init__(self, console: Console, stages: tuple[str, ...]):
         self.console, self.stages = console, stages
         self._live: Live | None = None
+        self._pending: dict[str, progress.Pending] = {}
+        self._epoch_seconds: dict[str, float] = {}
+
+    def expect(self, pending: dict[str, progress.Pending]) -> None:
+        """These stages are still to come, or have just begun."""
+        self._pending = dict(pending)
 
     def begin(self, *stages: str, text: str = "") -> None:
         """Start the live line for one or several stages. Call `stop` afterwards."""
         self._current, self._started, self._last_plain = stages, time.monotonic(), time.monotonic()
         self._text: Callable[[], str] = lambda: text
         if self.console.is_terminal:
-            # Rendered at every refresh, so that the clock advances between reports.
+            # Asked for the line at every refresh, so that the clock goes on between reports.
+            self._terminal = mute_control_keys()
             self._live = Live(console=self.console, refresh_per_second=4, transient=True, get_renderable=self._now)
             self._live.start()
 
@@ -60,7 +67,8 @@ class Display:
             self.console.print(self._now(), soft_wrap=True)
 
     def end(self, stage: str, outcome: str, seconds: float, reused: bool = False) -> None:
-        """Print the final line of a stage."""
+        """Leave a stage's line behind."""
+        self._pending.pop(stage, None)
         line = self._line((stage,), "=" if reused else "✓", outcome, "" if reused else clock(seconds))
         self.console.print(line, soft_wrap=not self.console.is_terminal)
 
@@ -72,6 +80,7 @@ class Display:
         if self._live:
             self._live.stop()
             self._live = None
+            restore_terminal(self._terminal)
 
     def _line(self, stages: tuple[str, ...], mark: str, text: str, right: str) -> Table | Text:
         style = {"✓": "green", "=": "dim", "…": "cyan"}[mark]
@@ -106,19 +115,18 @@ class Display:
         parts = [f"{'━' * filled}{'╌' * (BAR_WIDTH - filled)} {ended}/{total} trials", f"{running} running"]
         parts += [f"{count} {state}" for state, count in counts.items() if count]
         parts += [f"best {best}"] if best else []
-        left = _seconds_left(managers)
+        left = self._seconds_left(managers)
         return " · ".join(parts + ([f"about {clock(left)} left"] if left is not None else []))
 
 
-def _seconds_left(managers: dict[str, TrialManager]) -> float | None:
-    """Estimate the seconds left at the current number of running trials, or None without any reports.
-
-    A stage without reports is assumed to be as slow as the slowest of the others."""
-    known = {stage: seconds for stage, manager in managers.items() if (seconds := _seconds_per_run(manager))}
-    if not known:
-        return None
-    work = sum(_runs_left(manager) * known.get(stage, max(known.values())) for stage, manager in managers.items())
-    return work / max(1, sum(len(manager.running) for manager in managers.values()))
+    def _seconds_left(self, managers: dict[str, TrialManager]) -> float | None:
+        """Of the whole study; None before anything is known."""
+        known = {stage: seconds for stage, manager in managers.items() if (seconds := _seconds_per_run(manager))}
+        self._epoch_seconds |= {stage: seconds / managers[stage].epochs for stage, seconds in known.items()}
+        pending = {stage: one for stage, one in self._pending.items() if stage not in managers}
+        runs = {stage: _runs_left(manager) for stage, manager in managers.items()}
+        running = sum(len(manager.running) for manager in managers.values())
+        return progress.study_seconds_left(runs, known, self._epoch_seconds, pending, running)
 
 
 def _seconds_per_run(manager: TrialManager) -> float | None:

@@ -52,6 +52,44 @@ def seconds_left(left: float, done: float, seconds: float) -> float | None:
 
 
 @dataclass(frozen=True)
+class Pending:
+    """What a stage will run, for as long as it has not begun.
+
+    runs: at most, of which the first `protected` are never stopped. epochs: of each. may_stop: whether the others may
+    be. paced_by: stages whose seconds per epoch, times a factor, stand in for its own.
+    """
+
+    runs: int
+    epochs: float
+    protected: int
+    may_stop: bool
+    paced_by: tuple[tuple[str, float], ...]
+
+    @property
+    def full_runs(self) -> float:
+        """How many runs' worth of epochs to expect."""
+        return runs_left({}, self.runs, 1, self.protected - 1, self.may_stop)  # which is besides trial 0
+
+
+def study_seconds_left(runs: Mapping[str, float], run_seconds: Mapping[str, float], epoch_seconds: Mapping[str, float],
+                       pending: Mapping[str, Pending], running: int) -> float | None:
+    """The time left of a whole study, if `running` trials go on running at a time; None before anything is known.
+
+    runs: full runs left of the stages that have begun. run_seconds: of a full run, as far as it is known; a stage of
+    which nothing is known yet counts like the slowest of the others. epoch_seconds: of all stages that have run.
+    pending: the stages that have not begun.
+    """
+    if not run_seconds:
+        return None
+    slowest = max(run_seconds.values())
+    seconds = sum(left * run_seconds.get(stage, slowest) for stage, left in runs.items())
+    for one in pending.values():
+        epoch = next((epoch_seconds[other] * factor for other, factor in one.paced_by if other in epoch_seconds), None)
+        seconds += one.full_runs * (slowest if epoch is None else epoch * one.epochs)
+    return seconds / max(1, running)
+
+
+@dataclass(frozen=True)
 class Pace:
     """A stage's recent progress: seconds, number of trials that ended, and epochs run by trial number."""
 

@@ -19,6 +19,7 @@ from kdstudy.store.files import read_json
 from kdstudy.store.record import METRIC, Record, TrialState
 from kdstudy.store.storage import Storage
 from kdstudy.watch import progress
+from kdstudy.watch.console import print_prose
 from kdstudy.watch.display import clock
 
 MOST_FAILURES = 10  # failures to list individually
@@ -161,10 +162,14 @@ class StageSnapshot:
         epochs, wanted = self.record.session.get("epochs"), self.wanted
         if not epochs or wanted is None:
             return None
+        return progress.seconds_left(self.runs_left(epochs), sum(pace.epochs.values()) / epochs, pace.seconds)
+
+    def runs_left(self, epochs: int) -> float:
+        """How many full runs of so many epochs are still to come."""
+        wanted = self.wanted or len(self.trials)
         protected = self.record.session.get("protected", wanted)
-        left = progress.runs_left(self.record.trials, wanted, epochs, protected,
+        return progress.runs_left(self.record.trials, wanted, epochs, protected,
                                   bool(self.record.session.get("rungs")))
-        return progress.seconds_left(left, sum(pace.epochs.values()) / epochs, pace.seconds)
 
     def _silence(self) -> str:
         return f"last report {clock(max(0.0, self._study.now - self.record.last_time))} ago"
@@ -222,7 +227,7 @@ def _out_of_reach_told(console: Console) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        console.print(f"note: {error}", soft_wrap=True, markup=False)
+        print_prose(console, f"note: {error}")
 
 
 @contextlib.contextmanager
@@ -284,10 +289,36 @@ def _who_and_when(study: Snapshot) -> str:
             else f"driver: {study.driver or 'none'}"
     began, last = min(record.begun for record in records), max(records, key=lambda record: record.last_time)
     if study.driver:
-        return f"started {_moment(began)}, {clock(study.now - began)} ago · driver: {study.driver}"
+        left = _seconds_left(study)
+        more = f" · about {clock(left)} left in all" if left is not None else ""
+        return f"started {_moment(began)}, {clock(study.now - began)} ago{more} · driver: {study.driver}"
     session = last.session
     by = f" by process {session['pid']} on {session['host']}" if {"pid", "host"} <= session.keys() else ""
     return f"started {_moment(began)} · last worked on {_moment(last.last_time)}{by}"
+
+
+def _seconds_left(study: Snapshot) -> float | None:
+    """Of the whole study; None before anything is known of it."""
+    expected = {name: progress.Pending(**one | {"paced_by": tuple(one["paced_by"].items())})
+                for name, one in (study.description.get("expected") or {}).items()}
+    if not expected:
+        return None
+    runs, known, epoch_seconds = {}, {}, {}
+    for stage in study.stages:
+        epochs = stage.record.session.get("epochs") if stage.record else None
+        if not epochs or not stage.trials:
+            continue
+        expected.pop(stage.name, None)
+        seconds = progress.seconds_per_run(stage.trials, epochs)
+        if seconds:
+            epoch_seconds[stage.name] = seconds / epochs
+        if stage.done is None:
+            runs[stage.name] = stage.runs_left(epochs)
+            known |= {stage.name: seconds} if seconds else {}
+    pending = {stage.name: expected[stage.name] for stage in study.stages
+               if stage.name in expected and stage.done is None}
+    running = sum(len(stage.running) for stage in study.stages if stage.done is None)
+    return progress.study_seconds_left(runs, known, epoch_seconds, pending, running)
 
 
 def _moment(seconds: float) -> str:

@@ -7,7 +7,7 @@ from kdstudy.trainables.functions import is_function
 from kdstudy.trainables.models.building import build, create, create_arguments, kind_of, normalisation
 from kdstudy.trainables.models.checks import check, check_normalisation, check_weights
 from kdstudy.trainables.models.classifier import Classifier, load_weights, save_weights, wants_channels_last
-from kdstudy.trainables.models.pretrained import pretrained_weights
+from kdstudy.trainables.models.pretrained import check_hub, pretrained_weights
 from kdstudy.trainables.models.trained import Trained, check_trained, read_trained
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Trained",
     "build",
     "check",
+    "check_hub",
     "check_normalisation",
     "check_trained",
     "check_weights",

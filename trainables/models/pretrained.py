@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from huggingface_hub import constants, try_to_load_from_cache
+from huggingface_hub.utils import get_session
 from timm.models import load_state_dict
 from torch import nn
 
@@ -17,6 +19,9 @@ from kdstudy.trainables.messages import one_line
 from kdstudy.trainables.models.building import create, create_arguments
 from kdstudy.trainables.settings import ModelSettings
 
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+HUB_SECONDS = 5.0
+LOCAL_FILE = "give a local file instead, pretrained = \"weights.safetensors\", or false for random weights"
 FITTING = 0.5  # share of its tensors that a function's model must find in a file
 
 
@@ -37,10 +42,29 @@ def pretrained_weights(settings: ModelSettings, *, classes: int, channels: int,
         return _adapted(settings.model, arguments, state)
     except Exception as error:
         shown = "true" if settings.pretrained is True else repr(settings.pretrained)
-        remedy = ("give a local file instead, pretrained = \"weights.safetensors\", or false for random weights"
-                  if settings.pretrained is True else f"the file must hold weights of {settings.model}")
+        remedy = LOCAL_FILE if settings.pretrained is True else f"the file must hold weights of {settings.model}"
         raise ValueError(f"pretrained = {shown}: no weights for {settings.model} ({one_line(error)[:120]}); "
                          f"{remedy}") from None
+
+
+def check_hub(settings: ModelSettings) -> None:
+    """Check that timm's weights for a model, if they are wanted, are in a cache here or that their hub answers.
+
+    Raises ValueError, in one line that begins with `pretrained`, where neither is so. The download itself would try for
+    a minute.
+    """
+    if settings.pretrained is not True or is_function(settings.model):
+        return
+    repository = timm.get_pretrained_cfg(settings.model).hf_hub_id
+    if repository is None or any(isinstance(try_to_load_from_cache(repository, name), str) for name in HUB_FILES):
+        return
+    try:
+        if constants.HF_HUB_OFFLINE:
+            raise ValueError("HF_HUB_OFFLINE is set")
+        get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)  # whatever it says
+    except Exception as error:  # whatever keeps it from answering
+        raise ValueError(f"pretrained = true: no weights for {settings.model}: their hub does not answer "
+                         f"({one_line(error)[:120]}); {LOCAL_FILE}") from None
 
 
 def read_state(path: str) -> dict[str, torch.Tensor]:
