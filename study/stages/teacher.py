@@ -191,8 +191,12 @@ class TeacherStage(Stage):
                 "weights": self.inputs()[1], "members": [], "model_parameters": None, "kind": None, "family": None})
             return
         from kdstudy.trainables import models  # both import torch
-        from kdstudy.trainables.task import Teacher
+        from kdstudy.trainables.task import Member, Teacher
 
+        given = tuple(Member(member.model, self.config.teacher.train_settings, member.weights,
+                             (member.mean, member.std)) for member in self.given_members)
+        # First, since it needs a worker: what cannot be measured leaves no files behind.
+        accuracy = measure(replace(students.plain_task(self.context), teacher=Teacher(given)))
         members, digests, parameters = [], [], 0
         for index, member in enumerate(self.given_members):
             path = folder.path / f"member-{index}.safetensors"
@@ -201,8 +205,6 @@ class TeacherStage(Stage):
                             "normalised": [list(member.mean), list(member.std)]})
             digests.append(hash_file(path))
             parameters += count_parameters(member.weights)
-        task = replace(students.plain_task(self.context), teacher=Teacher(self._members(folder.path, members)))
-        accuracy = measure(task)
         kinds = {models.kind_of(member.model, **self.context.shape) for member in self.given_members}
         kind, family = kinds.pop() if len(kinds) == 1 else ("ensemble", "ensemble")
         self._finish_given(folder, accuracy, started, {

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from kdstudy.config.wording import location_of, wording
 from kdstudy.errors import UserError
-from kdstudy.store.files import digest_of, read_json
+from kdstudy.store.files import digest_of, is_json, read_json
 from kdstudy.store.schema import EVENTS, Description, Done, Event, OfTrial, Part, Report, Session, StageFiles, Trial
 from kdstudy.trainables.paths import not_plain
 
@@ -134,7 +134,7 @@ class _RecordCheck:
                 event = json.loads(line)
                 checked = EVENTS.get(event["event"], Event).model_validate(event)
             except (ValueError, KeyError, TypeError, RecursionError) as error:
-                if number == len(lines) and not _is_json(line):
+                if number == len(lines) and not is_json(line):
                     break
                 raise self._damaged(number, _why(error)) from None
             try:
@@ -182,11 +182,3 @@ def _why(error: Exception) -> str:
         problem = error.errors()[0]
         return f"{'.'.join(location_of(problem))} {wording([problem])}".strip()
     return "it is no event"
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return True

@@ -127,6 +127,15 @@ def read_json(path: Path) -> Any | None:
         return None
 
 
+def is_json(line: bytes) -> bool:
+    """Whether a line of a record is whole."""
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
 def read_array(path: Path) -> np.ndarray:
     """Read a .npy file without unpickling. Raises StudyFailedError where it is damaged, FileNotFoundError."""
     try:

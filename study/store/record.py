@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from kdstudy.errors import StudyFailedError
+from kdstudy.store.files import is_json
 from kdstudy.store.storage import Storage
 from kdstudy.trainables.credentials import redact
 
@@ -202,17 +203,9 @@ def _drop_torn_line(path: Path) -> None:
     """Truncate a last line that a crash left half written."""
     content = path.read_bytes()
     last = content.rstrip(b"\n").rfind(b"\n") + 1
-    if content and not (content.endswith(b"\n") and _is_json(content[last:])):
+    if content and not (content.endswith(b"\n") and is_json(content[last:])):
         with open(path, "r+b") as file:
             file.truncate(last)
-
-
-def _is_json(line: bytes) -> bool:
-    try:
-        json.loads(line)
-    except (ValueError, RecursionError):
-        return False
-    return True
 
 
 def _without_secrets(event: dict[str, Any]) -> dict[str, Any]:
