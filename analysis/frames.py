@@ -8,18 +8,15 @@ do not name the unit. Here a column's name ends in
     _seconds   training time
 
 and in none of these where it has no such unit: a count, a name, a p-value, a loss (in nats), a hyperparameter as the
-study file writes it. Every function takes the study's folder, reads its record rather than `results/`, and also works
-while the study runs; rows that are not known yet are missing. All raise ValueError where a stage's files do not fit
-together.
+study file writes it. Every function reads the study's record rather than `results/`, and also works while the study
+runs; rows that are not known yet are missing. All raise ValueError where a stage's files do not fit together.
 """
 
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from kdstudy.analysis.study_analysis import StudyAnalysis
-from kdstudy.analysis.study_files import StudyFiles
 
 DIGITS = 10  # after the point; the rest is rounding error of the factor 100
 ROW = ("arm", "configuration", "model", "parameters", "compression", "trials", "search_trial", "seeds")
@@ -28,27 +25,27 @@ MEASURED = ("test_accuracy_percent", "test_accuracy_sd_points", "best_validation
 COUNTS = dict.fromkeys(("model_parameters", "trials", "search_trial", "seeds"), "Int64")  # whole numbers, some missing
 
 
-def trials(folder: Path) -> pd.DataFrame:
+def trials(analysis: StudyAnalysis) -> pd.DataFrame:
     """A row per trial of every stage: its hyperparameters, how it ended, and its accuracies.
 
     Columns stage, trial, the hyperparameters, origin, protected, epochs, ended, reason,
     last_validation_accuracy_percent, best_validation_accuracy_percent, seed, label.
     """
-    return _in_percent(StudyFiles(folder).trials, "last_validation_accuracy", "best_validation_accuracy")
+    return _in_percent(analysis.study.trials, "last_validation_accuracy", "best_validation_accuracy")
 
 
-def curves(folder: Path) -> pd.DataFrame:
+def curves(analysis: StudyAnalysis) -> pd.DataFrame:
     """A row per report of every trial.
 
     Columns stage, trial, epoch, decision, train_loss, hard_loss, soft_loss, validation_accuracy_percent,
     validation_loss, agreement_percent (with the teacher's predictions), lr, images_per_second, training_seconds (since
     the trial's start).
     """
-    frame = _in_percent(StudyFiles(folder).curves, "validation_accuracy", "agreement")
+    frame = _in_percent(analysis.study.curves, "validation_accuracy", "agreement")
     return frame.rename(columns={"seconds": "training_seconds"})
 
 
-def results(folder: Path) -> pd.DataFrame:
+def results(analysis: StudyAnalysis) -> pd.DataFrame:
     """The results table, a row per confirmed configuration, after one for the teacher.
 
     Columns arm, configuration, model, the hyperparameters, model_parameters, compression, trials, search_trial, seeds,
@@ -56,31 +53,30 @@ def results(folder: Path) -> pd.DataFrame:
     over the tuned baseline gain_points, its 95 % interval gain_low_points to gain_high_points, gain_p, and
     gap_closed_percent, the gain's part of the teacher's lead.
     """
-    analysis = StudyAnalysis.of(folder)
     names = analysis.study.parameter_names
     rows = [{**{name: row.get(name) for name in (*ROW, *names)}, **_measured(row)} for row in analysis.outcome["rows"]]
     frame = pd.DataFrame(rows, columns=[*ROW[:3], *names, *ROW[3:], *MEASURED])
     return frame.rename(columns={"parameters": "model_parameters"}).astype(COUNTS)
 
 
-def classes(folder: Path) -> pd.DataFrame:
+def classes(analysis: StudyAnalysis) -> pd.DataFrame:
     """A row per class, once both arms are confirmed.
 
     Columns name, images, teacher_accuracy_percent, baseline_accuracy_percent, distilled_accuracy_percent, gain_points,
     its 95 % interval gain_low_points to gain_high_points, p, p_adjusted (for the number of classes).
     """
     arms = {arm: f"{arm}_accuracy_percent" for arm in ("teacher", "baseline", "distilled")}
-    return StudyAnalysis.of(folder).classes.rename(columns=arms | {
+    return analysis.classes.rename(columns=arms | {
         "gain": "gain_points", "low": "gain_low_points", "high": "gain_high_points"})
 
 
-def prices(folder: Path) -> pd.DataFrame:
+def prices(analysis: StudyAnalysis) -> pd.DataFrame:
     """The price of leaving each searched parameter at its default while the others are tuned, in validation accuracy.
 
     Columns parameter, default, price_points, its 90 % interval price_low_points to price_high_points. No row while too
     few trials have reported.
     """
-    rows = StudyAnalysis.of(folder).sensitivity.get("prices", [])
+    rows = analysis.sensitivity.get("prices", [])
     return pd.DataFrame(rows, columns=["parameter", "default", "price", "low", "high"]).rename(columns={
         "price": "price_points", "low": "price_low_points", "high": "price_high_points"})
 

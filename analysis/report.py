@@ -53,21 +53,21 @@ def exhibits(folder: Path) -> list[Exhibit]:
     return catalogue.exhibits(StudyAnalysis.of(folder))
 
 
-def figures(folder: Path) -> dict[str, go.Figure]:
+def figures(analysis: StudyAnalysis) -> dict[str, go.Figure]:
     """A study's figures by name, those of FIGURES that can be drawn by now.
 
     Accuracies are in percent, gains and prices in percentage points. Raises ValueError where a stage's files do not fit
     together.
     """
-    return {exhibit.name: exhibit.figure for exhibit in exhibits(folder) if exhibit.figure}
+    return {exhibit.name: exhibit.figure for exhibit in catalogue.exhibits(analysis) if exhibit.figure}
 
 
-def figure(folder: Path, name: str) -> go.Figure:
+def figure(analysis: StudyAnalysis, name: str) -> go.Figure:
     """One figure by its name; only what it needs is computed.
 
     Raises ValueError where no figure has that name, and, with the reason, where it cannot be drawn yet.
     """
-    found = catalogue.exhibit(name, StudyAnalysis.of(folder))
+    found = catalogue.exhibit(name, analysis)
     if found.figure is None:
         raise ValueError(f"the figure {name!r} cannot be drawn yet: {found.absent}")
     return found.figure

@@ -14,8 +14,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from rich.console import Console
 
-from kdstudy.analysis import frames, outcome, report
-from kdstudy.analysis.study_files import StudyFiles
+from kdstudy.analysis import frames, report
+from kdstudy.analysis.study_analysis import StudyAnalysis
 from kdstudy.config.load import STUDY_FILE, is_own_file, load_study, load_values, values_named
 from kdstudy.config.permission import Named, functions_allowed
 from kdstudy.config.settings import StudyConfig
@@ -115,18 +115,12 @@ def run(settings: Settings, folder: Location = None, *, until: str = NAMES[-1], 
 
     Raises UserError, StudyFailedError, InterruptedStudyError.
     """
+    from kdstudy import driver  # imports Ray and torch
+
     study = _study(settings, folder)
     with _only_named(study.config):
-        run_study(study, until=until, address=address, console=console)
+        driver.run(study, Display(console or make_console(), names(study.config)), until=until, address=address)
     return OpenStudy(study.storage)
-
-
-def run_study(study: Study, *, until: str, address: str | None, console: Console | None = None) -> bool:
-    """Run a study and return whether there was anything to do. Raises the same errors as `run`."""
-    from kdstudy.driver import run as run_driver  # imports Ray and torch
-
-    display = Display(console or make_console(), names(study.config))
-    return run_driver(study, display, until=until, address=address)
 
 
 def open(folder: str | Path) -> OpenStudy:
@@ -164,47 +158,42 @@ class OpenStudy:
         return load_study(str(self.folder))
 
     @cached_property
-    def _files(self) -> StudyFiles:
-        return StudyFiles(self.folder)
+    def _analysis(self) -> StudyAnalysis:
+        return StudyAnalysis.of(self.folder)
 
     @cached_property
     def trials(self) -> pd.DataFrame:
         """One row per trial of every stage; see `kdstudy.analysis.frames.trials`."""
-        return frames.trials(self.folder)
+        return frames.trials(self._analysis)
 
     @cached_property
     def curves(self) -> pd.DataFrame:
         """One row per report of every trial; see `kdstudy.analysis.frames.curves`."""
-        return frames.curves(self.folder)
+        return frames.curves(self._analysis)
 
     @cached_property
     def results(self) -> pd.DataFrame:
         """The results table, one row per configuration; see `kdstudy.analysis.frames.results`."""
-        return frames.results(self.folder)
+        return frames.results(self._analysis)
 
     @property
     def verdict(self) -> str | None:
         """One sentence on whether distillation helps, or None before the confirmation is done."""
-        return self._outcome["verdict"] if self._files.confirmation is not None else None
-
-    @cached_property
-    def _outcome(self) -> dict[str, Any]:
-        return outcome.results(self._files)
+        return self._analysis.outcome["verdict"] if self._analysis.study.confirmation is not None else None
 
     @property
     def figures(self) -> list[str]:
         """The names of the report's figures for which there are results."""
-        return list(self._figures)
+        return list(report.figures(self._analysis))
 
     def figure(self, name: str) -> go.Figure:
         """Return a figure of the report. Raises KeyError where the name is unknown or has no results yet."""
-        if name not in self._figures:
-            raise KeyError(f"there is no figure {name!r}; there are {', '.join(self._figures) or 'none yet'}")
-        return self._figures[name]
-
-    @cached_property
-    def _figures(self) -> dict[str, go.Figure]:
-        return report.figures(self.folder)
+        if name not in report.FIGURES:
+            raise KeyError(f"there is no figure {name!r}; there are {', '.join(report.FIGURES)}")
+        try:
+            return report.figure(self._analysis, name)
+        except ValueError as error:
+            raise KeyError(str(error)) from None
 
     def __repr__(self) -> str:
         return f"<study {self.settings.name} at {self.storage}: {self.verdict or 'no verdict yet'}>"

@@ -65,7 +65,7 @@ class _Driver:
         pending = {name: Pending(load.runs, load.epochs, load.protected or load.runs, bool(load.rungs), load.paced_by)
                    for name in self._stages if (load := study.stages[name].workload()).runs}
         self._display.expect(pending)
-        study.note_expected({name: asdict(one) | {"paced_by": dict(one.paced_by)} for name, one in pending.items()})
+        study.note_expected({name: asdict(one) for name, one in pending.items()})
         self._display.update("connecting to Ray")
 
     def _write(self, output: Output) -> bool:

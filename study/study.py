@@ -14,7 +14,7 @@ from typing import Any
 from kdstudy.config.load import STUDY_FILE
 from kdstudy.config.models import check_models
 from kdstudy.config.settings import StudyConfig
-from kdstudy.errors import MissingTeacherError, UserError
+from kdstudy.errors import UserError
 from kdstudy.stages.base import Stage, StageFolder
 from kdstudy.stages.context import Context
 from kdstudy.stages.order import STAGES
@@ -123,15 +123,8 @@ class Study:
 
     def _existing_stages(self) -> dict[str, str]:
         """The folders of stages started with the current settings, by stage name."""
-        found = {}
-        for name, stage in self.stages.items():
-            try:
-                path = stage.folder.path
-            except MissingTeacherError:
-                continue
-            if path.is_dir():
-                found[name] = path.name
-        return found
+        folders = {name: stage.known_folder for name, stage in self.stages.items()}
+        return {name: folder.path.name for name, folder in folders.items() if folder and folder.path.is_dir()}
 
     def _enlist(self, folder: StageFolder) -> None:
         """Record in stages.json which folder belongs to a stage."""

@@ -11,6 +11,7 @@ from test_report import complete, started, write_study  # noqa: F401, the first 
 
 from kdstudy.analysis import frames, report
 from kdstudy.analysis.figures.learning_curves import learning_curves
+from kdstudy.analysis.study_analysis import StudyAnalysis
 from kdstudy.analysis.study_files import StudyFiles
 
 REAL_STUDY = Path(__file__).parent.parent / "study" / "presets" / "results" / "cifar100-small"
@@ -30,7 +31,7 @@ def real(tmp_path_factory):
 @pytest.mark.parametrize("name", ["trials", "curves"])
 def test_shares_of_the_files_are_percent_here(real, name):
     folder, files, _ = real
-    frame, file = getattr(frames, name)(folder), files[name]
+    frame, file = getattr(frames, name)(StudyAnalysis.of(folder)), files[name]
     shares = [column for column in file if column in SHARES]
     assert shares and len(frame) == len(file)
     for column in shares:
@@ -44,7 +45,7 @@ def test_shares_of_the_files_are_percent_here(real, name):
 
 def test_classes_keep_their_numbers_under_names_that_say_the_unit(real):
     folder, files, _ = real
-    frame, file = frames.classes(folder), files["classes"]
+    frame, file = frames.classes(StudyAnalysis.of(folder)), files["classes"]
     names = {"teacher": "teacher_accuracy_percent", "baseline": "baseline_accuracy_percent",
              "distilled": "distilled_accuracy_percent", "gain": "gain_points", "low": "gain_low_points",
              "high": "gain_high_points"}
@@ -55,7 +56,7 @@ def test_classes_keep_their_numbers_under_names_that_say_the_unit(real):
 
 def test_results_are_the_rows_of_the_table(real):
     folder, _, outcome = real
-    frame = frames.results(folder).set_index(["arm", "configuration"])
+    frame = frames.results(StudyAnalysis.of(folder)).set_index(["arm", "configuration"])
     assert len(frame) == len(outcome["rows"])
     for row in outcome["rows"]:
         mine = frame.loc[(row["arm"], row["configuration"])]
@@ -71,30 +72,31 @@ def test_results_are_the_rows_of_the_table(real):
 
 
 def test_prices_are_points_with_their_intervals(real):
-    frame = frames.prices(real[0])
+    frame = frames.prices(StudyAnalysis.of(real[0]))
     assert frame["parameter"].tolist() == ["temperature", "alpha", "lr"]
     assert (frame["price_low_points"] < frame["price_points"]).all()
     assert (frame["price_points"] < frame["price_high_points"]).all()
 
 
 def test_every_accuracy_and_difference_says_its_unit(complete):  # noqa: F811
-    for frame in (make(complete[0]) for make in FRAMES):
+    for frame in (make(StudyAnalysis.of(complete[0])) for make in FRAMES):
         for column in frame:
             if any(word in column for word in ("accuracy", "agreement", "gain", "price", "gap")):
                 assert column.endswith(("_percent", "_points")) or column == "gain_p"
 
 
 def test_a_study_that_has_just_begun_has_the_same_columns(real, started, tmp_path):  # noqa: F811
-    empty = write_study(tmp_path / "empty", ())
+    empty = StudyAnalysis.of(write_study(tmp_path / "empty", ()))
+    begun, whole = StudyAnalysis.of(started), StudyAnalysis.of(real[0])
     for make in FRAMES:
-        names = {column for column in make(real[0]) if column not in ("temperature", "alpha", "lr")}
-        assert names <= {*make(started)} and names <= {*make(empty)}
-    assert len(frames.trials(started)) == 2 and frames.results(started).empty and frames.trials(empty).empty
+        names = {column for column in make(whole) if column not in ("temperature", "alpha", "lr")}
+        assert names <= {*make(begun)} and names <= {*make(empty)}
+    assert len(frames.trials(begun)) == 2 and frames.results(begun).empty and frames.trials(empty).empty
 
 
 def test_every_figure_of_the_report_has_a_name(real):
     folder = real[0]
-    figures = report.figures(folder)
+    figures = report.figures(StudyAnalysis.of(folder))
     assert list(figures) == [name for name in report.FIGURES if name in figures]
     assert {*report.FIGURES} - {*figures} == set()  # a finished study has them all
     assert all(isinstance(figure, go.Figure) and figure.data for figure in figures.values())
@@ -112,15 +114,16 @@ def test_the_figures_names_never_change():
 def test_one_figure_is_drawn_alone(complete, monkeypatch):  # noqa: F811
     folder, _ = complete
     monkeypatch.setattr("kdstudy.analysis.study_analysis.analyse", lambda study: pytest.fail("not needed"))
-    figure = report.figure(folder, "curves-distill")
+    figure = report.figure(StudyAnalysis.of(folder), "curves-distill")
     assert figure.to_json() == learning_curves(StudyFiles(folder), "distill").to_json()
 
 
 def test_a_figure_that_is_not_there_says_why(started):  # noqa: F811
+    begun = StudyAnalysis.of(started)
     with pytest.raises(ValueError, match="there is no figure 'effect'; the figures are gain, price, effect-curves"):
-        report.figure(started, "effect")
+        report.figure(begun, "effect")
     with pytest.raises(ValueError, match="'gain' cannot be drawn yet: This needs the confirmation on at least two"):
-        report.figure(started, "gain")
-    for name in {*report.FIGURES} - {*report.figures(started)}:
+        report.figure(begun, "gain")
+    for name in {*report.FIGURES} - {*report.figures(begun)}:
         with pytest.raises(ValueError, match=r"cannot be drawn yet: [A-Z].*\.$"):
-            report.figure(started, name)
+            report.figure(begun, name)

@@ -66,9 +66,9 @@ def test_the_time_left_is_that_of_the_whole_study(managers):
     by the baseline with 6 runs of 20 epochs at 1 s times 2, of which 2 are protected and half of the others' epochs are
     run."""
     display = Display(Console(), ("baseline", "distill", "confirm", "other", "done"))
-    display.expect({"baseline": Pending(4, 10, 4, False, ()), "done": Pending(9, 100, 9, False, ()),
-                    "confirm": Pending(4, 10, 4, False, (("nothing", 1.0), ("distill", 1.0))),
-                    "other": Pending(6, 20, 2, True, (("baseline", 2.0),))})
+    display.expect({"baseline": Pending(4, 10, 4, False, {}), "done": Pending(9, 100, 9, False, {}),
+                    "confirm": Pending(4, 10, 4, False, {"nothing": 1.0, "distill": 1.0}),
+                    "other": Pending(6, 20, 2, True, {"baseline": 2.0})})
     display.end("done", "as it was", 1.0, reused=True)
     searches = (36 * 1 + 36 * 3) / 2
     confirm, other = 4 * 10 * 3 / 2, (2 + 4 * 0.5) * 20 * 2 / 2

@@ -17,9 +17,10 @@ from kdstudy.config.load import (
 from kdstudy.config.permission import MODELS
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
-from kdstudy.stages.order import NAMES, OUTPUTS
+from kdstudy.stages.order import NAMES, OUTPUTS, names
 from kdstudy.study import Study
 from kdstudy.watch.console import make_console, print_prose
+from kdstudy.watch.display import Display
 
 
 @cli.command()
@@ -42,8 +43,8 @@ def run(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, 
     print_prose(console, f"[bold]{config.name}[/bold]  {escape(config.about)}", markup=True)
     with stoppable(str(storage)):
         with console.status("reading settings and data") if console.is_terminal else contextlib.nullcontext():
-            from kdstudy import api, driver  # noqa: F401  Ray and torch take seconds to import
-        did_work = api.run_study(Study(config, storage), until=until, address=address, console=console)
+            from kdstudy import driver  # Ray and torch take seconds to import
+        did_work = driver.run(Study(config, storage), Display(console, names(config)), until=until, address=address)
     if not did_work:
         console.print(f"Nothing to do: {storage} is complete{'' if until == NAMES[-1] else f' up to {until}'}.",
                       markup=False)

@@ -13,7 +13,6 @@ from kdstudy.config.load import STUDY_FILE
 from kdstudy.config.permission import MODELS
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
-from kdstudy.launch import common, kuberay, ray_job, slurm
 from kdstudy.stages.order import NAMES
 from kdstudy.watch.console import make_console
 
@@ -75,6 +74,8 @@ def submit(context: click.Context, study: str, overrides: tuple[str, ...], place
     --dir is required: the absolute path of a folder that all nodes share, or a URI. Submit the study again to resume
     it after an interruption.
     """
+    from kdstudy.launch import common  # the launchers and the data sources take long to import
+
     given = {name for name in options if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE}
     for name in sorted(name for name in given if target not in MEANT_FOR[name]):
         option = next(parameter.opts[0] for parameter in context.command.params if parameter.name == name)
@@ -88,11 +89,15 @@ def submit(context: click.Context, study: str, overrides: tuple[str, ...], place
 
 
 def _submit_to_ray(config: StudyConfig, place: str, until: str | None, options: dict[str, Any]) -> None:
+    from kdstudy.launch import ray_job
+
     ray_job.submit(config, place, make_console(), address=options["address"], until=until, pip=options["pip"],
                       environment=variables(options["environment"]), detach=options["detach"])
 
 
 def _submit_to_slurm(config: StudyConfig, place: str, until: str | None, options: dict[str, Any]) -> None:
+    from kdstudy.launch import slurm
+
     allocation = slurm.Allocation(*(options[name] for name in (
         "nodes", "gpus_per_node", "cpus_per_node", "time", "partition", "account", "sbatch")))
     content = slurm.script(config, place, allocation, until=until, setup=options["setup"])
@@ -103,6 +108,8 @@ def _submit_to_slurm(config: StudyConfig, place: str, until: str | None, options
 
 
 def _submit_to_kuberay(config: StudyConfig, place: str, until: str | None, options: dict[str, Any]) -> None:
+    from kdstudy.launch import kuberay
+
     pods = kuberay.Pods(options["image"] or "", options["workers"], options["cpus_per_node"] or kuberay.WORKER_CPUS,
                         options["gpus_per_node"], options["memory"], options["namespace"],
                         variables(options["environment"]), options["env_from"])

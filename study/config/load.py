@@ -66,10 +66,7 @@ def load_study(study: str, overrides: tuple[str, ...] = (), smoke: bool = False)
 
     Raises UserError with one line that names the key and the remedy.
     """
-    path = find_study(study)
-    values = {"name": path.stem} | _read(path)
-    if smoke:  # first, since overrides take precedence
-        values = smoke_study(validate(values)).to_values()
+    values = _starting_values(study, smoke)
     for override in overrides:
         _apply_override(values, override)
     return validate(values)
@@ -82,17 +79,21 @@ def load_values(study: str | Mapping[str, Any], changes: Mapping[str, Any], smok
 
     Raises UserError with one line that names the key and the remedy.
     """
+    values = _starting_values(study, smoke)
+    for name, change in changes.items():
+        section = values.get(name)
+        values[name] = {**section, **change} if isinstance(change, Mapping) and isinstance(section, Mapping) else change
+    return validate(values)
+
+
+def _starting_values(study: str | Mapping[str, Any], smoke: bool) -> dict[str, Any]:
+    """Return the settings before any override, which has the last word, also over `smoke`."""
     if isinstance(study, Mapping):
         values = {"name": "study", **study}
     else:
         path = find_study(study)
         values = {"name": path.stem} | _read(path)
-    if smoke:  # first, since changes take precedence
-        values = smoke_study(validate(values)).to_values()
-    for name, change in changes.items():
-        section = values.get(name)
-        values[name] = {**section, **change} if isinstance(change, Mapping) and isinstance(section, Mapping) else change
-    return validate(values)
+    return smoke_study(validate(values)).to_values() if smoke else values
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -10,9 +10,8 @@ from itertools import pairwise
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from kdstudy.errors import MissingTeacherError
 from kdstudy.planning.forecast import Work
-from kdstudy.stages.base import Stage, StageFolder, Workload
+from kdstudy.stages.base import Stage, Workload
 from kdstudy.stages.context import Context
 from kdstudy.study import Study
 from kdstudy.trainables import models
@@ -89,21 +88,8 @@ def _stage_plan(stage: Stage, load: Workload, pace: Pace | None, overhead: float
     flop = load.passes * sum(map(sizes.forward_flop, load.models))
     estimated = bool(flop_rate) and not pace
     seconds = load.images * flop / flop_rate / load.workers if estimated else pace and pace.epoch
-    return StagePlan(stage.name, stage.needs, load, flop, seconds, overhead, estimated, _took(stage))
-
-
-def _took(stage: Stage) -> float | None:
-    """Return how many seconds a stage took, or None if it is not done."""
-    folder = _folder(stage)
-    return folder.done["seconds"] if folder is not None and stage.is_current() else None
-
-
-def _folder(stage: Stage) -> StageFolder | None:
-    """Return a stage's folder, or None if it depends on a teacher that is not available yet."""
-    try:
-        return stage.folder
-    except MissingTeacherError:
-        return None
+    took = stage.folder.done["seconds"] if stage.is_finished else None
+    return StagePlan(stage.name, stage.needs, load, flop, seconds, overhead, estimated, took)
 
 
 # -- models -----------------------------------------------------------------------------------------------------------
@@ -158,8 +144,8 @@ def _paces(study: Study, loads: dict[str, Workload], measure: bool, flop_rate: f
     known = dict(paces)
     for name, load in loads.items():
         # For inference, the number of operations predicts better than the pace of training.
-        stand_ins = load.paced_by if load.passes > 1 or not flop_rate else ()
-        for other, factor in stand_ins:
+        stand_ins = load.paced_by if load.passes > 1 or not flop_rate else {}
+        for other, factor in stand_ins.items():
             if name not in paces and other in known:
                 paces[name] = Pace(known[other].epoch * factor, known[other].overhead)
     return paces
@@ -167,7 +153,7 @@ def _paces(study: Study, loads: dict[str, Workload], measure: bool, flop_rate: f
 
 def _recorded_pace(stage: Stage, only_gpu: bool) -> Pace | None:
     """Return the medians, over the recorded trials, of the time between reports and of a trial's other time."""
-    folder = _folder(stage)
+    folder = stage.known_folder
     if folder is None or not folder.record_path.exists():
         return None
     trials = [trial for trial in folder.read_record().trials.values() if trial.reports

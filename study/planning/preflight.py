@@ -18,7 +18,7 @@ from kdstudy.planning.nodes import (
     probed_location,
     temporary_room,
 )
-from kdstudy.planning.room import check_storage_room, check_temporary_room, is_done, room_needed
+from kdstudy.planning.room import check_storage_room, check_temporary_room, room_needed
 from kdstudy.store.storage import Storage
 from kdstudy.study import Study
 from kdstudy.trainables.functions import check as check_function
@@ -57,7 +57,7 @@ def pretrained_sections(study: Study) -> list[str]:
     """The sections whose training is still to begin with weights from a file or a hub."""
     wanted = [section for section, settings in trained_models(study.config).items() if settings.pretrained]
     return [section for section in wanted
-            if any(stage.trains == section and not is_done(stage) for stage in study.stages.values())]
+            if any(stage.trains == section and not stage.is_finished for stage in study.stages.values())]
 
 
 def check_here(study: Study, probed: bool = False) -> Share:

@@ -6,7 +6,7 @@ import contextlib
 from collections import Counter
 from dataclasses import dataclass
 
-from kdstudy.errors import MissingTeacherError, UserError
+from kdstudy.errors import UserError
 from kdstudy.planning.estimate import ModelSizes
 from kdstudy.planning.nodes import free_bytes, probed_location
 from kdstudy.stages.base import BYTES_PER_WEIGHT, Stage
@@ -40,7 +40,7 @@ def room_needed(study: Study, given: Share) -> Room:
     def size(settings: ModelSettings) -> int:
         return BYTES_PER_WEIGHT * sizes.parameters(settings)
 
-    runs = {name: stage.workload().runs for name, stage in study.stages.items() if not is_done(stage)}
+    runs = {name: stage.workload().runs for name, stage in study.stages.items() if not stage.is_finished}
     spaces = {name: study.stages[name].space(count, size) for name, count in runs.items()}
     checkpoints = {name: space.checkpoint for name, space in spaces.items() if runs[name]}
     kept: Counter[str] = Counter()
@@ -49,13 +49,6 @@ def room_needed(study: Study, given: Share) -> Room:
             kept[space.heading] += max(0, space.kept - _written(study.stages[name]))
     return Room({CHECKPOINTS: _at_a_time(runs, checkpoints, given.concurrent), **kept,
                  OTHERS: OTHER_BYTES if runs else 0}, max(checkpoints.values(), default=0))
-
-
-def is_done(stage: Stage) -> bool:
-    try:
-        return stage.is_current()
-    except MissingTeacherError:
-        return False
 
 
 def _at_a_time(runs: dict[str, int], checkpoints: dict[str, int], concurrent: int) -> int:
@@ -74,12 +67,8 @@ def _of_stages(names: list[str], runs: dict[str, int], checkpoints: dict[str, in
 
 def _written(stage: Stage) -> int:
     """Return how many bytes a stage has already written."""
-    try:
-        folder = stage.folder.path
-    except MissingTeacherError:
-        return 0
-    size = 0
-    for file in folder.rglob("*"):
+    size, folder = 0, stage.known_folder
+    for file in folder.path.rglob("*") if folder else ():
         with contextlib.suppress(FileNotFoundError):  # drafts appear and disappear while trials run
             size += file.stat().st_size if file.is_file() else 0
     return size

@@ -6,12 +6,13 @@ A stage trains or evaluates models in trials. An output (the report, the export)
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kdstudy.config.settings import StudyConfig
+from kdstudy.errors import MissingTeacherError
 from kdstudy.search.runs import ListProposer, Proposer
 from kdstudy.stages.context import Context
 from kdstudy.store import files
@@ -91,7 +92,7 @@ class Workload:
     protected: int = 0
     rungs: tuple[int, ...] = ()
     workers: int = 1
-    paced_by: tuple[tuple[str, float], ...] = ()
+    paced_by: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -160,6 +161,22 @@ class Stage(ABC):
         """The stage's folder. Raises MissingTeacherError if it depends on a teacher that is not available yet."""
         path = self.context.folder / f"{self.name}-{fingerprint(self.name, *self.inputs())}"
         return StageFolder(self.name, path, self.context.storage, self.files)
+
+    @property
+    def known_folder(self) -> StageFolder | None:
+        """The stage's folder, or None if it depends on a teacher that is not available yet."""
+        try:
+            return self.folder
+        except MissingTeacherError:
+            return None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it is current; not if it depends on a teacher that is not available yet."""
+        try:
+            return self.is_current()
+        except MissingTeacherError:
+            return False
 
     def is_current(self) -> bool:
         """Whether the stage is done with as many trials, seeds and views as the settings now require."""

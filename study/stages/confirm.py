@@ -181,10 +181,7 @@ class ConfirmationStage(Stage):
     # -- for the plan -------------------------------------------------------------------------------------------------
 
     def workload(self) -> Workload:
-        return Workload(runs=self._row_count * self.config.confirm.seeds, epochs=self.config.train.epochs,
-                        images=len(self.context.splits.student_train), models=(self.config.student,),
-                        passes=students.passes(self.context, self.arm),
-                        paced_by=students.paced_by(self.context, self.arm))
+        return students.workload(self.context, self.arm, self._row_count * self.config.confirm.seeds)
 
     @property
     def _row_count(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,9 +15,10 @@ from kdstudy.search.runs import search_view_seed
 from kdstudy.store.fingerprints import existing, hash_images
 from kdstudy.store.schema import StageFiles
 from kdstudy.store.storage import Storage
-from kdstudy.trainables import data
-from kdstudy.trainables.data import Splits
 from kdstudy.trainables.seeds import small_seed
+
+if TYPE_CHECKING:
+    from kdstudy.trainables.data import Splits
 
 
 class Context:
@@ -51,6 +52,8 @@ class Context:
     @cached_property
     def splits(self) -> Splits:
         """The images of all splits. Raises UserError if they cannot be read."""
+        from kdstudy.trainables import data  # pyarrow and Pillow take long to import
+
         try:
             return data.load(self.config.data)
         except ValueError as error:

@@ -133,13 +133,10 @@ class FinalistsStage(Stage):
     # -- for the plan -------------------------------------------------------------------------------------------------
 
     def workload(self) -> Workload:
-        config = self.config
+        finalists = self.config.finalists
         # An upper bound, since the default point may be among the best.
-        candidates_at_most = min(config.finalists.configurations + 1, config.trials(self.arm))
-        return Workload(runs=candidates_at_most * config.finalists.seeds, epochs=config.train.epochs,
-                        images=len(self.context.splits.student_train), models=(config.student,),
-                        passes=students.passes(self.context, self.arm),
-                        paced_by=students.paced_by(self.context, self.arm))
+        candidates_at_most = min(finalists.configurations + 1, self.config.trials(self.arm))
+        return students.workload(self.context, self.arm, candidates_at_most * finalists.seeds)
 
     def space(self, runs: int, size: Callable[[ModelSettings], int]) -> Space:
         return Space(COPIES_IN_CHECKPOINT * size(self.config.student))

@@ -23,6 +23,7 @@ STAGES: tuple[type[Stage], ...] = (
 OUTPUTS: tuple[Output, ...] = (Report(), Export())
 
 NAMES = tuple(kind.name for kind in (*STAGES, *OUTPUTS))
+_NEEDS = {stage.name: stage.needs for stage in STAGES}
 STAGE_FILES = {stage.name: stage.files for stage in STAGES}
 
 
@@ -33,20 +34,15 @@ def names(config: StudyConfig) -> tuple[str, ...]:
 
 def priority(name: str) -> tuple[int, int]:
     """Return a sort key by priority: stages at the start of the longest chain of dependent stages come first."""
-    kinds = {stage.name: stage for stage in STAGES}
-
     def waiting(stage: str) -> int:
-        return max((1 + waiting(other) for other, kind in kinds.items() if stage in kind.needs), default=0)
+        return max((1 + waiting(other) for other, needs in _NEEDS.items() if stage in needs), default=0)
 
     return -waiting(name), NAMES.index(name)
 
 
 def may_overlap(one: str, other: str) -> bool:
     """Whether trials of two stages may run at the same time, because neither depends on the other."""
-    kinds = {stage.name: stage for stage in STAGES}
-
     def before(name: str) -> set[str]:
-        needs = kinds[name].needs
-        return {*needs, *(earlier for need in needs for earlier in before(need))}
+        return {*_NEEDS[name], *(earlier for need in _NEEDS[name] for earlier in before(need))}
 
     return one not in before(other) and other not in before(one)

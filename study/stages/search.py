@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field
 
 from kdstudy.config.settings import StudyConfig
-from kdstudy.errors import MissingTeacherError, UserError
+from kdstudy.errors import UserError
 from kdstudy.search import warm_start
 from kdstudy.search.runs import METRIC, Proposer, best_or_fail, search_view_seed
 from kdstudy.stages import students
@@ -127,9 +127,9 @@ class SearchStage(Stage):
 
     def prior_trials(self) -> int:
         """Return how many trials of another study the search starts or started from. Raises UserError."""
-        with contextlib.suppress(MissingTeacherError):
-            if prior := self.folder.read_record().prior:
-                return len(prior)
+        folder = self.known_folder
+        if folder and (prior := folder.read_record().prior):
+            return len(prior)
         return len(self._read_prior())
 
     def _read_prior(self) -> list[dict[str, Any]]:
@@ -183,11 +183,9 @@ class SearchStage(Stage):
     # -- for the plan -------------------------------------------------------------------------------------------------
 
     def workload(self) -> Workload:
-        config, trials = self.config, self.config.trials(self.arm)
-        return Workload(runs=trials, protected=min(trials, config.protected(self.arm) + 1), epochs=config.train.epochs,
-                        images=len(self.context.splits.student_train), models=(config.student,),
-                        passes=students.passes(self.context, self.arm), rungs=tuple(config.rungs),
-                        paced_by=students.paced_by(self.context, self.arm))
+        trials = self.config.trials(self.arm)
+        return students.workload(self.context, self.arm, trials, min(trials, self.config.protected(self.arm) + 1),
+                                 tuple(self.config.rungs))
 
     def space(self, runs: int, size: Callable[[ModelSettings], int]) -> Space:
         return Space(COPIES_IN_CHECKPOINT * size(self.config.student))

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from kdstudy.config.settings import StudyConfig
-from kdstudy.stages.base import BACKWARD
+from kdstudy.stages.base import BACKWARD, Workload
 from kdstudy.stages.context import Context
 from kdstudy.store.fingerprints import changed, model_inputs
 
@@ -59,14 +59,22 @@ def arm_task(context: Context, arm: str, view_seeds: list[int]) -> Task:
     return replace(task, teacher=context.stage("teacher_logits").teacher(view_seeds))
 
 
-def passes(context: Context, arm: str) -> float:
+def workload(context: Context, arm: str, runs: int, protected: int = 0, rungs: tuple[int, ...] = ()) -> Workload:
+    """Return the work of a stage that trains students of an arm; see `Workload`."""
+    config = context.config
+    return Workload(runs=runs, protected=protected, rungs=rungs, epochs=config.train.epochs,
+                    images=len(context.splits.student_train), models=(config.student,), passes=_passes(context, arm),
+                    paced_by=_paced_by(context, arm))
+
+
+def _passes(context: Context, arm: str) -> float:
     """Return the cost of one labelled image in forward passes of the student. With a soft loss, images without labels
     add to it."""
     return BACKWARD * (1 + context.config.data.unlabelled) if arm == "distill" else BACKWARD
 
 
-def paced_by(context: Context, arm: str) -> tuple[tuple[str, float], ...]:
+def _paced_by(context: Context, arm: str) -> dict[str, float]:
     """Return the searches whose recorded pace can replace that of a stage of an arm, each with a factor."""
     if arm == "baseline":
-        return (("baseline", 1.0),)
-    return (("distill", 1.0), ("baseline", 1 + context.config.data.unlabelled))
+        return {"baseline": 1.0}
+    return {"distill": 1.0, "baseline": 1 + context.config.data.unlabelled}

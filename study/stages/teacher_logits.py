@@ -224,7 +224,7 @@ class TeacherLogitsStage(Stage):
         runs = min(PIECES, self.config.view_count) * len(self._kept_seeds) if views else 0
         workers, share = self.config.resources.teacher_workers, splits.seen_by_student / len(splits.train)
         return Workload(runs=runs, epochs=views / runs if runs else 0, images=splits.seen_by_student, models=models,
-                        passes=1, paced_by=(("teacher", workers * share / BACKWARD),))
+                        passes=1, paced_by={"teacher": workers * share / BACKWARD})
 
     def space(self, runs: int, size: Callable[[ModelSettings], int]) -> Space:
         context = self.context

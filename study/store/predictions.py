@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from kdstudy.trainables.messages import one_line
 
 COLUMNS = ("image", "label", "prediction", "confidence")
@@ -13,6 +11,8 @@ def copy_predictions(source: Path, target: Path, *, logits: bool) -> None:
     """Copy a Parquet file of predictions (one row per image), with or without the logits.
 
     Raises ValueError where it cannot be read."""
+    import pyarrow.parquet as pq  # takes long to import
+
     try:
         table = pq.read_table(source, columns=[*COLUMNS, *(["logits"] if logits else [])])
     except Exception as error:  # of many kinds

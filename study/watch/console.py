@@ -59,7 +59,6 @@ def restore_terminal(settings: list[Any] | None) -> None:
             termios.tcsetattr(terminal, termios.TCSADRAIN, settings)
 
 
-
 def print_columns(console: Console, rows: list[tuple[str, ...]], widths: tuple[int, ...], indent: str = "") -> None:
     """Print rows whose last column is prose: wrapped within its column on a terminal; in a log a line for each row.
 

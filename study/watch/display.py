@@ -118,7 +118,6 @@ class Display:
         left = self._seconds_left(managers)
         return " · ".join(parts + ([f"about {clock(left)} left"] if left is not None else []))
 
-
     def _seconds_left(self, managers: dict[str, TrialManager]) -> float | None:
         """Of the whole study; None before anything is known."""
         known = {stage: seconds for stage, manager in managers.items() if (seconds := _seconds_per_run(manager))}

@@ -63,7 +63,7 @@ class Pending:
     epochs: float
     protected: int
     may_stop: bool
-    paced_by: tuple[tuple[str, float], ...]
+    paced_by: Mapping[str, float]
 
     @property
     def full_runs(self) -> float:
@@ -84,7 +84,8 @@ def study_seconds_left(runs: Mapping[str, float], run_seconds: Mapping[str, floa
     slowest = max(run_seconds.values())
     seconds = sum(left * run_seconds.get(stage, slowest) for stage, left in runs.items())
     for one in pending.values():
-        epoch = next((epoch_seconds[other] * factor for other, factor in one.paced_by if other in epoch_seconds), None)
+        epoch = next((epoch_seconds[other] * factor for other, factor in one.paced_by.items()
+                      if other in epoch_seconds), None)
         seconds += one.full_runs * (slowest if epoch is None else epoch * one.epochs)
     return seconds / max(1, running)
 

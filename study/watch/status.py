@@ -299,8 +299,7 @@ def _who_and_when(study: Snapshot) -> str:
 
 def _seconds_left(study: Snapshot) -> float | None:
     """Of the whole study; None before anything is known of it."""
-    expected = {name: progress.Pending(**one | {"paced_by": tuple(one["paced_by"].items())})
-                for name, one in (study.description.get("expected") or {}).items()}
+    expected = {name: progress.Pending(**one) for name, one in (study.description.get("expected") or {}).items()}
     if not expected:
         return None
     runs, known, epoch_seconds = {}, {}, {}
