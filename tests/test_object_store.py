@@ -195,7 +195,7 @@ def test_a_copy_follows_what_is_changed_and_removed(machine):
 
 def test_a_second_driver_on_another_machine_is_refused_by_name(machine, monkeypatch):
     monkeypatch.setattr(leases, "RENEWED_EVERY", 0.2)
-    monkeypatch.setattr(leases, "LOOKED_EVERY", 0.1)
+    monkeypatch.setattr(leases, "CHECKED_EVERY", 0.1)
     monkeypatch.setattr(leases, "SETTLED_AFTER", 0.2)
     with Storage.of("s3://bucket/leases/one").driven():
         machine("two")
@@ -214,7 +214,7 @@ def abandoned(uri, monkeypatch):
 
     files, path = fsspec.core.url_to_fs(uri)
     monkeypatch.setattr(leases, "RENEWED_EVERY", 0.2)
-    monkeypatch.setattr(leases, "LOOKED_EVERY", 0.1)
+    monkeypatch.setattr(leases, "CHECKED_EVERY", 0.1)
     monkeypatch.setattr(leases, "STALE_AFTER", 1.0)
     monkeypatch.setattr(leases, "SETTLED_AFTER", 0.5)
     lease = Lease(files, f"{path}/.lease", uri)
@@ -274,7 +274,7 @@ def unreachable(*_, **__):
 
 
 @pytest.mark.parametrize(("place", "message"), [
-    ("s3://bucket", "names no folder in it"),
+    ("s3://bucket", "names no folder"),
     ("nope://bucket/x", "Protocol not known: nope"),
     ("s3://missing/x", "The specified bucket does not exist"),
 ])

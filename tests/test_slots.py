@@ -1,4 +1,4 @@
-"""How many trials run at a time while nodes come and go, and that a node is looked at before it counts."""
+"""How many trials run at a time while nodes come and go, and that a node is checked before it counts."""
 
 import threading
 
@@ -14,7 +14,7 @@ from kdstudy.tune.slots import ClusterSlots, OneSlot
 
 @pytest.fixture
 def cluster(monkeypatch):
-    """Its nodes, at first one with four CPUs; every look counts."""
+    """Its nodes, at first one with four CPUs; every check counts them."""
     nodes = [Node("a", "first", 4, 0)]
     monkeypatch.setattr(slots, "cluster_nodes", lambda: list(nodes))
     monkeypatch.setattr(slots, "COUNT_EVERY", -1.0)
@@ -25,7 +25,7 @@ def counted(look=lambda nodes: {}, note=print, **resources):
     return ClusterSlots(Share(2, 0, 2), ResourceSettings(cpus_per_trial=2, **resources), look, note, {"a"})
 
 
-def test_a_node_that_joins_counts_once_it_has_been_looked_at(cluster):
+def test_a_node_that_joins_counts_once_it_has_been_checked(cluster):
     looked, answered = [], threading.Event()
 
     def look(nodes):
@@ -49,13 +49,13 @@ def test_a_node_on_which_trials_cannot_run_is_refused_and_named_once(cluster):
     cluster += [Node("b", "second", 8, 0), Node("c", "third", 2, 0)]
     wait_for(lambda: now.count() == 3)
     assert [now.count() for _ in range(3)] == [3, 3, 3]
-    assert now.refused == {"b"} and notes == ["node second has no timm. No new trial is sent there; once that is "
-                                              "mended, restart Ray on it"]
+    assert now.refused == {"b"} and notes == ["node second has no timm. The node gets no new trials; fix this, "
+                                              "then restart Ray on the node"]
     alone = OneSlot(now)
     assert alone.count() == 1 and alone.refused == {"b"}
 
 
-def test_a_node_that_has_left_while_it_was_looked_at_is_not_spoken_of(cluster):
+def test_a_node_that_left_while_it_was_checked_gives_no_note(cluster):
     notes, looked = [], threading.Event()
 
     def look(nodes):
@@ -98,8 +98,8 @@ def test_no_more_run_than_are_wanted(cluster):
     wait_for(lambda: now.count() == 3)
 
 
-def test_where_nodes_cannot_be_looked_at_at_the_moment_that_is_said_once_and_tried_again(cluster, monkeypatch, capfd):
-    monkeypatch.setattr(slots, "LOOK_AGAIN", 0.05)
+def test_a_node_check_that_cannot_run_is_noted_once_and_retried(cluster, monkeypatch, capfd):
+    monkeypatch.setattr(slots, "RETRY_SECONDS", 0.05)
     tries, notes = [], []
 
     def look(nodes):
@@ -112,4 +112,5 @@ def test_where_nodes_cannot_be_looked_at_at_the_moment_that_is_said_once_and_tri
     cluster.append(Node("b", "second", 2, 0))
     wait_for(lambda: now.count() == 3)
     assert len(tries) == 3 and not now.refused and capfd.readouterr().err == ""
-    assert notes == ["nodes that joined cannot be looked at (cannot write there); they get no slots until they can"]
+    assert notes == ["cannot check the nodes that joined (cannot write there); they get no slots until the check "
+                     "succeeds"]

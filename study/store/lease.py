@@ -17,7 +17,7 @@ from kdstudy.trainables.paths import remove_objects
 
 RENEWED_EVERY = 10.0  # seconds
 STALE_AFTER = 60.0  # seconds without a renewal
-LOOKED_EVERY = 1.0  # seconds, while waiting to see whether another driver's lease is stale
+CHECKED_EVERY = 1.0  # seconds, while waiting to see whether another driver's lease is stale
 SETTLED_AFTER = 2.0  # seconds; if two drivers take over a stale lease, the later one wins
 NOBODY = {"host": "?", "pid": 0, "processes": "", "run": "", "time": 0.0}
 
@@ -61,10 +61,10 @@ class Lease:
     def check(self) -> None:
         """Raise StorageError if another driver has taken over. Rereads the lease after this process was suspended."""
         if not self._lost_to and time.time() - self._seen > STALE_AFTER / 2:
-            self._look()
+            self._check_holder()
         if self._lost_to:
-            raise StorageError(f"{self._study} was taken over by {self._lost_to} while this driver could not be heard; "
-                               "what is finished is kept, and goes on there")
+            raise StorageError(f"{self._study} was taken over by {self._lost_to} while this driver could not renew its "
+                               "lease; finished work is kept, and the study continues there")
 
     def _content(self) -> bytes:
         return json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "processes": _processes(),
@@ -93,10 +93,10 @@ class Lease:
         started = time.monotonic()
         while not _is_dead_here(holder):
             watched = time.monotonic() - started
-            looks_old = time.time() - holder["time"] > STALE_AFTER
-            if watched > STALE_AFTER or (looks_old and watched > 2 * RENEWED_EVERY):
+            seems_old = time.time() - holder["time"] > STALE_AFTER
+            if watched > STALE_AFTER or (seems_old and watched > 2 * RENEWED_EVERY):
                 return True
-            time.sleep(LOOKED_EVERY)
+            time.sleep(CHECKED_EVERY)
             now = _read(self._files, self._path)
             if now is None:
                 return False
@@ -109,11 +109,11 @@ class Lease:
         while not self._ended.wait(RENEWED_EVERY) and not self._lost_to:
             # If the store is unreachable, the next renewal may succeed; study writes report their own errors.
             with contextlib.suppress(Exception):
-                self._look()
+                self._check_holder()
                 if not self._lost_to:
                     self._files.pipe_file(self._path, self._content())
 
-    def _look(self) -> None:
+    def _check_holder(self) -> None:
         """Check whether the lease is still ours. If it is gone, another driver took it over and has ended since."""
         holder = _read(self._files, self._path)
         if self._is_ours(holder):

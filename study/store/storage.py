@@ -49,13 +49,13 @@ class Storage:
         return ObjectStore(self.folder, self.uri)
 
     @classmethod
-    def of(cls, place: "str | Path | Storage") -> "Storage":
+    def of(cls, location: "str | Path | Storage") -> "Storage":
         """Return the storage for a path or URI. A local copy's path resolves to the URI that it is a copy of.
 
-        Raises UserError where `place` is neither a folder nor a supported URI, or contains credentials."""
-        if isinstance(place, Storage):
-            return place
-        text = str(place)
+        Raises UserError where `location` is neither a folder nor a supported URI, or contains credentials."""
+        if isinstance(location, Storage):
+            return location
+        text = str(location)
         if problem := problem_with(text):
             raise UserError(f"{redact(text)} {problem}")
         if "://" not in text and text.split(":")[0] in PACKAGES and ":" in text:
@@ -73,14 +73,14 @@ class Storage:
             try:
                 return cls(Path(unquote(urlsplit(text).path)))
             except ValueError as error:
-                raise UserError(f"{text} is no URI: {error}") from None
+                raise UserError(f"{text} is not a URI: {error}") from None
         if text.startswith("memory://"):
-            raise UserError(f"{text} is gone when the command ends; name a folder, or a URI such as "
+            raise UserError(f"{text} vanishes when the command ends; name a folder, or a URI such as "
                             "s3://bucket/studies/mine")
         uri = text.rstrip("/")
         parent, _, name = uri.rpartition("/")
         if not parent or parent.endswith((":/", ":")) or name in (".", ".."):
-            raise UserError(f"{text} names no folder in it; choose one, as in {uri}/studies/mine")
+            raise UserError(f"{text} names no folder; add one, as in {uri}/studies/mine")
         if MAGIC & set(uri):
             raise UserError(f"{text} is a pattern; name one folder, without any of * ? [ ] {{ }}")
         return cls(_copies_of(parent) / name, uri)
@@ -272,7 +272,7 @@ class Storage:
         """
         path = "/".join((TUNE, *below))
         if not is_inside_by_name(path):
-            raise ValueError(f"{path!r} is not removed: it does not lie inside {self}")
+            raise ValueError(f"{path!r} is not removed: it is not inside {self}")
         if self.uri is None:
             remove(self.folder / path, self.folder, if_possible=True)
         elif self._remote.has(path):

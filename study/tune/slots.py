@@ -11,7 +11,7 @@ from kdstudy.trainables.messages import one_line
 from kdstudy.tune.cluster import Node, Share, cluster_nodes, trials_on
 
 COUNT_EVERY = 5.0  # seconds between two counts of the nodes
-LOOK_AGAIN = 60.0  # seconds before a node check that could not run is retried
+RETRY_SECONDS = 60.0  # seconds before a node check that could not run is retried
 CLOSE_SECONDS = 10.0  # to wait for a running node check
 
 
@@ -49,17 +49,17 @@ class OneSlot(Slots):
 class ClusterSlots(Slots):
     """As many slots as fit on the live nodes. A node that joins counts once it passes the node check.
 
-    look: the node check: takes nodes and returns, per unusable node, the problem. It may be slow and runs in its own
+    check: the node check: takes nodes and returns, per unusable node, the problem. It may be slow and runs in its own
     thread. note: called with a message for each refused node. accepted: ids of the nodes that have already passed.
     """
 
-    def __init__(self, share: Share, resources: ResourceSettings, look: Callable[[list[Node]], dict[Node, str]],
+    def __init__(self, share: Share, resources: ResourceSettings, check: Callable[[list[Node]], dict[Node, str]],
                  note: Callable[[str], None], accepted: set[str]):
         super().__init__(share.concurrent)
-        self._share, self._resources, self._look, self._note = share, resources, look, note
-        self._accepted, self._said = set(accepted), None
-        self._counted = self._look_from = time.monotonic()
-        self._looking: threading.Thread | None = None
+        self._share, self._resources, self._check, self._note = share, resources, check, note
+        self._accepted, self._last_reason = set(accepted), None
+        self._counted = self._next_check = time.monotonic()
+        self._checking: threading.Thread | None = None
         self._closed = False
 
     def count(self) -> int:
@@ -74,33 +74,33 @@ class ClusterSlots(Slots):
         fits = sum(self._room(node) for node in nodes if node.id in self._accepted)
         self._count = max(1, min(fits, self._resources.concurrent or fits))
         joined = [node for node in nodes if node.id not in self._accepted | self.refused]
-        busy = self._closed or (self._looking and self._looking.is_alive()) or time.monotonic() < self._look_from
+        busy = self._closed or (self._checking and self._checking.is_alive()) or time.monotonic() < self._next_check
         if joined and not busy:
-            self._looking = threading.Thread(target=self._admit, args=(joined,), daemon=True)
-            self._looking.start()
+            self._checking = threading.Thread(target=self._admit, args=(joined,), daemon=True)
+            self._checking.start()
 
     def _room(self, node: Node) -> int:
         return trials_on((node.cpus, node.gpus), self._share.cpus, self._share.gpus)
 
     def _admit(self, joined: list[Node]) -> None:
         try:
-            problems = self._look(joined)
+            problems = self._check(joined)
             there = set(cluster_nodes())
         except Exception as error:  # the study's storage or Ray is unreachable
-            self._put_off(one_line(error))
+            self._postpone(one_line(error))
             return
         problems = {node: problem for node, problem in problems.items() if node in there}
         self.refused |= {node.id for node in problems}
         self._accepted |= {node.id for node in joined if node not in problems}
         for problem in problems.values():
-            self._tell(f"{problem}. No new trial is sent there; once that is mended, restart Ray on it")
+            self._tell(f"{problem}. The node gets no new trials; fix this, then restart Ray on the node")
         self._counted = 0.0
 
-    def _put_off(self, reason: str) -> None:
-        self._look_from = time.monotonic() + LOOK_AGAIN
-        if reason != self._said:
-            self._tell(f"nodes that joined cannot be looked at ({reason}); they get no slots until they can")
-        self._said = reason
+    def _postpone(self, reason: str) -> None:
+        self._next_check = time.monotonic() + RETRY_SECONDS
+        if reason != self._last_reason:
+            self._tell(f"cannot check the nodes that joined ({reason}); they get no slots until the check succeeds")
+        self._last_reason = reason
 
     def _tell(self, text: str) -> None:
         if not self._closed:
@@ -108,8 +108,8 @@ class ClusterSlots(Slots):
 
     def close(self) -> None:
         self._closed = True
-        if self._looking:
-            self._looking.join(CLOSE_SECONDS)
+        if self._checking:
+            self._checking.join(CLOSE_SECONDS)
 
 
 def selector(refused: frozenset[str]) -> dict[str, str]:
