@@ -46,8 +46,8 @@ def _exhibits(names: list[str], outcomes: list[dict[str, Any]], known: list[dict
                 "No study has a confirmed gain yet.", several_studies.gains(names, outcomes)),
         Exhibit("prices", "The price of not tuning",
                 "Points of validation accuracy lost by leaving one parameter at its default while the others are tuned "
-                "again, with 90 % intervals. A parameter whose interval lies above zero in every study is worth tuning "
-                "in the next one. Open marks: so few trials that the intervals are narrower than they should be.",
+                "again, with 90 % intervals. A parameter whose interval is above zero in every study is worth tuning "
+                "in the next one. Open marks: too few trials, so the intervals are narrower than they should be.",
                 "No study has enough trials to say.", several_studies.prices(names, known)),
     ]
 

@@ -21,7 +21,7 @@ def price(name: str, analysis: StudyAnalysis) -> Exhibit:
     return Exhibit(
         name, "The price of not tuning",
         f"Points of validation accuracy that the {ARMS[known['arm']]} loses {_at(known)} where {_left(known)}. Where "
-        "the interval lies above zero (filled), tuning that parameter pays; where it includes zero (open), the search "
+        "the interval is above zero (filled), tuning that parameter pays; where it includes zero (open), the search "
         f"does not show that it does. {_basis(known)}",
         _missing(known), effects_figures.price_of_not_tuning(known), notes=notes, nav="Price of not tuning")
 

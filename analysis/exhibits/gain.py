@@ -8,6 +8,6 @@ from kdstudy.analysis.study_analysis import StudyAnalysis
 def gain(name: str, analysis: StudyAnalysis) -> Exhibit:
     return Exhibit(
         name, "Gain over the tuned baseline",
-        "Test accuracy over that of the tuned baseline, seed by seed. An interval that includes zero leaves open "
-        "whether there is a gain; one above zero shows a gain, of a size within the interval.",
+        "Test accuracy minus that of the tuned baseline, seed by seed. An interval that includes zero leaves open "
+        "whether there is a gain; an interval above zero shows a gain of a size within it.",
         "This needs the confirmation on at least two seeds.", gain_intervals(analysis.outcome))

@@ -9,8 +9,8 @@ from kdstudy.analysis.number_text import show_points
 from kdstudy.analysis.predictions import NOTEWORTHY_CALIBRATION, Calibration
 from kdstudy.analysis.study_analysis import StudyAnalysis
 
-FEW_IMAGES = 30  # a share of fewer is too rough to speak of
-MOST_NAMED = 3  # classes in a sentence
+FEW_IMAGES = 30  # of fewer images, a share is too rough to report
+MOST_NAMED = 3  # classes named in one sentence
 
 
 def classes(name: str, analysis: StudyAnalysis) -> Exhibit:

@@ -28,7 +28,7 @@ def _ranked(correlations: pd.DataFrame) -> str:
     """Whose accuracies: early stopping selects all but the protected trials."""
     if correlations["protected"].all():
         return "the protected trials’"
-    return "trials’ (in an arm with few protected ones: of all that came that far, a selection)"
+    return "trials’ (in an arm with few protected trials: of all that reached the rung, a selection)"
 
 
 def learning_curves(name: str, analysis: StudyAnalysis, stage: str, nav: str = "") -> Exhibit:
@@ -58,7 +58,7 @@ def parallel(name: str, analysis: StudyAnalysis) -> Exhibit:
         name, "Every distillation trial as a line",
         "Follow the thick lines from right to left: where they come together, the best trials agree on a parameter; "
         "where they fan out, it does not matter or is not settled. Dotted: trials stopped early, whose last accuracy "
-        "is of an earlier epoch.",
+        "is from an earlier epoch.",
         "Fewer than two trials of the distillation have ended.", parallel_coordinates(analysis.study),
         parallel_coordinates(analysis.study, short=True))
 
@@ -67,8 +67,8 @@ def history(name: str, analysis: StudyAnalysis) -> Exhibit:
     return Exhibit(
         name, "What the searches found, trial by trial",
         "The last validation accuracy of each trial, in the order in which the trials were proposed. A line that still "
-        "rises at the right means that more trials might find more. Trials that are not at the full budget are shown "
-        "below, on a scale of their own: their values do not compare.",
+        "rises at the right means that more trials might find better points. Trials below the full budget are shown "
+        "underneath, on their own scale, since their values do not compare.",
         "No search has a trial to show yet.",
         optimisation_history(analysis.study), optimisation_history(analysis.study, columns=1))
 

@@ -11,7 +11,7 @@ from kdstudy.analysis.gain import SIGNIFICANT
 from kdstudy.analysis.number_text import show_points
 from kdstudy.analysis.predictions import Calibration
 
-MOST_CLASSES = 40  # of more, those that gain most and those that gain least are shown
+MOST_CLASSES = 40  # if there are more, those that gain most and least are shown
 LONGEST_LABEL = 18
 LINES = {"teacher": ("teacher", "diamond", "dot"), "baseline": ("baseline", "square", "dash"),
          "distilled": ("distill", "circle", "solid")}  # colour, symbol, dash

@@ -10,7 +10,7 @@ from kdstudy.analysis.figures.style import COLOURS, NEUTRAL, blank, rounded, sho
 from kdstudy.analysis.number_text import show_bounds, show_points
 from kdstudy.analysis.sensitivity.statements import has_few_trials
 
-# By how a configuration's name begins, its symbol and its name in the legend; the tuned distillation first.
+# First word of a configuration's name: its symbol, its name in the legend. The tuned distillation comes first.
 CONFIGURATIONS = {"tuned": ("circle", "tuned"), "only": ("square-open", "only what the baseline tunes too"),
                   "default": ("diamond-open", "default point")}
 SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "star")  # per parameter, over and over

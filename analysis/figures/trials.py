@@ -11,7 +11,7 @@ from kdstudy.analysis.study_files import SEARCH_STAGES, StudyFiles
 STATES = {"complete": "full budget", "stopped": "stopped early: value at the stop", "running": "running: value so far",
           "failed": "failed"}
 MARKERS = {"complete": "circle", "stopped": "circle-open", "running": "triangle-right-open", "failed": "x"}
-MOST_OPAQUE = 30  # so many lines are drawn at their full opacity
+MOST_OPAQUE = 30  # up to this many lines are drawn fully opaque
 
 
 def trials_of(study: StudyFiles, stage: str) -> list[dict[str, Any]]:

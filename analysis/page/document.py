@@ -13,7 +13,7 @@ from plotly.offline import get_plotlyjs
 from kdstudy.analysis.exhibits.exhibit import Exhibit
 from kdstudy.analysis.figures import style
 
-# Nothing may be loaded from anywhere, whatever a study's texts say.
+# The page may load nothing, whatever text a study puts into it.
 SECURITY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:"
 
 

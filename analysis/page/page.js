@@ -7,7 +7,7 @@ function layoutOf(figure) {
   layout.template = structuredClone(page.template);
   layout.template.layout.font.color = getComputedStyle(document.documentElement).getPropertyValue("--ink").trim();
   layout.template.layout.paper_bgcolor = "rgba(0,0,0,0)";
-  if (phone.matches) Object.assign(layout, { dragmode: false });  // so that a finger on a figure scrolls the page
+  if (phone.matches) Object.assign(layout, { dragmode: false });  // a finger on a figure scrolls the page
   return layout;
 }
 
@@ -33,7 +33,7 @@ function draw(name) {
 function redraw() {
   for (const figure of page.figures) {
     const element = document.getElementById(figure.name);
-    element.style.minHeight = `${layoutOf(figure).height}px`;  // else the text below would move when it is drawn
+    element.style.minHeight = `${layoutOf(figure).height}px`;  // keeps the text below from moving when it is drawn
     waiting.set(figure.name, figure);
     watcher.unobserve(element);
     watcher.observe(element);

@@ -82,7 +82,7 @@ class BudgetModel:
         order = np.random.default_rng(0).permutation(int(self._x[:, 0].max()) + 1)
         reached = self.rows["epoch"].groupby(self._x[:, 0]).max().to_numpy()
         order = order[np.argsort(-reached[order], kind="stable")]
-        # By turns a trial from either end, so that both full-budget and early-stopped trials are in it.
+        # Alternate between the two ends, to include both full-budget and early-stopped trials.
         mixed = [trial for pair in zip(order, order[::-1], strict=True) for trial in pair]
         counts = np.bincount(self._x[:, 0].astype(int))
         chosen, total = set(), 0
