@@ -28,7 +28,7 @@ from kdstudy.trainables import functions
 from kdstudy.watch.console import make_console
 from kdstudy.watch.display import Display
 
-_named = Named()  # in this process, in calls of `load`
+_named = Named()  # by calls of `load` in this process
 Settings = StudyConfig | str | Path | Mapping[str, Any]
 Location = str | Path | Storage | None
 
@@ -44,7 +44,7 @@ def load(study: Settings, *, smoke: bool = False, trust: bool = False, **changes
     """
     _named.add(changes)
     if isinstance(study, StudyConfig):
-        source: object = "the settings"  # which may come from an open study
+        source: object = "the settings"  # they may come from an open study
         settings = load_values(study.to_values(), changes, smoke)
     elif isinstance(study, Mapping):
         source = "the dict"
@@ -128,7 +128,7 @@ def open(folder: str | Path) -> OpenStudy:
     storage = Storage.of(folder)
     storage.refresh()
     if not (storage.folder / STUDY_FILE).is_file():
-        raise UserError(f"{storage} is not the folder of a study: there is no {STUDY_FILE} in it")
+        raise UserError(f"{storage} is not a study folder: it has no {STUDY_FILE}")
     check.check(storage.folder, STAGE_FILES)
     return OpenStudy(storage)
 
@@ -189,7 +189,7 @@ class OpenStudy:
     def figure(self, name: str) -> go.Figure:
         """Return a figure of the report. Raises KeyError where the name is unknown or has no results yet."""
         if name not in report.FIGURES:
-            raise KeyError(f"there is no figure {name!r}; there are {', '.join(report.FIGURES)}")
+            raise KeyError(f"there is no figure {name!r}; the figures are {', '.join(report.FIGURES)}")
         try:
             return report.figure(self._analysis, name)
         except ValueError as error:

@@ -119,7 +119,7 @@ class Study:
             return None
         more = f" and {len(changes) - MOST_CHANGES} more" if len(changes) > MOST_CHANGES else ""
         return (f"{self.storage} was run with other settings before; now {', '.join(changes[:MOST_CHANGES])}{more}. "
-                f"`kdstudy run {self.storage}` alone goes on with what a study has")
+                f"`kdstudy run {self.storage}` keeps a study's own settings")
 
     def _existing_stages(self) -> dict[str, str]:
         """The folders of stages started with the current settings, by stage name."""

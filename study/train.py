@@ -123,7 +123,7 @@ def _find_teacher(study: Study, console: Console, own_seed: bool) -> Teacher:
     config = study.config
     if config.teacher.logits:
         if own_seed:
-            raise UserError("--seed has views of its own, for which teacher.logits has no logits; leave it out")
+            raise UserError("--seed has its own views, for which teacher.logits has no logits; leave it out")
         try:
             return study.stages["teacher_logits"].teacher([search_view_seed(config.seed)])
         except (MissingTeacherError, FileNotFoundError):

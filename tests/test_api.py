@@ -66,12 +66,12 @@ def test_an_open_study_has_tables_in_percent_figures_and_a_verdict(synthetic_stu
         assert isinstance(study.figure(name), go.Figure)
     shown = study._repr_html_()
     assert study.verdict.split(":")[0] in shown and "<table" in shown
-    with pytest.raises(KeyError, match="there is no figure 'nonsense'; there are"):
+    with pytest.raises(KeyError, match="there is no figure 'nonsense'; the figures are"):
         study.figure("nonsense")
 
 
 def test_opening_what_is_no_study_says_so(tmp_path):
-    with pytest.raises(UserError, match="is not the folder of a study"):
+    with pytest.raises(UserError, match="is not a study folder"):
         kdstudy.open(tmp_path)
 
 

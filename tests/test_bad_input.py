@@ -389,7 +389,7 @@ def test_a_great_many_command_lines_work_or_end_in_one_line(things, words):
     ("plan", "digits", "--tflops", "nan"): "--tflops nan is not a number",
     ("train", "distill", "digits", "--temperature", "1e9"): "--temperature = 1e+09: must be at most 10,000",
     ("plan", "../things/bytes.toml"): "bytes.toml is not valid TOML",
-    ("plan", "../things/big.toml"): "big.toml is no study file: it is larger than 1 MiB",
+    ("plan", "../things/big.toml"): "big.toml is not a study file: it is larger than 1 MiB",
     ("plan", "digits", "--set", "student.args.depth=1000000"): "student.args: depth must be a number up to 100,000",
     ("plan", "digits", "--set", "student.args.depth=100000"): "more than 10,000 weight tensors",
     ("plan", "digits", "--set", "student.args.checkpoint_path=x.pth"): "checkpoint_path is not an argument of a model",

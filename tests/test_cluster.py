@@ -41,7 +41,7 @@ def test_what_no_machine_has_together_is_refused_with_what_there_is(settings):
     with pytest.raises(UserError) as refused:
         share(ResourceSettings(**settings), [(16, 0), (4, 2), (4, 2)])
     assert str(refused.value) == (
-        "resources.cpus_per_trial = 8 and resources.gpus_per_trial = 1 are on no machine together: there are 4 CPU + 2 "
+        "no machine has both resources.cpus_per_trial = 8 and resources.gpus_per_trial = 1: there are 4 CPU + 2 "
         "GPU, 16 CPU + 0 GPU; make one of the two smaller")
 
 

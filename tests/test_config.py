@@ -34,7 +34,7 @@ PROBLEMS = {
     "teacher.lr=[]": "teacher.lr = []: must be a number or a list of at least 1",
     "data.validation=0.9": "data.validation + data.test must be smaller than 1",
     "data=3": "data = 3: must be a table",
-    "name=../x": "name = '../x': must be made of letters, digits",
+    "name=../x": "name = '../x': must consist of letters, digits",
     "epochs": "--set epochs is not of the form section.key=value, e.g. --set search.trials=40",
     "seed.x=1": "seed: must be a whole number",
 }

@@ -71,8 +71,8 @@ def assert_unharmed(ground: Ground, study: RunningStudy) -> None:
 
 
 @pytest.mark.parametrize(("number", "place", "kept"), [
-    (signal.SIGINT, ".", "what is finished is kept in ."), (signal.SIGTERM, ".", "what is finished is kept in ."),
-    (signal.SIGTERM, "nowhere", "nothing had begun")])
+    (signal.SIGINT, ".", "finished work is kept in ."), (signal.SIGTERM, ".", "finished work is kept in ."),
+    (signal.SIGTERM, "nowhere", "nothing had started")])
 def test_a_stop_is_not_lost_where_exceptions_are(number, place, kept):
     """Python drops what is raised while an object is deleted, and Ray deletes many."""
     script = f"""
@@ -94,7 +94,7 @@ except errors.InterruptedStudyError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.stdout == f"stopped; {kept}. Run the same command again to go on\n"
+    assert done.stdout == f"stopped; {kept}. Run the same command again to continue\n"
     assert done.stderr == ""
 
 

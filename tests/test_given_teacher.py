@@ -97,11 +97,11 @@ def test_several_teachers_answer_with_their_mean(finished, teacher_folder, tmp_p
 
 
 @pytest.mark.parametrize(("teacher", "said"), [
-    ({"trained": "nowhere"}, "teacher.trained: nowhere: there is no such folder"),
-    ({"logits": "nowhere"}, "teacher.logits = 'nowhere': there is no such file"),
-    ({"logits": "given.toml"}, "teacher.logits = 'given.toml': it is no safetensors file"),
+    ({"trained": "nowhere"}, "teacher.trained: nowhere: the folder does not exist"),
+    ({"logits": "nowhere"}, "teacher.logits = 'nowhere': the file does not exist"),
+    ({"logits": "given.toml"}, "teacher.logits = 'given.toml': it is not a safetensors file"),
     ({"trained": "."}, "holds no config.json"),
-    ({"model": "resnet18", "trained": "."}, "--set teacher.model= takes a study's own model away"),
+    ({"model": "resnet18", "trained": "."}, "--set teacher.model= removes the study's own model"),
 ])
 def test_a_given_teacher_that_is_not_there_is_one_line(teacher, said, tmp_path):
     refused = kdstudy("run", study_with(tmp_path, **teacher), cwd=tmp_path, check=False)
@@ -128,7 +128,7 @@ def test_logits_and_teachers_of_other_data_are_refused(finished, teacher_folder,
 def test_nothing_but_a_logits_file_is_ever_replaced(finished, tmp_path):
     notes = tmp_path / "notes.safetensors"
     notes.write_text("my notes")
-    for out, said in ((notes, "is no file that `kdstudy logits` wrote"), (tmp_path / "l.npz", "name it l.safetensors")):
+    for out, said in ((notes, "was not written by `kdstudy logits`"), (tmp_path / "l.npz", "name it l.safetensors")):
         refused = kdstudy("logits", finished[0], out, cwd=tmp_path, check=False)
         assert refused.returncode == 2 and said in refused.stderr and refused.stderr.count("\n") == 1
     assert notes.read_text() == "my notes"

@@ -125,9 +125,9 @@ def test_any_name_of_a_study_becomes_one_that_kubernetes_allows(accepted):
 
 
 @pytest.mark.parametrize(("more", "said"), [
-    (("--memory", "much"), "--memory much is no size as Kubernetes writes it, such as 32Gi"),
+    (("--memory", "much"), "--memory much is not a Kubernetes size such as 32Gi"),
     (("--image", ""), "--image is needed"),
-    (("--nodes", "2"), "--nodes means nothing to --to kuberay; it belongs to --to slurm"),
+    (("--nodes", "2"), "--nodes does not apply to --to kuberay, only to --to slurm"),
     (("--env", "NOWHERE_SET"), "NOWHERE_SET is not set here"),
     (("--env", "not a name=1"), "is not of the form NAME=VALUE or NAME"),
     (("--dir", "studies/mine"), "--dir studies/mine is relative"),

@@ -187,10 +187,10 @@ def test_a_given_model_must_be_what_its_weights_are_of(tmp_path):
     save_for_hf(net, str(tmp_path / "t"), safe_serialization=True, model_args=NET)
     trained = models.read_trained(tmp_path / "t")
     models.check_trained(trained, **SHAPE)
-    with pytest.raises(ValueError, match=r"its weights are not those of a resnet18 for images of 1 channels: conv1"):
+    with pytest.raises(ValueError, match=r"its weights do not fit a resnet18 for images of 1 channels: conv1"):
         models.check_trained(trained, **SHAPE | {"channels": 1})
     renamed = {f"module.{name}": array for name, array in trained.weights.items()}
-    with pytest.raises(ValueError, match="its weights are not those of a resnet18"):
+    with pytest.raises(ValueError, match="its weights do not fit a resnet18"):
         models.check_trained(replace(trained, weights=renamed), **SHAPE)
 
 

@@ -66,7 +66,7 @@ def test_two_processes_take_the_steps_that_one_takes(tmp_path, images):
 
 
 def test_more_workers_than_there_is_room_for_are_refused():
-    with pytest.raises(UserError, match=r"^resources\.teacher_workers = 5 is more than the 4 that there is room for, "
+    with pytest.raises(UserError, match=r"^resources\.teacher_workers = 5 is more than the 4 that fit, "
                                         "each with 2 CPU and 1 GPU; make it smaller$"):
         share(ResourceSettings(cpus_per_trial=2, teacher_workers=5), [(4, 4), (4, 2)])
 

@@ -131,7 +131,7 @@ def test_a_node_that_joins_gets_work_beside_the_others(study, runs):
 
 
 def test_a_node_with_another_kdstudy_is_named_and_gets_none(study, runs):
-    assert "note: node older has another kdstudy than this machine; " in study[1]
+    assert "note: node older has a different kdstudy than this machine; " in study[1]
     places = {study[2][where.split()[1]] for run in runs for where in run.wheres}
     assert places == set(ROOM)
     failed = [event for run in runs for event in run.events if event["event"] == "end"]

@@ -64,7 +64,7 @@ def test_a_plan_leaves_nothing_behind(tmp_path):
 
 def test_a_place_that_cannot_be_written_is_refused(tmp_path, small_disk):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=f"^{tmp_path}/file is a file, so no study can live in {tmp_path}/file/mine; "):
+    with pytest.raises(UserError, match=f"^{tmp_path}/file is a file, so {tmp_path}/file/mine cannot be a study "):
         preflight.check_here(study_in(tmp_path / "file" / "mine"))
     read_only = small_disk("read-only", "ro")
     with pytest.raises(UserError, match=rf"^cannot write to {read_only} \(Read-only file system\); .* --dir$"):
@@ -121,7 +121,7 @@ def test_a_cluster_that_wants_a_token_says_which_variables_to_set(short_folder, 
         monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
         remedy = (r"; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN \(or RAY_AUTH_TOKEN_PATH\) to the token that it was "
                   r"started with, unless that is the one in ~/\.ray/auth_token$")
-        with pytest.raises(UserError, match=f"^the Ray cluster at {nodes.address} asks for a token{remedy}"):
+        with pytest.raises(UserError, match=f"^the Ray cluster at {nodes.address} requires a token{remedy}"):
             cluster.check_connection(nodes.address)
         monkeypatch.setenv("RAY_AUTH_MODE", "token")
         monkeypatch.setenv("RAY_AUTH_TOKEN", "the-token-of-another-one")
@@ -235,7 +235,7 @@ def test_a_node_with_another_kdstudy_is_found_before_the_first_trial(nodes, fold
     ran = kdstudy("run", "digits", "--smoke", *with_set(on(1, 2)), "--dir", tmp_path / "mine", cwd=tmp_path,
                   check=False, env={**os.environ, "RAY_ADDRESS": nodes.address})
     assert ran.returncode == 2
-    assert ran.stderr == ("kdstudy: node older has another kdstudy than this machine; install this one there too (pip "
+    assert ran.stderr == ("kdstudy: node older has a different kdstudy than this machine; install this one there too "
                           "install, from the same source)\n")
     assert not list(tmp_path.glob("mine/*/record.jsonl"))
 
@@ -266,15 +266,15 @@ def test_an_object_store_is_tried_from_every_node(ray, store, monkeypatch):
     study = study_in("s3://bucket/studies/mine", *on(3, 0))
     assert preflight.check_cluster(study) == Share(3, 0, 1)
     with pytest.raises(UserError, match=r"^node apart cannot read s3://bucket/studies/mine \(Could not connect to the "
-                                        r"endpoint URL: .*\); mend that, or choose another location with --dir$"):
+                                        r"endpoint URL: .*\); fix that, or choose another location with --dir$"):
         preflight.check_cluster(study_in("s3://bucket/studies/mine", *on(2, 1)))
     assert files(use_listings_cache=False).find("bucket") == []
     files.clear_instance_cache()
 
 
 def test_resources_that_no_node_has_together_are_refused(ray, tmp_path):
-    with pytest.raises(UserError, match=r"^resources\.cpus_per_trial = 3 and resources\.gpus_per_trial = 2 are on no "
-                                        r"machine together: there are 1 CPU \+ 2 GPU, "):
+    with pytest.raises(UserError, match=r"^no machine has both resources\.cpus_per_trial = 3 and "
+                                        r"resources\.gpus_per_trial = 2: there are 1 CPU \+ 2 GPU, "):
         preflight.check_cluster(study_in(tmp_path / "mine", *on(3, 2)))
 
 
@@ -302,7 +302,7 @@ def test_resources_that_another_job_holds_are_noted(ray):
     assert waiting_note(Share(1, 0, 1)) is None
     held = waiting_note(given)
     ray.kill(other)
-    assert held.startswith("other jobs hold the cluster (") and " GPUs are free)" in held
+    assert held.startswith("other jobs use the cluster (") and " GPUs are free)" in held
 
 
 def test_a_node_that_does_not_answer_is_named(ray, nodes, tmp_path, monkeypatch):

@@ -249,7 +249,7 @@ def test_a_neighbour_that_is_not_sound_is_not_taken_over(received, tmp_path):
         check.check_stage("distill", stage_of(received, "distill"), STAGE_FILES["distill"])
     check.check_stage("baseline", stage_of(received, "baseline"), STAGE_FILES["baseline"])
     link("{baseline}/record.jsonl", "victim/deep/thesis.tex")(received)
-    with pytest.raises(UserError, match="is a link, and a study holds none"):
+    with pytest.raises(UserError, match="is a link, which a study may not contain"):
         check.check_stage("baseline", stage_of(received, "baseline"), STAGE_FILES["baseline"])
 
 
@@ -616,7 +616,7 @@ def test_a_uri_with_a_secret_is_refused_and_not_shown(uri, tmp_path):
     for setting in SETTINGS:
         code, out, err = here("plan", "digits", "--set", f"{setting}={uri}", "--dir", str(tmp_path / "study"))
         assert code == 2 and is_one_line(err) and is_hidden(out, err), err
-        assert setting in err and "take them out and set" in err, err
+        assert setting in err and "remove them and set" in err, err
     for words in (("run", "digits", "--dir", uri), ("run", uri), ("status", uri), ("report", uri), ("plan", uri),
                   ("export", uri, "out"), ("fetch", uri, "out"), ("pack", uri, "out"),
                   ("status", "digits", "--dir", uri), ("submit", "digits", "--dir", uri, "--to", "slurm", "--print"),

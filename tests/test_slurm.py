@@ -205,7 +205,7 @@ def test_before_the_limit_the_driver_ends_in_order(cluster, driver, tmp_path):
     job.send_signal(signal.SIGTERM)
     assert job.wait(30) == 130, (tmp_path / "log").read_text()
     assert 1 <= time.monotonic() - sent < 20
-    assert "submit this script again to go on" in (tmp_path / "log").read_text()
+    assert "submit this script again to continue" in (tmp_path / "log").read_text()
 
 
 def test_the_functions_of_ones_own_are_found_on_the_nodes(tmp_path, monkeypatch):
@@ -242,13 +242,13 @@ def test_it_is_handed_to_sbatch_with_words_on_how_to_go_on(tmp_path, monkeypatch
 
 @pytest.mark.parametrize(("more", "said"), [
     (("--dir", "studies/mine"), "--dir studies/mine is relative"),
-    (("--dir", "s3://bucket"), "names no folder in it"),
+    (("--dir", "s3://bucket"), "names no folder"),
     (("--set", "teacher.model=", "--set", "teacher.trained=exports/a"), "teacher.trained.0 = 'exports/a' is relative"),
-    (("--sbatch", "comment=two words"), "--comment=two words is no option for sbatch"),
-    (("--sbatch", "qos=a\nrm -rf x"), "is no option for sbatch"),
-    (("--partition", "$(reboot)"), "is no option for sbatch"),
-    (("--image", "x"), "--image means nothing to --to slurm; it belongs to --to kuberay"),
-    (("--detach",), "--detach means nothing to --to slurm; it belongs to --to ray"),
+    (("--sbatch", "comment=two words"), "--comment=two words is not an sbatch option"),
+    (("--sbatch", "qos=a\nrm -rf x"), "is not an sbatch option"),
+    (("--partition", "$(reboot)"), "is not an sbatch option"),
+    (("--image", "x"), "--image does not apply to --to slurm, only to --to kuberay"),
+    (("--detach",), "--detach does not apply to --to slurm, only to --to ray"),
 ])
 def test_what_cannot_work_is_said_in_one_line(more, said):
     code, out, err = here("submit", "digits", "--to", "slurm", "--dir", "/shared/mine", "--print", *more)

@@ -311,7 +311,7 @@ def parquet_without_labels(tmp):
 
 
 BAD = {
-    "missing folder": (lambda tmp: tmp / "nowhere", {}, "is neither a known name nor a file or folder that exists"),
+    "missing folder": (lambda tmp: tmp / "nowhere", {}, "is neither a known name nor an existing file or folder"),
     "misspelt name": (lambda tmp: "cifar-100", {}, "did you mean 'cifar100'?"),
     "moved folder": (lambda tmp: "pictures/of-pets", {}, "pictures/of-pets); known names: digits"),
     "unknown scheme": (lambda tmp: "ftp8://host/data", {}, "cannot be opened"),
@@ -356,9 +356,9 @@ BAD = {
     "no image column": (lambda tmp: [(tmp / "p").mkdir(), pq.write_table(pa.table({"label": [0, 1]}),
                         tmp / "p" / "train.parquet"), tmp / "p"][2], {}, "needs one image column"),
     "labels out of range": (lambda tmp: parquet(tmp, [0, 1, 7] * 8, metadata=described(NAMES)), {},
-                            "labels of its train split go from 0 to 7, but there are 3 classes"),
+                            "labels of its train split range from 0 to 7, but there are 3 classes"),
     "hidden test labels": (lambda tmp: parquet(tmp, [0, 1, 2] * 8, [-1] * 24, metadata=described(NAMES)), {},
-                           "labels of its test split go from -1 to -1"),
+                           "labels of its test split range from -1 to -1"),
     "missing label": (lambda tmp: parquet(tmp, [0, 1, None] * 8), {}, "has 8 rows without a label"),
     "unknown column": (lambda tmp: parquet(tmp, [0, 1] * 8), {"label_column": "fine"}, "'fine' is not a column"),
     "words differ": (lambda tmp: parquet(tmp, ["a", "b"] * 8, ["a", "c"] * 8), {},

@@ -210,7 +210,7 @@ def test_a_cache_over_its_budget_falls_back_to_the_teacher_in_the_loop_and_says_
     (["status", "digits"], "has not been started"),
     (["report", "digits"], "has not been started"),
     (["export", "digits", "out"], "has not been started"),
-    (["train", "teacher", "digits", "--alpha", "0.5"], "--alpha means nothing to the teacher loop"),
+    (["train", "teacher", "digits", "--alpha", "0.5"], "--alpha does not apply to the teacher loop"),
     (["train", "distill", "digits", "--alpha", "1.5"], "--alpha = 1.5: must be at most 1"),
     (["plan", "digits", "--set", "student.model=resnt18"], "did you mean 'resnet18'?"),
 ])

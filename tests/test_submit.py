@@ -135,9 +135,9 @@ def test_a_job_is_watched_stopped_and_gone_on_with_by_a_second_submission(guarde
     assert stopped.returncode == 0, stopped.stderr
     assert first.wait(60) == 130
     said = (tmp_path / "log").read_text()
-    assert "kdstudy: stopped; what is finished is kept" in said  # the driver's own word: it was not just killed
-    assert said.endswith(f"kdstudy: the job was stopped; what is finished is kept in {study}. Submit the study again "
-                         "to go on\n")
+    assert "kdstudy: stopped; finished work is kept" in said  # the driver's own word: it was not just killed
+    assert said.endswith(f"kdstudy: the job was stopped; finished work is kept in {study}. Submit the study again "
+                         "to continue\n")
     before = raw_reports(study)
 
     assert submit(guarded, *SMALL, "--dir", str(study)).wait(300) == 0, (tmp_path / "log").read_text()
@@ -159,7 +159,7 @@ def test_a_job_whose_driver_is_killed_is_gone_on_with_by_a_second_submission(tru
     wait_until(first, lambda: len(raw_reports(study)) >= 5)
     os.kill(driver_of(study), signal.SIGKILL)
     assert first.wait(60) == 137
-    assert "the driver was killed by signal 9; what is finished is kept in" in (tmp_path / "log").read_text()
+    assert "the driver was killed by signal 9; finished work is kept in" in (tmp_path / "log").read_text()
     assert submit(trusting, *SMALL, "--dir", str(study)).wait(300) == 0, (tmp_path / "log").read_text()
     after = raw_reports(study)
     assert len(after) == len(set(after)) == len(reports(study))
@@ -189,7 +189,7 @@ def test_who_stops_watching_stops_no_job_and_its_own_functions_go_along(trusting
     watching.send_signal(signal.SIGINT)
     assert watching.wait(30) == 130
     said = (tmp_path / "log").read_text()
-    again = re.search(r"no longer watched; the job goes on\. To watch it again: ray job (logs .*)", said)[1].split()
+    again = re.search(r"the job goes on\. To follow it again: ray job (logs .*)", said)[1].split()
     seen = jobs(trusting, *again)
     assert "1/8 teacher          ✓" in seen.stdout, seen.stdout + seen.stderr
 
@@ -197,7 +197,7 @@ def test_who_stops_watching_stops_no_job_and_its_own_functions_go_along(trusting
 def test_a_driver_that_refuses_the_study_ends_the_command_as_it_ended_itself(trusting, submit, tmp_path):
     assert submit(trusting, "digits", "--dir", str(tmp_path / "mine"), "--set", "data.source=/nowhere").wait(120) == 2
     said = (tmp_path / "log").read_text().splitlines()
-    assert said[-1].startswith("kdstudy: data.source = '/nowhere' is neither a known name nor a file or folder"), said
+    assert said[-1].startswith("kdstudy: data.source = '/nowhere' is neither a known name nor an existing "), said
 
 
 # -- clusters that cannot be used --------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ def test_a_missing_or_wrong_token_says_which_variables_to_set(guarded, monkeypat
     address = guarded["RAY_API_SERVER_ADDRESS"]
     remedy = ("; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the token that it was started "
               "with, unless that is the one in ~/.ray/auth_token")
-    assert refused(monkeypatch, address) == f"the Ray cluster at {address} asks for a token{remedy}"
+    assert refused(monkeypatch, address) == f"the Ray cluster at {address} requires a token{remedy}"
     wrong = subprocess.run([*KDSTUDY, "submit", "digits", "--dir", "/shared/mine"], text=True, capture_output=True,
                            env=guarded | {"RAY_AUTH_TOKEN": "the-token-of-another-one"}, timeout=60)
     assert (wrong.returncode, wrong.stderr) == (2, f"kdstudy: the Ray cluster at {address} refuses the token{remedy}\n")
@@ -255,7 +255,7 @@ def test_what_is_no_dashboard_is_said_to_be_none(monkeypatch):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     address = f"http://127.0.0.1:{server.server_port}"
     try:
-        assert refused(monkeypatch, address).startswith(f"what answers at {address} is no Ray dashboard; ")
+        assert refused(monkeypatch, address).startswith(f"the server at {address} is not a Ray dashboard; ")
     finally:
         server.shutdown()
         server.server_close()
@@ -263,9 +263,9 @@ def test_what_is_no_dashboard_is_said_to_be_none(monkeypatch):
 
 @pytest.mark.parametrize(("address", "variables", "said"), [
     (None, {}, "--address is needed: the cluster's dashboard, http://HOST:8265"),
-    ("head:6379", {}, "the address 'head:6379' is not http://HOST:PORT, the dashboard's, as `ray start --head` prints"),
-    ("ray://head:10001", {}, "the address 'ray://head:10001' is not http://HOST:PORT"),
-    (None, {"RAY_ADDRESS": "head:6379"}, "the address 'head:6379' is not http://HOST:PORT"),
+    ("head:6379", {}, "the address 'head:6379' is not a dashboard's http://HOST:PORT, as `ray start --head` prints"),
+    ("ray://head:10001", {}, "the address 'ray://head:10001' is not a dashboard's http://HOST:PORT"),
+    (None, {"RAY_ADDRESS": "head:6379"}, "the address 'head:6379' is not a dashboard's http://HOST:PORT"),
 ])
 def test_an_address_that_is_no_dashboards_is_refused(monkeypatch, address, variables, said):
     assert refused(monkeypatch, address, **variables).startswith(said)
@@ -282,7 +282,7 @@ def test_an_address_that_is_no_dashboards_is_refused(monkeypatch, address, varia
     (["--set", "student.model=nowhere:net"], "student.model = 'nowhere:net' cannot be imported: No module named"),
     (["--set", "search.trials=many"], "search.trials = 'many': must be a whole number"),
     (["--env", "NOWHERE_SET"], "--env NOWHERE_SET: NOWHERE_SET is not set here"),
-    (["--nodes", "2"], "--nodes means nothing to --to ray; it belongs to --to slurm"),
+    (["--nodes", "2"], "--nodes does not apply to --to ray, only to --to slurm"),
 ])
 def test_what_could_not_work_there_is_refused_here(monkeypatch, more, said):
     assert refused(monkeypatch, "http://127.0.0.1:1", *more).startswith(said)

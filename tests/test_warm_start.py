@@ -153,7 +153,7 @@ def test_trials_of_another_length_count_as_far_as_both_go(other, tmp_path):
 
 
 WRONG = {  # what is named, settings of the study that starts, what it says
-    "no study": ("nowhere", (), "is not a study's folder"),
+    "no study": ("nowhere", (), "is not a study folder"),
     "itself": ("mine", (), "is this study itself"),
     "another scale": ("other", ("search.lr={linear=[1e-4,1e-2]}",),
                       r"the baseline search of .* has lr \(log\), this study's has lr \(linear\)"),

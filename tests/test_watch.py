@@ -126,9 +126,9 @@ def test_trials_that_an_earlier_driver_left_are_to_go_on_until_they_are_heard_of
               (5, report(1, 3, 0.4)), (100, session()), (109, report(0, 6, 0.5)), (110, handed_out(3))]
     add_stage(begin(tmp_path), "distill", events)
     with StudyLock(tmp_path):
-        assert "0 of 60 trials · 2 running · 2 to go on" in status_of(tmp_path)
+        assert "0 of 60 trials · 2 running · 2 to continue" in status_of(tmp_path)
     out = status_of(tmp_path)
-    assert "cut off · 0 of 60 trials · 4 unfinished" in out and "goes on" in out
+    assert "cut off · 0 of 60 trials · 4 unfinished" in out and "continues it" in out
     assert "by process 7 on driver-host" in out and "left" not in out
 
 
@@ -211,7 +211,7 @@ def test_following_ends_with_a_line_where_the_driver_has_gone(tmp_path):
         process = follow(tmp_path)
         process.stdout.readline()
     out, err = process.communicate(timeout=30)
-    assert process.returncode == 1 and is_one_line(err) and "no driver works on" in err and "cut off" in out
+    assert process.returncode == 1 and is_one_line(err) and "no driver is running" in err and "cut off" in out
 
 
 def test_ctrl_c_ends_following_without_a_word(tmp_path):
@@ -270,8 +270,8 @@ def test_what_is_watched_changes_no_stage(synthetic_study, tmp_path):
 
 @pytest.mark.parametrize(("setting", "said"), [
     ("watch.tensorboard=3", "watch.tensorboard = 3: must be true or false"),
-    ("watch.mlflow=true", "watch.mlflow = True: must be a text"),
-    ("watch.wandb=[1]", "watch.wandb = [1]: must be a text"),
+    ("watch.mlflow=true", "watch.mlflow = True: must be a string"),
+    ("watch.wandb=[1]", "watch.wandb = [1]: must be a string"),
     ("watch.wanb=x", "watch.wanb is not a setting of [watch]; did you mean watch.wandb?"),
 ])
 def test_a_wrong_value_is_one_line(setting, said):

@@ -43,11 +43,11 @@ def problem_with(text: str, is_location: bool = True) -> str | None:
     if _hides_user(text) != text:
         what = "credentials in a URI"
     elif is_location and PARAMETER.search(text):
-        what = "a secret among a URI's parameters"
+        what = "a secret in a URI's parameters"
     else:
         return None
     variables = REMEDY.get(SAME_AS.get(scheme, scheme), "the environment variables of its client")
-    return f"holds {what}, which everyone who reads the study would see; take them out and set {variables}"
+    return f"holds {what}, which everyone who reads the study would see; remove them and set {variables}"
 
 
 def names_a_host(text: str) -> bool:

@@ -70,11 +70,11 @@ def check(raw: Raw, source: str) -> None:
             raise ValueError(f"{where}: its {name} split is empty")
         low, high = images.labels.min(), images.labels.max()
         if low < 0 or high >= len(raw.class_names):
-            raise ValueError(f"{where}: labels of its {name} split go from {low} to {high}, but there are "
+            raise ValueError(f"{where}: labels of its {name} split range from {low} to {high}, but there are "
                              f"{len(raw.class_names)} classes, 0 to {len(raw.class_names) - 1}")
         if images.images.shape[1:] != raw.train.images.shape[1:]:
             raise ValueError(f"{where}: images of its {name} split are {_shape(images)}, those of train "
-                             f"{_shape(raw.train)}; set data.stored_size to bring all to one size")
+                             f"{_shape(raw.train)}; set data.stored_size to resize all to one size")
 
 
 def _check_names(names: tuple[str, ...], where: str) -> None:
@@ -164,8 +164,8 @@ def split(raw: Raw, settings: DataSettings) -> Splits:
 def _held_out(raw: Raw, settings: DataSettings) -> tuple[ImageSet, ImageSet, ImageSet]:
     """Training, validation and test images: the source's own, or shares of its training images."""
     if raw.test is not None and settings.test is not None:
-        raise ValueError(f"data.test = {settings.test:g} holds out a share, but {settings.source!r} has a test split "
-                         "of its own; remove data.test")
+        raise ValueError(f"data.test = {settings.test:g} holds out a share, but {settings.source!r} has its own test "
+                         "split; remove data.test")
     test_share = HELD_OUT["test"] if settings.test is None else settings.test
     validation_share = HELD_OUT["validation"] if settings.validation is None else settings.validation
     uses_own_validation = raw.validation is not None and settings.validation is None

@@ -4,7 +4,7 @@ no torch."""
 CHECKPOINT_MARK = "training.json"  # written last: a checkpoint folder without it is incomplete
 WEIGHTS = "model.safetensors"
 TEST_PREDICTIONS = "test.parquet"
-# Of the pieces of the teacher's logits, besides its predictions for the test images.
+# Files of the pieces of the teacher's logits, besides the predictions for the test images.
 VIEW_LOGITS, UNLABELLED_LOGITS, VALIDATION_PREDICTIONS = "views.npy", "unlabelled.npy", "validation.npy"
 RESULT_FILES = (WEIGHTS, TEST_PREDICTIONS)
 LOGITS_FILES = (VIEW_LOGITS, UNLABELLED_LOGITS, VALIDATION_PREDICTIONS, TEST_PREDICTIONS)

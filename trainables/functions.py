@@ -61,7 +61,7 @@ def check_kind(name: str) -> None:
 def _check_package(name: str, module: str) -> None:
     package = module.partition(".")[0]
     if package in NO_MODELS:
-        raise ValueError(f"model = {name!r}: functions of {package!r} are refused; name a function of your own, or a "
+        raise ValueError(f"model = {name!r}: functions of {package!r} are refused; name your own function, or a "
                          "timm model")
 
 

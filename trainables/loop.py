@@ -112,7 +112,7 @@ class Training:
         """Take the epoch's steps; returns total, hard and soft loss, each the mean over the training images."""
         order = np.random.default_rng(derive_seed(self.seed, self.epoch, 0)).permutation(len(self.train))
         parts = batches(torch.from_numpy(order).to(self.device), self.settings.batch_size)
-        sums = [torch.zeros(3, device=self.device)]  # they stay on the device: reading each would halt a GPU
+        sums = [torch.zeros(3, device=self.device)]  # kept on the device: reading each would stall a GPU
         for step, (indices, unlabelled) in enumerate(zip(parts, self._unlabelled_parts(parts), strict=True)):
             self.scheduler.step_update(self.epoch * self.steps_per_epoch + step)
             loss = self._step(indices, unlabelled)

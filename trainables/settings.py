@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 # Upper bounds are far above useful values: they keep a typing error from taking an hour or all memory.
 PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
-Count = Annotated[int, Field(ge=1, le=10**12)]  # more than there are means all
+Count = Annotated[int, Field(ge=1, le=10**12)]  # a count above the data set's size means all
 Pixels = Annotated[int, Field(ge=1, le=4096)]
 PositiveFloat = Annotated[float, Field(gt=0, le=1_000_000)]
 LearningRate = Annotated[float, Field(gt=0, le=1000)]
@@ -35,7 +35,7 @@ class DataSettings(Settings):
     source: Annotated[Line, Field(min_length=1)] = Field(
         "digits", description="digits, a data set of torchvision, or the path or URI of a folder or .npz file"
     )
-    label_column: Line | None = Field(None, description="of Parquet files, if several could hold the labels")
+    label_column: Line | None = Field(None, description="label column of Parquet files, if several could be meant")
     classes: Annotated[Count | tuple[str, ...] | None, FromList] = Field(
         None, description="a subset: how many, spread evenly over the list of classes, or their names"
     )
@@ -57,7 +57,7 @@ class DataSettings(Settings):
         0.0, description="unlabelled images per labelled one in the student's batches, for the soft loss alone"
     )
     drop_duplicates: bool = Field(False, description="leave out training images that are also in a held-out split")
-    limit: Count | None = Field(None, description="the most images per split, for a quick trial run")
+    limit: Count | None = Field(None, description="at most this many images per split, for a quick trial run")
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         0, description="determines which images are held out or left out"
     )
@@ -71,7 +71,7 @@ class ViewSettings(Settings):
     scale: Fraction = Field(0.0, description="largest zoom in or out, relative to the image")
     mixup: Annotated[float, Field(ge=0, le=0.5)] = Field(0.0, description="largest weight of the mixup partner")
     count: PositiveInt | None = Field(None, description="how many different views; by default one per epoch")
-    cache_gib: PositiveFloat = Field(4.0, description="memory for the teacher's logits, all view seeds together")
+    cache_gib: PositiveFloat = Field(4.0, description="GiB of memory for the teacher's logits, all view seeds together")
 
 
 def _plain_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
@@ -91,11 +91,11 @@ def _check_argument(name: str, value: Any, depth: int) -> None:
         if not abs(value) <= MOST_IN_ARGS:
             raise ValueError(f"{name} must be a number up to {MOST_IN_ARGS:,}")
     elif not isinstance(value, str | None):
-        raise ValueError(f"{name} must be a number, a text, true, false, a list or a table")
+        raise ValueError(f"{name} must be a number, a string, true, false, a list or a table")
 
 
 class ModelSettings(Settings):
-    """A model by its name and keyword arguments. Nothing else changes it, so that it can be rebuilt from them."""
+    """A model by its name and keyword arguments. Nothing else changes it, and they suffice to rebuild it."""
 
     model: Line = Field(description="a timm model, with or without a tag, or package.module:function")
     args: Annotated[dict[str, Any], AfterValidator(_plain_arguments)] = Field(
@@ -114,5 +114,5 @@ class TrainSettings(Settings):
     weight_decay: Annotated[float, Field(ge=0, le=1000)] = Field(0.05, description="of the optimizer")
     warmup: Fraction = Field(0.1, description="share of all updates during which the learning rate rises linearly")
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="fp32 or bf16; auto means bf16 on GPUs")
-    channels_last: Literal["auto", "yes", "no"] = Field("auto", description="memory format; auto means for CNNs")
+    channels_last: Literal["auto", "yes", "no"] = Field("auto", description="memory format; auto means yes for CNNs")
     compile: bool = Field(False, description="use torch.compile; worthwhile for long runs on GPUs")

@@ -34,7 +34,7 @@ def print_results(console: Console, storage: Storage) -> None:
 
 
 @contextlib.contextmanager
-def stoppable(place: str) -> Iterator[None]:
+def stoppable(location: str) -> Iterator[None]:
     """Handle SIGTERM like Ctrl-C. Raises InterruptedStudyError with a message that says how to resume."""
 
     def interrupt(number: int, frame: Any) -> None:
@@ -52,8 +52,9 @@ def stoppable(place: str) -> Iterator[None]:
     try:
         yield
     except (InterruptedStudyError, KeyboardInterrupt):
-        kept = f"what is finished is kept in {place}" if "://" in place or Path(place).exists() else "nothing had begun"
-        raise InterruptedStudyError(f"stopped; {kept}. Run the same command again to go on") from None
+        begun = "://" in location or Path(location).exists()
+        kept = f"finished work is kept in {location}" if begun else "nothing had started"
+        raise InterruptedStudyError(f"stopped; {kept}. Run the same command again to continue") from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         sys.unraisablehook = sys.__unraisablehook__

@@ -17,16 +17,16 @@ from kdstudy.watch.display import show_bytes
 @cli.command()
 @click.argument("study", metavar="STUDY")
 @click.argument("out", type=LocalPath(path_type=Path, dir_okay=False), metavar="OUT")
-@click.option("--dir", "place", metavar="FOLDER_OR_URI", help="Study folder or URI.")
+@click.option("--dir", "location", metavar="FOLDER_OR_URI", help="Study folder or URI.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
               help="Override a setting, e.g. --set data.source=PATH if the images have moved.")
 @trust_option
-def logits(study: str, out: Path, place: str | None, overrides: tuple[str, ...], trust: bool) -> None:
+def logits(study: str, out: Path, location: str | None, overrides: tuple[str, ...], trust: bool) -> None:
     """Write the teacher's logits to one file.
 
     Another study of the same images can use the file as its teacher: --set teacher.model= --set teacher.logits=OUT.
     study/stages/logits_file.py describes the format."""
-    config, storage = resolve_started(study, place, overrides, everything=True)
+    config, storage = resolve_started(study, location, overrides, everything=True)
     allow(config, study, overrides, trust, ("teacher",), storage)
     with files_must_fit(storage):
         size = logits_file.write(Study(config, storage).context, out)
@@ -36,15 +36,15 @@ def logits(study: str, out: Path, place: str | None, overrides: tuple[str, ...],
 @cli.command()
 @click.argument("study", metavar="STUDY")
 @click.argument("out", type=LocalPath(path_type=Path), metavar="OUT")
-@click.option("--dir", "place", metavar="FOLDER_OR_URI", help="Study folder or URI.")
+@click.option("--dir", "location", metavar="FOLDER_OR_URI", help="Study folder or URI.")
 @click.option("--no-teacher", is_flag=True, help="Also leave out the teacher's weights.")
-def pack(study: str, out: Path, place: str | None, no_teacher: bool) -> None:
+def pack(study: str, out: Path, location: str | None, no_teacher: bool) -> None:
     """Make a small copy of a finished study, to archive or share.
 
     OUT keeps the settings, the records, the results, every run's predictions, and the weights of the teacher and of
     the best student, so `report` and `export` work on it. It leaves out what can be recomputed (the teacher's cached
     logits, the other weights, the Optuna files) and all host names."""
-    _, storage = resolve_started(study, place, everything=True)
+    _, storage = resolve_started(study, location, everything=True)
     from kdstudy.store import packing  # plotly takes long to import
 
     with files_must_fit(storage):
@@ -55,18 +55,18 @@ def pack(study: str, out: Path, place: str | None, no_teacher: bool) -> None:
 @cli.command()
 @click.argument("study", metavar="STUDY")
 @click.argument("out", type=LocalPath(path_type=Path), metavar="OUT")
-@click.option("--dir", "place", metavar="FOLDER_OR_URI", help="Study folder or URI.")
+@click.option("--dir", "location", metavar="FOLDER_OR_URI", help="Study folder or URI.")
 @click.option("--model", type=click.Choice(["student", "teacher"]), default="student", show_default=True,
               help="Export the best distilled student or the teacher.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
               help="Override a setting, e.g. --set data.source=PATH if the images have moved.")
 @trust_option
-def export(study: str, out: Path, place: str | None, model: str, overrides: tuple[str, ...], trust: bool) -> None:
+def export(study: str, out: Path, location: str | None, model: str, overrides: tuple[str, ...], trust: bool) -> None:
     """Export the best student as a model folder for timm.
 
     Exports the winning configuration's last epoch on the first confirmation seed, as safetensors with a config.json.
     Load it with timm.create_model("local-dir:OUT", pretrained=True)."""
-    config, storage = resolve_started(study, place, overrides, everything=True)
+    config, storage = resolve_started(study, location, overrides, everything=True)
     allow(config, study, overrides, trust, (model,), storage)
     from kdstudy.stages import export as exporting  # imports torch
 
@@ -79,14 +79,14 @@ def export(study: str, out: Path, place: str | None, model: str, overrides: tupl
 @cli.command()
 @click.argument("study", metavar="STUDY")
 @click.argument("out", type=LocalPath(path_type=Path), metavar="OUT")
-@click.option("--dir", "place", metavar="FOLDER_OR_URI", help="Study folder or URI.")
+@click.option("--dir", "location", metavar="FOLDER_OR_URI", help="Study folder or URI.")
 @click.option("--results", "results_only", is_flag=True,
               help="Copy only the records, the tables, the report and the exported student, without other weights and "
                    "logits.")
-def fetch(study: str, out: Path, place: str | None, results_only: bool) -> None:
+def fetch(study: str, out: Path, location: str | None, results_only: bool) -> None:
     """Copy a study to this machine from a URI or a shared folder.
 
     Works while the study runs. All commands work on the copy, OUT; `kdstudy run OUT` resumes the study there."""
-    _, storage = resolve_started(study, place, everything=not results_only)
+    _, storage = resolve_started(study, location, everything=not results_only)
     size = fetching.fetch(storage, out, results_only)
     click.echo(f"{out}: {show_bytes(size)}")

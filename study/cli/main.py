@@ -50,7 +50,7 @@ def main() -> None:
     except Exception as error:
         path = getattr(error, "filename", None)
         if is_out_of_memory(error):
-            _fail(f"there is too little memory: {one_line(error)}; free some, or raise the limit with `ulimit -v "
+            _fail(f"out of memory: {one_line(error)}; free some memory, or raise the limit with `ulimit -v "
                   "unlimited` where there is one", 2)
         if is_full(error):
             said = getattr(error, "strerror", None) or "no space left on the disk"

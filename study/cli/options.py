@@ -17,8 +17,8 @@ class LocalPath(click.Path):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if "://" in str(value):
-            raise UserError(f"{value} is a URI, but this command writes to this machine: name a file or folder here, "
-                            "and copy it there with the store's own client")
+            raise UserError(f"{value} is a URI, but this command writes to this machine: name a local file or folder, "
+                            "and upload it with the store's own client")
         return super().convert(value, param, ctx)
 
 
@@ -26,7 +26,7 @@ def study_options(command: Callable) -> Callable:
     """Add the STUDY argument and the options --set, --dir and --smoke to a command."""
     for decorate in (
         click.option("--smoke", is_flag=True, help="Shrink the study to a few short trials and two seeds."),
-        click.option("--dir", "place", metavar="FOLDER_OR_URI",
+        click.option("--dir", "location", metavar="FOLDER_OR_URI",
                      help="Study folder, or a URI such as s3://BUCKET/studies/NAME.  [default: studies/NAME]"),
         click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
                      help="Override a setting, e.g. --set search.trials=40. Repeatable."),

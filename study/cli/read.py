@@ -24,11 +24,11 @@ from kdstudy.watch.status import follow_status, show_status
 
 @cli.command()
 @click.argument("study", metavar="STUDY")
-@click.option("--dir", "place", metavar="FOLDER_OR_URI", help="Study folder or URI.")
+@click.option("--dir", "location", metavar="FOLDER_OR_URI", help="Study folder or URI.")
 @click.option("--follow", is_flag=True, help="Keep updating until the study's driver exits.")
 @click.option("--every", type=click.FloatRange(0.5, 86400), metavar="SECONDS",
               help="Update interval of --follow.  [default: 5; 30 for a URI]")
-def status(study: str, place: str | None, follow: bool, every: float | None) -> None:
+def status(study: str, location: str | None, follow: bool, every: float | None) -> None:
     """Show a study's progress, also while it runs.
 
     Works on any machine that can read the study folder or URI. Lists per stage the trials, the best trial, the speed
@@ -36,8 +36,8 @@ def status(study: str, place: str | None, follow: bool, every: float | None) -> 
     a log. It exits with code 0 when the study is done, and with 1 if the driver exits earlier.
     """
     if every is not None and (math.isnan(every) or not follow):
-        raise UserError(f"--every {every:g} is not a number" if follow else "--every means nothing without --follow")
-    storage = resolve_begun(study, place)
+        raise UserError(f"--every {every:g} is not a number" if follow else "--every needs --follow")
+    storage = resolve_begun(study, location)
     if follow:
         follow_status(storage, make_console(), STAGES, every)
     else:
@@ -46,7 +46,7 @@ def status(study: str, place: str | None, follow: bool, every: float | None) -> 
 
 @cli.command()
 @click.argument("studies", metavar="STUDY...", nargs=-1, required=True)
-@click.option("--dir", "place", metavar="FOLDER_OR_URI", help="Study folder or URI.")
+@click.option("--dir", "location", metavar="FOLDER_OR_URI", help="Study folder or URI.")
 @click.option("--readme", "readmes", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
               multiple=True, help="Also update the text between <!-- kdstudy results: NAME --> and <!-- end of "
                                   "kdstudy results: NAME --> in a Markdown file. Repeatable.")
@@ -54,14 +54,14 @@ def status(study: str, place: str | None, follow: bool, every: float | None) -> 
               help="Also write each figure to results/images; needs kdstudy[images] and Chromium or Chrome.")
 @click.option("--compare", type=LocalPath(path_type=Path, dir_okay=False), metavar="FILE",
               help="Output file of the page that compares several studies.  [default: comparison.html]")
-def report(studies: tuple[str, ...], place: str | None, readmes: tuple[Path, ...], images: str | None,
+def report(studies: tuple[str, ...], location: str | None, readmes: tuple[Path, ...], images: str | None,
            compare: Path | None) -> None:
     """Rebuild the results table and the report.
 
     Works while a study runs, from the results so far. Needs neither Ray nor torch. For several studies, also writes a
     table and a page that compare their teachers, students and gains from distillation."""
-    if place and len(studies) > 1:
-        raise UserError("--dir names the folder of one study; name the folders themselves instead of "
+    if location and len(studies) > 1:
+        raise UserError("--dir names one study; to report several, name their folders instead of "
                         f"{' and '.join(studies)}")
     from kdstudy.analysis import comparison, tables
     from kdstudy.analysis import report as report_page
@@ -70,7 +70,7 @@ def report(studies: tuple[str, ...], place: str | None, readmes: tuple[Path, ...
     console, outcomes = make_console(), []
     if compare and len(studies) == 1:
         raise UserError("--compare needs at least two studies; name the others too")
-    storages = {storage.folder: storage for study in studies for storage in (resolve_started(study, place)[1],)}
+    storages = {storage.folder: storage for study in studies for storage in (resolve_started(study, location)[1],)}
     for folder, storage in storages.items():
         with files_must_fit(storage):
             report_page.build(folder)
@@ -134,7 +134,7 @@ def settings(section: str | None) -> None:
     """List every setting of a study file with its default."""
     sections = settings_table()
     if section and section not in sections:
-        raise UserError(f"{section!r} is not a section; there are {', '.join(filter(None, sections))}")
+        raise UserError(f"{section!r} is not a section; the sections are {', '.join(filter(None, sections))}")
     console = make_console()
     for name, lines in sections.items():
         if section in (None, name):

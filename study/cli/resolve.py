@@ -20,32 +20,32 @@ from kdstudy.store.storage import Storage
 from kdstudy.trainables import functions
 
 
-def resolve(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, trust: bool,
+def resolve(study: str, overrides: tuple[str, ...], location: str | None, smoke: bool, trust: bool,
              sections: tuple[str, ...] = MODELS) -> tuple[StudyConfig, Storage]:
     """Return the settings and the storage of a study. A started study keeps its own settings unless overridden.
 
     Raises UserError where the study is unknown, damaged or not trusted."""
-    config, storage = locate(study, overrides, place, smoke)
+    config, storage = locate(study, overrides, location, smoke)
     allow(config, study, overrides, trust, sections)
-    if place is not None:
+    if location is not None:
         storage.refresh()
     check.check(storage.folder, STAGE_FILES)
     return config, storage
 
 
-def locate(study: str, overrides: tuple[str, ...], place: str | None,
+def locate(study: str, overrides: tuple[str, ...], location: str | None,
             smoke: bool = False) -> tuple[StudyConfig, Storage]:
-    if "" in (study, place):
+    if "" in (study, location):
         raise UserError(f"{'--dir' if study else 'STUDY'} is empty; name a study folder, or leave it out")
     own = Storage.of(study)
     if own.uri is not None:
         own.refresh()
         if not (own.folder / STUDY_FILE).is_file():
-            raise UserError(f"{own} is no study yet; name a preset or a TOML file, and the URI with --dir")
+            raise UserError(f"{own} holds no study yet; name a preset or a TOML file, and the URI with --dir")
         study = str(own.folder)
     config = load_study(study, overrides, smoke)
-    if place is not None:
-        return config, Storage.of(place)
+    if location is not None:
+        return config, Storage.of(location)
     started = (own.folder / STUDY_FILE).is_file() and not smoke
     return config, own if started else Storage(Path("studies") / config.name)
 
@@ -73,31 +73,31 @@ def _check_named(study: str) -> None:
     raise UserError(f"there is no study {study}; {hint}")
 
 
-def resolve_started(study: str, place: str | None, overrides: tuple[str, ...] = (),
+def resolve_started(study: str, location: str | None, overrides: tuple[str, ...] = (),
                      everything: bool = False) -> tuple[StudyConfig, Storage]:
     """Return the settings that a study was started with, and its storage.
 
     everything: also download weights and logits. Raises UserError where the study was not started.
     """
     _check_named(study)
-    _, storage = locate(study, (), place)
+    _, storage = locate(study, (), location)
     storage.refresh(everything)
     folder = storage.folder
     if not (folder / STUDY_FILE).exists():
         raise UserError(f"{storage} has not been started; `kdstudy run {study}` starts it")
     if read_json(folder / "stages.json") is None:
-        raise UserError(f"{storage}/stages.json is missing or damaged; `kdstudy run {storage}` writes it anew")
+        raise UserError(f"{storage}/stages.json is missing or damaged; `kdstudy run {storage}` recreates it")
     check.check(folder, STAGE_FILES)
     return load_study(str(folder), overrides), storage
 
 
-def resolve_begun(study: str, place: str | None) -> Storage:
+def resolve_begun(study: str, location: str | None) -> Storage:
     """Return the storage of a started study, even if its driver has not written the settings yet."""
     try:
-        return resolve_started(study, place)[1]
+        return resolve_started(study, location)[1]
     except UserError:
         with contextlib.suppress(UserError):
-            storage = Storage.of(place or (study if study not in preset_names() else Path("studies") / study))
+            storage = Storage.of(location or (study if study not in preset_names() else Path("studies") / study))
             if not (storage.folder / "stages.json").exists() and storage.is_driven():
                 return storage
         raise
@@ -109,9 +109,9 @@ def files_must_fit(storage: Storage) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise UserError(f"the files of {storage} do not fit together: {' '.join(str(error).split())}") from None
+        raise UserError(f"the files of {storage} are inconsistent: {' '.join(str(error).split())}") from None
     except FileNotFoundError as error:
         if not str(error.filename).startswith(str(storage.folder)):
             raise
-        raise UserError(f"{error.filename} is missing; restore it from a copy, or let `kdstudy run {storage}` make it "
-                        "anew") from None
+        raise UserError(f"{error.filename} is missing; restore it from a copy, or let `kdstudy run {storage}` "
+                        "recreate it") from None

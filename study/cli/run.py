@@ -29,7 +29,7 @@ from kdstudy.watch.display import Display
               help=f"Stop after this stage: {', '.join(NAMES)}.")
 @address_option
 @trust_option
-def run(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, until: str,
+def run(study: str, overrides: tuple[str, ...], location: str | None, smoke: bool, until: str,
         address: str | None, trust: bool) -> None:
     """Run or resume a study.
 
@@ -38,7 +38,7 @@ def run(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, 
 
     Run the same command again to resume an interrupted study. Finished work is never repeated.
     """
-    config, storage = resolve(study, overrides, place, smoke, trust, (*MODELS, "watch"))
+    config, storage = resolve(study, overrides, location, smoke, trust, (*MODELS, "watch"))
     console = make_console()
     print_prose(console, f"[bold]{config.name}[/bold]  {escape(config.about)}", markup=True)
     with stoppable(str(storage)):
@@ -61,18 +61,18 @@ def run(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, 
 @click.option("--tflops", type=click.FloatRange(0.001, 1_000_000), default=40.0, show_default=True,
               help="Sustained TFLOP/s of each of the --gpus.")
 @trust_option
-def plan(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, measure: bool,
+def plan(study: str, overrides: tuple[str, ...], location: str | None, smoke: bool, measure: bool,
          address: str | None, gpus: int | None, tflops: float, trust: bool) -> None:
     """Show what a study will do and cost, without starting it.
 
     Prints the stages, trials, rungs, expected epochs, resources, floating-point operations and, where known, times.
     Also checks that the study can run: the settings, this machine or, on a cluster, every node."""
     if gpus and address:
-        raise UserError("--gpus estimates for GPUs that are not there, --address speaks of a cluster that is; leave "
-                        "one of them out")
+        raise UserError("--gpus estimates for GPUs that you do not have, --address for a running cluster; leave one "
+                        "of them out")
     if math.isnan(tflops):
         raise UserError("--tflops nan is not a number")
-    config, storage = resolve(study, overrides, place, smoke, trust)
+    config, storage = resolve(study, overrides, location, smoke, trust)
     from kdstudy.planning.plan import show_plan  # imports Ray and torch
 
     show_plan(Study(config, storage), make_console(), measure, gpus, tflops, address)
@@ -89,7 +89,7 @@ def plan(study: str, overrides: tuple[str, ...], place: str | None, smoke: bool,
 @click.option("--out", type=LocalPath(path_type=Path), metavar="FOLDER",
               help="Output folder for weights and history.  [default: train/LOOP in the study folder]")
 @trust_option
-def train(loop: str, study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, lr: float | None,
+def train(loop: str, study: str, overrides: tuple[str, ...], location: str | None, smoke: bool, lr: float | None,
           temperature: float | None, alpha: float | None, seed: int | None, out: Path | None, trust: bool) -> None:
     """Train one model without a search.
 
@@ -98,7 +98,7 @@ def train(loop: str, study: str, overrides: tuple[str, ...], place: str | None, 
     kdstudy train baseline STUDY --lr 3e-4
     kdstudy train distill STUDY --temperature 4 --alpha 0.5 --lr 3e-4
     """
-    config, storage = resolve(study, overrides, place, smoke, trust)
+    config, storage = resolve(study, overrides, location, smoke, trust)
     parameters = _loop_parameters(config, loop, lr=lr, temperature=temperature, alpha=alpha)
     from kdstudy import train as training  # imports torch
 
@@ -115,7 +115,7 @@ def _loop_parameters(config: StudyConfig, loop: str, **given: float | None) -> d
         if value is None:
             continue
         if name not in defaults:
-            raise UserError(f"--{name} means nothing to the {loop} loop; it belongs to `kdstudy train distill`")
+            raise UserError(f"--{name} does not apply to the {loop} loop, only to `kdstudy train distill`")
         check_parameter(name, value)
         defaults[name] = value
     return defaults

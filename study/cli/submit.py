@@ -62,8 +62,8 @@ MEANT_FOR = {
               help="slurm, kuberay: print the script or manifests without submitting them.")
 @trust_option
 @click.pass_context
-def submit(context: click.Context, study: str, overrides: tuple[str, ...], place: str | None, smoke: bool, target: str,
-           until: str | None, trust: bool, **options: Any) -> None:
+def submit(context: click.Context, study: str, overrides: tuple[str, ...], location: str | None, smoke: bool,
+           target: str, until: str | None, trust: bool, **options: Any) -> None:
     """Run a study on a cluster.
 
     \b
@@ -79,45 +79,45 @@ def submit(context: click.Context, study: str, overrides: tuple[str, ...], place
     given = {name for name in options if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE}
     for name in sorted(name for name in given if target not in MEANT_FOR[name]):
         option = next(parameter.opts[0] for parameter in context.command.params if parameter.name == name)
-        raise UserError(f"{option} means nothing to --to {target}; it belongs to --to {' or '.join(MEANT_FOR[name])}")
-    config, storage = locate(study, overrides, place, smoke)
+        raise UserError(f"{option} does not apply to --to {target}, only to --to {' or '.join(MEANT_FOR[name])}")
+    config, storage = locate(study, overrides, location, smoke)
     allow(config, study, overrides, trust, (*MODELS, "watch"))
-    place = place or (str(storage) if (storage.folder / STUDY_FILE).is_file() else "")
-    common.check_place(place)
+    location = location or (str(storage) if (storage.folder / STUDY_FILE).is_file() else "")
+    common.check_location(location)
     common.check_paths(config)
-    LAUNCHERS[target](config, place, until, options)
+    LAUNCHERS[target](config, location, until, options)
 
 
-def _submit_to_ray(config: StudyConfig, place: str, until: str | None, options: dict[str, Any]) -> None:
+def _submit_to_ray(config: StudyConfig, location: str, until: str | None, options: dict[str, Any]) -> None:
     from kdstudy.launch import ray_job
 
-    ray_job.submit(config, place, make_console(), address=options["address"], until=until, pip=options["pip"],
+    ray_job.submit(config, location, make_console(), address=options["address"], until=until, pip=options["pip"],
                       environment=variables(options["environment"]), detach=options["detach"])
 
 
-def _submit_to_slurm(config: StudyConfig, place: str, until: str | None, options: dict[str, Any]) -> None:
+def _submit_to_slurm(config: StudyConfig, location: str, until: str | None, options: dict[str, Any]) -> None:
     from kdstudy.launch import slurm
 
     allocation = slurm.Allocation(*(options[name] for name in (
         "nodes", "gpus_per_node", "cpus_per_node", "time", "partition", "account", "sbatch")))
-    content = slurm.script(config, place, allocation, until=until, setup=options["setup"])
+    content = slurm.script(config, location, allocation, until=until, setup=options["setup"])
     if options["show"]:
         click.echo(content, nl=False)
     else:
-        slurm.submit(content, place, make_console())
+        slurm.submit(content, location, make_console())
 
 
-def _submit_to_kuberay(config: StudyConfig, place: str, until: str | None, options: dict[str, Any]) -> None:
+def _submit_to_kuberay(config: StudyConfig, location: str, until: str | None, options: dict[str, Any]) -> None:
     from kdstudy.launch import kuberay
 
     pods = kuberay.Pods(options["image"] or "", options["workers"], options["cpus_per_node"] or kuberay.WORKER_CPUS,
                         options["gpus_per_node"], options["memory"], options["namespace"],
                         variables(options["environment"]), options["env_from"])
-    objects = kuberay.manifests(config, place, pods, until)
+    objects = kuberay.manifests(config, location, pods, until)
     if options["show"]:
         click.echo(kuberay.to_yaml(objects), nl=False)
     else:
-        kuberay.submit(objects, place, make_console())
+        kuberay.submit(objects, location, make_console())
 
 
 LAUNCHERS = {"ray": _submit_to_ray, "slurm": _submit_to_slurm, "kuberay": _submit_to_kuberay}

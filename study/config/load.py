@@ -100,7 +100,7 @@ def _read(path: Path) -> dict[str, Any]:
     """Return the contents of a TOML file. Raises UserError."""
     try:
         if path.stat().st_size > LARGEST_FILE:
-            raise UserError(f"{path} is no study file: it is larger than {LARGEST_FILE >> 20} MiB")
+            raise UserError(f"{path} is not a study file: it is larger than {LARGEST_FILE >> 20} MiB")
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None

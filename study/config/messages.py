@@ -13,7 +13,7 @@ from kdstudy.errors import UserError
 def validate(values: dict[str, Any]) -> StudyConfig:
     """Settings from the values of a study file. Raises UserError with one line that names the key and the remedy."""
     if _is_deeper(values, DEEPEST):
-        raise UserError(f"the settings are nested more than {DEEPEST} deep; see `kdstudy settings` for those there are")
+        raise UserError(f"the settings are nested more than {DEEPEST} deep; `kdstudy settings` lists them all")
     try:
         return StudyConfig.model_validate(values)
     except ValidationError as error:

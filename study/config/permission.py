@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kdstudy.config.load import functions_in, texts_in
-from kdstudy.config.settings import StudyConfig, own_functions, places_named
+from kdstudy.config.settings import StudyConfig, locations_named, own_functions
 from kdstudy.errors import UserError
 from kdstudy.trainables import functions
 
@@ -52,10 +52,10 @@ def functions_allowed(config: StudyConfig, named: Named, source: object, *, trus
     for setting, name in wanted.items():
         if name not in own:
             raise UserError(f"{setting} = {name!r} is a function that {source} names, not you, and its code would run; "
-                            f"if you trust whoever made that study, {remedy}")
-    for setting, location in places_named(config, watch="watch" in sections).items():
+                            f"if you trust its author, {remedy}")
+    for setting, location in locations_named(config, watch="watch" in sections).items():
         if location not in texts:
             raise UserError(f"{setting} = {location!r} is an address that {source} names, not you, and it would be "
-                            f"asked or told; if you trust it, {remedy}, else give your own, or none, with "
+                            f"contacted; if you trust it, {remedy}, else set your own, or none, with "
                             f"--set {setting}=…")
     return own

@@ -52,7 +52,7 @@ class Range(Settings):
         if self.choice is not None and len(self.choice) < 2:
             raise ValueError("choice needs at least two values")
         if self.choice is not None and len(set(self.choice)) < len(self.choice):
-            raise ValueError("choice names a value twice")
+            raise ValueError("choice repeats a value")
         if self.log is not None and math.log10(self.log[1]) - math.log10(self.log[0]) > MOST_DECADES:
             raise ValueError(f"log spans more than {MOST_DECADES} powers of ten")
         return self
@@ -76,7 +76,7 @@ class Range(Settings):
 class TeacherSettings(ModelSettings, TrainSettings):
     """The teacher: a model to train, one or several trained models, or a file of logits."""
 
-    model: Line = Field("", description="what is trained: as for the student; or give trained or logits instead")
+    model: Line = Field("", description="the model to train, as for the student; or set trained or logits instead")
     trained: Annotated[tuple[Line, ...] | None, FromOne] = Field(
         None, description="folders of trained models; the logits of several are averaged", min_length=1,
         max_length=100
@@ -84,7 +84,7 @@ class TeacherSettings(ModelSettings, TrainSettings):
     function: Line | None = Field(None, description="package.module:function that a trained folder may name and call")
     logits: Line | None = Field(None, description="a file that `kdstudy logits` wrote")
     lr: Annotated[LearningRate | LearningRates, FromList] = Field(
-        3e-4, description="a list: the best on validation is kept"
+        3e-4, description="peak learning rate; of a list, the best on validation is kept"
     )
 
     @model_validator(mode="after")
@@ -93,7 +93,7 @@ class TeacherSettings(ModelSettings, TrainSettings):
         if len(given) != 1:
             raise ValueError("needs exactly one of model (to be trained), trained = [folders] and logits = file, not "
                              f"{' and '.join(given) or 'none'}"
-                             + ("; --set teacher.model= takes a study's own model away" if len(given) > 1 else ""))
+                             + ("; --set teacher.model= removes the study's own model" if len(given) > 1 else ""))
         return self
 
     @property
@@ -123,7 +123,7 @@ class DefaultPoint(Settings):
     """The default configuration, which always runs, whatever the search finds."""
 
     temperature: Annotated[float, Field(ge=0.01, le=10_000)] = Field(
-        4.0, description="T, which softens both in the soft loss"
+        4.0, description="T, which softens teacher and student in the soft loss"
     )
     alpha: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="weight of the soft loss")
     lr: LearningRate = Field(3e-4, description="peak learning rate, of both arms")
@@ -132,24 +132,24 @@ class DefaultPoint(Settings):
 class SearchSettings(Settings):
     """The search space and budget. Ranges apply to both arms, except temperature and alpha."""
 
-    trials: Trials = Field(20, description="of the distillation")
-    baseline_trials: Trials = Field(20, description="of the baseline; search.trials does not change it")
+    trials: Trials = Field(20, description="trials of the distillation")
+    baseline_trials: Trials = Field(20, description="trials of the baseline; search.trials does not change it")
     protected: Natural = Field(8, description="Sobol points that are never stopped, besides the default point")
     baseline_protected: Natural = Field(4, description="likewise for the baseline")
     early_stopping: bool = Field(True, description="ASHA: stop trials that are behind at a rung")
     reduction_factor: Annotated[int, Field(ge=2, le=1000)] = Field(
-        3, description="a rung keeps the best one in so many"
+        3, description="each rung keeps the best 1/reduction_factor of its trials"
     )
     grace_period: PositiveInt | None = Field(
-        None, description="epochs before the first rung, which is after the warm-up unless given"
+        None, description="epochs before the first rung; by default the rung comes after the warm-up"
     )
-    report_every: PositiveInt | None = Field(None, description="epochs; a thirtieth of them unless given")
-    checkpoint_every: PositiveInt | None = Field(None, description="epochs; every fifth report unless given")
+    report_every: PositiveInt | None = Field(None, description="epochs between reports; by default a thirtieth of all")
+    checkpoint_every: PositiveInt | None = Field(None, description="epochs between checkpoints; by default 5 reports")
     warm_start: Line | None = Field(
         None, description="another study's folder: TPE starts from what its searches found in the same space"
     )
     temperature: Range | None = Field(None, description="{log = [1, 16]}, {linear = [1, 8]} or {choice = [2, 4]}")
-    alpha: Range | None = Field(None, description="a range, likewise; the default point must lie in it")
+    alpha: Range | None = Field(None, description="a range, likewise; it must include the default point")
     lr: Range | None = Field(None, description="a range for both arms")
     weight_decay: Range | None = Field(None, description="a range for both arms")
     warmup: Range | None = Field(None, description="a range for both arms")
@@ -166,8 +166,8 @@ SEARCHABLE = (*DISTILLATION_ONLY, "lr", "weight_decay", "warmup", "batch_size", 
 class FinalistSettings(Settings):
     """A round between search and confirmation that retrains the best configurations on fresh seeds; validation only."""
 
-    configurations: Natural = Field(0, description="the best so many of each arm, and the default; 0: no such round")
-    seeds: Seeds = Field(3, description="fresh seeds for each of them; the best mean wins")
+    configurations: Natural = Field(0, description="how many of each arm's best run again, with the default; 0: none")
+    seeds: Seeds = Field(3, description="fresh seeds per configuration; the best mean wins")
 
 
 class ConfirmSettings(Settings):
@@ -177,11 +177,11 @@ class ConfirmSettings(Settings):
 class ResourceSettings(Settings):
     cpus_per_trial: PositiveInt = Field(1, description="cores of each trial")
     gpus_per_trial: Annotated[float, Field(ge=0, le=1000)] | None = Field(
-        None, description="may be a fraction; 1 if there are"
+        None, description="GPUs of each trial, may be a fraction; by default 1 if there are any"
     )
-    concurrent: PositiveInt | None = Field(None, description="trials at a time; as many as fit unless given")
+    concurrent: PositiveInt | None = Field(None, description="trials at a time; by default as many as fit")
     teacher_workers: Annotated[int, Field(ge=1, le=10_000)] = Field(
-        1, description="that train the teacher together, each with a trial's resources: DDP"
+        1, description="workers that train the teacher together (DDP), each with a trial's resources"
     )
     worker_retries: Natural = Field(3, description="how often a trial survives the death of its worker")
 
@@ -207,9 +207,9 @@ class StudyConfig(Settings):
     """All settings of a study."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100,
-                      description="of the study's folder; that of the file unless given")
+                      description="name of the study's folder; by default the file's")
     about: Line = Field("", description="one sentence for reports and model cards")
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="everything random follows from it")
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="seed of everything random")
     data: DataSettings = DataSettings()
     views: ViewSettings = ViewSettings()
     teacher: TeacherSettings
@@ -250,7 +250,7 @@ class StudyConfig(Settings):
         if (self.data.validation or 0) + (self.data.test or 0) >= 1:
             raise ValueError("data.validation + data.test must be smaller than 1")
         if self.data.unlabelled and self.data.student_images is None:
-            raise ValueError("data.unlabelled needs data.student_images: the others are what is used without labels")
+            raise ValueError("data.unlabelled needs data.student_images: it uses the images that these leave out")
         return self
 
     def space(self, arm: str) -> dict[str, Range]:
@@ -381,16 +381,16 @@ def own_functions(config: StudyConfig) -> dict[str, str]:
     return {setting: name for setting, name in named.items() if name and is_function(name)}
 
 
-def places_named(config: StudyConfig, watch: bool) -> dict[str, str]:
+def locations_named(config: StudyConfig, watch: bool) -> dict[str, str]:
     """Return the settings that name a host to download from, which may see this machine's credentials, or, with
     `watch`, a destination for curves."""
     asked = {"data.source": [config.data.source], "search.warm_start": [config.search.warm_start],
              "teacher.logits": [config.teacher.logits], "teacher.trained": config.teacher.trained or (),
              "teacher.pretrained": [config.teacher.pretrained], "student.pretrained": [config.student.pretrained]}
-    found = {setting: place for setting, places in asked.items() for place in places
-             if isinstance(place, str) and names_a_host(place)}
+    found = {setting: location for setting, locations in asked.items() for location in locations
+             if isinstance(location, str) and names_a_host(location)}
     told = {"watch.mlflow": config.watch.mlflow, "watch.wandb": config.watch.wandb} if watch else {}
-    return found | {setting: place for setting, place in told.items() if place}
+    return found | {setting: location for setting, location in told.items() if location}
 
 
 def section_model(field: FieldInfo) -> type[Settings] | None:

@@ -19,7 +19,7 @@ def location_of(problem: dict[str, Any]) -> list[str]:
 
 WORDING = {
     "int_type": "must be a whole number", "float_type": "must be a number", "bool_type": "must be true or false",
-    "string_type": "must be a text", "string_unicode": "must be a text in UTF-8", "dict_type": "must be a table",
+    "string_type": "must be a string", "string_unicode": "must be valid UTF-8", "dict_type": "must be a table",
     "tuple_type": "must be a list", "list_type": "must be a list", "model_type": "must be a table",
     "missing": "is missing", "extra_forbidden": "is not known", "finite_number": "must be a finite number",
     "literal_error": "must be {expected}", "greater_than": "must be greater than {gt}",
@@ -28,7 +28,7 @@ WORDING = {
     "string_too_long": "must be at most {max_length} characters long",
     "too_short": "must be a list of at least {min_length}", "too_long": "must be a list of at most {max_length}",
 }
-PATTERNS = {"name": "must be made of letters, digits, '.', '_' and '-', and begin with a letter or digit"}
+PATTERNS = {"name": "must consist of letters, digits, '.', '_' and '-', and begin with a letter or digit"}
 
 
 def wording(problems: list[dict[str, Any]]) -> str:

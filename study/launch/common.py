@@ -22,17 +22,17 @@ from kdstudy.trainables.sources import NAMES
 
 OURS = Path(__file__).resolve().parents[1]
 PARTS = (trainables, analysis)  # packages of kdstudy whose folders may be elsewhere in a source checkout
-ABSOLUTE = "what is submitted is read elsewhere: give the absolute path there, or a URI"
+ABSOLUTE = "the cluster reads it, not this machine: give an absolute path there, or a URI"
 
 
-def check_place(place: str) -> None:
+def check_location(location: str) -> None:
     """Check that all nodes can resolve a study's location: an absolute path or a URI. Raises UserError."""
-    if not place:
+    if not location:
         raise UserError("--dir is needed: the absolute path of a folder that all nodes share, or a URI such as "
                         "s3://BUCKET/studies/NAME")
-    if not _is_absolute(place):
-        raise UserError(f"--dir {place} is relative; {ABSOLUTE}")
-    Storage.of(place)
+    if not _is_absolute(location):
+        raise UserError(f"--dir {location} is relative; {ABSOLUTE}")
+    Storage.of(location)
 
 
 def check_paths(config: StudyConfig) -> None:
@@ -94,8 +94,8 @@ def _top_level(module: str) -> Path | None:
 
 def _is_installed(file: Path) -> bool:
     paths = sysconfig.get_paths()
-    places = {paths["purelib"], paths["platlib"], paths["stdlib"], *site.getsitepackages(), site.getusersitepackages()}
-    return any(file.resolve().is_relative_to(Path(place).resolve()) for place in places)
+    folders = {paths["purelib"], paths["platlib"], paths["stdlib"], *site.getsitepackages(), site.getusersitepackages()}
+    return any(file.resolve().is_relative_to(Path(folder).resolve()) for folder in folders)
 
 
 # -- files for the job ------------------------------------------------------------------------------------------------
@@ -126,7 +126,7 @@ def _folder_of(package: ModuleType) -> Path:
     return Path(package.__file__).resolve().parent
 
 
-def requirements(place: str) -> list[str]:
+def requirements(location: str) -> list[str]:
     """Return kdstudy's requirements, except Ray, which every node has, plus the package for the location's URI scheme.
 
     Raises UserError if kdstudy is not installed here, since the requirements are read from its installation.
@@ -136,15 +136,15 @@ def requirements(place: str) -> list[str]:
     try:
         needed = importlib.metadata.requires("kdstudy") or []
     except importlib.metadata.PackageNotFoundError:
-        raise UserError("--pip reads what kdstudy needs from its installation; install it here too: pip install -e .",
+        raise UserError("--pip reads the requirements of an installed kdstudy; install it here too: pip install -e .",
                         ) from None
-    extra = PACKAGES.get(place.split("://")[0], "")
+    extra = PACKAGES.get(location.split("://")[0], "")
     wanted = [requirement for requirement in map(Requirement, needed) if requirement.name != "ray"
               and (requirement.marker is None or requirement.marker.evaluate({"extra": extra}))]
     return [f"{requirement.name}{requirement.specifier}" for requirement in wanted]
 
 
-def command(study_file: str, place: str, until: str | None, *more: str) -> list[str]:
+def command(study_file: str, location: str, until: str | None, *more: str) -> list[str]:
     """Return the command line, as a list of words, that runs the study on the cluster."""
-    return ["python", "-m", "kdstudy", "run", study_file, "--dir", place, *(("--until", until) if until else ()),
+    return ["python", "-m", "kdstudy", "run", study_file, "--dir", location, *(("--until", until) if until else ()),
             *more]

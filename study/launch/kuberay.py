@@ -47,9 +47,9 @@ class Pods:
     def check(self) -> None:
         """Raises UserError if the memory or the image is invalid."""
         if not QUANTITY.fullmatch(self.memory):
-            raise UserError(f"--memory {self.memory} is no size as Kubernetes writes it, such as 32Gi")
+            raise UserError(f"--memory {self.memory} is not a Kubernetes size such as 32Gi")
         if not self.image or re.search(r"\s", self.image):
-            raise UserError("--image is needed: one with kdstudy and ray[default], as the README says")
+            raise UserError("--image is needed: an image with kdstudy and ray[default], see the README")
 
     def template(self, name: str, cpus: int, gpus: int | None, more: dict[str, Any]) -> dict[str, Any]:
         """Return a pod template with one container."""
@@ -64,17 +64,17 @@ class Pods:
         return {"spec": {"containers": [container | more]} | ({"volumes": volumes} if volumes else {})}
 
 
-def manifests(config: StudyConfig, place: str, pods: Pods, until: str | None = None) -> list[dict[str, Any]]:
+def manifests(config: StudyConfig, location: str, pods: Pods, until: str | None = None) -> list[dict[str, Any]]:
     """Return the ConfigMap with the settings, and the RayJob.
 
-    place: the study's URI, or absolute path shared by all pods. Raises UserError.
+    location: the study's URI, or absolute path shared by all pods. Raises UserError.
     """
     pods.check()
     metadata: dict[str, Any] = {"name": object_name(config)}
     if pods.namespace:
         metadata["namespace"] = pods.namespace
     settings = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": {STUDY_FILE: config.to_toml()}}
-    words = launch.command(f"{MOUNT}/{STUDY_FILE}", place, until)
+    words = launch.command(f"{MOUNT}/{STUDY_FILE}", location, until)
     spec = {"entrypoint": shlex.join(words), "shutdownAfterJobFinishes": True, "backoffLimit": ATTEMPTS_AFTER_FIRST,
             "runtimeEnvYAML": yaml.safe_dump({"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)}}),
             "rayClusterSpec": _cluster(pods, metadata["name"])}
@@ -118,19 +118,19 @@ def to_yaml(objects: list[dict[str, Any]]) -> str:
     return yaml.dump_all(objects, Dumper=_Readable, sort_keys=False, width=120, allow_unicode=True)
 
 
-def submit(objects: list[dict[str, Any]], place: str, console: Console) -> None:
+def submit(objects: list[dict[str, Any]], location: str, console: Console) -> None:
     """Create the objects with kubectl and print the commands to watch, stop and fetch. Raises UserError if that fails.
     """
     if shutil.which("kubectl") is None:
-        raise UserError("kubectl is not on this machine's PATH; install it, or give --print and create the objects "
-                        "where it is")
+        raise UserError("kubectl is not on this machine's PATH; install it, or use --print and create the objects "
+                        "on a machine that has it")
     done = subprocess.run(["kubectl", "create", "-f", "-"], input=to_yaml(objects), text=True, capture_output=True)
     if done.returncode:
-        raise UserError(f"kubectl does not create the job: {' '.join(done.stderr.split())[:300]}; see that it reaches "
-                        "the cluster, and that KubeRay is installed there")
+        raise UserError(f"kubectl could not create the job: {' '.join(done.stderr.split())[:300]}; check that it "
+                        "reaches the cluster, and that KubeRay is installed there")
     metadata = objects[-1]["metadata"]
     name, where = metadata["name"], f" -n {metadata['namespace']}" if "namespace" in metadata else ""
     for line in (f"job    {name}", f"watch  kubectl logs -f{where} -l job-name={name}",
-                 f"stop   kubectl delete{where} rayjob/{name} configmap/{name}  (submit it again to go on)",
-                 f"fetch  kdstudy fetch {shlex.quote(place)} FOLDER"):
+                 f"stop   kubectl delete{where} rayjob/{name} configmap/{name}  (submit it again to continue)",
+                 f"fetch  kdstudy fetch {shlex.quote(location)} FOLDER"):
         console.print(line, soft_wrap=True, markup=False)

@@ -48,7 +48,7 @@ class Job:
 
     id: str
     address: str
-    place: str
+    location: str
 
     @property
     def watch(self) -> str:
@@ -60,28 +60,28 @@ class Job:
 
     @property
     def fetch(self) -> str:
-        return f"kdstudy fetch {shlex.quote(self.place)} FOLDER"
+        return f"kdstudy fetch {shlex.quote(self.location)} FOLDER"
 
 
-def submit(config: StudyConfig, place: str, console: Console, *, address: str | None, until: str | None, pip: bool,
+def submit(config: StudyConfig, location: str, console: Console, *, address: str | None, until: str | None, pip: bool,
            environment: dict[str, str], detach: bool) -> None:
     """Run a study as a job on the cluster whose dashboard is at `address`, and follow its log unless `detach`.
 
-    place: absolute path or URI of the study, as seen by the cluster. Raises UserError if the job cannot be submitted,
-    StudyFailedError if Ray cannot run it, InterruptedStudyError if it is stopped or the user stops following it. If the
-    driver fails, exits with the driver's exit code.
+    location: absolute path or URI of the study, as seen by the cluster. Raises UserError if the job cannot be
+    submitted, StudyFailedError if Ray cannot run it, InterruptedStudyError if it is stopped or the user stops following
+    it. If the driver fails, exits with the driver's exit code.
     """
     with tempfile.TemporaryDirectory(prefix="kdstudy-") as folder:
         launch.write_working_dir(config, Path(folder))
         runtime = {"working_dir": folder, "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_SECONDS)} | environment}
         if pip:
-            runtime["pip"] = launch.requirements(place)
+            runtime["pip"] = launch.requirements(location)
         client = connect(address)
-        job = Job(launch.job_name(config), client.get_address(), place)
-        words = shlex.join(launch.command(STUDY_FILE, place, until))
+        job = Job(launch.job_name(config), client.get_address(), location)
+        words = shlex.join(launch.command(STUDY_FILE, location, until))
         with _refusals(job.address):
             _hand_over(client, entrypoint=f"exec {words}", submission_id=job.id, runtime_env=runtime,
-                       metadata={"study": config.name, "place": place})
+                       metadata={"study": config.name, "place": location})
     _announce(job, console)
     if not detach:
         watch(client, job, console)
@@ -102,7 +102,7 @@ def _hand_over(client: JobSubmissionClient, **job: Any) -> None:
 
 def _announce(job: Job, console: Console) -> None:
     for line in (f"job    {job.id} at {job.address}", f"watch  {job.watch}",
-                 f"stop   {job.stop}  (submit it again to go on)", f"fetch  {job.fetch}"):
+                 f"stop   {job.stop}  (submit it again to continue)", f"fetch  {job.fetch}"):
         console.print(line, soft_wrap=True, markup=False)
 
 
@@ -115,8 +115,8 @@ def connect(address: str | None) -> JobSubmissionClient:
     if not address:
         raise UserError("--address is needed: the cluster's dashboard, http://HOST:8265")
     if not ADDRESS.fullmatch(address):
-        raise UserError(f"the address {address!r} is not http://HOST:PORT, the dashboard's, as `ray start --head` "
-                        "prints it (the port is 8265 unless chosen)")
+        raise UserError(f"the address {address!r} is not a dashboard's http://HOST:PORT, as `ray start --head` "
+                        "prints it (port 8265 by default)")
     if importlib.util.find_spec("aiohttp") is None:
         raise UserError("Ray Jobs need packages that are not installed here: pip install 'kdstudy[cluster]'")
     _check_answer(address)
@@ -138,7 +138,7 @@ def _check_answer(address: str) -> None:
         raise UserError(f"no Ray dashboard answers at {address}; check --address (http://HOST:8265, as `ray start "
                         "--head` prints it), that its head is up, and that ray[default] is installed there") from None
     if said.status_code not in (200, 401, 403) or (said.ok and "ray_version" not in said.text):
-        raise UserError(f"what answers at {address} is no Ray dashboard; check --address (http://HOST:8265, as `ray "
+        raise UserError(f"the server at {address} is not a Ray dashboard; check --address (http://HOST:8265, as `ray "
                         "start --head` prints it)")
 
 
@@ -150,10 +150,10 @@ def _refusals(address: str) -> Iterator[None]:
     try:
         yield
     except AuthenticationError as error:
-        what = "asks for a token" if "Authentication required" in str(error) else "refuses the token"
+        what = "requires a token" if "Authentication required" in str(error) else "refuses the token"
         raise UserError(f"the Ray cluster at {address} {what}; {SET_TOKEN}") from None
     except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(f"the Ray cluster at {address} does not take the job: {_last_line(str(error))}") from None
+        raise UserError(f"the Ray cluster at {address} rejected the job: {_last_line(str(error))}") from None
 
 
 def _last_line(text: str) -> str:
@@ -172,7 +172,8 @@ def watch(client: JobSubmissionClient, job: Job, console: Console) -> None:
             asyncio.run(_follow(client, job, log))
         _end_alike(_outcome(client, job), job, log)
     except KeyboardInterrupt:
-        raise InterruptedStudyError(f"no longer watched; the job goes on. To watch it again: {job.watch}") from None
+        raise InterruptedStudyError("no longer following the log; the job goes on. To follow it again: "
+                                    f"{job.watch}") from None
 
 
 async def _follow(client: JobSubmissionClient, job: Job, log: Log) -> None:
@@ -190,7 +191,7 @@ async def _follow(client: JobSubmissionClient, job: Job, log: Log) -> None:
                 lost_since = None
             lost_since = lost_since or time.monotonic()
             if time.monotonic() - lost_since > LOST_SECONDS:
-                raise StudyFailedError(f"{job.address} answers no longer; the job may go on. To watch it again: "
+                raise StudyFailedError(f"{job.address} no longer answers; the job may go on. To follow it again: "
                                        f"{job.watch}") from None
             await asyncio.sleep(1)
 
@@ -204,7 +205,7 @@ def _outcome(client: JobSubmissionClient, job: Job) -> Any:
             if info.status in ENDED:
                 return info
         if time.monotonic() > deadline:
-            raise StudyFailedError(f"how the job ended cannot be read from {job.address}; see {job.watch}")
+            raise StudyFailedError(f"cannot read from {job.address} how the job ended; see {job.watch}")
         time.sleep(0.5)
 
 
@@ -213,17 +214,17 @@ def _end_alike(info: Any, job: Job, log: Log) -> None:
     if info.status == "SUCCEEDED":
         return
     if info.status == "STOPPED":
-        raise InterruptedStudyError(f"the job was stopped; what is finished is kept in {job.place}. Submit the study "
-                                    "again to go on")
+        raise InterruptedStudyError(f"the job was stopped; finished work is kept in {job.location}. Submit the study "
+                                    "again to continue")
     code = info.driver_exit_code
     if not code:
         raise StudyFailedError(f"Ray could not run the job: {_last_line(info.message or '')}")
     if code < 0:
-        click.echo(f"kdstudy: the driver was killed by signal {-code}; what is finished is kept in {job.place}. Submit "
-                   "the study again to go on", err=True)
+        click.echo(f"kdstudy: the driver was killed by signal {-code}; finished work is kept in {job.location}. "
+                   "Submit the study again to continue", err=True)
     if missing := re.search(r"No module named '([\w.]+)'|python: (?:command )?not found", log.last):
         click.echo(f"kdstudy: the cluster's head has no {missing[1] or 'python on its PATH'}; use an image with "
-                   "kdstudy's dependencies, or give --pip", err=True)
+                   "kdstudy's dependencies, or use --pip", err=True)
     sys.exit(code if code > 0 else 128 - code)
 
 

@@ -25,9 +25,9 @@ DIRECTIVE = re.compile(r"[a-z][a-z-]*(=[^\s'\"\\`$]+)?")
 # $RAY_TMPDIR must be short, because socket paths are limited, and unique, because other users may own /tmp/ray.
 # Ray needs a token: without one, any user of the cluster could run code through it.
 SCRIPT = """#!/bin/bash
-# kdstudy: {name}. Submit this script again to go on where the study was cut off.
+# kdstudy: {name}. Submit this script again to continue the study if it was interrupted.
 {directives}
-# Nothing of the folder that this is submitted from stands in for a package.
+# Keep Python from importing anything from the folder that this is submitted from.
 export PYTHONSAFEPATH=1
 {setup}
 set -euo pipefail
@@ -44,9 +44,9 @@ head=$(getent ahostsv4 "${{hosts[0]}}" | awk '!found && !/^127\\./ {{ print $1; 
 port=$(python -c 'import socket; free = socket.socket(); free.bind(("", 0)); print(free.getsockname()[1])')
 address=${{head:-${{hosts[0]}}}}:$port
 
-# The driver alone is asked to stop before the time limit; Ray must live on until it has.
+# Before the time limit, stop only the driver; Ray must run until the driver has ended.
 stop() {{
-    echo "stopping before the time limit; submit this script again to go on"
+    echo "stopping before the time limit; submit this script again to continue"
     kill -TERM "$(cat "$RAY_TMPDIR/driver")" || true
 }}
 trap stop TERM
@@ -95,18 +95,18 @@ class Allocation:
         lines = [key if value is None else f"{key}={value}" for key, value in options.items()]
         for line in lines:
             if not DIRECTIVE.fullmatch(line):
-                raise UserError(f"--{line} is no option for sbatch; give KEY=VALUE, without spaces and quotes")
+                raise UserError(f"--{line} is not an sbatch option; give KEY=VALUE, without spaces or quotes")
         return [f"#SBATCH --{line}" for line in lines]
 
 
-def script(config: StudyConfig, place: str, allocation: Allocation, *, until: str | None = None,
+def script(config: StudyConfig, location: str, allocation: Allocation, *, until: str | None = None,
            setup: Sequence[str] = ()) -> str:
     """Return the complete batch script.
 
-    place: the study's absolute path, shared by all nodes, or URI. setup: shell lines that put kdstudy and Ray on the
+    location: the study's absolute path, shared by all nodes, or URI. setup: shell lines that put kdstudy and Ray on the
     PATH of every node; by default they activate this process's environment. Raises UserError.
     """
-    run = launch.command('"$RAY_TMPDIR/study.toml"', shlex.quote(place), until, "--address", '"$address"')
+    run = launch.command('"$RAY_TMPDIR/study.toml"', shlex.quote(location), until, "--address", '"$address"')
     return SCRIPT.format(name=config.name, directives="\n".join(allocation.directives(config.name)),
                          setup="\n".join([*(setup or [_this_environment()]), *_own_paths(config)]),
                          settings=config.to_toml(), end=END_OF_SETTINGS, command=" ".join(run))
@@ -126,17 +126,17 @@ def _own_paths(config: StudyConfig) -> list[str]:
     return [f"export PYTHONPATH={shlex.quote(':'.join(folders))}${{PYTHONPATH:+:$PYTHONPATH}}"] if folders else []
 
 
-def submit(content: str, place: str, console: Console) -> None:
+def submit(content: str, location: str, console: Console) -> None:
     """Submit a script with sbatch and print the commands to watch, stop and fetch it. Raises UserError if that fails.
     """
     if shutil.which("sbatch") is None:
-        raise UserError("sbatch is not on this machine's PATH; run the command on a login node of the cluster, or give "
+        raise UserError("sbatch is not on this machine's PATH; run the command on a login node of the cluster, or use "
                         "--print and submit the script there")
     done = subprocess.run(["sbatch", "--parsable"], input=content, text=True, capture_output=True)
     if done.returncode:
-        raise UserError(f"sbatch refuses the script: {' '.join(done.stderr.split())[:300]}; see --sbatch KEY=VALUE")
+        raise UserError(f"sbatch rejected the script: {' '.join(done.stderr.split())[:300]}; see --sbatch KEY=VALUE")
     number = done.stdout.strip().split(";")[0]
-    for line in (f"job    {number}", f"watch  squeue --job {number}; kdstudy status {shlex.quote(place)}",
-                 f"stop   scancel --batch --signal=TERM {number}  (submit it again to go on)",
-                 f"fetch  kdstudy fetch {shlex.quote(place)} FOLDER"):
+    for line in (f"job    {number}", f"watch  squeue --job {number}; kdstudy status {shlex.quote(location)}",
+                 f"stop   scancel --batch --signal=TERM {number}  (submit it again to continue)",
+                 f"fetch  kdstudy fetch {shlex.quote(location)} FOLDER"):
         console.print(line, soft_wrap=True, markup=False)

@@ -55,8 +55,8 @@ def ask(nodes: list[Node], location: str, mark: str, functions: dict[str, str]) 
             asked[node] = task.remote(location, mark, _own(mark, node), functions)
     _, silent = ray.wait(list(asked.values()), num_returns=len(asked), timeout=NODE_SECONDS)
     seen = {node: _take_away(location, _own(mark, node)) for node in nodes}
-    return {node: {"silent": f"node {node.name} did not answer within {NODE_SECONDS:g} s; see what keeps it busy, or "
-                             "take it out of the cluster"} if task in silent
+    return {node: {"silent": f"node {node.name} did not answer within {NODE_SECONDS:g} s; check what keeps it "
+                             "busy, or remove it from the cluster"} if task in silent
             else _answer_of(task, node) | {"seen": seen[node]} for node, task in asked.items()}
 
 
@@ -66,7 +66,7 @@ def _answer_of(task: Any, node: Node) -> dict[str, Any]:
     try:
         return ray.get(task)
     except ray.exceptions.RayError as error:
-        return {"silent": f"node {node.name} cannot run a task: {one_line(error)}; repair it, or take it out of the "
+        return {"silent": f"node {node.name} cannot run a task: {one_line(error)}; repair it, or remove it from the "
                           "cluster"}
 
 
@@ -161,15 +161,15 @@ def check_environment(node: Node, there: dict[str, str], here: dict[str, str], f
             continue
         if name in functions:
             what = (f"cannot be imported on node {node.name} ({there[name].removeprefix(f'{NOT_THERE}: ')})"
-                    if there[name].startswith(NOT_THERE) else f"is another on node {node.name} than here")
-            raise UserError(f"{name} = {functions[name]!r} {what}; put the same files there, where Python finds them")
+                    if there[name].startswith(NOT_THERE) else f"differs between node {node.name} and this machine")
+            raise UserError(f"{name} = {functions[name]!r} {what}; put the same files on that node's Python path")
         if name == "kdstudy":
-            what = "has no kdstudy" if there[name] == NOT_THERE else "has another kdstudy than this machine"
+            what = "has no kdstudy" if there[name] == NOT_THERE else "has a different kdstudy than this machine"
             raise UserError(f"node {node.name} {what}; install this one there too (pip install, from the same source)")
         if there[name] == NOT_THERE:
             wanted = name if here[name] == "there" else f"{name}=={here[name]}"
-            raise UserError(f"node {node.name} has no {name}; there: pip install {wanted}")
-        remedy = "install the same on both" if name == "Python" else f"there: pip install {name}=={here[name]}"
+            raise UserError(f"node {node.name} has no {name}; run there: pip install {wanted}")
+        remedy = "install the same on both" if name == "Python" else f"run there: pip install {name}=={here[name]}"
         raise UserError(f"node {node.name} has {name} {there[name]}, this machine {here[name]}; {remedy}")
 
 
@@ -181,24 +181,25 @@ def probed_location(storage: Storage) -> str:
     folder = storage.folder.absolute()
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
     if not nearest.is_dir():
-        raise UserError(f"{nearest} is a file, so no study can live in {folder}; choose another location with --dir")
+        raise UserError(f"{nearest} is a file, so {folder} cannot be a study folder; choose another location "
+                        "with --dir")
     return str(nearest)
 
 
 @contextlib.contextmanager
-def probe(place: str) -> Iterator[str]:
-    """Create a temporary file in `place` that contains its own unguessable name. Raises UserError."""
+def probe(location: str) -> Iterator[str]:
+    """Create a temporary file in `location` that contains its own unguessable name. Raises UserError."""
     import fsspec
 
     mark = f".kdstudy-probe-{secrets.token_hex(8)}"
     try:
-        files, root = fsspec.core.url_to_fs(place, use_listings_cache=False)
+        files, root = fsspec.core.url_to_fs(location, use_listings_cache=False)
         files.pipe_file(f"{root}/{mark}", mark.encode())
     except Exception as error:
         remedy = "make room there" if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) else (
             "make it writable")
-        raise UserError(f"cannot write to {place} ({_reason(error)}); {remedy}, or choose another location with --dir"
-                        ) from None
+        raise UserError(f"cannot write to {location} ({_reason(error)}); {remedy}, or choose another location "
+                        "with --dir") from None
     try:
         yield mark
     finally:
@@ -206,22 +207,22 @@ def probe(place: str) -> Iterator[str]:
             remove_objects(files, root, [mark])
 
 
-def _use_storage(place: str, mark: str, own: str) -> str | None:
+def _use_storage(location: str, mark: str, own: str) -> str | None:
     """Look for the driver's probe file and write the node's own. Returns an error message or None."""
     try:
         import fsspec
 
-        files, root = fsspec.core.url_to_fs(place, use_listings_cache=False)
+        files, root = fsspec.core.url_to_fs(location, use_listings_cache=False)
         if files.cat_file(f"{root}/{mark}") != mark.encode():
             return NOT_THERE
     except (FileNotFoundError, NotADirectoryError):
         return NOT_THERE
     except Exception as error:
-        return f"read {place} ({_reason(error)})"
+        return f"read {location} ({_reason(error)})"
     try:
         files.pipe_file(f"{root}/{own}", own.encode())
     except Exception as error:
-        return f"write to {place} ({_reason(error)})"
+        return f"write to {location} ({_reason(error)})"
     return None
 
 
@@ -232,18 +233,18 @@ def _reason(error: Exception) -> str:
 def check_storage(node: Node, answer: dict[str, Any], storage: Storage) -> None:
     problem = answer["storage"]
     if problem not in (None, NOT_THERE):
-        raise UserError(f"node {node.name} cannot {problem}; mend that, or choose another location with --dir")
+        raise UserError(f"node {node.name} cannot {problem}; fix that, or choose another location with --dir")
     if problem or not answer["seen"]:
         remedy = ("a folder on a file system that all nodes share, or an object store (s3://BUCKET/studies/NAME)"
-                  if storage.uri is None else "one that all nodes reach with the same endpoint and rights")
+                  if storage.uri is None else "one that all nodes reach with the same endpoint and permissions")
         raise UserError(f"{storage} is not shared with node {node.name}; choose with --dir {remedy}")
 
 
-def _take_away(place: str, name: str) -> bool:
+def _take_away(location: str, name: str) -> bool:
     """Remove a node's probe file. Returns whether it was visible here."""
     import fsspec
 
-    files, root = fsspec.core.url_to_fs(place, use_listings_cache=False)
+    files, root = fsspec.core.url_to_fs(location, use_listings_cache=False)
     try:
         seen = files.cat_file(f"{root}/{name}") == name.encode()
     except Exception:

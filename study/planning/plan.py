@@ -57,11 +57,11 @@ def show_plan(study: Study, console: Console, measure: bool = False, gpus: int |
     console.print()
     _show_times(console, config, plans, machine)
     if gpus:
-        print_prose(console, f"An estimate, not measured: if a GPU sustains {tflops:g} TFLOP/s on these models "
-                             "(--tflops) and nothing waits for the images."
-                    if any(plan.estimated for plan in plans) else "Times of an epoch are those on record.")
+        print_prose(console, f"An estimate, not measured: assumes that a GPU sustains {tflops:g} TFLOP/s on "
+                             "these models (--tflops) and that nothing waits for images."
+                    if any(plan.estimated for plan in plans) else "Epoch times come from the records.")
     elif any(plan.seconds is None for plan in plans) and not measure:
-        console.print("\nTimes appear once epochs are on record, or with --measure, which times a few steps here.")
+        console.print("\nTimes appear once epochs have been recorded, or with --measure, which times a few steps here.")
     return plans
 
 

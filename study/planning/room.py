@@ -90,4 +90,4 @@ def check_temporary_room(where: str, trials: int, folder: str, free: int, room: 
     if free < (needed := trials * room.checkpoint):
         raise UserError(f"{folder} of {where} has {show_bytes(free)} free, but the checkpoints of {trials} trials pass "
                         f"through it, about {show_bytes(needed)}; make room there, or set TMPDIR to another folder "
-                        "before Ray is started")
+                        "before Ray starts")

@@ -28,34 +28,34 @@ def read_prior(config: StudyConfig, arm: str, own: Path, check: Callable[[Path],
 
     Raises UserError if search.warm_start is not another study, has a different search space or no usable trials.
     """
-    place = config.search.warm_start
-    other = _other_study(place, own)
+    location = config.search.warm_start
+    other = _other_study(location, own)
     space = config.space(arm)
     try:
         check(other)
         theirs = load_study(str(other)).space(arm)
     except UserError as error:
-        raise UserError(f"search.warm_start = {place!r}: {error}") from None
+        raise UserError(f"search.warm_start = {location!r}: {error}") from None
     if _kinds(theirs) != _kinds(space):
-        raise UserError(f"search.warm_start: the {ARMS[arm]} search of {place} has {_show(theirs)}, this study's has "
-                        f"{_show(space)}; names, scales and choices must be the same")
+        raise UserError(f"search.warm_start: the {ARMS[arm]} search of {location} has {_show(theirs)}, this study's "
+                        f"has {_show(space)}; names, scales and choices must be the same")
     stage = ((read_json(other / "stages.json") or {}).get("stages") or {}).get(arm)
     trials = Record(other / stage / "record.jsonl", write=False).trials.values() if stage else ()
     prior = [known for trial in trials if (known := _known(trial, space, config.train.epochs))]
     if all(known["state"] == "failed" for known in prior):
-        raise UserError(f"search.warm_start: {place} has no finished {ARMS[arm]} trial within the ranges of this "
-                        "study; name a study that has, or leave search.warm_start out")
+        raise UserError(f"search.warm_start: {location} has no finished {ARMS[arm]} trial within the ranges of this "
+                        "study; name one that has, or remove search.warm_start")
     return prior
 
 
-def _other_study(place: str, own: Path) -> Path:
+def _other_study(location: str, own: Path) -> Path:
     """Return the folder of another study, with the local copy updated."""
-    storage = Storage.of(place if "://" in place else os.path.expanduser(place))
+    storage = Storage.of(location if "://" in location else os.path.expanduser(location))
     if storage.folder.resolve() == own.resolve():
-        raise UserError(f"search.warm_start = {place!r} is this study itself; a larger search.trials goes on with it")
+        raise UserError(f"search.warm_start = {location!r} is this study itself; to extend it, raise search.trials")
     storage.refresh()
     if not (storage.folder / STUDY_FILE).is_file():
-        raise UserError(f"search.warm_start = {place!r} is not a study's folder: there is no {STUDY_FILE} in it")
+        raise UserError(f"search.warm_start = {location!r} is not a study folder: it has no {STUDY_FILE}")
     return storage.folder
 
 

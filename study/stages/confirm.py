@@ -166,7 +166,7 @@ class ConfirmationStage(Stage):
         for trial in record.trials.values():
             if trial.state == "failed" and run_key(trial) in wanted:
                 raise StudyFailedError(f"confirmation run {trial.number} ({trial.label}) failed: {trial.reason}; run "
-                                       "the same command again to try it again")
+                                       "the same command again to retry it")
         found = self._rows(record)
         earlier = files.read_json(folder.path / "done.json") or {}
         weights = next(folder.path.glob(f"runs/*/{WEIGHTS}"), None)  # absent in a packed baseline

@@ -72,13 +72,13 @@ def _check_images(config: StudyConfig, splits: data.Splits, predictions: pd.Data
     if not np.array_equal(labels, splits.test.labels):
         raise UserError(f"data.source = {config.data.source!r} does not hold the images that the study was tested on: "
                         f"{len(splits.test)} test images of {len(splits.class_names)} classes, not {len(labels)} of "
-                        f"{len(np.unique(labels))}; say where the same images are with --set data.source=PATH")
+                        f"{len(np.unique(labels))}; say where those images are with --set data.source=PATH")
 
 
 def _export(config: StudyConfig, settings: ModelSettings, weights: Path, target: Path, card: list[str],
             predictions: pd.DataFrame, key: dict[str, Any], normalised: list | None = None) -> float:
     if target.exists() and any(target.iterdir()) and not (target / EXPORT_KEY_FILE).exists():
-        raise UserError(f"{target} is not empty and is no export of kdstudy; choose another folder")
+        raise UserError(f"{target} is neither empty nor a kdstudy export; choose another folder")
     try:
         splits = data.load(config.data)
     except ValueError as error:
@@ -102,8 +102,8 @@ def _export(config: StudyConfig, settings: ModelSettings, weights: Path, target:
         again = _predict_from(draft, splits, settings) == splits.test.labels
         # On the device that trained it every prediction is the same; elsewhere, rounding may change ties.
         if (again != correct).sum() > max(1, 0.002 * len(correct)):
-            raise StudyFailedError("the exported model does not repeat its recorded test predictions: "
-                                   f"{100 * again.mean():.2f} % right against {100 * correct.mean():.2f} %; are the "
+            raise StudyFailedError("the exported model does not reproduce its recorded test predictions: "
+                                   f"{100 * again.mean():.2f} % right instead of {100 * correct.mean():.2f} %; are the "
                                    f"images of data.source = {config.data.source!r} the same?")
         files.write_json(draft / EXPORT_KEY_FILE, key)
         for file in draft.iterdir():
@@ -198,7 +198,7 @@ def _usage(target: Path, settings: ModelSettings) -> list[str]:
                  f"model.load_state_dict(load_file({json.dumps(f'{target.name}/model.safetensors')}))"]
     else:
         lines = ["import timm",
-                 "# local-dir: and where this folder lies",
+                 "# local-dir: followed by the path of this folder",
                  f"model = timm.create_model({json.dumps(f'local-dir:{target.name}')}, pretrained=True).eval()",
                  "config = timm.data.resolve_model_data_config(model)  # image size, mean and std"]
     return ["```python", *lines, "```", "",

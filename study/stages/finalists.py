@@ -60,7 +60,7 @@ class FinalistsStage(Stage):
 
     arm: ClassVar[str]
     trains = "student"
-    # What is chosen among the baseline's trials rests on those of the distillation too.
+    # The choice among the baseline's trials depends on the distillation's trials too.
     needs = tuple(search.name for search in SEARCHES)
 
     @classmethod
@@ -118,7 +118,7 @@ class FinalistsStage(Stage):
         best = winner(found)
         if best is None:
             raise StudyFailedError(f"{self.name}: every configuration failed on fresh seeds; run the same command "
-                                   "again to try again, or set finalists.configurations = 0 to do without")
+                                   "again to retry, or set finalists.configurations = 0 to skip the finalists")
         seeds = self.config.finalists.seeds
         kept = "the search's winner" if best["trial"] == self._search.folder.done["winner"] else (
             "the default point" if best["trial"] == 0 else f"trial {best['trial']}")

@@ -77,7 +77,7 @@ class LogitsFile:
 def read(path: Path, context: Context) -> LogitsFile:
     """Open a file and check that it fits a study's images. Raises ValueError with the first problem."""
     if not path.is_file():
-        raise ValueError("there is no such file")
+        raise ValueError("the file does not exist")
     try:
         with safe_open(path, framework="np") as file:
             metadata = file.metadata() or {}
@@ -85,12 +85,12 @@ def read(path: Path, context: Context) -> LogitsFile:
             shapes = {name: tuple(part.get_shape()) for name, part in slices.items()}
             kinds = {name: part.get_dtype() for name, part in slices.items()}
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"it is no safetensors file: {error}") from None
+        raise ValueError(f"it is not a safetensors file: {error}") from None
     if metadata.get("format") != FORMAT:
-        raise ValueError(f"its metadata do not say format = {FORMAT!r}; write one with `kdstudy logits STUDY OUT`")
+        raise ValueError(f"its metadata lack format = {FORMAT!r}; write one with `kdstudy logits STUDY OUT`")
     for name, kind in kinds.items():
         if kind not in ("I64", "I32", "F16", "F32", "F64") or kind.startswith("I") != (name == "validation"):
-            raise ValueError(f"its {name} are {kind}; logits are to be F16, and the validation predictions I64")
+            raise ValueError(f"its {name} are {kind}; logits must be F16, and validation predictions I64")
     try:
         for problem in _problems(context, metadata, shapes):
             raise ValueError(problem)
@@ -102,7 +102,7 @@ def read(path: Path, context: Context) -> LogitsFile:
 def _problems(context: Context, metadata: dict[str, str], shapes: dict[str, tuple[int, ...]]) -> Iterator[str]:
     splits, count, classes = context.splits, context.config.view_count, len(context.splits.class_names)
     if json.loads(metadata.get("classes", "[]")) != list(splits.class_names):
-        yield "its classes are not those of the data in the same order"
+        yield "its classes, or their order, differ from those of the data"
     digests = json.loads(metadata.get("images", "{}"))
     for name in [name for name in context.image_hashes if name != "train"]:
         if digests.get(name) != context.image_hashes[name]:
@@ -121,8 +121,8 @@ def _problems(context: Context, metadata: dict[str, str], shapes: dict[str, tupl
         if name not in shapes and plain:
             continue
         if name not in shapes:
-            yield (f"it has no logits for view seed {seed}; it serves fewer confirmation seeds, or another study seed: "
-                   "make confirm.seeds smaller, or write a file with more")
+            yield (f"it has no logits for view seed {seed}; it was written for fewer confirmation seeds, or another "
+                   "study seed: make confirm.seeds smaller, or write a file with more")
         elif len(shapes[name]) != 3 or shapes[name][0] < count or shapes[name][1:] != (images, classes):
             yield f"its {name} are {shapes[name]}, but {(count, images, classes)} are needed"
     for name, shape in (("validation", (len(splits.validation),)), ("test", (len(splits.test), classes))):
@@ -156,8 +156,8 @@ def write(context: Context, out: Path) -> int:
             if (path := stage / f"{kind}-{seed}.npy").exists():
                 tensors[f"{kind}.{seed}"] = files.read_array(path)
     if not any(name.startswith("views.") for name in tensors):
-        raise UserError(f"{context.folder} is a packed study, which leaves the teacher's logits out; write them from "
-                        "the study that was packed, or run it anew with --dir")
+        raise UserError(f"{context.folder} is a packed study, which has no teacher logits; write them from the "
+                        "original study, or run it again with --dir")
     metadata = {"format": FORMAT, "teacher": (found.done("teacher") or {}).get("model", ""),
                 "classes": json.dumps(list(context.splits.class_names)), "views": json.dumps(view_settings(context)),
                 "images": json.dumps(context.image_hashes)}
@@ -170,7 +170,7 @@ def write(context: Context, out: Path) -> int:
 def _check_target(out: Path) -> None:
     """Raises UserError if `out` exists and is not a logits file, so that no other file is overwritten."""
     if out.suffix != ".safetensors":
-        raise UserError(f"{out} is to be a safetensors file; name it {out.with_suffix('.safetensors').name}")
+        raise UserError(f"{out} must be a safetensors file; name it {out.with_suffix('.safetensors').name}")
     if out.exists():
         try:
             with safe_open(out, framework="np") as file:
@@ -178,4 +178,4 @@ def _check_target(out: Path) -> None:
         except SafetensorError:
             known = False
         if not known:
-            raise UserError(f"{out} exists and is no file that `kdstudy logits` wrote; choose another name")
+            raise UserError(f"{out} exists and was not written by `kdstudy logits`; choose another name")

@@ -124,7 +124,7 @@ class TeacherStage(Stage):
 
     def close(self, folder: StageFolder) -> None:
         record = folder.record()
-        best = best_or_fail(self.name, record, "run the same command again to try again")
+        best = best_or_fail(self.name, record, "run the same command again to retry")
         weights, teacher = folder.path / WEIGHTS, self.config.teacher
         if not weights.exists():
             files.copy_file(inside(self.context.folder, best.checkpoint["path"]) / WEIGHTS, weights)
@@ -163,7 +163,7 @@ class TeacherStage(Stage):
         except ValueError as error:
             raise UserError(f"teacher.trained: {folder}: {error}") from None
         if member.classes != len(names):
-            raise UserError(f"teacher.trained: {folder} knows {member.classes} classes, but the data have "
+            raise UserError(f"teacher.trained: {folder} has {member.classes} classes, but the data have "
                             f"{len(names)}; train it on these data, or choose data.classes accordingly")
         if member.class_names and member.class_names != names:
             raise UserError(f"teacher.trained: the classes of {folder} are not those of the data in the same "
@@ -195,7 +195,7 @@ class TeacherStage(Stage):
 
         given = tuple(Member(member.model, self.config.teacher.train_settings, member.weights,
                              (member.mean, member.std)) for member in self.given_members)
-        # First, since it needs a worker: what cannot be measured leaves no files behind.
+        # Measure first, on a worker: if that fails, no files are left behind.
         accuracy = measure(replace(students.plain_task(self.context), teacher=Teacher(given)))
         members, digests, parameters = [], [], 0
         for index, member in enumerate(self.given_members):
@@ -284,7 +284,7 @@ def check_function(model: str, config: StudyConfig) -> None:
     """Check that a function that a file names as its model is also named by the study's own settings, since it will be
     called. Raises UserError."""
     if ":" in model and model not in (config.teacher.model, config.teacher.function):
-        raise UserError(f"the teacher's model is the function {model}, which is called only where the study says so: "
+        raise UserError(f"the teacher's model is the function {model}, which is called only if the study names it: "
                         f"set teacher.function = {model!r}")
 
 

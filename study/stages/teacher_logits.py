@@ -135,7 +135,7 @@ class TeacherLogitsStage(Stage):
         runs = record.trials.values()
         if failed := [run for run in runs if run.state == "failed"]:
             raise StudyFailedError(f"teacher_logits: {failed[0].label} failed: {failed[0].reason}; run the same "
-                                   "command again to try again")
+                                   "command again to retry")
         pieces = {run_key(run): inside(self.context.folder, run.checkpoint["path"]) for run in runs}
         for run in runs:
             if not run.parameters["view_count"] and pieces[run_key(run)].exists():

@@ -50,8 +50,8 @@ def check_stage(name: str, folder: Path, expected: StageFiles) -> None:
 
 
 def _refused(found: Path) -> UserError:
-    return UserError(f"{found} is {'a link' if found.is_symlink() else 'no plain file'}, and a study holds none; "
-                     "remove it, or replace it with a copy of its own")
+    return UserError(f"{found} is {'a link' if found.is_symlink() else 'not a plain file'}, which a study may not "
+                     "contain; remove it, or replace it with a plain file")
 
 
 def _check_stage(name: str, folder: Path, expected: StageFiles) -> None:
@@ -66,7 +66,7 @@ def _check_stage(name: str, folder: Path, expected: StageFiles) -> None:
     if done and done.record and digest_of(content, done.record.lines) != done.record.digest:
         lines = content.count(b"\n")
         raise _spoilt(record, f"it has {lines} lines, but had {done.record.lines} when its stage was done"
-                      if lines < done.record.lines else "it is not what it was when its stage was done")
+                      if lines < done.record.lines else "it has changed since its stage was done")
     trials = _RecordCheck(name, record, expected, bool(done)).check(content)
     if done:
         _check_together(folder / "done.json", done, trials)
@@ -79,7 +79,7 @@ def _check_together(path: Path, done: Done, trials: dict[int, float | None]) -> 
     if missing := done.trials_named() - trials.keys():
         raise _damaged(path, f"the record has no trial {min(missing)}")
     if len(trials) < done.run_count():
-        raise _damaged(path, f"it speaks of {done.run_count()} trials, the record of {len(trials)}")
+        raise _damaged(path, f"it lists {done.run_count()} trials, the record {len(trials)}")
     for trial, said in done.accuracies_named().items():
         if trials[trial] is None or not math.isclose(trials[trial], said, abs_tol=1e-9):
             raise _damaged(path, f"it says that trial {trial} reached {said:g}, the record {trials[trial]}")
@@ -96,13 +96,13 @@ def _checked(path: Path, kind: type[Part]) -> Any | None:
 
 
 def _damaged(path: Path, why: str) -> UserError:
-    return UserError(f"{path} is damaged: {why}; restore it from a copy, or remove it and let `kdstudy run` write it "
-                     "anew")
+    return UserError(f"{path} is damaged: {why}; restore it from a copy, or remove it and let `kdstudy run` "
+                     "recreate it")
 
 
 def _spoilt(record: Path, why: str) -> UserError:
     """The error for a damaged record of a finished stage, which can only be repaired by rerunning the whole stage."""
-    return UserError(f"{record} is damaged: {why}; restore it from a copy or from whoever sent it, or remove "
+    return UserError(f"{record} is damaged: {why}; restore it from a copy or from its sender, or remove "
                      f"{_again(record)}")
 
 
@@ -159,7 +159,7 @@ class _RecordCheck:
         if trial.trial in self._trials:
             raise _MisplacedError(f"trial {trial.trial} begins a second time")
         if not self._expected.has(trial):
-            raise _MisplacedError(f"its trial is none of {self._stage}")
+            raise _MisplacedError(f"its trial does not belong to {self._stage}")
         self._trials[trial.trial] = None
 
     def _report(self, report: Report) -> None:
@@ -173,7 +173,7 @@ class _RecordCheck:
         self._trials[report.trial] = report.metrics.validation_accuracy
 
     def _damaged(self, line: int, why: str) -> UserError:
-        gone = _again(self._path) if self._done else "that line and those after it, to run again what they tell"
+        gone = _again(self._path) if self._done else "that line and those after it, to run that part again"
         return UserError(f"{self._path} is damaged at line {line}: {why}; restore it from a copy, or remove {gone}")
 
 
@@ -181,4 +181,4 @@ def _why(error: Exception) -> str:
     if isinstance(error, ValidationError):
         problem = error.errors()[0]
         return f"{'.'.join(location_of(problem))} {wording([problem])}".strip()
-    return "it is no event"
+    return "it is not an event"

@@ -47,7 +47,7 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise StorageError(f"cannot write {path}: {reason}; what is finished is kept: {remedy(error)}") from error
+        raise StorageError(f"cannot write {path}: {reason}; finished work is kept: {remedy(error)}") from error
 
 
 def remedy(error: BaseException) -> str:
@@ -56,7 +56,7 @@ def remedy(error: BaseException) -> str:
         return "make it writable, or work on a copy, which `kdstudy fetch STUDY OUT` makes"
     if is_full(error):
         return "make room, then run the same command again"
-    return "make room for it or mend that, then run the same command again"
+    return "make room for it or fix the cause, then run the same command again"
 
 
 def is_full(error: BaseException) -> bool:
@@ -84,7 +84,7 @@ def full_disk_noticed(folder: Path) -> Iterator[None]:
         if not is_full(error):
             raise
         reason = getattr(error, "strerror", None) or "No space left on device"
-        raise StorageError(f"cannot write to {folder}: {reason}; what is finished is kept: {remedy(error)}") from error
+        raise StorageError(f"cannot write to {folder}: {reason}; finished work is kept: {remedy(error)}") from error
 
 
 def remove_drafts(folder: Path) -> None:
@@ -303,11 +303,11 @@ def waited_for(lock: Path) -> Iterator[None]:
 class StudyLock:
     """The lock that a study folder's driver holds. The system releases it even if the driver is killed.
 
-    place: the study's name in messages. Raises UserError with the other driver's process and host if it is taken.
+    study: its name in messages. Raises UserError with the other driver's process and host if it is taken.
     """
 
-    def __init__(self, folder: Path, place: str | None = None):
-        self._path, self._place = folder / ".lock", place or str(folder)
+    def __init__(self, folder: Path, study: str | None = None):
+        self._path, self._study = folder / ".lock", study or str(folder)
 
     def __enter__(self) -> "StudyLock":
         with writing(self._path):
@@ -319,12 +319,12 @@ class StudyLock:
             self._file.seek(0)
             owner = self._file.read().strip() or "another process"
             self._file.close()
-            raise UserError(f"{self._place} is in use by {owner}; wait for it, stop it, or choose another "
+            raise UserError(f"{self._study} is in use by {owner}; wait for it, stop it, or choose another "
                             "location with --dir") from None
         except OSError as error:
             self._file.close()
-            raise UserError(f"{self._place} cannot be locked ({error.strerror}), so two drivers could meet there; "
-                            "choose a location that can, with --dir") from None
+            raise UserError(f"{self._study} cannot be locked ({error.strerror}), so two drivers could write to it; "
+                            "choose another location with --dir") from None
         with writing(self._path):
             self._file.truncate(0)
             self._file.write(f"process {os.getpid()} on {socket.gethostname()}")

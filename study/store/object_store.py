@@ -67,7 +67,7 @@ class ObjectStore:
                     raise
             reason = one_line(error)
             access = ACCESS.get(self.uri.split("://")[0])
-            raise kind(f"cannot reach {self.uri}: {reason}; see that it exists and that this machine may write there"
+            raise kind(f"cannot reach {self.uri}: {reason}; check that it exists and that this machine may write there"
                        f"{f' ({access})' if access else ''}, then run the same command again") from error
 
     def on_remote(self, path: Path) -> str:

@@ -108,7 +108,7 @@ class Record:
             except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
                 if write:  # do not append after a line that cannot be read
                     raise StudyFailedError(f"{self.path} is damaged at line {number}; restore it from a copy, or "
-                                           "remove that line and those after it, to run again what they tell") from None
+                                           "remove that line and those after it, to run that part again") from None
                 return
 
     def reopened(self) -> "Record":

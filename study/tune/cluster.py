@@ -92,11 +92,11 @@ def share(resources: ResourceSettings, nodes: list[tuple[float, float]]) -> Shar
     fits = sum(trials_on(node, resources.cpus_per_trial, per_trial) for node in nodes)
     if not fits:
         there = ", ".join(f"{cpus:g} CPU + {gpus:g} GPU" for cpus, gpus in sorted(set(nodes))[:4])
-        raise UserError(f"resources.cpus_per_trial = {resources.cpus_per_trial} and resources.gpus_per_trial = "
-                        f"{per_trial:g} are on no machine together: there are {there}; make one of the two smaller")
+        raise UserError(f"no machine has both resources.cpus_per_trial = {resources.cpus_per_trial} and "
+                        f"resources.gpus_per_trial = {per_trial:g}: there are {there}; make one of the two smaller")
     if resources.teacher_workers > fits:
-        raise UserError(f"resources.teacher_workers = {resources.teacher_workers} is more than the {fits} that there "
-                        f"is room for, each with {resources.cpus_per_trial} CPU and {per_trial:g} GPU; make it smaller")
+        raise UserError(f"resources.teacher_workers = {resources.teacher_workers} is more than the {fits} that fit, "
+                        f"each with {resources.cpus_per_trial} CPU and {per_trial:g} GPU; make it smaller")
     return Share(resources.cpus_per_trial, per_trial, min(fits, resources.concurrent or fits))
 
 
@@ -181,8 +181,8 @@ def _start(address: str | None) -> None:
     except Exception as error:
         if address:
             raise UserError(why_not_connected(address, str(error))) from None
-        raise UserError(f"Ray cannot be started on this machine: {one_line(error)}; see that {_ray_folder()} has room "
-                        "and that memory is free, then run the same command again") from None
+        raise UserError(f"Ray cannot be started on this machine: {one_line(error)}; check that {_ray_folder()} has "
+                        "room and that memory is free, then run the same command again") from None
     finally:
         _make_token_private()
         if threading.current_thread() is threading.main_thread():
@@ -247,7 +247,7 @@ def _check_memory_limit() -> None:
     needed = LIBRARIES_BYTES + min(OBJECT_STORE_SHARE * memory, LARGEST_OBJECT_STORE)
     if limit != resource.RLIM_INFINITY and limit < needed:
         raise UserError(f"the memory that a process may address is limited to {limit / 2**30:.1f} GiB, but Ray and "
-                        f"torch reserve about {needed / 2**30:.0f} GiB; raise the limit, with `ulimit -v unlimited`")
+                        f"torch reserve about {needed / 2**30:.0f} GiB; raise the limit with `ulimit -v unlimited`")
 
 
 def _ray_folder() -> str:
@@ -271,8 +271,8 @@ def check_connection(address: str) -> None:
     """
     if not ADDRESS.fullmatch(address):
         shown = address.rpartition("@")[2]  # the part before @ may be a secret
-        raise UserError(f"the address {shown!r} is not HOST:PORT, as `ray start --head` prints it (the port is 6379 "
-                        "unless chosen); neither the dashboard's (http://) nor Ray Client's (ray://) will do")
+        raise UserError(f"the address {shown!r} is not HOST:PORT, as `ray start --head` prints it (port 6379 by "
+                        "default); the addresses of the dashboard (http://) and of Ray Client (ray://) do not work")
     hasty = {"RAY_NUM_REDIS_GET_RETRIES": "2", "RAY_gcs_server_request_timeout_seconds": "10",
              "RAY_BACKEND_LOG_LEVEL": "warning"}
     try:
@@ -291,7 +291,7 @@ def why_not_connected(address: str, printed: str) -> str:
         names = [name for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH") if os.environ.get(name)]
         return f"the Ray cluster at {address} refuses the token in {(names or ['~/.ray/auth_token'])[0]}; {SET_TOKEN}"
     if "InvalidAuthToken" in printed or "AuthenticationError" in printed:
-        return f"the Ray cluster at {address} asks for a token; {SET_TOKEN}"
+        return f"the Ray cluster at {address} requires a token; {SET_TOKEN}"
     versions = re.findall(r"Ray: (\S+)\s+Python: (\S+)", printed)
     if "Version mismatch" in printed and len(versions) == 2:
         (ray, python), (our_ray, our_python) = versions
@@ -323,7 +323,7 @@ def remote_work(stage: str) -> Iterator[None]:
         yield
     except ray.exceptions.RayError as error:
         reason = str(error).strip().splitlines()[-1][:300]
-        raise StudyFailedError(f"{stage}: {reason}; run the same command again to try again") from error
+        raise StudyFailedError(f"{stage}: {reason}; run the same command again to retry") from error
 
 
 def cluster_share(resources: ResourceSettings) -> Share:
@@ -340,7 +340,7 @@ def waiting_note(given: Share) -> str | None:
         return None
     shown = " and ".join(f"{free.get(kind, 0):g} of {total[kind]:g} {kind}s" for kind in ("CPU", "GPU")
                          if total.get(kind))
-    return f"other jobs hold the cluster ({shown} are free); trials begin when they let go"
+    return f"other jobs use the cluster ({shown} are free); trials start once those jobs release it"
 
 
 def describe_machine() -> str:

@@ -26,7 +26,7 @@ from kdstudy.tune.slots import OneSlot, Slots, selector
 
 TRIES = 3  # consecutive attempts without progress
 UNFINISHED = "trials were left unfinished"
-KEPT = "what is finished is kept: mend that, then run the same command again"
+KEPT = "finished work is kept: fix the cause, then run the same command again"
 REPORTED = ("epoch", "train_loss", "hard_loss", "soft_loss", "validation_accuracy", "validation_loss", "agreement",
             "lr", "images_per_second", "seconds", "failure", "where")
 Name = tuple[str, int]  # (stage, trial number)
@@ -297,7 +297,7 @@ def run_trials(work: Work, storage: Storage, share: Share, worker_retries: int,
         if (one_by_one or share.concurrent == 1) and _fail_culprit(work, stuck, problem):
             in_vain = 0
         if in_vain == TRIES:
-            raise StudyFailedError(f"Ray Tune failed {TRIES} times and got no further, last with: "
+            raise StudyFailedError(f"Ray Tune failed {TRIES} times without progress, last with: "
                                    f"{problem or UNFINISHED}; {KEPT}")
         for job in _open(work):
             job.trials.record.begin_session(after=problem or UNFINISHED)

@@ -41,7 +41,7 @@ class Display:
         self._current, self._started, self._last_plain = stages, time.monotonic(), time.monotonic()
         self._text: Callable[[], str] = lambda: text
         if self.console.is_terminal:
-            # Asked for the line at every refresh, so that the clock goes on between reports.
+            # Called at every refresh, to keep the clock running between reports.
             self._terminal = mute_control_keys()
             self._live = Live(console=self.console, refresh_per_second=4, transient=True, get_renderable=self._now)
             self._live.start()

@@ -127,7 +127,7 @@ class StageSnapshot:
         if not self.trials:
             return Text("begun" if self.begun else "not begun", style="dim"), ""
         if self._study.driver is None:
-            parts = ["cut off", *self.counts(), *self._best(), f"`kdstudy run {self._study.storage}` goes on"]
+            parts = ["cut off", *self.counts(), *self._best(), f"`kdstudy run {self._study.storage}` continues it"]
             return Text.assemble(("‖ ", "yellow"), " · ".join(parts)), clock(self.record.seconds)
         parts = [*self.counts(), *self._best(), *self._pace(), self._silence()]
         return Text.assemble(("… ", "cyan"), " · ".join(parts)), clock(self.record.seconds)
@@ -137,9 +137,9 @@ class StageSnapshot:
         unfinished, running = self._of("running"), self.running if self._study.driver else []
         ended, wanted = len(self.trials) - len(unfinished), self.wanted
         parts = [f"{ended} of {wanted} trials" if wanted is not None else f"{ended} trials"]
-        parts += [f"{len(running)} running{_places(running)}"] if running else []
+        parts += [f"{len(running)} running{_shown_nodes(running)}"] if running else []
         waiting = len(unfinished) - len(running)
-        parts += [f"{waiting} unfinished" if self._study.driver is None else f"{waiting} to go on"] if waiting else []
+        parts += [f"{waiting} {'unfinished' if self._study.driver is None else 'to continue'}"] if waiting else []
         return parts + [f"{len(found)} {state}" for state in ("stopped", "failed") if (found := self._of(state))]
 
     def _best(self) -> list[str]:
@@ -210,8 +210,8 @@ def _follow(storage: Storage, console: Console, kinds: Sequence[StageKind], ever
                 study.update()
                 show()
         if not study.complete:
-            raise StudyFailedError(f"no driver works on {storage}, and it is not done; `kdstudy run {storage}` goes on "
-                                   "with it")
+            raise StudyFailedError(f"no driver is running {storage}, and it is not done; `kdstudy run {storage}` "
+                                   "continues it")
 
 
 def _first_snapshot(storage: Storage, kinds: Sequence[StageKind]) -> Snapshot:
@@ -329,7 +329,7 @@ def _some(lines: list[str]) -> list[str]:
     return lines if more <= 0 else [*lines[:MOST_FAILURES], f"… and {more} more failed trials"]
 
 
-def _places(trials: list[TrialState]) -> str:
+def _shown_nodes(trials: list[TrialState]) -> str:
     """Describe the nodes and GPUs that trials run on, where known."""
     nodes: dict[str, list[str]] = {}
     for trial in trials:

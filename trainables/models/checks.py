@@ -117,7 +117,7 @@ def _shown(arguments: dict[str, Any]) -> str:
 def check_normalisation(mean: Sequence[float], std: Sequence[float], channels: int) -> None:
     """Raises ValueError if images of so many channels cannot be normalised with these."""
     if {len(mean), len(std)} != {channels}:
-        raise ValueError(f"its mean and std are of {len(mean)} and {len(std)} channels, but the images have {channels}")
+        raise ValueError(f"its mean and std have {len(mean)} and {len(std)} channels, but the images have {channels}")
     if not (all(map(math.isfinite, [*mean, *std])) and min(std) > 0):
         raise ValueError("its mean and std must be finite, and its std larger than 0")
 
@@ -131,5 +131,5 @@ def check_weights(settings: ModelSettings, weights: dict[str, np.ndarray], *, cl
     given = {name: array.shape for name, array in weights.items()}
     wrong = [name for name in {**shapes, **given} if shapes.get(name) != given.get(name)]
     if wrong:
-        raise ValueError(f"its weights are not those of a {settings.model} for images of {channels} channels: "
+        raise ValueError(f"its weights do not fit a {settings.model} for images of {channels} channels: "
                          f"{wrong[0]} is {given.get(wrong[0], 'missing')}, not {shapes.get(wrong[0], 'known')}")

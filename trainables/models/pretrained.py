@@ -61,8 +61,8 @@ def check_hub(settings: ModelSettings) -> None:
     try:
         if constants.HF_HUB_OFFLINE:
             raise ValueError("HF_HUB_OFFLINE is set")
-        get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)  # whatever it says
-    except Exception as error:  # whatever keeps it from answering
+        get_session().head(constants.ENDPOINT, timeout=HUB_SECONDS)  # any response will do
+    except Exception as error:  # of many kinds
         raise ValueError(f"pretrained = true: no weights for {settings.model}: their hub does not answer "
                          f"({one_line(error)[:120]}); {LOCAL_FILE}") from None
 

@@ -47,7 +47,7 @@ def read_trained(folder: Path, function: str | None = None) -> Trained:
 
 def _weights_file(folder: Path) -> Path:
     if not folder.is_dir():
-        raise ValueError("there is no such folder")
+        raise ValueError("the folder does not exist")
     if (folder / "study.toml").is_file():
         raise ValueError(f"it is a study; `kdstudy export {folder} OUT --model teacher` writes the folder to name here")
     if not (folder / "config.json").is_file():

@@ -44,7 +44,7 @@ def _not_found(location: Location) -> str:
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"known names: {', '.join(NAMES)}"
     is_relative = "://" not in location.source and not Path(location.source).is_absolute()
     tried = f" (looked for {location.path})" if is_relative else ""
-    return (f"data.source = {location.source!r} is neither a known name nor a file or folder that exists{tried}; "
+    return (f"data.source = {location.source!r} is neither a known name nor an existing file or folder{tried}; "
             f"{hint}; or give the path of your images with --set data.source=PATH")
 
 

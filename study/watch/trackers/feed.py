@@ -67,7 +67,7 @@ def check(config: StudyConfig) -> None:
         value = getattr(config.watch, tracker.setting)
         if value and tracker.package and importlib.util.find_spec(tracker.package) is None:
             raise UserError(f"watch.{tracker.setting} = {value!r} needs a package that is not installed: "
-                            f"pip install 'kdstudy[{tracker.package}]', or do without: --set watch.{tracker.setting}=")
+                            f"pip install 'kdstudy[{tracker.package}]', or turn it off: --set watch.{tracker.setting}=")
 
 
 class Feed(threading.Thread):
@@ -79,7 +79,7 @@ class Feed(threading.Thread):
         self._ended, self._deadline = threading.Event(), math.inf
         self._setting, self._tracker, self._note = tracker.setting, tracker, note
         self._stages = stages
-        self._study, self._place, self._folder = config.name, location_of(storage), storage.folder.absolute()
+        self._study, self._location, self._folder = config.name, location_of(storage), storage.folder.absolute()
         self._records: dict[str, Record] = {}
         self._passed: dict[str, tuple[float, int, str]] = {}  # by run: last epoch, number of reports, state
         self._open, self._told, self._not_before = False, False, 0.0
@@ -99,7 +99,7 @@ class Feed(threading.Thread):
     def wait(self) -> None:
         self.join(max(0.0, self._deadline + GRACE - time.monotonic()))
         if self.is_alive():
-            self._note(f"watch.{self._setting}: not all has been passed on; the next `kdstudy run` does that")
+            self._note(f"watch.{self._setting}: some reports were not sent; the next `kdstudy run` sends them")
 
     def _try(self, step: Callable[[], None]) -> None:
         try:
@@ -108,7 +108,7 @@ class Feed(threading.Thread):
             self._not_before = time.monotonic() + TRY_AGAIN
             if not self._told:
                 self._told = True
-                self._note(f"watch.{self._setting}: {one_line(error)}; the study goes on, and this is tried again")
+                self._note(f"watch.{self._setting}: {one_line(error)}; the study goes on, and kdstudy tries again")
 
     def _update(self) -> None:
         self._open = self._open or self._tracker.open()
@@ -148,5 +148,5 @@ class Feed(threading.Thread):
     def _run(self, name: str, stage: str, trial: TrialState) -> Run:
         config = {"stage": stage, "trial": trial.number, "origin": trial.origin, "seed": trial.seed,
                   **trial.parameters, **({"label": trial.label} if trial.label else {})}
-        return Run(name, stage, trial.number, trial.begun, digest(self._place, name), f"{self._study} {stage}",
+        return Run(name, stage, trial.number, trial.begun, digest(self._location, name), f"{self._study} {stage}",
                    str(self._folder), config)

@@ -90,4 +90,4 @@ def _made(folder: Path, setting: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{setting}: {folder} cannot be made: {error.strerror}; choose another folder") from None
+        raise UserError(f"{setting}: cannot create {folder}: {error.strerror}; choose another folder") from None
