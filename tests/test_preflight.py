@@ -236,7 +236,7 @@ def test_a_node_with_another_kdstudy_is_found_before_the_first_trial(nodes, fold
                   check=False, env={**os.environ, "RAY_ADDRESS": nodes.address})
     assert ran.returncode == 2
     assert ran.stderr == ("kdstudy: node older has a different kdstudy than this machine; install this one there too "
-                          "install, from the same source)\n")
+                          "(pip install, from the same source)\n")
     assert not list(tmp_path.glob("mine/*/record.jsonl"))
 
 
@@ -285,7 +285,7 @@ def test_a_model_of_ones_own_that_a_node_cannot_import_is_refused(ray, tmp_path,
     monkeypatch.syspath_prepend(tmp_path)
     study = study_in(tmp_path / "mine", *on(3, 0), "student.model=own_net:make")
     with pytest.raises(UserError, match=r"^student\.model = 'own_net:make' cannot be imported on node head \(No module "
-                                        r"named 'own_net'\); put the same files there"):
+                                        r"named 'own_net'\); put the same files on "):
         preflight.check_cluster(study)
 
 
@@ -320,9 +320,9 @@ def test_a_node_that_does_not_answer_is_named(ray, nodes, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(("there", "message"), [
-    ({"torch": "2.0.0"}, "node far has torch 2.0.0, this machine {torch}; there: pip install torch=={torch}"),
-    ({"timm": NOT_THERE}, "node far has no timm; there: pip install timm=={timm}"),
-    ({"pyarrow": NOT_THERE}, "node far has no pyarrow; there: pip install pyarrow"),
+    ({"torch": "2.0.0"}, "node far has torch 2.0.0, this machine {torch}; run there: pip install torch=={torch}"),
+    ({"timm": NOT_THERE}, "node far has no timm; run there: pip install timm=={timm}"),
+    ({"pyarrow": NOT_THERE}, "node far has no pyarrow; run there: pip install pyarrow"),
     ({"Python": "3.9"}, "node far has Python 3.9, this machine {Python}; install the same on both"),
     ({"kdstudy": NOT_THERE}, "node far has no kdstudy; install this one there too (pip install, from the "
                                        "same source)"),

@@ -246,7 +246,7 @@ def follow_here(folder, screen):
 
 
 def test_every_is_a_number_that_follow_takes(tmp_path):
-    for words, said in ((("--every", "3"), "without --follow"), (("--follow", "--every", "nan"), "not a number")):
+    for words, said in ((("--every", "3"), "--every needs --follow"), (("--follow", "--every", "nan"), "not a number")):
         code, _, err = here("status", str(tmp_path), *words)
         assert code == 2 and is_one_line(err) and said in err
 
