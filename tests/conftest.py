@@ -1,4 +1,5 @@
 import fcntl
+import itertools
 import os
 import shutil
 import signal
@@ -21,12 +22,25 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests that take long")
 
 
+# Each takes a minute or more. Begun last, one of them would keep a single process busy while the others have ended.
+LONGEST = ("test_study.py", "test_own_project.py", "test_preflight.py", "test_submit.py", "test_browser.py")
+
+
 def pytest_collection_modifyitems(config, items):
+    ranks = {path: _rank(path, group) for path, group in itertools.groupby(items, lambda item: item.path)}
+    items.sort(key=lambda item: ranks[item.path])  # stable: the tests of a file stay together
     if config.getoption("--slow"):
         return
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
+def _rank(path, tests):
+    if path.name in LONGEST:
+        return LONGEST.index(path.name)
+    # One process makes the finished study, and the others would only wait for it: their turn is when it is there.
+    return len(LONGEST) + any("finished" in test.fixturenames for test in tests)
 
 
 @pytest.fixture
