@@ -11,8 +11,10 @@ from running import ONE_AT_A_TIME, kdstudy
 
 from kdstudy.trainables.images import ImageSet
 
-# Two test processes on two cores: one thread each, as the trials have.
+# Several test processes share the cores: one thread each, as the trials have.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray's workers give way to all other processes; beside tests that compute, a study would take five times as long.
+os.environ.setdefault("RAY_worker_niceness", "0")
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # What a shell starts in the background ignores Ctrl-C, and so would what that starts, which tests interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -215,7 +215,8 @@ def test_a_cache_over_its_budget_falls_back_to_the_teacher_in_the_loop_and_says_
     (["train", "distill", "digits", "--alpha", "1.5"], "--alpha = 1.5: must be at most 1"),
     (["plan", "digits", "--set", "student.model=resnt18"], "did you mean 'resnet18'?"),
 ])
-def test_a_users_mistake_is_one_line_and_exit_code_2(arguments, message, apart):
+def test_a_users_mistake_is_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     code, out, err = here(*arguments)
     assert code == 2, out + err
     assert message in err and is_one_line(err)
