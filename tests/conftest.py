@@ -24,8 +24,8 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests that take long")
 
 
-# Each takes a minute or more. Begun last, one of them would keep a single process busy while the others have ended.
-LONGEST = ("test_study.py", "test_own_project.py", "test_preflight.py", "test_submit.py", "test_browser.py")
+# Each takes about a minute. Begun last, one of them would keep a single process busy while the others have ended.
+LONGEST = ("test_study.py", "test_preflight.py", "test_submit.py", "test_browser.py")
 
 
 def pytest_collection_modifyitems(config, items):

@@ -32,6 +32,7 @@ print("AGAIN", kdstudy.run(settings, "mine").verdict == study.verdict, int(plan[
 print("FIGURES", *study.figures)
 print("ROWS", len(study.results), len(study.trials), len(study.curves))
 '''
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
@@ -61,7 +62,6 @@ def test_a_script_plans_runs_and_reads_a_study(project):
     assert "stage" in done.stdout and "8/8 export" in done.stdout  # the plan's table, and the driver's lines
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("path", ["", "."])
 def test_a_study_runs_to_its_end_beside_modules_of_the_same_names(project, path):
     found = os.pathsep.join(filter(None, [path, os.environ.get("PYTHONPATH")]))

@@ -64,12 +64,13 @@ def test_confirmation_seeds_are_fresh_and_paired(finished):
         assert len({run.seed for run in runs if run.label == label}) == 2
 
 
-def test_running_it_again_does_nothing_and_says_so(finished):
+def test_running_it_again_does_nothing_and_says_so(finished, monkeypatch):
     folder, _ = finished
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")
               if path.is_file() and path.parent != folder}
-    again = kdstudy("run", *ONE_AT_A_TIME, cwd=folder.parent.parent)
-    assert "Nothing to do" in again.stdout
+    monkeypatch.chdir(folder.parent.parent)
+    code, again, _ = here("run", *ONE_AT_A_TIME)
+    assert code == 0 and "Nothing to do" in again
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
@@ -253,10 +254,12 @@ def test_a_uri_with_a_slash_too_few_is_no_folder():
 def test_settings_that_are_not_those_of_before_are_named(finished, tmp_path):
     """Somebody who forgets a --set should notice before hours have gone by."""
     folder = shutil.copytree(finished[0], tmp_path / "mine")
-    printed = kdstudy("run", "digits", "--smoke", "--dir", folder, "--set", "confirm.seeds=1", "--until", "distill",
-                      cwd=tmp_path).stdout
-    assert f"note: {folder} was run with other settings before; now confirm.seeds = 1 instead of 2" in printed
-    assert "other settings" not in kdstudy("run", folder, "--until", "distill", cwd=tmp_path).stdout
+    _, printed, _ = here("run", "digits", "--smoke", "--dir", str(folder), "--set", "confirm.seeds=1",
+                         "--until", "distill")
+    note = f"note: {folder} was run with other settings before; now confirm.seeds = 1 instead of 2"
+    assert note in " ".join(printed.split())
+    code, printed, _ = here("run", str(folder), "--until", "distill")
+    assert code == 0 and "other settings" not in printed
 
 
 def test_an_estimate_for_gpus_says_that_it_is_one(apart):
