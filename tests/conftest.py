@@ -1,4 +1,5 @@
 import fcntl
+import itertools
 import os
 import shutil
 import signal
@@ -10,8 +11,10 @@ from running import ONE_AT_A_TIME, kdstudy
 
 from kdstudy.trainables.images import ImageSet
 
-# Two test processes on two cores: one thread each, as the trials have.
+# Several test processes share the cores: one thread each, as the trials have.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Ray's workers give way to all other processes; beside tests that compute, a study would take five times as long.
+os.environ.setdefault("RAY_worker_niceness", "0")
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # What a shell starts in the background ignores Ctrl-C, and so would what that starts, which tests interrupt.
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -21,12 +24,25 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests that take long")
 
 
+# Each takes about a minute. Begun last, one of them would keep a single process busy while the others have ended.
+LONGEST = ("test_study.py", "test_preflight.py", "test_submit.py", "test_browser.py")
+
+
 def pytest_collection_modifyitems(config, items):
+    ranks = {path: _rank(path, group) for path, group in itertools.groupby(items, lambda item: item.path)}
+    items.sort(key=lambda item: ranks[item.path])  # stable: the tests of a file stay together
     if config.getoption("--slow"):
         return
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
+def _rank(path, tests):
+    if path.name in LONGEST:
+        return LONGEST.index(path.name)
+    # One process makes the finished study, and the others would only wait for it: their turn is when it is there.
+    return len(LONGEST) + any("finished" in test.fixturenames for test in tests)
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ import numpy as np
 import optuna
 import pandas as pd
 from scipy.stats import spearmanr
+from surfaces import FAMILIES
 
 from kdstudy.analysis.sensitivity.budget_model import BudgetModel
 from kdstudy.analysis.sensitivity.effects import main_effects
@@ -38,30 +39,7 @@ DEFAULT = {"temperature": 4.0, "alpha": 0.5, "lr": 1e-3}
 TRIAL_NOISE, REPORT_NOISE, IMAGES = 0.05, 0.04, 5000  # in logits; the images bound how finely accuracies are measured
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Surfaces: logit of the accuracy at (t, a, l), each 0..1 over its range, after a share s of the log-epochs
-
-
-def aligned(t: np.ndarray, a: np.ndarray, l: np.ndarray, s: float) -> np.ndarray:  # noqa: E741
-    """What is best early is best late; lr decides."""
-    quality = 1.1 * a - 3.6 * (l - 0.6) ** 2 - 1.7 * (t - 0.4) ** 2 + 0.5 * a * (t - 0.5)
-    return -1.2 + 2.4 * s + (0.5 + 0.5 * s) * quality
-
-
-def crossing(t: np.ndarray, a: np.ndarray, l: np.ndarray, s: float) -> np.ndarray:  # noqa: E741
-    """A high lr looks best early; a high alpha slows the start and pays late."""
-    early = 1.5 * l - 0.8 * a
-    late = 1.2 * a - 2.6 * (l - 0.5) ** 2 - 1.0 * (t - 0.4) ** 2 + 0.4 * a * (t - 0.5)
-    return -1.2 + 2.4 * s + (1 - s) * early + s * late
-
-
-def cliff(t: np.ndarray, a: np.ndarray, l: np.ndarray, s: float) -> np.ndarray:  # noqa: E741
-    """As `crossing`, but beyond an lr that depends on nothing else the training diverges after its start."""
-    fall = 1 / (1 + np.exp(-40 * (l - 0.75)))
-    return crossing(t, a, l, s) - 4.5 * fall * min(1.0, 1.6 * s)
-
-
-SURFACES = {"aligned": aligned, "crossing": crossing, "cliff": cliff}
+SURFACES = {name: FAMILIES[name] for name in ("aligned", "crossing", "cliff")}
 
 
 def accuracy(surface: Callable, parameters: dict, epoch: int, noise: float = 0.0) -> float:
@@ -102,8 +80,11 @@ class MemoryRecord(Record):
         self._replay({"sequence": self._sequence, "time": 0.0, **event})
 
 
-def simulate(surface: Callable, seed: int, trials: int = TRIALS, protected: int = PROTECTED) -> Record:
-    """A search by the project's own code: WORKERS trials at a time, each epoch as long as its trial's speed has it."""
+def simulate(surface: Callable, seed: int, trials: int = TRIALS, protected: int = PROTECTED,
+             noise: float = 1.0) -> Record:
+    """A search by the project's own code: WORKERS trials at a time, each epoch as long as its trial's speed has it.
+
+    noise: a factor of TRIAL_NOISE and REPORT_NOISE."""
     record, random = MemoryRecord(), np.random.default_rng(seed)
     proposer = OptunaProposer(SPACE, DEFAULT, trials, protected - 1 if protected else 0, seed, "distill", WORKERS)
     manager = TrialManager(record, proposer, epochs=EPOCHS, rungs=RUNGS)
@@ -115,13 +96,14 @@ def simulate(surface: Callable, seed: int, trials: int = TRIALS, protected: int 
             if not protected:
                 trial.protected = False
             pace = random.uniform(0.9, 1.1)
-            heapq.heappush(events, (now + pace, trial.number, 1, pace, random.normal(0, TRIAL_NOISE)))
+            heapq.heappush(events, (now + pace, trial.number, 1, pace, random.normal(0, noise * TRIAL_NOISE)))
 
     for _ in range(WORKERS):
         start(0.0)
     while events:
         now, number, epoch, pace, effect = heapq.heappop(events)
-        value = accuracy(surface, record.trials[number].parameters, epoch, effect + random.normal(0, REPORT_NOISE))
+        luck = effect + random.normal(0, noise * REPORT_NOISE)
+        value = accuracy(surface, record.trials[number].parameters, epoch, luck)
         value = round(value * IMAGES) / IMAGES
         if manager.report(number, {"epoch": epoch, METRIC: value, "validation_loss": 1 - value}) == "continue":
             heapq.heappush(events, (now + pace, number, epoch + 1, pace, effect))

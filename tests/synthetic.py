@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import signal
 import sys
 from pathlib import Path
@@ -22,7 +23,8 @@ from kdstudy.trainables import models
 from kdstudy.trainables.predictions import write_predictions
 
 LONGEST_SECONDS = 120  # what nothing here takes, however many processes share the machine
-EXAMPLES, MANY_EXAMPLES = 30, 1500
+EXAMPLES = 30
+MANY_EXAMPLES = int(os.environ.get("KDSTUDY_EXAMPLES", "300"))  # of each fuzzer that runs with --slow
 
 
 def here(*words: str) -> tuple[int, str, str]:

@@ -1,9 +1,5 @@
 """The Python API: what the README shows, as a script or a notebook would use it."""
 
-import os
-import subprocess
-import sys
-
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
@@ -11,33 +7,6 @@ from running import results_of
 
 import kdstudy
 from kdstudy.errors import UserError
-
-SCRIPT = '''
-import kdstudy
-
-settings = kdstudy.load("digits", smoke=True, train={"epochs": 2}, confirm={"seeds": 2},
-                        search={"trials": 2, "baseline_trials": 2, "protected": 1, "baseline_protected": 1})
-plan = kdstudy.plan(settings, "mine")
-study = kdstudy.run(settings, "mine")
-print("VERDICT", study.verdict)
-print("AGAIN", kdstudy.run(settings, "mine").verdict == study.verdict, int(plan["runs"].sum()))
-print("FIGURES", *study.figures)
-print("ROWS", len(study.results), len(study.trials), len(study.curves))
-'''
-
-
-def test_a_script_plans_runs_and_reads_a_study(tmp_path):
-    done = subprocess.run([sys.executable, "-c", SCRIPT], cwd=tmp_path, text=True, capture_output=True, timeout=600,
-                          env=os.environ | {"KDSTUDY_CACHE": str(tmp_path / "cache")})
-    assert done.returncode == 0, done.stdout + done.stderr
-    words = [line.split(" ", 1) for line in done.stdout.splitlines()]
-    said = {name: rest[0] for name, *rest in words if name.isupper() and rest}
-    outcome = results_of(tmp_path / "mine")
-    assert said["VERDICT"] == outcome["verdict"] and said["AGAIN"].startswith("True ")
-    assert {"gain", "history"} <= set(said["FIGURES"].split())
-    rows, trials, _ = map(int, said["ROWS"].split())
-    assert rows == len(outcome["rows"]) and trials >= 2 + 2 + 1
-    assert "stage" in done.stdout and "8/8 export" in done.stdout  # the plan's table, and the driver's lines
 
 
 def test_settings_come_from_presets_dicts_and_changes(tmp_path):

@@ -19,7 +19,7 @@ from kdstudy.analysis import comparison, report
 REAL_STUDY = Path(__file__).parent.parent / "study" / "presets" / "results" / "cifar100-small"
 SETTINGS = [(WIDE, False), (WIDE, True), (NARROW, False), (NARROW, True)]
 LAPTOP, TABLET = 1280, 1000
-LONG_NAMES = ("vit_base_patch16_clip_quickgelu_224_open", "a" * 40)
+LONG_NAMES = ("vit_base_patch16_clip_quickgelu_224_open", pytest.param("a" * 40, marks=pytest.mark.slow))
 OPENS_WITHIN = 6.0  # seconds; what it should take is less than 2, on a machine that does nothing else
 
 # Mean of red, green and blue, 0 to 255, of the page and of the figures' titles and legends.

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 import tomli_w
 from running import ONE_AT_A_TIME, kdstudy, results_of
+from synthetic import here, is_one_line
 
 from kdstudy.config.load import load_study
 from kdstudy.store.record import Record
@@ -103,9 +104,10 @@ def test_several_teachers_answer_with_their_mean(finished, teacher_folder, tmp_p
     ({"trained": "."}, "holds no config.json"),
     ({"model": "resnet18", "trained": "."}, "--set teacher.model= removes the study's own model"),
 ])
-def test_a_given_teacher_that_is_not_there_is_one_line(teacher, said, tmp_path):
-    refused = kdstudy("run", study_with(tmp_path, **teacher), cwd=tmp_path, check=False)
-    assert refused.returncode == 2 and said in refused.stderr and refused.stderr.count("\n") == 1
+def test_a_given_teacher_that_is_not_there_is_one_line(teacher, said, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = here("run", str(study_with(tmp_path, **teacher)))
+    assert code == 2 and said in err and is_one_line(err), err
 
 
 @pytest.mark.slow
@@ -129,22 +131,22 @@ def test_nothing_but_a_logits_file_is_ever_replaced(finished, tmp_path):
     notes = tmp_path / "notes.safetensors"
     notes.write_text("my notes")
     for out, said in ((notes, "was not written by `kdstudy logits`"), (tmp_path / "l.npz", "name it l.safetensors")):
-        refused = kdstudy("logits", finished[0], out, cwd=tmp_path, check=False)
-        assert refused.returncode == 2 and said in refused.stderr and refused.stderr.count("\n") == 1
+        code, _, err = here("logits", str(finished[0]), str(out))
+        assert code == 2 and said in err and is_one_line(err), err
     assert notes.read_text() == "my notes"
 
 
 def test_an_export_with_other_images_is_refused(finished, tmp_path):
-    refused = kdstudy("export", finished[0], tmp_path / "out", "--set", "data.classes=5", cwd=tmp_path, check=False)
-    assert refused.returncode == 2 and "does not hold the images that the study was tested on" in refused.stderr
-    assert refused.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
+    code, _, err = here("export", str(finished[0]), str(tmp_path / "out"), "--set", "data.classes=5")
+    assert code == 2 and "does not hold the images that the study was tested on" in err
+    assert is_one_line(err) and not (tmp_path / "out").exists()
 
 
 def test_an_export_of_an_earlier_confirmation_is_not_announced(finished, tmp_path):
     copy = shutil.copytree(finished[0], tmp_path / "study", ignore=shutil.ignore_patterns("*.npy"))
 
     def announced() -> bool:
-        return any(line.startswith("student ") for line in kdstudy("report", copy, cwd=tmp_path).stdout.splitlines())
+        return any(line.startswith("student ") for line in here("report", str(copy))[1].splitlines())
 
     assert announced()
     key = copy / "export" / "kdstudy.json"

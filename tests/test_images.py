@@ -110,7 +110,7 @@ def failure(folder: Path, before: str = "", **environment: str) -> str:
             "try: images.write_images(exhibits(), Path(sys.argv[1]) / 'images', 'svg')\n"
             "except images.ImagesUnavailable as error: assert isinstance(error, ValueError); print(error)")
     places = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
-    run = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, timeout=120,
+    run = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, timeout=300,
                          env=os.environ | {"PYTHONPATH": places} | environment)
     assert run.returncode == 0, run.stderr
     assert not list(folder.iterdir())

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from running import KDSTUDY, ONE_AT_A_TIME, kdstudy, results_of, wait_until
+from synthetic import here, is_one_line
 from test_watch import a_study, add_report, expected_of, watching, written
 
 from kdstudy.errors import StorageError, UserError
@@ -278,10 +279,9 @@ def unreachable(*_, **__):
     ("nope://bucket/x", "Protocol not known: nope"),
     ("s3://missing/x", "The specified bucket does not exist"),
 ])
-def test_a_place_that_cannot_be_is_one_line_and_exit_code_2(place, message, server, tmp_path):
-    done = kdstudy("run", "digits", "--smoke", "--dir", place, cwd=tmp_path, check=False,
-                   env={**os.environ, "KDSTUDY_CACHE": str(tmp_path / "cache")})
-    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
+def test_a_place_that_cannot_be_is_one_line_and_exit_code_2(place, message, server, apart):
+    code, _, err = here("run", "digits", "--smoke", "--dir", place)
+    assert code == 2 and message in err and is_one_line(err), err
 
 
 def test_a_file_uri_is_a_path(tmp_path):

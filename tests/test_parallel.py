@@ -41,26 +41,38 @@ def task(images=21):
                 training=TrainSettings(epochs=3, batch_size=8), views=ViewSettings(shift=1, mixup=0.3), report_every=1)
 
 
-def take_part(rank, size, images, folder):
+IMAGES = (21, 25)
+
+
+def take_part(rank, size, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
-    training = start(task(images), PARAMETERS, **SEEDS, kind=ParallelTraining)
-    training.join_group()
-    report = training.run(3)
-    if rank == 0:
-        training.save(folder)
-        (folder / "report.json").write_text(json.dumps(report))
+    for images in IMAGES:
+        training = start(task(images), PARAMETERS, **SEEDS, kind=ParallelTraining)
+        training.join_group()
+        report = training.run(3)
+        if rank == 0:
+            (folder / str(images)).mkdir()
+            training.save(folder / str(images))
+            (folder / str(images) / "report.json").write_text(json.dumps(report))
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("images", [21, 25])
-def test_two_processes_take_the_steps_that_one_takes(tmp_path, images):
+@pytest.fixture(scope="module")
+def trained_by_two(tmp_path_factory):
+    """For each number of images, a folder with the model and the last report of two processes."""
+    folder = tmp_path_factory.mktemp("together")
+    mp.spawn(take_part, (2, folder), nprocs=2)
+    return folder
+
+
+@pytest.mark.parametrize("images", IMAGES)
+def test_two_processes_take_the_steps_that_one_takes(trained_by_two, images):
     """Also where a last batch of one is left for two: 25 images in batches of 8, the last of which then has 9."""
     alone = start(task(images), PARAMETERS, **SEEDS)
     expected = alone.run(3)
-    mp.spawn(take_part, (2, images, tmp_path), nprocs=2)
-    report = json.loads((tmp_path / "report.json").read_text())
+    report = json.loads((trained_by_two / str(images) / "report.json").read_text())
     assert report["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-4)
-    together = load_file(tmp_path / "model.safetensors")
+    together = load_file(trained_by_two / str(images) / "model.safetensors")
     for name, weight in alone.model.net.state_dict().items():
         assert torch.allclose(torch.from_numpy(together[name]), weight, atol=2e-4), name
 

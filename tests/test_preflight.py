@@ -113,6 +113,7 @@ def short_folder():
     return Path(tempfile.mkdtemp(prefix="kd"))
 
 
+@pytest.mark.slow
 def test_a_cluster_that_wants_a_token_says_which_variables_to_set(short_folder, monkeypatch):
     nodes = Nodes(short_folder, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="the-token-of-this-cluster")
     try:

@@ -745,7 +745,8 @@ def test_the_folder_that_ray_will_use_is_the_one_that_needs_room(variables, monk
         cluster._check_ray_room()
 
 
-@pytest.mark.parametrize(("words", "limit"), [(("plan",), 2), (("train", "baseline"), 2), (("run",), 8)])
+@pytest.mark.parametrize(("words", "limit"), [
+    (("plan",), 2), (("train", "baseline"), 2), pytest.param(("run",), 8, marks=pytest.mark.slow)])
 def test_too_little_memory_is_said_in_one_line(received, words, limit):
     for path in received.glob("confirm-*/done.json"):
         path.unlink()

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from running import KDSTUDY, ONE_AT_A_TIME, kdstudy, results_of, with_set
+from synthetic import here, is_one_line
 
 from kdstudy.store.record import Record
 
@@ -63,20 +64,21 @@ def test_confirmation_seeds_are_fresh_and_paired(finished):
         assert len({run.seed for run in runs if run.label == label}) == 2
 
 
-def test_running_it_again_does_nothing_and_says_so(finished):
+def test_running_it_again_does_nothing_and_says_so(finished, monkeypatch):
     folder, _ = finished
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")
               if path.is_file() and path.parent != folder}
-    again = kdstudy("run", *ONE_AT_A_TIME, cwd=folder.parent.parent)
-    assert "Nothing to do" in again.stdout
+    monkeypatch.chdir(folder.parent.parent)
+    code, again, _ = here("run", *ONE_AT_A_TIME)
+    assert code == 0 and "Nothing to do" in again
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
 def test_the_exported_student_repeats_its_recorded_accuracy_in_plain_timm(finished, tmp_path):
     """In a process that cannot import kdstudy: timm and the test images alone."""
     folder, _ = finished
-    kdstudy("export", folder, tmp_path / "student", cwd=tmp_path)
-    kdstudy("export", folder, tmp_path / "teacher", "--model", "teacher", cwd=tmp_path)
+    assert here("export", str(folder), str(tmp_path / "student"))[0] == 0
+    assert here("export", str(folder), str(tmp_path / "teacher"), "--model", "teacher")[0] == 0
     from kdstudy.trainables.data import load
     from kdstudy.trainables.settings import DataSettings
 
@@ -84,7 +86,7 @@ def test_the_exported_student_repeats_its_recorded_accuracy_in_plain_timm(finish
     np.savez(tmp_path / "test.npz", images=test.images, labels=test.labels)
     script = """
 import sys
-sys.modules["trainables"] = sys.modules["study"] = sys.modules["analysis"] = None
+sys.modules["kdstudy"] = None
 import numpy as np, timm, torch
 test = np.load("test.npz")
 for name in ("student", "teacher"):
@@ -214,10 +216,11 @@ def test_a_cache_over_its_budget_falls_back_to_the_teacher_in_the_loop_and_says_
     (["train", "distill", "digits", "--alpha", "1.5"], "--alpha = 1.5: must be at most 1"),
     (["plan", "digits", "--set", "student.model=resnt18"], "did you mean 'resnet18'?"),
 ])
-def test_a_users_mistake_is_one_line_and_exit_code_2(arguments, message, tmp_path):
-    done = kdstudy(*arguments, cwd=tmp_path, check=False)
-    assert done.returncode == 2, done.stdout + done.stderr
-    assert message in done.stderr and len(done.stderr.strip().splitlines()) == 1
+def test_a_users_mistake_is_one_line_and_exit_code_2(arguments, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = here(*arguments)
+    assert code == 2, out + err
+    assert message in err and is_one_line(err)
 
 
 def test_plan_starts_nothing_and_says_what_there_is_to_do(tmp_path):
@@ -229,40 +232,43 @@ def test_plan_starts_nothing_and_says_what_there_is_to_do(tmp_path):
 
 def test_plan_and_report_of_a_finished_study_whose_search_is_to_change(finished):
     folder, _ = finished
-    planned = kdstudy("plan", folder, "--set", "search.lr={log=[1e-4, 2e-2]}", cwd=folder.parent).stdout
+    _, planned, _ = here("plan", str(folder), "--set", "search.lr={log=[1e-4, 2e-2]}")
     lines = {line.split("  ")[0]: "done, took" in line for line in planned.splitlines()}
     assert lines["teacher"] and lines["teacher logits"] and not lines["baseline"] and not lines["confirm"]
 
 
 @pytest.mark.parametrize("command", [["export", "mine"], ["pack", "mine"], ["logits", "mine"], ["fetch", "mine"]])
-def test_what_is_written_here_is_not_written_to_a_folder_named_like_a_uri(command, tmp_path):
-    done = kdstudy(*command, "s3://bucket/out", cwd=tmp_path, check=False)
-    assert done.returncode == 2 and list(tmp_path.iterdir()) == []
-    assert done.stderr.startswith("kdstudy: s3://bucket/out is a URI, but this command writes to this machine: ")
+def test_what_is_written_here_is_not_written_to_a_folder_named_like_a_uri(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, _, err = here(*command, "s3://bucket/out")
+    assert code == 2 and list(tmp_path.iterdir()) == []
+    assert err.startswith("kdstudy: s3://bucket/out is a URI, but this command writes to this machine: ")
 
 
-def test_a_uri_with_a_slash_too_few_is_no_folder(tmp_path):
-    done = kdstudy("plan", "digits", "--dir", "s3:/bucket/mine", cwd=tmp_path, check=False)
-    assert (done.returncode, done.stderr) == (2, "kdstudy: s3:/bucket/mine is neither a folder nor a URI; did you mean "
-                                                 "s3://bucket/mine?\n")
+def test_a_uri_with_a_slash_too_few_is_no_folder():
+    code, _, err = here("plan", "digits", "--dir", "s3:/bucket/mine")
+    assert (code, err) == (2, "kdstudy: s3:/bucket/mine is neither a folder nor a URI; did you mean "
+                              "s3://bucket/mine?\n")
 
 
 def test_settings_that_are_not_those_of_before_are_named(finished, tmp_path):
     """Somebody who forgets a --set should notice before hours have gone by."""
     folder = shutil.copytree(finished[0], tmp_path / "mine")
-    printed = kdstudy("run", "digits", "--smoke", "--dir", folder, "--set", "confirm.seeds=1", "--until", "distill",
-                      cwd=tmp_path).stdout
-    assert f"note: {folder} was run with other settings before; now confirm.seeds = 1 instead of 2" in printed
-    assert "other settings" not in kdstudy("run", folder, "--until", "distill", cwd=tmp_path).stdout
+    _, printed, _ = here("run", "digits", "--smoke", "--dir", str(folder), "--set", "confirm.seeds=1",
+                         "--until", "distill")
+    note = f"note: {folder} was run with other settings before; now confirm.seeds = 1 instead of 2"
+    assert note in " ".join(printed.split())
+    code, printed, _ = here("run", str(folder), "--until", "distill")
+    assert code == 0 and "other settings" not in printed
 
 
-def test_an_estimate_for_gpus_says_that_it_is_one(tmp_path):
-    printed = kdstudy("plan", "digits", "--gpus", "4", "--set", "resources.gpus_per_trial=0.5", cwd=tmp_path).stdout
+def test_an_estimate_for_gpus_says_that_it_is_one(apart):
+    _, printed, _ = here("plan", "digits", "--gpus", "4", "--set", "resources.gpus_per_trial=0.5")
     assert "8 at a time, each 1 CPU + 0.5 GPU" in printed and "An estimate, not measured" in printed
 
 
-def test_every_setting_is_listed_with_its_default_and_its_purpose(tmp_path):
-    lines = kdstudy("settings", cwd=tmp_path).stdout.splitlines()
+def test_every_setting_is_listed_with_its_default_and_its_purpose():
+    lines = here("settings")[1].splitlines()
     for section, name in (("[search]", "  baseline_trials      = 20 "), ("[data]", "  label_column "),
                           ("[teacher]", "  lr                   = 0.0003")):
         own = lines[lines.index(section) + 1:]

@@ -194,6 +194,7 @@ def test_who_stops_watching_stops_no_job_and_its_own_functions_go_along(trusting
     assert "1/8 teacher          ✓" in seen.stdout, seen.stdout + seen.stderr
 
 
+@pytest.mark.slow
 def test_a_driver_that_refuses_the_study_ends_the_command_as_it_ended_itself(trusting, submit, tmp_path):
     assert submit(trusting, "digits", "--dir", str(tmp_path / "mine"), "--set", "data.source=/nowhere").wait(120) == 2
     said = (tmp_path / "log").read_text().splitlines()
