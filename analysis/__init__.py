@@ -16,6 +16,9 @@
 
     outcome          results.json: the rows of the results table, the gain, the verdict
     verdict          the verdict and its scope as sentences
+    cautions         what a reader must know before believing the gain, part of the verdict
+    learned          runs that failed to learn, searches whose accuracy still rises
+    families         which comparisons are made together, so that their intervals hold together
     tables           the cells of a table row, and the tables as Markdown
     console_table    the results table for a terminal
     number_text      numbers as text

@@ -10,7 +10,6 @@ from rich.console import Console, ConsoleOptions
 from rich.table import Table
 from rich.text import Text
 
-from kdstudy.analysis.study_files import is_row
 from kdstudy.analysis.tables import gain_cell, show_hyperparameters
 
 COLUMNS = ("", "hyperparameters", "test accuracy %", "gain [95 %]")
@@ -20,7 +19,7 @@ GAP = 2  # blanks between columns
 def console_table(outcome: dict[str, Any]) -> ConsoleTable:
     """The table for a terminal, as a rich renderable."""
     return ConsoleTable(tuple(_console_cells(row) for row in outcome["rows"]),
-                        tuple(is_row(row, "distilled", "tuned") for row in outcome["rows"]))
+                        tuple(bool(row.get("primary")) for row in outcome["rows"]))
 
 
 def _console_cells(row: dict[str, Any]) -> tuple[str, ...]:

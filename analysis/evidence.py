@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from kdstudy.analysis.gain import gain
+from kdstudy.analysis.families import compare, only_row
 from kdstudy.analysis.significance import mcnemar, seeds_needed, smallest_gain
 from kdstudy.analysis.study_files import FINALIST_STAGES, SEARCH_OF, StudyFiles
 
-ONLY = "only "  # begins the name of the configuration that leaves temperature and alpha at their defaults
 GAINS_IN_QUESTION = (0.5, 1.0, 2.0, 5.0)  # percentage points
 
 
@@ -18,6 +17,8 @@ def evidence(study: StudyFiles) -> dict[str, Any] | None:
     """results.json's `evidence`; None while the study is not confirmed. A part is None where it cannot be known.
 
     Accuracies are in percent, gains in percentage points (the keys of `kdstudy.analysis.gain.gain`).
+
+    Which intervals hold together: see `kdstudy.analysis.families`.
 
     default: the gain at the default point, over the baseline at its default point.
     only: configuration, the one that tunes only what both arms share; gain, its gain over the tuned baseline; rest, the
@@ -32,25 +33,29 @@ def evidence(study: StudyFiles) -> dict[str, Any] | None:
         return None
     confirmed = study.confirmed
     distilled, baseline = confirmed["distilled", "tuned"], confirmed["baseline", "tuned"]
+    primary = confirmed["distilled", study.primary]
     several = len(baseline) > 1
     return {
-        "default": gain(confirmed["distilled", "default"], confirmed["baseline", "default"]),
+        "default": compare(study, ("distilled", "default"), ("baseline", "default")),
         "only": _only(study) if several else None,
         "selected": {arm: _selected(study, arm) for arm in SEARCH_OF},
         "exported": _exported(distilled[0], baseline[0]),
-        "seeds": _seeds(100 * (distilled.astype(float) - baseline.astype(float))) if several else None,
+        "seeds": _seeds(100 * (primary.astype(float) - baseline.astype(float))) if several else None,
     }
 
 
 def _only(study: StudyFiles) -> dict[str, Any] | None:
-    row = next((row for row in study.confirmation["rows"] if row["configuration"].startswith(ONLY)), None)
+    row = only_row(study)
     if row is None:
         return None
-    own, tuned = study.confirmed["distilled", row["configuration"]], study.confirmed["distilled", "tuned"]
+    own = "distilled", row["configuration"]
+    rest = compare(study, ("distilled", "tuned"), own)
+    if rest is None:
+        return None  # the configuration chosen is this one
     search = study.config.get("search", {})
     searched = [name for name in ("temperature", "alpha") if isinstance(search.get(name), dict)]
     return {"configuration": row["configuration"], "searched": searched,
-            "gain": gain(own, study.confirmed["baseline", "tuned"]), "rest": gain(tuned, own)}
+            "gain": compare(study, own, ("baseline", "tuned")), "rest": rest}
 
 
 def _selected(study: StudyFiles, arm: str) -> dict[str, Any] | None:

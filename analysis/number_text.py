@@ -15,7 +15,19 @@ def show_bounds(interval: dict[str, Any]) -> str:
 
 def show_interval(gain: dict[str, Any]) -> str:
     """+6.63 points (95 % interval +5.13 to +8.13)."""
+    if gain.get("comparisons", 1) > 1:
+        return show_simultaneous(gain)
     return f"{show_points(gain['mean'])} points (95 % interval {show_bounds(gain)})"
+
+
+def show_simultaneous(gain: dict[str, Any]) -> str:
+    """+6.63 points (simultaneous 95 % interval +5.13 to +8.13): one of several that hold together."""
+    return f"{show_points(gain['mean'])} points (simultaneous 95 % interval {show_bounds(gain)})"
+
+
+def counted(number: int, noun: str) -> str:
+    """1 seed, 3 seeds."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def show_number(value: float, digits: int = 3) -> str:

@@ -1,14 +1,18 @@
 """The results of a study as data: the rows of its results table, its gain, its verdict. This becomes results.json.
 
 Accuracies (`test_mean`, `best_validation`) are in percent; their standard deviation over the seeds (`test_sd`) and
-gains are in percentage points. `gap_closed` is a share, 0 to 1. `parameters` is the number of a model's weights,
+gains are in percentage points. A row's `gain` is over the tuned baseline; which intervals hold together is in
+`kdstudy.analysis.families`. `gap_closed` is a share, 0 to 1. `parameters` is the number of a model's weights,
 `compression` the teacher's over the student's. `seconds` is the wall time per stage, in seconds.
 """
 
 from typing import Any
 
+from kdstudy.analysis.cautions import cautions
 from kdstudy.analysis.evidence import evidence
-from kdstudy.analysis.gain import gain, gap_closed, gap_to_teacher
+from kdstudy.analysis.families import compare
+from kdstudy.analysis.gain import gap_closed, gap_to_teacher
+from kdstudy.analysis.learned import failed_runs, rises
 from kdstudy.analysis.study_files import SEARCH_OF, STAGES, StudyFiles, is_row
 from kdstudy.analysis.verdict import scope, verdict
 
@@ -21,9 +25,11 @@ def results(study: StudyFiles) -> dict[str, Any]:
     rows = _teacher_rows(study) + _student_rows(study)
     outcome: dict[str, Any] = {
         "study": study.description["name"],
+        "smoke": bool(study.config.get("smoke")),
         "data": study.description.get("data"),
         "rows": rows,
-        "gain": next((row["gain"] for row in rows if is_row(row, "distilled", "tuned")), None),
+        "primary": study.primary,
+        "gain": next((row["gain"] for row in rows if is_row(row, "distilled", study.primary)), None),
         "gain_over_default_baseline": _gain_over_default(study),
         "evidence": evidence(study),
         "transfer": transfer(study),
@@ -32,6 +38,10 @@ def results(study: StudyFiles) -> dict[str, Any]:
         "seconds": {name: round(done["seconds"], 1) for name in STAGES if (done := study.done(name))},
         "taken_from": {name: done["taken_from"] for name in STAGES if "taken_from" in (done := study.done(name) or {})},
     }
+    failed = failed_runs(study) if study.confirmation else []
+    outcome["failed_runs"] = [{"arm": run.arm, "configuration": run.configuration, "seed": run.seed,
+                               "test_accuracy": run.accuracy} for run in failed]
+    outcome["cautions"] = cautions(study, outcome, failed, rises(study)) if study.confirmation else []
     outcome["verdict"] = verdict(outcome)
     outcome["scope"] = scope(study, outcome)
     return outcome
@@ -70,9 +80,10 @@ def _student_rows(study: StudyFiles) -> list[dict[str, Any]]:
     rows = []
     for row in study.confirmation["rows"]:
         right = study.confirmed[row["arm"], row["configuration"]]
-        own_gain = None if is_row(row, "baseline", "tuned") else gain(right, baseline)
+        own_gain = compare(study, (row["arm"], row["configuration"]), ("baseline", "tuned"))
         rows.append({
-            "arm": row["arm"], "configuration": row["configuration"], "model": study.config["student"]["model"],
+            "arm": row["arm"], "configuration": row["configuration"],
+            "primary": is_row(row, "distilled", study.primary), "model": study.config["student"]["model"],
             **row["parameters"], **_sizes(study), **_searched(study, row), "seeds": len(right),
             "test_mean": 100 * float(right.mean()),
             "test_sd": 100 * float(right.mean(1).std(ddof=1)) if len(right) > 1 else None,
@@ -103,4 +114,4 @@ def _gain_over_default(study: StudyFiles) -> dict[str, Any] | None:
     """The gain over the baseline at its default point, for the search may have chosen a worse one."""
     if study.confirmation is None:
         return None
-    return gain(study.confirmed["distilled", "tuned"], study.confirmed["baseline", "default"])
+    return compare(study, ("distilled", study.primary), ("baseline", "default"))

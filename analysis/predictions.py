@@ -71,7 +71,7 @@ def _class_row(predictions: dict[str, RunPredictions], teacher: np.ndarray | Non
     if len(differences) > 1:
         row["gain"] = _mean(differences)
         if mine.sum() > 1 and np.ptp(differences) > 0:  # without any variation there is no variance to estimate
-            interval = crossed_interval(differences)
+            interval = crossed_interval(differences, unit=100.0)
             row |= {"low": interval.low, "high": interval.high, "p": interval.p}
     return row
 

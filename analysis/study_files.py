@@ -184,6 +184,11 @@ class StudyFiles:
         choice = self.choice(SEARCH_OF[row["arm"]])
         return choice is not None and choice.get("winner", row["trial"]) == row["trial"]
 
+    @property
+    def primary(self) -> str:
+        """The distilled configuration whose gain over the tuned baseline is the study's answer."""
+        return self.config.get("confirm", {}).get("primary", "tuned")
+
     def tuned_row(self, arm: str) -> dict[str, Any]:
         """The confirmed row of an arm's winner, `baseline` or `distilled`. The confirmation must be done."""
         return next(row for row in self.confirmation["rows"] if is_row(row, arm, "tuned"))
@@ -236,6 +241,11 @@ class StudyFiles:
         """What identifies an export of the student: the confirmation, the winner's parameters and its first run."""
         tuned = self.tuned_row("distilled")
         return {"confirm": self.stage("confirm").name, "parameters": tuned["parameters"], "run": tuned["runs"][0]}
+
+
+def find_row(outcome: dict[str, Any], arm: str, configuration: str) -> dict[str, Any] | None:
+    """A row of the results table, of the content of results.json; None where it has none."""
+    return next((row for row in outcome["rows"] if is_row(row, arm, configuration)), None)
 
 
 def is_row(row: dict[str, Any], arm: str, configuration: str) -> bool:

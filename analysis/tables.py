@@ -97,7 +97,7 @@ def takeaway(outcome: dict[str, Any]) -> list[str]:
     """A study's row of that table, in the order of TAKEAWAYS."""
     rows = {(row["arm"], row["configuration"]): row for row in outcome["rows"]}
     teacher = next((row for row in outcome["rows"] if row["arm"] == "teacher"), None)
-    tuned, at_default = rows.get(("distilled", "tuned")), (outcome.get("evidence") or {}).get("default")
+    tuned, at_default = rows.get(("distilled", outcome["primary"])), (outcome.get("evidence") or {}).get("default")
     baseline, data = rows.get(("baseline", "tuned")), outcome["data"]
     pair = " → ".join(_model(row) for row in (teacher, tuned) if row)
     return [

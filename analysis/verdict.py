@@ -5,37 +5,54 @@ results.json, results.md and the README's blocks hold these sentences, so a chan
 
 from typing import Any
 
+from kdstudy.analysis.cautions import all_guess
 from kdstudy.analysis.gain import SIGNIFICANT
-from kdstudy.analysis.number_text import show_interval, show_points
-from kdstudy.analysis.significance import wilson_interval
-from kdstudy.analysis.study_files import StudyFiles, is_row
+from kdstudy.analysis.number_text import counted, show_interval, show_points, show_simultaneous
+from kdstudy.analysis.study_files import CONFIRM_STAGES, StudyFiles, find_row
+
+SMOKE_VERDICT = "A trial run: the study works; its numbers say nothing."
 
 
 def verdict(outcome: dict[str, Any]) -> str:
-    """Whether distillation helps, in one sentence."""
-    if _row(outcome, "distilled", "tuned") is None:
+    """Whether distillation helps, in a sentence, and what a reader must know before believing it, in another."""
+    if outcome["smoke"]:
+        return SMOKE_VERDICT
+    if find_row(outcome, "distilled", "tuned") is None:
         return "No verdict yet: the confirmation has not been run."
-    gain = outcome["gain"]
-    if gain is None:
+    if outcome["gain"] is None:
         return "No verdict: one seed allows no interval; set confirm.seeds to at least 2, better 5."
-    figures = f"{show_interval(gain)} over the tuned baseline on {gain['seeds']} paired seeds"
+    if all_guess(outcome):
+        return (f"No verdict: no student does better than guessing one of {len(outcome['data']['classes'])} classes. "
+                "The study runs, but says nothing about distillation.")
+    cautions = f" Caution: {'; '.join(outcome['cautions'])}." if outcome["cautions"] else ""
+    return f"{_finding(outcome)}.{cautions}"
+
+
+def _finding(outcome: dict[str, Any]) -> str:
+    gain = outcome["gain"]
+    figures = f"{show_interval(gain)} over the tuned baseline on {counted(gain['seeds'], 'paired seed')}"
+    if gain["p"] >= SIGNIFICANT:
+        others = _others_that_help(outcome)
+        what = f"for the {outcome['primary']} configuration" if others else "from distillation"
+        few = "" if others else _few_labels(outcome, "few-label transfer: the teacher saw")
+        return f"No gain {what} shown: {figures}, which includes zero{others}{few}"
+    if gain["mean"] < 0:
+        return f"Distillation hurts: {figures}"
+    return f"Distillation helps: {figures}{_few_labels(outcome, 'few-label transfer: the gain includes knowledge of')}"
+
+
+def _others_that_help(outcome: dict[str, Any]) -> str:
+    """The other distilled rows that show a gain."""
+    shown = [f"{row['configuration']} ({show_simultaneous(row['gain'])})" for row in outcome["rows"]
+             if row["arm"] == "distilled" and row["configuration"] != outcome["primary"] and row["gain"]
+             and row["gain"]["p"] < SIGNIFICANT and row["gain"]["mean"] > 0]
+    return f"; a gain is shown for {' and '.join(shown)}" if shown else ""
+
+
+def _few_labels(outcome: dict[str, Any], begins: str) -> str:
     unseen = outcome["data"]["train"] - outcome["data"]["student_train"]
     saw = "saw only without labels" if outcome["data"].get("unlabelled") else "never saw"
-    if gain["p"] >= SIGNIFICANT:
-        few = f"; few-label transfer: the teacher saw {unseen} images that the student {saw}" if unseen else ""
-        return f"No gain from distillation shown: {figures}, which includes zero{few}."
-    if gain["mean"] < 0:
-        return f"Distillation hurts: {figures}."
-    few = f"; few-label transfer: the gain includes knowledge of {unseen} images that the student {saw}"
-    return f"Distillation helps: {figures}{few if unseen else ''}{_unsure_over_default(outcome)}."
-
-
-def _unsure_over_default(outcome: dict[str, Any]) -> str:
-    """A reservation: the default baseline did better than the tuned one, and no gain over it is shown."""
-    over = outcome["gain_over_default_baseline"]
-    if over is None or over["mean"] >= outcome["gain"]["mean"] or over["p"] < SIGNIFICANT:
-        return ""
-    return f"; but {show_interval(over)} over the baseline at its default point, which did better on the fresh seeds"
+    return f"; {begins} {unseen} images that the student {saw}" if unseen else ""
 
 
 def scope(study: StudyFiles, outcome: dict[str, Any]) -> str:
@@ -44,9 +61,19 @@ def scope(study: StudyFiles, outcome: dict[str, Any]) -> str:
     if confirm is None:
         return "Scope: the confirmation on fresh seeds is still to come."
     text = (f"Scope: this teacher, this split, this search; {outcome['data']['test']} test images, "
-            f"{len(confirm['rows'][0]['runs'])} fresh seeds, last epoch, tested once.")
-    return " ".join(filter(None, [text, _duplicates(outcome), _samples(outcome["gain"]), _weak_teacher(outcome),
-                                  _guessing(outcome), _better_default(outcome)]))
+            f"{counted(len(confirm['rows'][0]['runs']), 'fresh seed')}, last epoch, {_tests(study)}.")
+    return " ".join(filter(None, [text, _duplicates(outcome), _given_teacher(outcome), _samples(outcome["gain"]),
+                                  _family(outcome), _better_default(outcome)]))
+
+
+def _tests(study: StudyFiles) -> str:
+    """How often test images were read: runs of earlier winners and of fewer or more seeds count too."""
+    trials = study.trials[study.trials["stage"].isin(CONFIRM_STAGES) & (study.trials["ended"] == "complete")]
+    shown = {(row["stage"], run) for row in study.confirmation["rows"] for run in row["runs"]}
+    tested = set(zip(trials["stage"], trials["trial"], strict=True)) | shown
+    if tested == shown:
+        return "each run tested once"
+    return f"{len(tested)} runs tested, {len(shown)} in this table"
 
 
 def _duplicates(outcome: dict[str, Any]) -> str:
@@ -54,6 +81,13 @@ def _duplicates(outcome: dict[str, Any]) -> str:
     if not shared or outcome["data"].get("dropped"):
         return ""
     return f"{shared} of the training images {'is' if shared == 1 else 'are'} among the test images too."
+
+
+def _given_teacher(outcome: dict[str, Any]) -> str:
+    teacher = next((row for row in outcome["rows"] if row["arm"] == "teacher"), None)
+    if teacher is None or teacher["trials"]:
+        return ""
+    return "The teacher was given: this study cannot tell whether it has seen the test images."
 
 
 def _samples(gain: dict[str, Any] | None) -> str:
@@ -67,33 +101,19 @@ def _samples(gain: dict[str, Any] | None) -> str:
     return f"{text}; over seeds alone, for these very images, it is {bounds[2]} to {bounds[3]}."
 
 
-def _weak_teacher(outcome: dict[str, Any]) -> str:
-    teacher = next((row["test_mean"] for row in outcome["rows"] if row["arm"] == "teacher"), None)
-    tuned = _row(outcome, "baseline", "tuned")["test_mean"]
-    if teacher is None or teacher >= tuned:
+def _family(outcome: dict[str, Any]) -> str:
+    """What the intervals of the other rows mean."""
+    others = max((row["gain"]["comparisons"] for row in outcome["rows"] if row["gain"]), default=1)
+    if others < 2:
         return ""
-    return (f"The teacher itself ({teacher:.2f} %) is {tuned - teacher:.2f} points worse than the tuned "
-            "baseline: a better one may teach more.")
-
-
-def _guessing(outcome: dict[str, Any]) -> str:
-    """A warning where even the best student's Wilson interval, for the test images of one seed, includes chance."""
-    best = max((row["test_mean"] for row in outcome["rows"] if row["arm"] != "teacher"), default=0.0)
-    classes = len(outcome["data"]["classes"])
-    if wilson_interval(best / 100, outcome["data"]["test"])[0] > 1 / classes:
-        return ""
-    return (f"No student does better than guessing one of {classes} classes: this shows that the study runs, and "
-            "nothing about distillation.")
+    return (f"The comparison of distilled {outcome['primary']} with the tuned baseline was chosen beforehand; the "
+            f"intervals of the other {others} rows hold together with 95 %.")
 
 
 def _better_default(outcome: dict[str, Any]) -> str:
     """A note where the baseline did better at its default point than at the point that its search chose."""
-    default, untuned = outcome["gain_over_default_baseline"], _row(outcome, "baseline", "default")
+    default, untuned = outcome["gain_over_default_baseline"], find_row(outcome, "baseline", "default")
     if not default or not untuned["gain"] or untuned["gain"]["mean"] <= 0:
         return ""
     return ("On the fresh seeds the baseline did better at its default point than at the point that the search "
             f"chose; over the default baseline the gain is {show_interval(default)}.")
-
-
-def _row(outcome: dict[str, Any], arm: str, configuration: str) -> dict[str, Any] | None:
-    return next((row for row in outcome["rows"] if is_row(row, arm, configuration)), None)

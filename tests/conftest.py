@@ -24,8 +24,9 @@ def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests that take long")
 
 
-# Each takes about a minute. Begun last, one of them would keep a single process busy while the others have ended.
-LONGEST = ("test_study.py", "test_preflight.py", "test_submit.py", "test_browser.py")
+# Each takes a minute or more. Begun last, one of them would keep a single process busy while the others have ended.
+LONGEST = ("test_study.py", "test_preflight.py", "test_submit.py", "test_browser.py", "test_parallel.py",
+           "test_placement.py", "test_faults.py")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -36,6 +37,20 @@ def pytest_collection_modifyitems(config, items):
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A process takes a whole file, whose tests share what they need. The faults take minutes each, one by one."""
+    if config.getoption("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFile(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return nodeid if "test_faults.py" in nodeid else super()._split_scope(nodeid)
+
+    return ByFile(config, log)
 
 
 def _rank(path, tests):

@@ -24,6 +24,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from kdstudy.analysis.gain import gain
 from kdstudy.analysis.significance import Interval, crossed_interval, mcnemar, paired_t_interval
 
 SEEDS, IMAGES, LEVEL = (3, 5, 10), (360, 2000, 10000), 0.05
@@ -44,12 +45,12 @@ NULLS = {"seeds and images": Null(lean=0.35, skill=0.05), "mostly images": Null(
          "seeds alone": Null(lean=0.0, skill=0.05)}
 
 
-def draw(null: Null, seeds: int, images: int, rng: np.random.Generator) -> np.ndarray:
-    """Which images each seed of two equally good arms gets right, (2, seeds, images) bool."""
+def draw(null: Null, seeds: int, images: int, rng: np.random.Generator, arms: int = 2) -> np.ndarray:
+    """Which images each seed of equally good arms gets right, (arms, seeds, images) bool."""
     ease = rng.standard_normal((1, 1, images), np.float32)
-    lean = np.float32(null.lean) * rng.standard_normal((2, 1, images), np.float32)
-    skill = np.float32(null.level) + np.float32(null.skill) * rng.standard_normal((2, seeds, 1), np.float32)
-    noise = rng.standard_normal((2, seeds, images), np.float32)
+    lean = np.float32(null.lean) * rng.standard_normal((arms, 1, images), np.float32)
+    skill = np.float32(null.level) + np.float32(null.skill) * rng.standard_normal((arms, seeds, 1), np.float32)
+    noise = rng.standard_normal((arms, seeds, images), np.float32)
     return np.float32(NOISE) * noise < skill + (ease + lean)
 
 
@@ -95,6 +96,20 @@ def false_gains(null: Null, simulations: int, rng: np.random.Generator, seeds: t
     return pd.DataFrame(rows).groupby(["seeds", "images"]).mean()
 
 
+def false_families(null: Null, simulations: int, rng: np.random.Generator, seeds: int, images: int,
+                   rows: int = 3) -> dict[str, float]:
+    """The share of simulated tables in which any of `rows` rows, all as good as one baseline, shows a gain or a loss.
+
+    `each alone`: every interval has 95 %, as if it were the only one. `together`: as kdstudy widens them.
+    """
+    found = {"each alone": 0, "together": 0}
+    for _ in range(simulations):
+        baseline, *others = draw(null, seeds, images, rng, arms=1 + rows)
+        for name, comparisons in (("each alone", 1), ("together", rows)):
+            found[name] += any(gain(row, baseline, comparisons)["p"] < LEVEL for row in others)
+    return {name: count / simulations for name, count in found.items()}
+
+
 def binomial_error(simulations: int) -> float:
     """The standard error of a rate that is LEVEL in truth."""
     return float(np.sqrt(LEVEL * (1 - LEVEL) / simulations))
@@ -118,6 +133,12 @@ def main(show: Callable[[str], None] = print) -> None:
         show(f"\n{name}: false gains in percent at nominal {100 * LEVEL:.0f} %, {arguments.simulations} simulations, "
              f"binomial standard error {100 * binomial_error(arguments.simulations):.2f}\n")
         show(table(false_gains(null, arguments.simulations, rng)))
+    show("\ntables of three rows as good as one baseline in which any row shows a gain or a loss, percent:\n")
+    show("| null | seeds | images | each interval alone at 95 % | together |\n|---|---:|---:|---:|---:|")
+    for name, null in NULLS.items():
+        for seeds, images in ((3, 2000), (5, 360), (5, 2000), (10, 2000)):
+            found = false_families(null, arguments.simulations, rng, seeds, images)
+            show(f"| {name} | {seeds} | {images:,} | {100 * found['each alone']:.1f} | {100 * found['together']:.1f} |")
     show(f"\n{time.monotonic() - started:.0f} s")
 
 

@@ -26,7 +26,7 @@ def results_of(folder):
     return json.loads((folder / "results" / "results.json").read_text())
 
 
-def wait_until(process, condition, timeout=120):
+def wait_until(process, condition, timeout=400):
     """Wait for a condition while a process runs."""
     deadline = time.monotonic() + timeout
     while not condition():

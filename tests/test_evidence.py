@@ -10,10 +10,10 @@ from scipy import stats
 from test_report import SEEDS, built, complete, drawn, write_json  # noqa: F401, complete is a fixture
 
 from kdstudy.analysis import comparison, report
+from kdstudy.analysis.cautions import cautions
 from kdstudy.analysis.page.cards import cards
 from kdstudy.analysis.predictions import calibration
 from kdstudy.analysis.study_files import StudyFiles
-from kdstudy.analysis.verdict import verdict
 
 
 def outcome_of(folder):
@@ -60,19 +60,19 @@ def test_both_arms_are_compared_at_the_default_point(complete):  # noqa: F811
 
 def test_a_weak_teacher_and_a_better_default_baseline_are_said(complete):  # noqa: F811
     folder, right = complete
-    assert "The teacher itself" not in outcome_of(folder)["scope"]
+    assert "the teacher itself" not in outcome_of(folder)["verdict"]
     predictions = folder / "teacher_logits-0" / "test.parquet"
     table = pd.read_parquet(predictions)
     table.loc[table.index[:150], "prediction"] = (table["label"] + 1) % 4
     table.to_parquet(predictions)
     worse = 100 * (right["baseline", "tuned"].mean() - (table["label"] == table["prediction"]).mean())
-    assert f"is {worse:.2f} points worse than the tuned baseline" in outcome_of(folder)["scope"]
     outcome = outcome_of(folder)
-    assert " but " not in outcome["verdict"]
-    over = {"mean": 1.0, "low": -1.0, "high": 3.0, "p": 0.3}
-    assert verdict(outcome | {"gain_over_default_baseline": over}).endswith(
-        "; but +1.00 points (95 % interval −1.00 to +3.00) over the baseline at its default point, which did better on "
-        "the fresh seeds.")
+    assert outcome["verdict"].endswith(f"is {worse:.2f} points worse than the tuned baseline.")
+    assert "default point" not in outcome["verdict"]
+    over = {"mean": 1.0, "low": -1.0, "high": 3.0, "p": 0.3, "comparisons": 2}
+    said = cautions(StudyFiles(folder), outcome | {"gain_over_default_baseline": over}, [], {})
+    assert said[1] == ("over the baseline at its default point it is +1.00 points (simultaneous 95 % interval −1.00 to "
+                       "+3.00)")
 
 
 def test_the_exported_student_and_its_twin_are_compared_image_by_image(complete):  # noqa: F811

@@ -26,7 +26,7 @@ from kdstudy.trainables.settings import ModelSettings, TrainSettings, ViewSettin
 from kdstudy.trainables.task import Task
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ground(tmp_path_factory):
     return Ground(tmp_path_factory.mktemp("faults"))
 

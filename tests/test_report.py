@@ -382,10 +382,11 @@ def test_one_block_of_a_readme_is_rewritten_and_the_rest_left_alone(complete, tm
     outcome = json.loads(built(complete[0], "results.json"))
     begin, end = tables.readme_markers("tiny")
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
+    readme.write_text(f"before\n{begin}\nwhat stood here\n{end}\nafter\n")
     assert tables.rewrite_block(readme, "tiny", tables.markdown(outcome))
     text = readme.read_text()
-    assert text.startswith(f"before\n{begin}\n| model |") and text.endswith(f"{end}\nafter\n") and "old" not in text
+    assert text.startswith(f"before\n{begin}\n| model |") and text.endswith(f"{end}\nafter\n")
+    assert "stood here" not in text
     assert not tables.rewrite_block(readme, "tiny", tables.markdown(outcome))
     with pytest.raises(ValueError, match="add the lines <!-- kdstudy results: other -->"):
         tables.rewrite_block(readme, "other", "")

@@ -49,7 +49,7 @@ while "block forever" not in open(records + "/head").read():
     time.sleep(0.1)
 code = subprocess.run(entry).returncode
 head.terminate()
-head.wait(60)
+head.wait(200)
 sys.exit(code)
 """
 # In the place of `python -m kdstudy`: says what it was started with, and takes a while to end where it is asked to.
@@ -225,7 +225,7 @@ def test_a_study_runs_on_the_ray_that_the_job_starts(cluster, tmp_path):
     code, text, err = here("submit", "digits", "--smoke", "--to", "slurm", "--dir", str(tmp_path / "studies" / "mine"),
                            "--until", "teacher", "--print")
     assert code == 0, err
-    assert cluster(text).wait(120) == 0, (tmp_path / "log").read_text()
+    assert cluster(text).wait(500) == 0, (tmp_path / "log").read_text()
     assert (tmp_path / "studies" / "mine" / "study.toml").is_file()
     assert "teacher          ✓" in (tmp_path / "log").read_text()
 

@@ -7,7 +7,7 @@ from kdstudy.analysis.figures import effect_curves as curves_figure
 from kdstudy.analysis.figures import effect_map as map_figure
 from kdstudy.analysis.figures import effects as effects_figures
 from kdstudy.analysis.figures.style import label, show
-from kdstudy.analysis.number_text import show_bounds, show_points
+from kdstudy.analysis.number_text import show_interval
 from kdstudy.analysis.sensitivity.effects import NEAR_BEST
 from kdstudy.analysis.sensitivity.statements import statements
 from kdstudy.analysis.study_analysis import StudyAnalysis
@@ -91,8 +91,7 @@ def _retrained(outcome: dict[str, Any], known: dict[str, Any]) -> list[tuple[str
     names = " and ".join(map(label, only["searched"]))
     shared = only["configuration"].removeprefix("only ").removesuffix(" tuned")
     return [("note", "These prices are the search’s own estimates. The retrained runs count for more: there, tuning "
-                     f"{names} beyond {shared} is worth {show_points(only['rest']['mean'])} points of test accuracy "
-                     f"(95 % interval {show_bounds(only['rest'])}).")]
+                     f"{names} beyond {shared} is worth {show_interval(only['rest'])}, of test accuracy.")]
 
 
 def _best(known: dict[str, Any]) -> str:

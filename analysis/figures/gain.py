@@ -6,7 +6,6 @@ import plotly.graph_objects as go
 
 from kdstudy.analysis.figures.style import COLOURS, around, blank, rounded, whiskers, zero_line
 from kdstudy.analysis.number_text import show_points
-from kdstudy.analysis.study_files import is_row
 
 
 def gain_intervals(outcome: dict[str, Any]) -> go.Figure | None:
@@ -25,7 +24,7 @@ def gain_intervals(outcome: dict[str, Any]) -> go.Figure | None:
 
 def _row(row: dict[str, Any]) -> go.Scatter:
     mean, low, high = (rounded(row["gain"][name]) for name in ("mean", "low", "high"))
-    main = is_row(row, "distilled", "tuned")
+    main = row["primary"]
     colour = COLOURS["distill" if row["arm"] == "distilled" else "baseline"]
     return go.Scatter(
         x=[mean], y=[_label(row, main)], mode="markers+text", text=[show_points(mean)], textposition="top center",

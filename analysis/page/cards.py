@@ -30,12 +30,15 @@ def cards_html(analysis: StudyAnalysis) -> str:
 
 
 def cards(outcome: dict[str, Any], measured: Calibration | None) -> list[Card]:
-    """What a careful colleague would add to the verdict; none while there is no gain with an interval."""
+    """What a careful colleague would add to the verdict; none while there is no gain with an interval.
+
+    None for a trial run either, from which nothing can be concluded.
+    """
     gain, evidence = outcome["gain"], outcome["evidence"]
-    if gain is None:
+    if gain is None or outcome["smoke"]:
         return []
     found = [_gain_card(gain), _only_card(evidence["only"]), _luck_card(evidence["selected"]["distilled"]),
-             _power_card(evidence["seeds"]), _confidence_card(measured), _checkpoint_card(evidence["exported"])]
+             _power_card(evidence["seeds"], gain), _confidence_card(measured), _checkpoint_card(evidence["exported"])]
     return [card for card in found if card]
 
 
@@ -52,8 +55,9 @@ def _only_card(only: dict[str, Any] | None) -> Card | None:
     unsure = "" if rest["p"] < SIGNIFICANT else ", which includes zero"
     names = " and ".join(map(label, only["searched"]))
     return Card(f"What tuning {names} adds", f"{show_points(rest['mean'])} points",
-                f"95 % interval {show_bounds(rest)}{unsure}. With {only['configuration']}, T and α at their defaults, "
-                f"distillation gains {show_points(own['mean'])} ({show_bounds(own)}) over the tuned baseline.")
+                f"Simultaneous 95 % interval {show_bounds(rest)}{unsure}. With {only['configuration']}, T and α at "
+                f"their defaults, distillation gains {show_points(own['mean'])} ({show_bounds(own)}) over the tuned "
+                "baseline.")
 
 
 def _luck_card(selected: dict[str, Any] | None) -> Card | None:
@@ -66,16 +70,19 @@ def _luck_card(selected: dict[str, Any] | None) -> Card | None:
                 f"same configuration on {selected['seeds']} fresh seeds. Quote its test accuracy, in the table.")
 
 
-def _power_card(seeds: dict[str, Any] | None) -> Card | None:
+def _power_card(seeds: dict[str, Any] | None, gain: dict[str, Any]) -> Card | None:
     if seeds is None or not seeds["smallest"] > 0:  # without any variation there is nothing to estimate power from
         return None
     smallest = seeds["smallest"]
     unanswered = [(float(gain), count) for gain, count in seeds["needed"].items() if float(gain) < smallest]
     text = f"With the spread seen here, {seeds['seeds']} seeds find a true gain of that size in four of five studies"
     if unanswered:
-        gain, count = unanswered[-1]
-        points = f"{gain:g} {'point' if gain == 1 else 'points'}"
+        size, count = unanswered[-1]
+        points = f"{size:g} {'point' if size == 1 else 'points'}"
         text += f"; {points} would need {count} seeds" if count else f"; for {points}, only more test images would help"
+    if gain["p"] < SIGNIFICANT and abs(gain["mean"]) < smallest:
+        text += (f". This study found {abs(gain['mean']):.1f} all the same: a gain found below the size that is "
+                 "usually detected is probably exaggerated")
     return Card("The smallest gain it could detect", f"{smallest:.1f} points", f"{text}.")
 
 

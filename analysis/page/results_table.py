@@ -5,7 +5,6 @@ import re
 from typing import Any
 
 from kdstudy.analysis import tables
-from kdstudy.analysis.study_files import is_row
 
 
 def results_table(outcome: dict[str, Any]) -> str:
@@ -19,7 +18,17 @@ def results_table(outcome: dict[str, Any]) -> str:
             "<p class=note>“Best validation” comes from the search or the finalists that chose the row, so it is "
             "optimistic. “Only … tuned” takes from the fitted surface the best values of what the baseline tunes too. "
             "Test accuracy is the mean over the seeds ± their standard deviation, of models that were retrained on "
-            f"fresh seeds.</p>\n<p class=note>{html.escape(tables.wall_time(outcome))}</p>")
+            f"fresh seeds.{_family(outcome)}</p>\n<p class=note>{html.escape(tables.wall_time(outcome))}</p>")
+
+
+def _family(outcome: dict[str, Any]) -> str:
+    """What the intervals of the gains mean, where several share the baseline."""
+    others = max((row["gain"]["comparisons"] for row in outcome["rows"] if row["gain"]), default=1)
+    if others < 2:
+        return ""
+    return (f" The gain of “distilled {html.escape(outcome['primary'])}” is the comparison chosen beforehand, with a "
+            f"95 % interval of its own; the other {others} intervals are wider, so that all of them together hold with "
+            "95 %.")
 
 
 def takeaways_table(outcomes: list[dict[str, Any]]) -> str:
@@ -32,7 +41,7 @@ def takeaways_table(outcomes: list[dict[str, Any]]) -> str:
 
 def _row(row: dict[str, Any]) -> str:
     texts = zip(tables.COLUMNS, tables.cells(row), strict=True)
-    main = " class=main" if is_row(row, "distilled", "tuned") else ""
+    main = " class=main" if row.get("primary") else ""
     return f"<tr{main}>{''.join(_cell('td', column, text) for column, text in texts)}</tr>"
 
 

@@ -22,9 +22,11 @@ def statements(study: StudyFiles, found: dict[str, Any], correlations: pd.DataFr
 
     found: of `findings.analyse`. correlations: of `rungs.rung_correlations`.
     """
+    if study.config.get("smoke"):
+        return [("warning", "A trial run: its few short trials say nothing about any parameter.")]
     said = [("note", found["missing"])] if "missing" in found else [
         ("finding", headline(found)), *_on_trust(study, found)]
-    return [*said, *(("note", text) for text in _edges(study)), *_on_rungs(study, correlations)]
+    return [*said, *(("note", text) for text in _edges(study, found)), *_on_rungs(study, correlations)]
 
 
 def headline(found: dict[str, Any]) -> str:
@@ -34,7 +36,7 @@ def headline(found: dict[str, Any]) -> str:
         return "The price of not tuning is unknown: the default point is not among the trials."
     said = [f"leaving {_name(row)} costs {_points(row['price'])} points "
             f"({_points(row['low'])} to {_points(row['high'])})" for row in rows if row["low"] > 0]
-    unsure = [f"{_name(row)} (at most {max(0.1, math.ceil(10 * row['high']) / 10):.1f})"
+    unsure = [f"{_name(row)} (the interval ends at {max(0.1, math.ceil(10 * row['high']) / 10):.1f})"
               for row in rows if row["low"] <= 0]
     if unsure:
         said.append(f"no cost is shown for leaving {_listed(unsure)}")
@@ -113,14 +115,17 @@ def _on_numbers(found: dict[str, Any], setting: str, ended: bool) -> list[tuple[
     return []
 
 
-def _edges(study: StudyFiles) -> list[str]:
-    """Which winners lie at the edge of a searched range, and what to do about it."""
+def _edges(study: StudyFiles, found: dict[str, Any]) -> list[str]:
+    """Which winners lie at the edge of a searched range, and what to do about it.
+
+    Nothing is advised about a parameter for which no price is shown: beyond the bound there is nothing to expect."""
     said = []
+    free = {(found["arm"], row["parameter"]) for row in found.get("prices", []) if row["low"] <= 0}
     for arm, title in ARMS.items():
         chosen = study.choice(arm) or {}
         for name, dimension in space_of(study, arm).items():
             value = chosen.get("parameters", {}).get(name)
-            if value is not None and dimension.kind != "choice":
+            if value is not None and dimension.kind != "choice" and (arm, name) not in free:
                 said += _edge(title, name, dimension, value)
     return said
 

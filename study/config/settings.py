@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tomli_w
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
@@ -172,6 +172,10 @@ class FinalistSettings(Settings):
 
 class ConfirmSettings(Settings):
     seeds: Seeds = Field(5, description="fresh paired seeds for every row of the table")
+    primary: Literal["tuned", "default"] = Field(
+        "tuned", description="distilled configuration whose gain over the tuned baseline is the study's answer; the "
+                             "intervals of all others are simultaneous"
+    )
 
 
 class ResourceSettings(Settings):
@@ -210,6 +214,7 @@ class StudyConfig(Settings):
                       description="name of the study's folder; by default the file's")
     about: Line = Field("", description="one sentence for reports and model cards")
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(0, description="seed of everything random")
+    smoke: bool = Field(False, description="a trial run, as --smoke makes it: no report draws a conclusion from it")
     data: DataSettings = DataSettings()
     views: ViewSettings = ViewSettings()
     teacher: TeacherSettings

@@ -16,6 +16,7 @@ def smoke_study(config: StudyConfig) -> StudyConfig:
     trials = 3 if large else 6
     changes = {
         "name": f"{config.name}-smoke",
+        "smoke": True,
         "data": {"limit": min(limit, config.data.limit or limit), "classes": _classes(config, limit // 6),
                  "train_images": _portion(config.data.train_images),
                  "student_images": _portion(config.data.student_images)},

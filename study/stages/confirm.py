@@ -172,7 +172,8 @@ class ConfirmationStage(Stage):
         weights = next(folder.path.glob(f"runs/*/{WEIGHTS}"), None)  # absent in a packed baseline
         folder.finish({
             **folder.origin(record),
-            "outcome": f"{len(wanted)} runs on {self.config.confirm.seeds} fresh paired seeds",
+            "outcome": f"{len(wanted)} runs on {self.config.confirm.seeds} fresh paired "
+                       f"seed{'s' if self.config.confirm.seeds > 1 else ''}",
             "seconds": record.seconds, "runs": len(record.trials), "seeds": self.context.confirm_seeds, "rows": found,
             "model_parameters": count_parameters(files.read_weights(weights)) if weights
             else earlier["model_parameters"],

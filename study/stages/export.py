@@ -13,7 +13,7 @@ import timm
 import torch
 from timm.models import save_for_hf
 
-from kdstudy.analysis.number_text import show_interval
+from kdstudy.analysis.number_text import counted, show_interval
 from kdstudy.analysis.outcome import results
 from kdstudy.analysis.study_files import EXPORT_KEY_FILE, StudyFiles
 from kdstudy.analysis.tables import plain
@@ -173,6 +173,8 @@ def _student_card(config: StudyConfig, outcome: dict[str, Any], row: dict[str, A
     shown = ", ".join(f"{name} {row[name]:.4g}" for name in ("temperature", "alpha", "lr"))
     mean = f"{row['test_mean']:.2f} %" + (f" ± {row['test_sd']:.2f}" if row["test_sd"] is not None else "")
     gain = f"{show_interval(outcome['gain'])} over the tuned baseline" if outcome["gain"] else "no interval: one seed"
+    if outcome["smoke"]:
+        gain = "none is measured by a trial run"
     sizes = outcome["data"]
     return [
         f"# {plain(config.student.model)}, distilled by the study {config.name}", "", plain(config.about), "",
@@ -182,7 +184,7 @@ def _student_card(config: StudyConfig, outcome: dict[str, Any], row: dict[str, A
         f"| teacher | {plain(config.teacher.title)} |",
         f"| hyperparameters | {shown} |",
         f"| parameters | {row['parameters']:,} |",
-        f"| test accuracy over {row['seeds']} seeds | {mean} |",
+        f"| test accuracy over {counted(row['seeds'], 'seed')} | {mean} |",
         f"| gain | {gain} |", "",
         outcome["verdict"], "", outcome["scope"], "",
         "These are the weights of the first confirmation seed after its last epoch.", "",

@@ -1,0 +1,96 @@
+"""What a reader must know before believing the gain, for gains and losses alike. Each caution is part of the verdict.
+
+results.json, results.md and the README's blocks hold these sentences, so a change of a word changes committed files.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from kdstudy.analysis.gain import SIGNIFICANT, gain
+from kdstudy.analysis.learned import FailedRun, at_chance
+from kdstudy.analysis.number_text import counted, show_interval, show_points
+from kdstudy.analysis.study_files import ARMS, StudyFiles, find_row
+
+MOST_NAMED = 3  # runs that failed to learn
+
+
+def cautions(study: StudyFiles, outcome: dict[str, Any], failed: list[FailedRun],
+             rising: dict[str, float]) -> list[str]:
+    """Sentences without a capital and a full stop, the weightiest first. The confirmation must be done.
+
+    failed, rising: of `kdstudy.analysis.learned`.
+    """
+    found = [_guessing(outcome), _failed(study, outcome, failed), _over_default(outcome), _still_rising(rising),
+             _weak_teacher(outcome)]
+    return [text for text in found if text]
+
+
+def all_guess(outcome: dict[str, Any]) -> bool:
+    """Whether no student does better than guessing."""
+    best = max((row["test_mean"] for row in outcome["rows"] if row["arm"] != "teacher"), default=0.0)
+    return at_chance(best / 100, outcome["data"]["test"], len(outcome["data"]["classes"]))
+
+
+def _guessing(outcome: dict[str, Any]) -> str:
+    """The teacher and the arms that do not do better than guessing."""
+    images, classes = outcome["data"]["test"], len(outcome["data"]["classes"])
+    rows = [("the teacher", next((row for row in outcome["rows"] if row["arm"] == "teacher"), None)),
+            ("the tuned baseline", find_row(outcome, "baseline", "tuned")),
+            ("the distilled student", find_row(outcome, "distilled", outcome["primary"]))]
+    named = [f"{name} ({row['test_mean']:.1f} %)" for name, row in rows
+             if row and at_chance(row["test_mean"] / 100, images, classes)]
+    if not named:
+        return ""
+    verb = "is" if len(named) == 1 else "are"
+    return f"{' and '.join(named)} {verb} no better than guessing one of {classes} classes"
+
+
+def _failed(study: StudyFiles, outcome: dict[str, Any], failed: list[FailedRun]) -> str:
+    """Runs that failed to learn, and the gain without their pairs."""
+    if not failed:
+        return ""
+    named = [f"{run.arm} {run.configuration}, seed {run.seed}: {run.accuracy:.1f} %" for run in failed[:MOST_NAMED]]
+    more = [f"{len(failed) - MOST_NAMED} more"] if len(failed) > MOST_NAMED else []
+    return (f"{counted(len(failed), 'run')} failed to learn ({'; '.join([*named, *more])})"
+            f"{_without(study, outcome, failed)}")
+
+
+def _without(study: StudyFiles, outcome: dict[str, Any], failed: list[FailedRun]) -> str:
+    pair = {("distilled", outcome["primary"]), ("baseline", "tuned")}
+    lost = sorted({run.index for run in failed if (run.arm, run.configuration) in pair})
+    if not lost:
+        return ", none of them in this comparison" if len(failed) > 1 else ", not in this comparison"
+    right, baseline = (np.delete(study.confirmed[key], lost, axis=0)
+                       for key in (("distilled", outcome["primary"]), ("baseline", "tuned")))
+    pairs = "their pairs" if len(lost) > 1 else "its pair"
+    rest = gain(right, baseline)
+    if rest is None:
+        return f"; without {pairs} too few seeds are left for an interval"
+    return f"; without {pairs} the gain is {show_interval(rest)}"
+
+
+def _over_default(outcome: dict[str, Any]) -> str:
+    """Nothing is shown over the baseline at its default point, although it is over the tuned one."""
+    over, own = outcome["gain_over_default_baseline"], outcome["gain"]
+    if over is None or own is None or own["p"] >= SIGNIFICANT:
+        return ""
+    if over["p"] < SIGNIFICANT and over["mean"] * own["mean"] > 0:
+        return ""
+    return f"over the baseline at its default point it is {show_interval(over)}"
+
+
+def _still_rising(rising: dict[str, float]) -> str:
+    if not rising:
+        return ""
+    shown = " and ".join(f"{show_points(rise)} points in the {ARMS[arm]} search" for arm, rise in rising.items())
+    return f"accuracy still rose over the last fifth of the epochs ({shown}), so longer training may change the gain"
+
+
+def _weak_teacher(outcome: dict[str, Any]) -> str:
+    teacher = next((row["test_mean"] for row in outcome["rows"] if row["arm"] == "teacher"), None)
+    tuned = find_row(outcome, "baseline", "tuned")
+    if teacher is None or tuned is None or teacher >= tuned["test_mean"]:
+        return ""
+    return (f"the teacher itself ({teacher:.2f} %) is {tuned['test_mean'] - teacher:.2f} points worse than the tuned "
+            "baseline")

@@ -1,0 +1,212 @@
+"""What the verdict says, and what it must not say: studies whose every prediction is written down here."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from test_report import BASELINE, DISTILL, parameters_of, write_json, write_search, write_study
+
+from kdstudy.analysis.families import compare
+from kdstudy.analysis.outcome import results
+from kdstudy.analysis.page.cards import cards
+from kdstudy.analysis.study_files import StudyFiles
+
+CLASSES, IMAGES = 4, 2000  # chance is 25 %
+STAGES = ("teacher", "baseline", "teacher_logits", "distill", "confirm_baseline", "confirm")
+
+
+def right_for(percents: list[float], offset: int = 0, images: int = IMAGES) -> np.ndarray:
+    """Which images each seed gets right, (seeds, images): as many as the percentages say, from `offset` on."""
+    counts = np.round(np.array(percents) / 100 * images).astype(int)
+    return np.roll(np.arange(images) < counts[:, None], offset, axis=1)
+
+
+def write_predictions(path, right):
+    labels = np.arange(len(right)) % CLASSES
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pd.DataFrame({"label": labels, "prediction": np.where(right, labels, (labels + 1) % CLASSES),
+                  "confidence": 0.5}).to_parquet(path)
+
+
+def study_of(folder, rows, teacher=90.0, same=(), baseline=BASELINE, distill=DISTILL, **settings):
+    """A finished study of these rows, (arm, configuration): (seeds, images) bool; rows of `same` share its runs."""
+    write_study(folder, STAGES)
+    stages = json.loads((folder / "stages.json").read_text())
+    images = next(iter(rows.values())).shape[1]
+    write_json(folder / "stages.json", stages | {"data": stages["data"] | {"test": images, "classes": list("abcd")}})
+    toml = (folder / "study.toml").read_text()
+    (folder / "study.toml").write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in settings.items())
+                                       + toml)
+    write_search(folder / "teacher-0", "baseline", {0: ([90, 90, 90, 90], "complete")}, {
+        "seconds": 1.0, "trial": 0, "trials": 1, "parameters": {"lr": 1e-3}, "best_validation": 0.9,
+        "model_parameters": 20000, "model": "resnet18", "kind": "CNN", "family": "ResNet"})
+    for arm, trials in (("baseline", baseline), ("distill", distill)):
+        write_search(folder / f"{arm}-0", arm, trials, {"seconds": 1.0, "trials": len(trials), "winner": 1, "kind": "T",
+                                                        "family": "T", "best_validation": 0.7})
+    write_json(folder / "teacher_logits-0" / "done.json", {"seconds": 1.0})
+    write_predictions(folder / "teacher_logits-0" / "test.parquet", right_for([teacher], images=images)[0])
+    for stage, arm in (("confirm_baseline-0", "baseline"), ("confirm-0", "distilled")):
+        done, run = [], 0
+        for (owner, configuration), right in rows.items():
+            if owner != arm:
+                continue
+            runs = list(range(run, run + len(right)))
+            if configuration in same:
+                runs = next(row["runs"] for row in done if row["configuration"] == "default")
+            else:
+                run += len(right)
+                for number, one in zip(runs, right, strict=True):
+                    write_predictions(folder / stage / "runs" / f"{number:03d}" / "test.parquet", one)
+            trial = {"default": 0, "tuned": 1}.get(configuration)
+            done.append({"arm": arm, "configuration": configuration, "parameters": parameters_of(arm, trial or 0),
+                         "trial": trial, "runs": runs})
+        write_json(folder / stage / "done.json", {"seconds": 1.0, "runs": run, "rows": done, "model_parameters": 5000,
+                                                  "seeds": [101 + index for index in range(len(right))]})
+    return StudyFiles(folder)
+
+
+BASE = np.array([60.0, 61.0, 62.0])
+
+
+def raised(points: list[float], base: np.ndarray = BASE) -> np.ndarray:
+    """Accuracies, seed by seed, that many points above the base."""
+    return base + np.array(points)
+
+
+def rows_of(baseline, tuned, **others):
+    """Rows with these accuracies per seed, percent. The default rows are as good as the tuned ones unless given."""
+    rows = {("baseline", "default"): others.pop("baseline_default", baseline), ("baseline", "tuned"): baseline,
+            ("distilled", "default"): others.pop("default", tuned), ("distilled", "tuned"): tuned}
+    rows |= {("distilled", name): values for name, values in others.items()}
+    return {key: right_for(values, offset=7 * index) for index, (key, values) in enumerate(rows.items())}
+
+
+def test_a_winner_without_a_gain_does_not_hide_a_row_that_has_one(tmp_path):
+    """EfficientNet-Lite2 to Lite0, fine-tuned on 20 classes of CIFAR-100, 3 seeds: the gains of a real study."""
+    baseline = BASE
+    outcome = results(study_of(tmp_path / "s", rows_of(
+        baseline, raised([1.30, 2.75, 4.25]), default=raised([2.3, 3.2, 4.05]),
+        **{"only lr tuned": raised([4.25, 5.0, 5.7])}, baseline_default=baseline - 3)))
+    gains = {row["configuration"]: row["gain"] for row in outcome["rows"] if row["arm"] == "distilled"}
+    assert gains["tuned"]["p"] > 0.05 and gains["only lr tuned"]["p"] < 0.05
+    assert outcome["verdict"].startswith("No gain for the tuned configuration shown: +2.77 points (95 % interval ")
+    assert "; a gain is shown for only lr tuned (+4.98 points (simultaneous 95 % interval +" in outcome["verdict"]
+
+
+def test_only_the_comparison_chosen_beforehand_has_an_interval_of_its_own(tmp_path):
+    baseline = np.array([60.0, 61.0, 62.0, 60.5])
+    rows = rows_of(baseline, raised([5.0, 6.0, 5.5, 6.5], baseline),
+                   **{"only lr tuned": raised([4.0, 5.0, 4.5, 5.5], baseline)},
+                   default=baseline + 2.0, baseline_default=baseline - np.array([1, 2, 1, 2]))
+    study = study_of(tmp_path / "s", rows)
+    outcome = results(study)
+    found = {(row["arm"], row["configuration"]): row["gain"] and row["gain"]["comparisons"] for row in outcome["rows"]}
+    assert found == {("teacher", "default"): None, ("baseline", "default"): 3, ("baseline", "tuned"): None,
+                     ("distilled", "default"): 3, ("distilled", "only lr tuned"): 3, ("distilled", "tuned"): 1}
+    one, three = outcome["gain"], compare(study, ("distilled", "only lr tuned"), ("baseline", "tuned"))
+    assert three["high"] - three["low"] > 1.2 * (one["high"] - one["low"])
+    assert "the intervals of the other 3 rows hold together with 95 %" in outcome["scope"]
+    toml = (study.folder / "study.toml").read_text()
+    (study.folder / "study.toml").write_text(toml.replace("[confirm]", '[confirm]\nprimary = "default"'))
+    other = results(StudyFiles(study.folder))
+    assert other["gain"]["comparisons"] == 1 and other["gain"]["mean"] == pytest.approx(2.0, abs=0.05)
+
+
+def test_rows_of_the_same_runs_are_one_comparison(tmp_path):
+    baseline = BASE
+    rows = rows_of(baseline, raised([5.0, 6.0, 5.5]), baseline_default=raised([-1, -2, -1]))
+    outcome = results(study_of(tmp_path / "s", rows, same=("tuned",)))
+    default, tuned = (row["gain"] for row in outcome["rows"] if row["arm"] == "distilled")
+    assert default == tuned == outcome["gain"]
+    assert all(row["gain"] is None for row in outcome["rows"] if row["arm"] == "baseline")
+
+
+@pytest.mark.parametrize("worst", [25.0, 30.0])
+def test_a_run_that_failed_to_learn_is_named_and_the_gain_is_given_without_it(tmp_path, worst):
+    baseline, tuned = np.array([60.0, 61.0, 62.0, 61.0]), np.array([65.0, 66.0, worst, 66.5])
+    outcome = results(study_of(tmp_path / "s", rows_of(baseline, tuned, default=baseline)))
+    assert outcome["failed_runs"] == [{"arm": "distilled", "configuration": "tuned", "seed": 103,
+                                       "test_accuracy": worst}]
+    assert f"1 run failed to learn (distilled tuned, seed 103: {worst:.1f} %); without its pair the gain is +5.17" in (
+        outcome["verdict"])
+    assert outcome["gain"]["mean"] == pytest.approx(np.mean(tuned - baseline))  # and nothing is dropped from the gain
+
+
+def test_a_run_that_is_only_worse_than_the_others_has_not_failed(tmp_path):
+    baseline = BASE
+    outcome = results(study_of(tmp_path / "s", rows_of(baseline, np.array([65.0, 66.0, 48.0]))))
+    assert outcome["failed_runs"] == [] and "failed to learn" not in outcome["verdict"]
+
+
+def test_where_nobody_learns_there_is_no_verdict(tmp_path):
+    outcome = results(study_of(tmp_path / "s", rows_of([25.0, 24.0, 26.0], [25.5, 26.0, 26.5]), teacher=80.0))
+    assert outcome["verdict"].startswith("No verdict: no student does better than guessing one of 4 classes.")
+    assert outcome["failed_runs"] == []
+
+
+def test_a_teacher_that_guesses_is_in_the_headline(tmp_path):
+    baseline = BASE
+    verdict = results(study_of(tmp_path / "s", rows_of(baseline, raised([5.0, 5.2, 5.4])), teacher=24.0))["verdict"]
+    assert verdict.startswith("Distillation helps: +5.20 points")
+    assert "Caution: the teacher (24.0 %) is no better than guessing one of 4 classes" in verdict
+    assert "the teacher itself (24.00 %) is 37.00 points worse than the tuned baseline" in verdict
+
+
+def test_a_loss_is_held_against_the_default_baseline_as_a_gain_is(tmp_path):
+    baseline = BASE
+    rows = rows_of(baseline, raised([-5.0, -5.2, -5.4]), baseline_default=raised([-6.0, -4.0, -5.0]))
+    verdict = results(study_of(tmp_path / "s", rows))["verdict"]
+    assert verdict.startswith("Distillation hurts: −5.20 points")
+    assert "over the baseline at its default point it is −0.20 points (simultaneous 95 % interval −" in verdict
+
+
+@pytest.mark.parametrize(("curve", "said"), [([30, 45, 55, 70], True), ([30, 60, 69.9, 70], False)])
+def test_curves_that_still_rise_are_in_the_headline(tmp_path, curve, said):
+    trials = {number: ([value + number for value in curve], "complete") for number in range(3)}
+    flat = {number: ([60 + number, 61, 61.5, 61.5], "complete") for number in range(3)}
+    study = study_of(tmp_path / "s", rows_of(BASE, raised([5.0, 5.2, 5.4])), baseline=flat, distill=trials)
+    text = "accuracy still rose over the last fifth of the epochs (+15.00 points in the distillation search)"
+    assert (text in results(study)["verdict"]) == said
+
+
+def test_a_trial_run_has_no_verdict(tmp_path):
+    baseline = BASE
+    outcome = results(study_of(tmp_path / "s", rows_of(baseline, raised([5.0, 5.2, 5.4])), smoke=True))
+    assert outcome["verdict"] == "A trial run: the study works; its numbers say nothing."
+    assert cards(outcome, None) == []
+
+
+def test_every_run_that_was_tested_is_counted(tmp_path):
+    """The winner has changed: the runs of the earlier one are on record, but in no row."""
+    baseline = BASE
+    study = study_of(tmp_path / "s", rows_of(baseline, raised([5.0, 5.2, 5.4])))
+    assert "last epoch, each run tested once." in results(study)["scope"]
+    events = [event for run in range(9) for event in (
+        {"event": "trial", "trial": run, "parameters": parameters_of("distill", run % 2), "seed": run, "view_seed": run,
+         "origin": "confirm", "protected": True, "label": ""},
+        {"event": "report", "trial": run, "epoch": 8, "decision": "complete", "reason": None,
+         "metrics": {"validation_accuracy": 0.7, "validation_loss": 1.0}})]
+    (study.folder / "confirm-0" / "record.jsonl").write_text("".join(
+        json.dumps({"sequence": index, "time": 0.0, **event}) + "\n" for index, event in enumerate(events)))
+    assert "last epoch, 15 runs tested, 12 in this table." in results(StudyFiles(study.folder))["scope"]
+
+
+def test_a_given_teacher_may_have_seen_the_test_images(tmp_path):
+    baseline = BASE
+    study = study_of(tmp_path / "s", rows_of(baseline, raised([5.0, 5.2, 5.4])))
+    assert "The teacher was given" not in results(study)["scope"]
+    done = json.loads((study.folder / "teacher-0" / "done.json").read_text())
+    write_json(study.folder / "teacher-0" / "done.json", done | {"trials": 0})
+    assert "The teacher was given: this study cannot tell whether it has seen the test images." in (
+        results(StudyFiles(study.folder))["scope"])
+
+
+def test_a_gain_below_the_detectable_size_is_called_exaggerated(tmp_path):
+    baseline = BASE
+    outcome = results(study_of(tmp_path / "s", rows_of(baseline, raised([5.0, 5.2, 5.4]))))
+    seeds = outcome["evidence"]["seeds"] | {"smallest": 15.6}
+    known = outcome | {"evidence": outcome["evidence"] | {"seeds": seeds}}
+    found = {card.title: card.text for card in cards(known, None)}
+    text = found["The smallest gain it could detect"]
+    assert "This study found 5.2 all the same" in text and "probably exaggerated" in text
