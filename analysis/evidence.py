@@ -39,7 +39,7 @@ def evidence(study: StudyFiles) -> dict[str, Any] | None:
         "default": compare(study, ("distilled", "default"), ("baseline", "default")),
         "only": _only(study) if several else None,
         "selected": {arm: _selected(study, arm) for arm in SEARCH_OF},
-        "exported": _exported(distilled[0], baseline[0]),
+        "exported": _exported(distilled[study.exported_index], baseline[study.exported_index]),
         "seeds": _seeds(100 * (primary.astype(float) - baseline.astype(float))) if several else None,
     }
 

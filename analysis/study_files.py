@@ -240,7 +240,16 @@ class StudyFiles:
     def export_key(self) -> dict[str, Any]:
         """What identifies an export of the student: the confirmation, the winner's parameters and its first run."""
         tuned = self.tuned_row("distilled")
-        return {"confirm": self.stage("confirm").name, "parameters": tuned["parameters"], "run": tuned["runs"][0]}
+        return {"confirm": self.stage("confirm").name, "parameters": tuned["parameters"],
+                "run": tuned["runs"][self.exported_index]}
+
+    @property
+    def exported_index(self) -> int:
+        """Which of the winner's runs is exported: the first that did not fail."""
+        runs = self.tuned_row("distilled")["runs"]
+        trials = self.trials[self.trials["stage"] == "confirm"]
+        failed = set(trials.loc[trials["ended"] == "failed", "trial"])
+        return next((index for index, run in enumerate(runs) if run not in failed), 0)
 
 
 def find_row(outcome: dict[str, Any], arm: str, configuration: str) -> dict[str, Any] | None:

@@ -1,10 +1,12 @@
 """What a study survives. The faults themselves are in faults.py; here some are mixed, the others run with --slow."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 from faults import (
     FAULTS,
@@ -22,6 +24,7 @@ from faults import (
 )
 
 from kdstudy.trainables.baseline import BaselineTrainable
+from kdstudy.trainables.seeds import small_seed
 from kdstudy.trainables.settings import ModelSettings, TrainSettings, ViewSettings
 from kdstudy.trainables.task import Task
 
@@ -137,6 +140,27 @@ def test_a_trial_that_cannot_begin_says_so_whatever_it_is_handed(begin, tmp_path
 def test_trials_that_go_wrong_fail_alone_and_say_why(ground):
     tally = bad_trials(ground, 1)
     assert tally.clean and tally.times == 3, tally
+
+
+@pytest.mark.slow
+def test_a_confirmation_run_that_diverges_counts_as_guesses_and_blocks_nothing(ground):
+    """Every row's first seed diverges, also that of the student that would be exported."""
+    study = ground.study("confirm.seeds=3")
+    seeds = [small_seed(0, "confirm", index) for index in range(3)]
+    study.order("nan", seeds[0])
+    printed = study.run().stdout
+    assert "of them diverged and count as guesses" in " ".join(printed.split())
+    results = json.loads((study.folder / "results" / "results.json").read_text())
+    rows = [row for row in results["rows"] if row["arm"] != "teacher"]
+    assert len(rows) >= 4 and all(row["seeds"] == 3 for row in rows)
+    exported = json.loads((study.folder / "export" / "kdstudy.json").read_text())
+    done = json.loads(next(study.folder.glob("confirm-*/done.json")).read_text())
+    tuned = next(row for row in done["rows"] if row["configuration"] == "tuned")
+    assert exported["run"] == tuned["runs"][1]
+    first = next(study.folder.glob("confirm-*")) / "runs" / f"{tuned['runs'][0]:03d}"
+    guesses = pd.read_parquet(first / "test.parquet")
+    assert set(guesses["prediction"]) == {0} and len(guesses) == 360
+    assert "Nothing to do" in study.run().stdout  # it is not tried again
 
 
 @pytest.mark.slow

@@ -1,11 +1,14 @@
 """Lists of runs, run identity and the choice of a winner, without Optuna or Ray."""
 
+import re
 from dataclasses import dataclass, replace
 from typing import Protocol
 
 from kdstudy.errors import StudyFailedError
 from kdstudy.store.record import METRIC, Record, TrialState
 from kdstudy.trainables.seeds import small_seed
+
+DIVERGED = re.compile(r"\w+ is (nan|-?inf) at epoch ")  # how a worker and a trial manager report it
 
 
 class Proposer(Protocol):
@@ -46,6 +49,11 @@ class ListProposer:
 def run_key(trial: TrialState) -> tuple:
     """Return what identifies a run: two trials with the same key are the same run."""
     return (tuple(sorted(trial.parameters.items())), trial.seed, trial.view_seed)
+
+
+def has_diverged(trial: TrialState) -> bool:
+    """Whether a trial failed because a loss or its accuracy was not finite: with its seed it would do so again."""
+    return trial.state == "failed" and bool(DIVERGED.match(trial.reason or ""))
 
 
 def search_view_seed(seed: int) -> int:

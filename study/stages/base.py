@@ -225,6 +225,10 @@ class Stage(ABC):
         """Return a function that checks whether a finished trial's result files exist; None if it has none."""
         return None
 
+    def counts_as_result(self, trial: TrialState) -> bool:
+        """Whether a failed run is a result of the stage, so that the next driver does not try it again."""
+        return False
+
     @abstractmethod
     def close(self, folder: StageFolder) -> None:
         """Combine the trials' results and write the done-mark. Raises StudyFailedError if too many trials failed."""

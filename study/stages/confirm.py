@@ -6,6 +6,7 @@ The baseline has a confirmation stage of its own, so that studies with different
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from kdstudy.errors import StudyFailedError
-from kdstudy.search.runs import ListProposer, run_key
+from kdstudy.search.runs import ListProposer, has_diverged, run_key
 from kdstudy.stages import students
 from kdstudy.stages.base import COPIES_IN_CHECKPOINT, Space, Stage, StageFolder, Workload
 from kdstudy.stages.finalists import FINALISTS
@@ -76,8 +77,9 @@ class ConfirmationStage(Stage):
     @classmethod
     def pack(cls, source: Path, target: Path, done: dict[str, Any], teacher: bool) -> None:
         """Keep all predictions, but only the best student's logits and weights."""
-        chosen = {row["runs"][0] for row in done["rows"]
-                  if (row["arm"], row["configuration"]) == ("distilled", "tuned")}
+        tuned = (row for row in done["rows"] if (row["arm"], row["configuration"]) == ("distilled", "tuned"))
+        chosen = {next((run for run in row["runs"] if (source / "runs" / f"{run:03d}" / WEIGHTS).exists()), None)
+                  for row in tuned}
         for run in sorted((source / "runs").iterdir()):
             best, kept = int(run.name) in chosen, target / "runs" / run.name
             kept.mkdir(parents=True)
@@ -160,24 +162,45 @@ class ConfirmationStage(Stage):
                  "runs": [numbers.get(run_key(self._run(one, seed))) for seed in self.context.confirm_seeds]}
                 for one in self._configurations()]
 
+    def counts_as_result(self, trial: TrialState) -> bool:
+        """A run that diverged is what its configuration does with that seed: it counts as a run at chance."""
+        return has_diverged(trial)
+
     def close(self, folder: StageFolder) -> None:
         record = folder.record()
         wanted = {run_key(run) for run in self.runs()}
+        diverged = [trial for trial in record.trials.values() if run_key(trial) in wanted and has_diverged(trial)]
         for trial in record.trials.values():
-            if trial.state == "failed" and run_key(trial) in wanted:
+            if trial.state == "failed" and run_key(trial) in wanted and trial not in diverged:
                 raise StudyFailedError(f"confirmation run {trial.number} ({trial.label}) failed: {trial.reason}; run "
                                        "the same command again to retry it")
+        for trial in diverged:
+            self._write_guesses(folder.path / "runs" / f"{trial.number:03d}" / TEST_PREDICTIONS)
         found = self._rows(record)
         earlier = files.read_json(folder.path / "done.json") or {}
         weights = next(folder.path.glob(f"runs/*/{WEIGHTS}"), None)  # absent in a packed baseline
         folder.finish({
             **folder.origin(record),
             "outcome": f"{len(wanted)} runs on {self.config.confirm.seeds} fresh paired "
-                       f"seed{'s' if self.config.confirm.seeds > 1 else ''}",
+                       f"seed{'s' if self.config.confirm.seeds > 1 else ''}"
+                       + (f", {len(diverged)} of them diverged and count as guesses" if diverged else ""),
             "seconds": record.seconds, "runs": len(record.trials), "seeds": self.context.confirm_seeds, "rows": found,
             "model_parameters": count_parameters(files.read_weights(weights)) if weights
             else earlier["model_parameters"],
         })
+
+    def _write_guesses(self, path: Path) -> None:
+        """Write the predictions of a model that tells no class from another."""
+        import torch
+
+        from kdstudy.trainables.predictions import write_logits  # imports torch
+
+        splits = self.context.splits
+        with tempfile.TemporaryDirectory() as temporary:
+            draft = Path(temporary) / TEST_PREDICTIONS
+            write_logits(torch.zeros(len(splits.test), len(splits.class_names)), splits.test.labels, draft)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            files.write_bytes(path, draft.read_bytes())
 
     # -- for the plan -------------------------------------------------------------------------------------------------
 
@@ -212,8 +235,10 @@ class DistillConfirmation(ConfirmationStage):
         return [*super().inputs(), *students.soft_inputs(self.context)]
 
     def _exported_run(self) -> TrialState:
-        """Return the best student: the tuned distillation on the first seed."""
-        return self._run(self._configurations()[-1], self.context.confirm_seeds[0])
+        """Return the best student: the tuned distillation on the first seed with which it did not diverge."""
+        runs = [self._run(self._configurations()[-1], seed) for seed in self.context.confirm_seeds]
+        diverged = {run_key(trial) for trial in self.folder.read_record().trials.values() if has_diverged(trial)}
+        return next((run for run in runs if run_key(run) not in diverged), runs[0])
 
     @property
     def _row_count(self) -> int:

@@ -31,7 +31,7 @@ from kdstudy.trainables.settings import ModelSettings
 
 def export_student(config: StudyConfig, folder: Path, target: Path) -> float:
     """Write the best distilled student to `target`: the winning configuration's last epoch on the first confirmation
-    seed.
+    seed with which it did not diverge.
 
     Loads the folder again with timm and checks that it repeats the recorded test predictions. Returns the test
     accuracy, 0 to 1. Raises UserError if the confirmation is not done, StudyFailedError if the predictions differ.
@@ -40,11 +40,15 @@ def export_student(config: StudyConfig, folder: Path, target: Path) -> float:
     if study.confirmation is None:
         raise UserError(f"{folder} has no confirmed student yet; run `kdstudy run {folder}` first")
     tuned = study.tuned_row("distilled")
-    run = folder / study.stage("confirm").name / "runs" / f"{tuned['runs'][0]:03d}"
+    number = tuned["runs"][study.exported_index]
+    run = folder / study.stage("confirm").name / "runs" / f"{number:03d}"
+    if not (run / "model.safetensors").exists():
+        raise UserError(f"{folder} has no weights of its best student: its runs diverged, or the study was packed "
+                        "without them")
     outcome = results(study)
     row = next(row for row in outcome["rows"] if (row["arm"], row["configuration"]) == ("distilled", "tuned"))
     card = _student_card(config, outcome, row)
-    predictions = study.predictions(tuned["runs"][0])
+    predictions = study.predictions(number)
     return _export(config, config.student, run / "model.safetensors", target, card, predictions, study.export_key)
 
 

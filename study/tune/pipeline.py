@@ -142,7 +142,7 @@ class Pipeline:
             # A search tolerates failed trials. Here every run is needed, so a new driver retries the failed ones.
             wanted = {run_key(run) for run in runs}
             for trial in list(record.trials.values()):
-                if trial.state == "failed" and run_key(trial) in wanted:
+                if trial.state == "failed" and run_key(trial) in wanted and not stage.counts_as_result(trial):
                     record.retry(trial.number)
         return TrialManager(record, stage.proposer(slots), epochs=stage.epochs, rungs=stage.rungs,
                             reduction_factor=self._study.config.search.reduction_factor,
