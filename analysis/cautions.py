@@ -77,7 +77,8 @@ def _over_default(outcome: dict[str, Any]) -> str:
         return ""
     if over["p"] < SIGNIFICANT and over["mean"] * own["mean"] > 0:
         return ""
-    return f"over the baseline at its default point it is {show_interval(over)}"
+    what = "gain" if own["mean"] > 0 else "loss"
+    return f"no {what} is shown over the baseline at its default point: {show_interval(over)}"
 
 
 def _still_rising(rising: dict[str, float]) -> str:

@@ -115,5 +115,7 @@ def _better_default(outcome: dict[str, Any]) -> str:
     default, untuned = outcome["gain_over_default_baseline"], find_row(outcome, "baseline", "default")
     if not default or not untuned["gain"] or untuned["gain"]["mean"] <= 0:
         return ""
-    return ("On the fresh seeds the baseline did better at its default point than at the point that the search "
-            f"chose; over the default baseline the gain is {show_interval(default)}.")
+    text = "On the fresh seeds the baseline did better at its default point than at the point that the search chose"
+    if show_interval(default) in outcome["verdict"]:
+        return f"{text}."
+    return f"{text}; over the default baseline the gain is {show_interval(default)}."

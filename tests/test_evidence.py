@@ -71,8 +71,8 @@ def test_a_weak_teacher_and_a_better_default_baseline_are_said(complete):  # noq
     assert "default point" not in outcome["verdict"]
     over = {"mean": 1.0, "low": -1.0, "high": 3.0, "p": 0.3, "comparisons": 2}
     said = cautions(StudyFiles(folder), outcome | {"gain_over_default_baseline": over}, [], {})
-    assert said[1] == ("over the baseline at its default point it is +1.00 points (simultaneous 95 % interval −1.00 to "
-                       "+3.00)")
+    assert said[1] == ("no gain is shown over the baseline at its default point: +1.00 points (simultaneous 95 % "
+                       "interval −1.00 to +3.00)")
 
 
 def test_the_exported_student_and_its_twin_are_compared_image_by_image(complete):  # noqa: F811

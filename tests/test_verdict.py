@@ -158,7 +158,7 @@ def test_a_loss_is_held_against_the_default_baseline_as_a_gain_is(tmp_path):
     rows = rows_of(baseline, raised([-5.0, -5.2, -5.4]), baseline_default=raised([-6.0, -4.0, -5.0]))
     verdict = results(study_of(tmp_path / "s", rows))["verdict"]
     assert verdict.startswith("Distillation hurts: −5.20 points")
-    assert "over the baseline at its default point it is −0.20 points (simultaneous 95 % interval −" in verdict
+    assert "no loss is shown over the baseline at its default point: −0.20 points (simultaneous 95 %" in verdict
 
 
 @pytest.mark.parametrize(("curve", "said"), [([30, 45, 55, 70], True), ([30, 60, 69.9, 70], False)])

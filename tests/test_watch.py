@@ -195,8 +195,9 @@ def test_in_a_log_a_line_is_printed_when_something_changes_and_the_end_is_the_dr
         for name in ("teacher", "baseline", "teacher_logits", "confirm_baseline", "confirm"):
             write_json(tmp_path / f"{name}-0123456789" / "done.json", {"outcome": "made up", "seconds": 1.0})
             add_stage(tmp_path, name, [(0, session())])
-        append(tmp_path, report(12, 30, 0.6, "complete"))
+        # The done-mark first: between the two, a report alone would be one more change to print.
         write_json(stage / "done.json", {"outcome": "12 trials", "seconds": 1.0})
+        append(tmp_path, report(12, 30, 0.6, "complete"))
         time.sleep(1.5)
     rest, err = process.communicate(timeout=30)
     assert process.returncode == 0 and not err

@@ -6,6 +6,8 @@ import statistics
 import time
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import ClassVar
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -76,7 +78,7 @@ def make_plan(study: Study, measure: bool = False, flop_rate: float | None = Non
     loads = {name: stage.workload() for name, stage in study.stages.items()}
     paces = _paces(study, loads, measure, flop_rate, only_gpu)
     known = paces.get("baseline") or paces.get("distill")
-    overhead, sizes = known.overhead if known else 0.0, ModelSizes(study.context)
+    overhead, sizes = known.overhead if known else 0.0, ModelSizes.of(study.context)
     return [_stage_plan(stage, loads[name], paces.get(name), overhead, sizes, flop_rate)
             for name, stage in study.stages.items()]
 
@@ -96,10 +98,19 @@ def _stage_plan(stage: Stage, load: Workload, pace: Pace | None, overhead: float
 
 
 class ModelSizes:
-    """The computing costs of models. Each model is built once, without allocating its weights."""
+    """The computing costs of a study's models. Each model is built once, without allocating its weights."""
 
-    def __init__(self, context: Context):
-        self._context = context
+    _known: ClassVar[WeakKeyDictionary[Context, ModelSizes]] = WeakKeyDictionary()
+
+    @classmethod
+    def of(cls, context: Context) -> ModelSizes:
+        """Return the same object each time, so that the plan and the preflight build each model once."""
+        if context not in cls._known:
+            cls._known[context] = cls(context.shape)
+        return cls._known[context]
+
+    def __init__(self, shape: dict[str, int]):
+        self._shape = shape  # classes, channels and image_size, as every model must support them
         self._built: dict[str, models.Classifier] = {}
         self._flop: dict[str, float] = {}
 
@@ -115,7 +126,7 @@ class ModelSizes:
         key = settings.model_dump_json()
         if key not in self._flop:
             model = self._model(settings)
-            images = torch.zeros(1, self._context.splits.channels, model.size, model.size, device="meta")
+            images = torch.zeros(1, self._shape["channels"], model.size, model.size, device="meta")
             with FlopCounterMode(display=False) as counter, torch.no_grad():
                 model.net.eval()(images)
             self._flop[key] = counter.get_total_flops()
@@ -126,7 +137,7 @@ class ModelSizes:
         if key not in self._built:
             with torch.device("meta"):
                 plain = settings.model_copy(update={"pretrained": False})
-                self._built[key] = models.build(plain, **self._context.shape)
+                self._built[key] = models.build(plain, **self._shape)
         return self._built[key]
 
 

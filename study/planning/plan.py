@@ -34,7 +34,7 @@ def show_plan(study: Study, console: Console, measure: bool = False, gpus: int |
     preflight.check_settings(study, address, machine=not gpus)
     machine, described = _machine(study, console, address, gpus)
     plans = make_plan(study, measure and not gpus, tflops * 1e12 if gpus else None, only_gpu=bool(gpus))
-    sizes = ModelSizes(study.context)
+    sizes = ModelSizes.of(study.context)
     student = sizes.parameters(config.student)
     teacher = sum(map(sizes.parameters, study.context.stage("teacher").models))
     print_prose(console, f"[bold]{config.name}[/bold]  {escape(config.about)}\n", markup=True)

@@ -35,7 +35,7 @@ class Room:
 
 def room_needed(study: Study, given: Share) -> Room:
     """Estimate the space needed from the models' sizes and the numbers of runs, without what is already written."""
-    sizes = ModelSizes(study.context)
+    sizes = ModelSizes.of(study.context)
 
     def size(settings: ModelSettings) -> int:
         return BYTES_PER_WEIGHT * sizes.parameters(settings)

@@ -31,6 +31,9 @@ BACKWARD = 3  # a forward and backward pass together cost about three forward pa
 COPIES_IN_CHECKPOINT = 3  # the weights, and the two moments of Adam-like optimizers
 
 
+_READ: dict[Path, tuple[tuple[int, int, int] | None, Record]] = {}  # each record read last, and of which version
+
+
 @dataclass
 class StageFolder:
     """A stage's folder, named after the fingerprint of its inputs, with its record and done-mark."""
@@ -56,7 +59,13 @@ class StageFolder:
         return Record(self.record_path, storage=self.storage)
 
     def read_record(self) -> Record:
-        return Record(self.record_path, write=False)
+        """Return the record to read. Asked again, it is read again only if the file has changed."""
+        path = self.record_path
+        now = path.stat() if path.exists() else None
+        version = now and (now.st_mtime_ns, now.st_size, now.st_ino)
+        if path not in _READ or _READ[path][0] != version:
+            _READ[path] = version, Record(path, write=False)
+        return _READ[path][1]
 
     def origin(self, record: Record) -> dict[str, str]:
         """Return the origin to keep in a rewritten done-mark, for a stage copied from another study without new runs.
