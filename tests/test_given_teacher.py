@@ -119,7 +119,7 @@ def test_logits_and_teachers_of_other_data_are_refused(finished, teacher_folder,
         ({"logits": str(tmp_path / "l.safetensors")}, "views.shift=2",
          "not this study's; use the same settings in [views]"),
         ({"logits": str(tmp_path / "l.safetensors")}, "confirm.seeds=4", "it has no logits for view seed"),
-        ({"trained": str(teacher_folder)}, "data.classes=5", "knows 10 classes, but the data have 5"),
+        ({"trained": str(teacher_folder)}, "data.classes=5", "has 10 classes, but the data have 5"),
     ):
         refused = kdstudy("run", study_with(tmp_path, **given), "--set", setting, "--dir", tmp_path / "s", cwd=tmp_path,
                           check=False)
