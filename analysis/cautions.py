@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from kdstudy.analysis.gain import SIGNIFICANT, gain
-from kdstudy.analysis.learned import FailedRun, at_chance
+from kdstudy.analysis.learned import FailedRun, Rise, at_chance
 from kdstudy.analysis.number_text import counted, show_interval, show_points
 from kdstudy.analysis.study_files import ARMS, StudyFiles, find_row
 
@@ -16,7 +16,7 @@ MOST_NAMED = 3  # runs that failed to learn
 
 
 def cautions(study: StudyFiles, outcome: dict[str, Any], failed: list[FailedRun],
-             rising: dict[str, float]) -> list[str]:
+             rising: dict[str, Rise]) -> list[str]:
     """Sentences without a capital and a full stop, the weightiest first. The confirmation must be done.
 
     failed, rising: of `kdstudy.analysis.learned`.
@@ -29,21 +29,29 @@ def cautions(study: StudyFiles, outcome: dict[str, Any], failed: list[FailedRun]
 def all_guess(outcome: dict[str, Any]) -> bool:
     """Whether no student does better than guessing."""
     best = max((row["test_mean"] for row in outcome["rows"] if row["arm"] != "teacher"), default=0.0)
-    return at_chance(best / 100, outcome["data"]["test"], len(outcome["data"]["classes"]))
+    return at_chance(best / 100, outcome["data"]["test"], outcome["chance"] / 100)
+
+
+def guessing(outcome: dict[str, Any]) -> str:
+    """How one can guess best."""
+    classes = len(outcome["data"]["classes"])
+    if outcome["chance"] > 100 / classes + 1e-9:
+        return f"always guessing the commonest class ({outcome['chance']:.1f} %)"
+    return f"guessing one of {classes} classes"
 
 
 def _guessing(outcome: dict[str, Any]) -> str:
     """The teacher and the arms that do not do better than guessing."""
-    images, classes = outcome["data"]["test"], len(outcome["data"]["classes"])
+    images = outcome["data"]["test"]
     rows = [("the teacher", next((row for row in outcome["rows"] if row["arm"] == "teacher"), None)),
             ("the tuned baseline", find_row(outcome, "baseline", "tuned")),
             ("the distilled student", find_row(outcome, "distilled", outcome["primary"]))]
     named = [f"{name} ({row['test_mean']:.1f} %)" for name, row in rows
-             if row and at_chance(row["test_mean"] / 100, images, classes)]
+             if row and at_chance(row["test_mean"] / 100, images, outcome["chance"] / 100)]
     if not named:
         return ""
     verb = "is" if len(named) == 1 else "are"
-    return f"{' and '.join(named)} {verb} no better than guessing one of {classes} classes"
+    return f"{' and '.join(named)} {verb} no better than {guessing(outcome)}"
 
 
 def _failed(study: StudyFiles, outcome: dict[str, Any], failed: list[FailedRun]) -> str:
@@ -81,11 +89,12 @@ def _over_default(outcome: dict[str, Any]) -> str:
     return f"no {what} is shown over the baseline at its default point: {show_interval(over)}"
 
 
-def _still_rising(rising: dict[str, float]) -> str:
+def _still_rising(rising: dict[str, Rise]) -> str:
     if not rising:
         return ""
-    shown = " and ".join(f"{show_points(rise)} points in the {ARMS[arm]} search" for arm, rise in rising.items())
-    return f"accuracy still rose over the last fifth of the epochs ({shown}), so longer training may change the gain"
+    shown = " and ".join(f"{show_points(rise.points)} points from epoch {rise.first} to {rise.last} in the {ARMS[arm]} "
+                         "search" for arm, rise in rising.items())
+    return f"accuracy still rose at the end ({shown}), so longer training may change the gain"
 
 
 def _weak_teacher(outcome: dict[str, Any]) -> str:

@@ -25,21 +25,22 @@ def evidence(study: StudyFiles) -> dict[str, Any] | None:
         gain of the tuned distillation over it; searched, what that rest comes from (temperature, alpha).
     selected: per arm, of the search's winner: selected, the validation accuracy that won, among `trials` trials, `full`
         of them at the full budget; retrained, its mean over `seeds` fresh seeds; finalists, whether finalists decided.
-    exported: the exported student against the tuned baseline of the same seed: accuracy, baseline, the numbers of
-        images that only one of them got right, and the exact McNemar test's p.
+    exported: the exported student against the tuned baseline of the same seed: seed, accuracy, baseline, the
+        numbers of images that only one of them got right, and the exact McNemar test's p. None where one of them
+        diverged.
     seeds: smallest, the gain that this many seeds would find; needed, the seeds that a given gain needs.
     """
     if study.confirmation is None:
         return None
     confirmed = study.confirmed
-    distilled, baseline = confirmed["distilled", "tuned"], confirmed["baseline", "tuned"]
+    baseline = confirmed["baseline", "tuned"]
     primary = confirmed["distilled", study.primary]
     several = len(baseline) > 1
     return {
         "default": compare(study, ("distilled", "default"), ("baseline", "default")),
         "only": _only(study) if several else None,
         "selected": {arm: _selected(study, arm) for arm in SEARCH_OF},
-        "exported": _exported(distilled[study.exported_index], baseline[study.exported_index]),
+        "exported": _exported(study),
         "seeds": _seeds(100 * (primary.astype(float) - baseline.astype(float))) if several else None,
     }
 
@@ -71,10 +72,15 @@ def _selected(study: StudyFiles, arm: str) -> dict[str, Any] | None:
             "finalists": FINALIST_STAGES[0] in study.planned}
 
 
-def _exported(student: np.ndarray, baseline: np.ndarray) -> dict[str, Any]:
+def _exported(study: StudyFiles) -> dict[str, Any] | None:
+    index, baseline_row = study.exported_index, study.tuned_row("baseline")
+    if not study.has_exportable_run or baseline_row["runs"][index] in study.failed_runs(baseline_row["stage"]):
+        return None
+    student, baseline = study.confirmed["distilled", "tuned"][index], study.confirmed["baseline", "tuned"][index]
     test = mcnemar(student, baseline)
-    return {"accuracy": 100 * float(student.mean()), "baseline": 100 * float(baseline.mean()),
-            "only_student": test.only_first, "only_baseline": test.only_second, "p": test.p, "images": len(student)}
+    return {"seed": study.done("confirm")["seeds"][index], "accuracy": 100 * float(student.mean()),
+            "baseline": 100 * float(baseline.mean()), "only_student": test.only_first,
+            "only_baseline": test.only_second, "p": test.p, "images": len(student)}
 
 
 def _seeds(differences: np.ndarray) -> dict[str, Any]:

@@ -26,50 +26,66 @@ class FailedRun:
     accuracy: float
 
 
-def at_chance(accuracy: float, images: int, classes: int) -> bool:
-    """Whether an accuracy (0 to 1) could be that of guessing: its Wilson 95 % interval reaches down to 1 / classes."""
-    return wilson_interval(accuracy, images)[0] <= 1 / classes
+def at_chance(accuracy: float, images: int, chance: float) -> bool:
+    """Whether an accuracy could be that of guessing (both 0 to 1): its Wilson 95 % interval reaches down to it."""
+    return wilson_interval(accuracy, images)[0] <= chance
 
 
 def failed_runs(study: StudyFiles) -> list[FailedRun]:
-    """The confirmation runs at chance, or with less than half of what the median run has above chance.
+    """The confirmation runs that diverged, are at chance, or have less than half of what the median has above chance.
 
-    None where the median run itself is at chance: then nothing has been learned, and no run stands out.
+    Rows may share their runs: then a run counts once, in the primary row where that has it. Where the median run itself
+    is at chance, nothing has been learned, and only runs that diverged stand out.
     """
-    classes = len(study.description["data"]["classes"])
-    accuracies = {key: right.mean(1) for key, right in study.confirmed.items()}
+    found = {}
+    rows = sorted(study.confirmation["rows"], key=lambda row: row["configuration"] != study.primary)
+    for row in rows:
+        failed = study.failed_runs(row["stage"])
+        for index, (run, right) in enumerate(zip(row["runs"], study.confirmed[row["arm"], row["configuration"]],
+                                                 strict=True)):
+            one = FailedRun(row["arm"], row["configuration"], index, study.done("confirm")["seeds"][index],
+                            100 * float(right.mean()))
+            found.setdefault((row["stage"], run), (one, run in failed))
     images = next(iter(study.confirmed.values())).shape[1]
-    median = float(np.median(np.concatenate(list(accuracies.values()))))
-    if at_chance(median, images, classes):
-        return []
-    least = 1 / classes + ENOUGH * (median - 1 / classes)
-    found = []
-    for row in study.confirmation["rows"]:
-        for index, accuracy in enumerate(accuracies[row["arm"], row["configuration"]]):
-            if accuracy < least or at_chance(float(accuracy), images, classes):
-                found.append(FailedRun(row["arm"], row["configuration"], index, study.done("confirm")["seeds"][index],
-                                       100 * float(accuracy)))
-    return found
+    median = float(np.median([one.accuracy for one, _ in found.values()])) / 100
+    least = 0.0 if at_chance(median, images, study.chance) else study.chance + ENOUGH * (median - study.chance)
+
+    def has_failed(run: FailedRun) -> bool:
+        return bool(least) and (run.accuracy / 100 < least or at_chance(run.accuracy / 100, images, study.chance))
+
+    order = [(row["arm"], row["configuration"]) for row in study.confirmation["rows"]]
+    return sorted((one for one, diverged in found.values() if diverged or has_failed(one)),
+                  key=lambda run: (order.index((run.arm, run.configuration)), run.index))
 
 
-def rises(study: StudyFiles) -> dict[str, float]:
-    """The searches whose accuracy still rose at the end: the mean rise over the last fifth of the epochs, in points.
+@dataclass(frozen=True)
+class Rise:
+    """The mean rise of validation accuracy between two epochs, in percentage points."""
+
+    points: float
+    first: int
+    last: int
+
+
+def rises(study: StudyFiles) -> dict[str, Rise]:
+    """The searches whose accuracy still rose at the end: over the last fifth of the epochs, from report to report.
 
     Of the trials at the full budget. It counts where it is above one point, above a twentieth of what these trials
-    reached above chance, and above twice its standard error.
+    reached above chance, and above twice its standard error. Where reports are so rare that the last one before the
+    last fifth lies in the first half, nothing is said.
     """
     budget, classes = study.description.get("epochs"), len((study.description.get("data") or {}).get("classes", []))
-    found = {}
+    found: dict[str, Rise] = {}
     for arm in SEARCH_STAGES if budget and classes else ():
         trials = study.trials[(study.trials["stage"] == arm) & (study.trials["ended"] == "complete")]
         curves = study.curves[(study.curves["stage"] == arm) & study.curves["trial"].isin(trials["trial"])]
         reached = 100 * curves.pivot_table(index="trial", columns="epoch", values="validation_accuracy", aggfunc="last")
         earlier = [epoch for epoch in reached.columns if epoch <= (1 - LAST_PART) * budget]
-        if len(reached) < 2 or budget not in reached or not earlier:
+        if len(reached) < 2 or budget not in reached or not earlier or earlier[-1] < budget / 2:
             continue
         rise = (reached[budget] - reached[earlier[-1]]).dropna()
         mean, error = float(rise.mean()), float(rise.std(ddof=1) / np.sqrt(len(rise)))
         above = float(reached[budget].mean()) - 100 / classes
         if mean > max(SMALLEST_RISE, LARGE_RISE * above, 2 * error):
-            found[arm] = mean
+            found[arm] = Rise(mean, int(earlier[-1]), int(budget))
     return found

@@ -1,8 +1,8 @@
 """The results of a study as data: the rows of its results table, its gain, its verdict. This becomes results.json.
 
-Accuracies (`test_mean`, `best_validation`) are in percent; their standard deviation over the seeds (`test_sd`) and
-gains are in percentage points. A row's `gain` is over the tuned baseline; which intervals hold together is in
-`kdstudy.analysis.families`. `gap_closed` is a share, 0 to 1. `parameters` is the number of a model's weights,
+Accuracies (`test_mean`, `best_validation`, `chance`) are in percent; their standard deviation over the seeds
+(`test_sd`) and gains are in percentage points. A row's `gain` is over the tuned baseline; which intervals hold together
+is in `kdstudy.analysis.families`. `gap_closed` is a share, 0 to 1. `parameters` is the number of a model's weights,
 `compression` the teacher's over the student's. `seconds` is the wall time per stage, in seconds.
 """
 
@@ -29,6 +29,7 @@ def results(study: StudyFiles) -> dict[str, Any]:
         "data": study.description.get("data"),
         "rows": rows,
         "primary": study.primary,
+        "chance": 100 * study.chance if study.confirmation else None,
         "gain": next((row["gain"] for row in rows if is_row(row, "distilled", study.primary)), None),
         "gain_over_default_baseline": _gain_over_default(study),
         "evidence": evidence(study),

@@ -76,33 +76,33 @@ def exact_interval(differences: np.ndarray, confidence: float = 0.95, unit: floa
 
     Of two models the differences are -1, 0 and 1, in whatever unit, and this is McNemar's exact test turned into an
     interval: where n images differ, the share that favours the first model has Clopper and Pearson's interval (1934),
-    and the gain is that share's excess over one half, times 2 n / N. Fewer than FEWEST_DISCORDANT images can never
-    reject equality, so nothing is conditioned on their number: both models' exclusive successes have Clopper-Pearson
-    intervals of their own, each at half the error. Without any difference the gain may then still be up to 4.4 / N
-    (N images, 95 %).
+    and the gain is that share's excess over one half, times 2 n / N. Means over seeds lie in between. They count as
+    n_eff = (sum |d|)^2 / sum d^2 images of equal size (Kish, "Survey sampling", 1965), which has the same variance.
 
-    Means over seeds lie in between. They count as n_eff = (sum |d|)^2 / sum d^2 images of equal size (Kish, "Survey
-    sampling", 1965), which has the same variance.
+    Fewer than FEWEST_DISCORDANT images can never reject equality, so nothing is conditioned on their number: the sums
+    of positive and of negative differences, in units, have Clopper-Pearson intervals of their own among N images, each
+    at half the error. Of all variables from 0 to 1 with the same mean, right or wrong has the greatest variance, so a
+    sum of means over seeds is treated no better than it deserves. Without any difference the gain may then still be up
+    to 4.4 / N (N images, 95 %). At 80 % and above, the interval then always holds zero, and p says so too.
 
-    unit: the difference that one image makes to one model, 1 or, in percentage points, 100. It gives the size of the
-        interval where no image differs.
+    unit: the difference that one image makes to one model, 1 or, in percentage points, 100.
     """
     images, error = len(differences), 1 - confidence
     size, squares = abs(differences).sum(), (differences**2).sum()
     count = size**2 / squares if squares else 0.0  # images that differ
-    unit = size / count if count else unit
-    wins = count * differences.clip(0).sum() / size if count else 0.0
-    if count >= FEWEST_DISCORDANT - 1e-9:
-        low, high = (count * (2 * share - 1) for share in _clopper_pearson(wins, count, error))
-    else:
-        better = _clopper_pearson(wins, images, error / 2)
-        worse = _clopper_pearson(count - wins, images, error / 2)
-        low, high = images * (better[0] - worse[1]), images * (better[1] - worse[0])
+    positive = differences.clip(0).sum()
+    wins = count * positive / size if count else 0.0
     most = max(wins, count - wins)
     p = min(1.0, 2 * float(stats.beta.cdf(0.5, most, count - most + 1))) if most else 1.0
+    if count >= FEWEST_DISCORDANT - 1e-9:
+        low, high = (size * (2 * share - 1) for share in _clopper_pearson(wins, count, error))
+    else:
+        better = _clopper_pearson(positive / unit, images, error / 2)
+        worse = _clopper_pearson((size - positive) / unit, images, error / 2)
+        low, high = images * unit * (better[0] - worse[1]), images * unit * (better[1] - worse[0])
+        p = max(p, error) if low <= 0 <= high else p
     spread = float(np.sqrt(squares)) / images
-    return Interval(float(differences.mean()), float(low * unit / images), float(high * unit / images), p, spread,
-                    float(count))
+    return Interval(float(differences.mean()), float(low / images), float(high / images), p, spread, float(count))
 
 
 def _clopper_pearson(hits: float, count: float, error: float) -> tuple[float, float]:

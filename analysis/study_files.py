@@ -213,6 +213,19 @@ class StudyFiles:
         return {(row["arm"], row["configuration"]): np.stack([self.correct(run, row["stage"]) for run in row["runs"]])
                 for row in self.confirmation["rows"]}
 
+    @cached_property
+    def chance(self) -> float:
+        """The test accuracy of the better of two ways to guess: any class, or always the commonest; 0 to 1."""
+        row = self.confirmation["rows"][0]
+        labels = self.predictions(row["runs"][0], row["stage"])["label"].to_numpy()
+        commonest = np.unique(labels, return_counts=True)[1].max() / len(labels)
+        return max(1 / len(self.description["data"]["classes"]), float(commonest))
+
+    def failed_runs(self, stage: str) -> set[int]:
+        """The numbers of a confirmation stage's runs that did not reach their last epoch."""
+        trials = self.trials[self.trials["stage"] == stage]
+        return set(trials.loc[trials["ended"] == "failed", "trial"])
+
     def teacher_logits(self) -> np.ndarray:
         """The teacher's logits for the test images, (N, classes) fp16. Raises ValueError where the file has none."""
         path = self.stage("teacher_logits") / "test.parquet"
@@ -238,18 +251,21 @@ class StudyFiles:
 
     @property
     def export_key(self) -> dict[str, Any]:
-        """What identifies an export of the student: the confirmation, the winner's parameters and its first run."""
+        """What identifies an export of the student: the confirmation, the winner's parameters and the exported run."""
         tuned = self.tuned_row("distilled")
         return {"confirm": self.stage("confirm").name, "parameters": tuned["parameters"],
                 "run": tuned["runs"][self.exported_index]}
 
     @property
     def exported_index(self) -> int:
-        """Which of the winner's runs is exported: the first that did not fail."""
-        runs = self.tuned_row("distilled")["runs"]
-        trials = self.trials[self.trials["stage"] == "confirm"]
-        failed = set(trials.loc[trials["ended"] == "failed", "trial"])
-        return next((index for index, run in enumerate(runs) if run not in failed), 0)
+        """Which of the winner's runs is exported: the first that did not fail, or the first if all did."""
+        failed = self.failed_runs("confirm")
+        return next((index for index, run in enumerate(self.tuned_row("distilled")["runs"]) if run not in failed), 0)
+
+    @property
+    def has_exportable_run(self) -> bool:
+        """Whether any run of the winner did not fail. The confirmation must be done."""
+        return not set(self.tuned_row("distilled")["runs"]) <= self.failed_runs("confirm")
 
 
 def find_row(outcome: dict[str, Any], arm: str, configuration: str) -> dict[str, Any] | None:

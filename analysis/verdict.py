@@ -5,9 +5,9 @@ results.json, results.md and the README's blocks hold these sentences, so a chan
 
 from typing import Any
 
-from kdstudy.analysis.cautions import all_guess
+from kdstudy.analysis.cautions import all_guess, guessing
 from kdstudy.analysis.gain import SIGNIFICANT
-from kdstudy.analysis.number_text import counted, show_interval, show_points, show_simultaneous
+from kdstudy.analysis.number_text import counted, show_interval, show_points
 from kdstudy.analysis.study_files import CONFIRM_STAGES, StudyFiles, find_row
 
 SMOKE_VERDICT = "A trial run: the study works; its numbers say nothing."
@@ -15,38 +15,44 @@ SMOKE_VERDICT = "A trial run: the study works; its numbers say nothing."
 
 def verdict(outcome: dict[str, Any]) -> str:
     """Whether distillation helps, in a sentence, and what a reader must know before believing it, in another."""
-    if outcome["smoke"]:
-        return SMOKE_VERDICT
     if find_row(outcome, "distilled", "tuned") is None:
         return "No verdict yet: the confirmation has not been run."
+    if outcome["smoke"]:
+        return SMOKE_VERDICT
     if outcome["gain"] is None:
         return "No verdict: one seed allows no interval; set confirm.seeds to at least 2, better 5."
     if all_guess(outcome):
-        return (f"No verdict: no student does better than guessing one of {len(outcome['data']['classes'])} classes. "
+        return (f"No verdict: no student does better than {guessing(outcome)}. "
                 "The study runs, but says nothing about distillation.")
     cautions = f" Caution: {'; '.join(outcome['cautions'])}." if outcome["cautions"] else ""
     return f"{_finding(outcome)}.{cautions}"
 
 
+def has_verdict(outcome: dict[str, Any]) -> bool:
+    """Whether anything may be concluded from the gain."""
+    return outcome["gain"] is not None and not outcome["smoke"] and not all_guess(outcome)
+
+
 def _finding(outcome: dict[str, Any]) -> str:
-    gain = outcome["gain"]
+    gain, others = outcome["gain"], _others_that_help(outcome)
     figures = f"{show_interval(gain)} over the tuned baseline on {counted(gain['seeds'], 'paired seed')}"
+    included = _few_labels(outcome, "few-label transfer: the gain includes knowledge of")
     if gain["p"] >= SIGNIFICANT:
-        others = _others_that_help(outcome)
         what = f"for the {outcome['primary']} configuration" if others else "from distillation"
-        few = "" if others else _few_labels(outcome, "few-label transfer: the teacher saw")
+        few = included if others else _few_labels(outcome, "few-label transfer: the teacher saw")
         return f"No gain {what} shown: {figures}, which includes zero{others}{few}"
     if gain["mean"] < 0:
-        return f"Distillation hurts: {figures}"
-    return f"Distillation helps: {figures}{_few_labels(outcome, 'few-label transfer: the gain includes knowledge of')}"
+        what = f" in the {outcome['primary']} configuration" if others else ""
+        return f"Distillation{what} hurts: {figures}{others}{included if others else ''}"
+    return f"Distillation helps: {figures}{included}"
 
 
 def _others_that_help(outcome: dict[str, Any]) -> str:
     """The other distilled rows that show a gain."""
-    shown = [f"{row['configuration']} ({show_simultaneous(row['gain'])})" for row in outcome["rows"]
+    shown = [f"“{row['configuration']}”, {show_interval(row['gain'])}" for row in outcome["rows"]
              if row["arm"] == "distilled" and row["configuration"] != outcome["primary"] and row["gain"]
              and row["gain"]["p"] < SIGNIFICANT and row["gain"]["mean"] > 0]
-    return f"; a gain is shown for {' and '.join(shown)}" if shown else ""
+    return f"; a gain is shown for {' and for '.join(shown)}" if shown else ""
 
 
 def _few_labels(outcome: dict[str, Any], begins: str) -> str:
@@ -62,8 +68,8 @@ def scope(study: StudyFiles, outcome: dict[str, Any]) -> str:
         return "Scope: the confirmation on fresh seeds is still to come."
     text = (f"Scope: this teacher, this split, this search; {outcome['data']['test']} test images, "
             f"{counted(len(confirm['rows'][0]['runs']), 'fresh seed')}, last epoch, {_tests(study)}.")
-    return " ".join(filter(None, [text, _duplicates(outcome), _given_teacher(outcome), _samples(outcome["gain"]),
-                                  _family(outcome), _better_default(outcome)]))
+    on_gain = [_samples(outcome["gain"]), _family(outcome), _better_default(outcome)] if has_verdict(outcome) else []
+    return " ".join(filter(None, [text, _duplicates(outcome), _given_teacher(outcome), *on_gain]))
 
 
 def _tests(study: StudyFiles) -> str:
@@ -90,10 +96,8 @@ def _given_teacher(outcome: dict[str, Any]) -> str:
     return "The teacher was given: this study cannot tell whether it has seen the test images."
 
 
-def _samples(gain: dict[str, Any] | None) -> str:
+def _samples(gain: dict[str, Any]) -> str:
     """How the interval compares with the one over seeds alone."""
-    if gain is None:
-        return ""
     text = "The interval treats seeds and test images as samples"
     bounds = [show_points(interval[end]) for interval in (gain, gain["seeds_only"]) for end in ("low", "high")]
     if bounds[:2] == bounds[2:]:
@@ -107,7 +111,7 @@ def _family(outcome: dict[str, Any]) -> str:
     if others < 2:
         return ""
     return (f"The comparison of distilled {outcome['primary']} with the tuned baseline was chosen beforehand; the "
-            f"intervals of the other {others} rows hold together with 95 %.")
+            f"intervals of the other {others} comparisons with it hold together with 95 %.")
 
 
 def _better_default(outcome: dict[str, Any]) -> str:

@@ -70,6 +70,9 @@ class _Driver:
 
     def _write(self, output: Output) -> bool:
         started, study = time.monotonic(), self._study
+        if reason := output.missing(study.folder):
+            self._display.note(reason)
+            return False
         self._display.begin(output.name, text="writing")
         try:
             changed = output.write(study.config, study.folder)

@@ -23,6 +23,7 @@ from faults import (
     wait_until,
 )
 
+from kdstudy.analysis.study_files import StudyFiles
 from kdstudy.trainables.baseline import BaselineTrainable
 from kdstudy.trainables.seeds import small_seed
 from kdstudy.trainables.settings import ModelSettings, TrainSettings, ViewSettings
@@ -160,8 +161,22 @@ def test_a_confirmation_run_that_diverges_counts_as_guesses_and_blocks_nothing(g
     assert exported["run"] == tuned["runs"][1]
     first = next(study.folder.glob("confirm-*")) / "runs" / f"{tuned['runs'][0]:03d}"
     guesses = pd.read_parquet(first / "test.parquet")
-    assert set(guesses["prediction"]) == {0} and len(guesses) == 360
+    assert guesses["prediction"].value_counts().tolist() == [36] * 10  # no class is favoured
+    assert all(run["test_accuracy"] < 20 for run in results["failed_runs"]) and len(results["failed_runs"]) == len(
+        {(row["stage"], row["runs"][0]) for row in StudyFiles(study.folder).confirmation["rows"]})
     assert "Nothing to do" in study.run().stdout  # it is not tried again
+
+
+@pytest.mark.slow
+def test_where_every_confirmation_run_diverges_the_study_ends_and_there_is_nothing_to_export(ground):
+    study = ground.study("confirm.seeds=2")
+    for index in range(2):
+        study.order("nan", small_seed(0, "confirm", index))
+    printed = " ".join(study.run().stdout.split())
+    assert "note: nothing to export: the chosen configuration diverged on every confirmation seed" in printed
+    assert "No verdict: no student does better than guessing one of 10 classes." in printed
+    assert not (study.folder / "export").exists()
+    assert "Nothing to do" in study.run().stdout
 
 
 @pytest.mark.slow

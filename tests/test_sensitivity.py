@@ -25,7 +25,7 @@ from kdstudy.analysis.sensitivity.prices import prices
 from kdstudy.analysis.sensitivity.ranking import choices
 from kdstudy.analysis.sensitivity.rungs import rung_correlations
 from kdstudy.analysis.sensitivity.space import Dimension
-from kdstudy.analysis.sensitivity.statements import statements
+from kdstudy.analysis.sensitivity.statements import _edges, statements
 from kdstudy.analysis.study_files import ARMS, StudyFiles
 from kdstudy.config.settings import StudyConfig
 
@@ -281,6 +281,23 @@ def test_a_winner_at_an_edge_names_the_bound_to_move(tmp_path, arm, name, value,
     if expected:
         assert expected in said[0] and said[0].startswith(f"The {ARMS[arm]}'s winner")
         assert ("bound of search" in said[0]) == (name != "alpha")
+
+
+@pytest.mark.parametrize(("low", "high", "default", "expected"), [
+    (1.0, 3.0, 2e-3, "better values may lie beyond; raise the upper bound of search.lr and run again"),
+    (-0.5, 3.0, 2e-3, "No cost of leaving lr at 0.002 is shown, so this may be chance; if not, better values may lie"),
+    (-0.2, 0.4, 2e-3, None),  # surely no reason to search on
+    (-0.2, 0.4, 2.9e-2, "better values may lie beyond the upper bound"),  # the price is of the very same edge
+])
+def test_advice_about_an_edge_depends_on_what_the_parameter_costs(tmp_path, low, high, default, expected):
+    made = Made(("lr",), 2)
+    study = write_study(tmp_path / "study", made.space, {"distill": made.trials()},
+                        winners={"distill": {"lr": 2.9e-2}})
+    prices = [{"parameter": "lr", "default": default, "price": max(0.0, (low + high) / 2), "low": low, "high": high}]
+    said = [text for text in _edges(study, {"arm": "distill", "prices": prices}) if "winner has" in text]
+    assert len(said) == (expected is not None)
+    if expected:
+        assert expected in said[0]
 
 
 def test_a_bound_inside_what_is_possible_can_be_moved_for_alpha_too(tmp_path):

@@ -18,6 +18,7 @@ from scipy import stats
 
 from kdstudy.analysis.significance import (
     crossed_interval,
+    exact_interval,
     mcnemar,
     paired_t_interval,
     seeds_needed,
@@ -125,6 +126,30 @@ def test_the_exact_interval_holds_the_true_gain_as_often_as_it_says(better, wors
         result = crossed_interval(np.tile(differences, (3, 1)))
         held += result.low <= better - worse <= result.high
     assert held / 2000 > 0.95 - 3 * binomial_error(2000)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.002, 0.01, 0.05])
+def test_the_exact_interval_holds_where_only_some_seeds_differ(share):
+    """One seed of five is better on a share of the images, and the others are identical."""
+    rng, images, held = np.random.default_rng(0), 300, 0
+    for wins in rng.binomial(images, share, size=2000):
+        differences = np.repeat([0.2, 0.0], [wins, images - wins])
+        result = exact_interval(differences)
+        held += result.low <= 0.2 * share <= result.high
+        assert (result.p < 0.05) == (result.low > 0)
+    if share <= 0.01:  # with more images, the seeds' own variance is what makes the interval wide
+        assert held / 2000 > 0.95 - 3 * binomial_error(2000)
+    one = exact_interval(np.repeat([0.2, 0.0], [1, images - 1]))
+    none = exact_interval(np.zeros(images))
+    assert one.high > none.high and one.low == pytest.approx(none.low)
+
+
+def test_a_fractional_number_of_differing_images_gives_no_p_value_that_contradicts_the_interval():
+    """Five images fully and one in part: n_eff between 5 and 6, where the binomial test alone says p < 5 %."""
+    differences = np.repeat([1.0, 0.4, 0.0], [5, 1, 294])
+    result = exact_interval(differences)
+    assert 5.3 < result.degrees_of_freedom < 6
+    assert result.low < 0 < result.high and result.p >= 0.05
 
 
 def test_under_nulls_over_seeds_and_images_the_crossed_interval_keeps_its_level():

@@ -54,8 +54,9 @@ def _only_card(only: dict[str, Any] | None) -> Card | None:
     rest, own = only["rest"], only["gain"]
     unsure = "" if rest["p"] < SIGNIFICANT else ", which includes zero"
     names = " and ".join(map(label, only["searched"]))
+    simultaneous = "Simultaneous " if rest["comparisons"] > 1 else ""
     return Card(f"What tuning {names} adds", f"{show_points(rest['mean'])} points",
-                f"Simultaneous 95 % interval {show_bounds(rest)}{unsure}. With {only['configuration']}, T and α at "
+                f"{simultaneous}95 % interval {show_bounds(rest)}{unsure}. With {only['configuration']}, T and α at "
                 f"their defaults, distillation gains {show_points(own['mean'])} ({show_bounds(own)}) over the tuned "
                 "baseline.")
 
@@ -81,7 +82,8 @@ def _power_card(seeds: dict[str, Any] | None, gain: dict[str, Any]) -> Card | No
         points = f"{size:g} {'point' if size == 1 else 'points'}"
         text += f"; {points} would need {count} seeds" if count else f"; for {points}, only more test images would help"
     if gain["p"] < SIGNIFICANT and abs(gain["mean"]) < smallest:
-        text += (f". This study found {abs(gain['mean']):.1f} all the same: a gain found below the size that is "
+        what = "gain" if gain["mean"] > 0 else "loss"
+        text += (f". This study found {abs(gain['mean']):.1f} all the same: a {what} found below the size that is "
                  "usually detected is probably exaggerated")
     return Card("The smallest gain it could detect", f"{smallest:.1f} points", f"{text}.")
 
@@ -103,12 +105,14 @@ def _confidence_card(measured: Calibration | None) -> Card | None:
                 f"{'calibrate the student again' if worse else 'that is a gain too'}.")
 
 
-def _checkpoint_card(exported: dict[str, Any]) -> Card:
+def _checkpoint_card(exported: dict[str, Any] | None) -> Card | None:
+    if exported is None:
+        return None
     return Card("The exported weights", f"{exported['accuracy']:.1f} against {exported['baseline']:.1f} %",
-                f"The exported student and the tuned baseline of the same seed: of {exported['images']:,} test images "
-                f"{exported['only_student']} are right in the first alone and {exported['only_baseline']} in the "
-                f"second alone (exact McNemar test, {_p(exported['p'])}). This compares two checkpoints, not "
-                "distillation with the baseline in general.")
+                f"The exported student and the tuned baseline of the same seed ({exported['seed']}): of "
+                f"{exported['images']:,} test images {exported['only_student']} are right in the first alone and "
+                f"{exported['only_baseline']} in the second alone (exact McNemar test, {_p(exported['p'])}). This "
+                "compares two checkpoints, not distillation with the baseline in general.")
 
 
 def _p(value: float) -> str:

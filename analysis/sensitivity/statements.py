@@ -13,6 +13,7 @@ from kdstudy.analysis.study_files import ARMS, StudyFiles
 
 ENOUGH_PER_PARAMETER = 3  # trials at the budget; with fewer the intervals are too narrow
 TRUSTED_COVERAGE = 0.80
+NEGLIGIBLE = 1.0  # points; a price that is surely smaller is no reason to search on
 EDGE = 0.05  # a winner within this share of a range is at its edge
 LIMITS = {"alpha": (0, 1), "warmup": (0, 1)}  # bounds that cannot be moved; for other parameters 0 alone
 
@@ -118,30 +119,43 @@ def _on_numbers(found: dict[str, Any], setting: str, ended: bool) -> list[tuple[
 def _edges(study: StudyFiles, found: dict[str, Any]) -> list[str]:
     """Which winners lie at the edge of a searched range, and what to do about it.
 
-    Nothing is advised about a parameter for which no price is shown: beyond the bound there is nothing to expect."""
+    Nothing is advised about a parameter of which it is known that it hardly matters: its price cannot be above
+    NEGLIGIBLE, and its default, which the price is about, is not at that edge itself."""
     said = []
-    free = {(found["arm"], row["parameter"]) for row in found.get("prices", []) if row["low"] <= 0}
+    prices = {(found["arm"], row["parameter"]): row for row in found.get("prices", [])}
     for arm, title in ARMS.items():
         chosen = study.choice(arm) or {}
         for name, dimension in space_of(study, arm).items():
             value = chosen.get("parameters", {}).get(name)
-            if value is not None and dimension.kind != "choice" and (arm, name) not in free:
-                said += _edge(title, name, dimension, value)
+            if value is None or dimension.kind == "choice":
+                continue
+            price = prices.get((arm, name))
+            if price is None or price["high"] >= NEGLIGIBLE or _edge_of(dimension, price["default"]):
+                said += _edge(title, name, dimension, value, price)
     return said
 
 
-def _edge(arm: str, name: str, dimension: Dimension, value: float) -> list[str]:
+def _edge_of(dimension: Dimension, value: float) -> str | None:
+    """The edge of a range that a value is at."""
     place = float(dimension.unit([value])[0, 0])
-    if EDGE < place < 1 - EDGE:
+    return "lower" if place <= EDGE else "upper" if place >= 1 - EDGE else None
+
+
+def _edge(arm: str, name: str, dimension: Dimension, value: float, price: dict[str, Any] | None) -> list[str]:
+    word = _edge_of(dimension, value)
+    if word is None:
         return []
     low, high = dimension.values
-    bound, word, direction = (high, "upper", "raise") if place > 0.5 else (low, "lower", "lower")
+    bound, direction = (high, "raise") if word == "upper" else (low, "lower")
     if bound in LIMITS.get(name, (0,)):
         meaning = {0: ", the labels alone", 1: ", the teacher's predictions alone"}[bound] if name == "alpha" else ""
         return [f"The {arm}'s winner has {name} {_shown(value)}, next to {bound:g}{meaning}: there is nothing beyond "
                 "that bound."]
-    return [f"The {arm}'s winner has {name} {_shown(value)}, at the {word} edge of [{_shown(low)}, {_shown(high)}]: "
-            f"better values may lie beyond; {direction} the {word} bound of search.{name} and run again."]
+    where = f"The {arm}'s winner has {name} {_shown(value)}, at the {word} edge of [{_shown(low)}, {_shown(high)}]"
+    if price and price["low"] <= 0:
+        return [f"{where}. No cost of leaving {name} at {_shown(price['default'])} is shown, so this may be chance; if "
+                f"not, better values may lie beyond the {word} bound of search.{name}."]
+    return [f"{where}: better values may lie beyond; {direction} the {word} bound of search.{name} and run again."]
 
 
 def _on_rungs(study: StudyFiles, correlations: pd.DataFrame) -> list[tuple[str, str]]:

@@ -64,7 +64,8 @@ def pack(study: str, out: Path, location: str | None, no_teacher: bool) -> None:
 def export(study: str, out: Path, location: str | None, model: str, overrides: tuple[str, ...], trust: bool) -> None:
     """Export the best student as a model folder for timm.
 
-    Exports the winning configuration's last epoch on the first confirmation seed, as safetensors with a config.json.
+    Exports the winning configuration's last epoch as safetensors with a config.json, from the first confirmation seed
+    with which it did not diverge.
     Load it with timm.create_model("local-dir:OUT", pretrained=True)."""
     config, storage = resolve_started(study, location, overrides, everything=True)
     allow(config, study, overrides, trust, (model,), storage)

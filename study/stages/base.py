@@ -274,6 +274,10 @@ class Output(ABC):
     path: ClassVar[str]
     published: ClassVar[str]
 
+    def missing(self, folder: Path) -> str | None:
+        """Return why there is nothing to write, in a sentence, or None."""
+        return None
+
     @abstractmethod
     def write(self, config: StudyConfig, folder: Path) -> bool:
         """Update the output. Returns whether anything changed."""

@@ -175,30 +175,39 @@ class ConfirmationStage(Stage):
                 raise StudyFailedError(f"confirmation run {trial.number} ({trial.label}) failed: {trial.reason}; run "
                                        "the same command again to retry it")
         for trial in diverged:
-            self._write_guesses(folder.path / "runs" / f"{trial.number:03d}" / TEST_PREDICTIONS)
+            self._write_guesses(folder.path / "runs" / f"{trial.number:03d}" / TEST_PREDICTIONS, trial.seed)
         found = self._rows(record)
-        earlier = files.read_json(folder.path / "done.json") or {}
-        weights = next(folder.path.glob(f"runs/*/{WEIGHTS}"), None)  # absent in a packed baseline
         folder.finish({
             **folder.origin(record),
             "outcome": f"{len(wanted)} runs on {self.config.confirm.seeds} fresh paired "
                        f"seed{'s' if self.config.confirm.seeds > 1 else ''}"
                        + (f", {len(diverged)} of them diverged and count as guesses" if diverged else ""),
             "seconds": record.seconds, "runs": len(record.trials), "seeds": self.context.confirm_seeds, "rows": found,
-            "model_parameters": count_parameters(files.read_weights(weights)) if weights
-            else earlier["model_parameters"],
+            "model_parameters": self._model_parameters(folder),
         })
 
-    def _write_guesses(self, path: Path) -> None:
-        """Write the predictions of a model that tells no class from another."""
+    def _model_parameters(self, folder: StageFolder) -> int:
+        weights = next(folder.path.glob(f"runs/*/{WEIGHTS}"), None)
+        if weights:
+            return count_parameters(files.read_weights(weights))
+        if earlier := files.read_json(folder.path / "done.json"):
+            return earlier["model_parameters"]  # of a packed baseline
+        from kdstudy.trainables import models  # imports torch
+
+        return models.build(self.config.student, **self.context.shape).parameter_count  # no run has left weights
+
+    def _write_guesses(self, path: Path, seed: int) -> None:
+        """Write the predictions of a model that guesses: each class as often as the others, whatever the image."""
         import torch
 
         from kdstudy.trainables.predictions import write_logits  # imports torch
 
         splits = self.context.splits
+        images, classes = len(splits.test), len(splits.class_names)
+        guesses = torch.randperm(images, generator=torch.Generator().manual_seed(seed)) % classes
         with tempfile.TemporaryDirectory() as temporary:
             draft = Path(temporary) / TEST_PREDICTIONS
-            write_logits(torch.zeros(len(splits.test), len(splits.class_names)), splits.test.labels, draft)
+            write_logits(torch.nn.functional.one_hot(guesses, classes).float(), splits.test.labels, draft)
             path.parent.mkdir(parents=True, exist_ok=True)
             files.write_bytes(path, draft.read_bytes())
 

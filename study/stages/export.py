@@ -42,12 +42,14 @@ def export_student(config: StudyConfig, folder: Path, target: Path) -> float:
     tuned = study.tuned_row("distilled")
     number = tuned["runs"][study.exported_index]
     run = folder / study.stage("confirm").name / "runs" / f"{number:03d}"
+    if not study.has_exportable_run:
+        raise UserError(f"{folder} has no student to export: the chosen configuration diverged on every confirmation "
+                        "seed")
     if not (run / "model.safetensors").exists():
-        raise UserError(f"{folder} has no weights of its best student: its runs diverged, or the study was packed "
-                        "without them")
+        raise UserError(f"{folder} has no weights of its best student; it was packed without them")
     outcome = results(study)
     row = next(row for row in outcome["rows"] if (row["arm"], row["configuration"]) == ("distilled", "tuned"))
-    card = _student_card(config, outcome, row)
+    card = _student_card(config, outcome, row, study.done("confirm")["seeds"][study.exported_index])
     predictions = study.predictions(number)
     return _export(config, config.student, run / "model.safetensors", target, card, predictions, study.export_key)
 
@@ -173,7 +175,7 @@ def _predict_from(folder: Path, splits: data.Splits, settings: ModelSettings) ->
     return Evaluator(*tensors, model.size).logits(model.to(default_device())).argmax(1).cpu().numpy()
 
 
-def _student_card(config: StudyConfig, outcome: dict[str, Any], row: dict[str, Any]) -> list[str]:
+def _student_card(config: StudyConfig, outcome: dict[str, Any], row: dict[str, Any], seed: int) -> list[str]:
     shown = ", ".join(f"{name} {row[name]:.4g}" for name in ("temperature", "alpha", "lr"))
     mean = f"{row['test_mean']:.2f} %" + (f" ± {row['test_sd']:.2f}" if row["test_sd"] is not None else "")
     gain = f"{show_interval(outcome['gain'])} over the tuned baseline" if outcome["gain"] else "no interval: one seed"
@@ -191,7 +193,7 @@ def _student_card(config: StudyConfig, outcome: dict[str, Any], row: dict[str, A
         f"| test accuracy over {counted(row['seeds'], 'seed')} | {mean} |",
         f"| gain | {gain} |", "",
         outcome["verdict"], "", outcome["scope"], "",
-        "These are the weights of the first confirmation seed after its last epoch.", "",
+        f"These are the weights of the confirmation run with seed {seed}, after its last epoch.", "",
     ]
 
 

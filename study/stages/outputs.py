@@ -26,6 +26,14 @@ class Export(Output):
     path = "export"
     published = "export"
 
+    def missing(self, folder: Path) -> str | None:
+        from kdstudy.analysis.study_files import StudyFiles  # pandas takes long to import
+
+        study = StudyFiles(folder)
+        if study.confirmation is None or study.has_exportable_run:
+            return None
+        return "nothing to export: the chosen configuration diverged on every confirmation seed"
+
     def write(self, config: StudyConfig, folder: Path) -> bool:
         from kdstudy.analysis.study_files import StudyFiles  # pandas takes long to import
 
