@@ -61,7 +61,7 @@ def _only(study: StudyFiles) -> dict[str, Any] | None:
 
 def _selected(study: StudyFiles, arm: str) -> dict[str, Any] | None:
     """The search's winner against the same configuration retrained, both on the validation images."""
-    row, search = study.tuned_row(arm), SEARCH_OF[arm]
+    row, search = study.confirmed_row(arm), SEARCH_OF[arm]
     selected, runs = study.last_accuracy(search, row["trial"]), study.trials[study.trials["stage"] == row["stage"]]
     again = runs[runs["trial"].isin(row["runs"])]["last_validation_accuracy"].dropna().astype(float)
     if selected is None or len(again) != len(row["runs"]):
@@ -73,8 +73,8 @@ def _selected(study: StudyFiles, arm: str) -> dict[str, Any] | None:
 
 
 def _exported(study: StudyFiles) -> dict[str, Any] | None:
-    index, baseline_row = study.exported_index, study.tuned_row("baseline")
-    if not study.has_exportable_run or baseline_row["runs"][index] in study.failed_runs(baseline_row["stage"]):
+    index, baseline_row = study.exported_index(), study.confirmed_row("baseline")
+    if index is None or baseline_row["runs"][index] in study.failed_runs(baseline_row["stage"]):
         return None
     student, baseline = study.confirmed["distilled", "tuned"][index], study.confirmed["baseline", "tuned"][index]
     test = mcnemar(student, baseline)

@@ -189,9 +189,9 @@ class StudyFiles:
         """The distilled configuration whose gain over the tuned baseline is the study's answer."""
         return self.config.get("confirm", {}).get("primary", "tuned")
 
-    def tuned_row(self, arm: str) -> dict[str, Any]:
-        """The confirmed row of an arm's winner, `baseline` or `distilled`. The confirmation must be done."""
-        return next(row for row in self.confirmation["rows"] if is_row(row, arm, "tuned"))
+    def confirmed_row(self, arm: str, configuration: str = "tuned") -> dict[str, Any]:
+        """A confirmed row, by default that of the arm's winner. The confirmation must be done, with such a row."""
+        return next(row for row in self.confirmation["rows"] if is_row(row, arm, configuration))
 
     def predictions(self, run: int, stage: str = "confirm") -> pd.DataFrame:
         """A confirmation run's test predictions: a row per image with label and prediction, both class indices.
@@ -247,25 +247,23 @@ class StudyFiles:
     @property
     def has_current_export(self) -> bool:
         """Whether the exported student is the winner of the present confirmation."""
-        return self.confirmation is not None and read_json(self.folder / "export" / EXPORT_KEY_FILE) == self.export_key
+        exported = read_json(self.folder / "export" / EXPORT_KEY_FILE)
+        return self.confirmation is not None and exported == self.export_key()
 
-    @property
-    def export_key(self) -> dict[str, Any]:
-        """What identifies an export of the student: the confirmation, the winner's parameters and the exported run."""
-        tuned = self.tuned_row("distilled")
-        return {"confirm": self.stage("confirm").name, "parameters": tuned["parameters"],
-                "run": tuned["runs"][self.exported_index]}
+    def export_key(self, arm: str = "distilled", configuration: str = "tuned") -> dict[str, Any]:
+        """What identifies an export of a confirmed row: the confirmation, the row's parameters and the exported run.
 
-    @property
-    def exported_index(self) -> int:
-        """Which of the winner's runs is exported: the first that did not fail, or the first if all did."""
-        failed = self.failed_runs("confirm")
-        return next((index for index, run in enumerate(self.tuned_row("distilled")["runs"]) if run not in failed), 0)
+        `run` is None where every run of the row failed. The confirmation must be done.
+        """
+        row, index = self.confirmed_row(arm, configuration), self.exported_index(arm, configuration)
+        return {"confirm": self.stage(row["stage"]).name, "parameters": row["parameters"],
+                "run": None if index is None else row["runs"][index]}
 
-    @property
-    def has_exportable_run(self) -> bool:
-        """Whether any run of the winner did not fail. The confirmation must be done."""
-        return not set(self.tuned_row("distilled")["runs"]) <= self.failed_runs("confirm")
+    def exported_index(self, arm: str = "distilled", configuration: str = "tuned") -> int | None:
+        """Which of a confirmed row's runs is exported: the first that did not fail; None if all did."""
+        row = self.confirmed_row(arm, configuration)
+        failed = self.failed_runs(row["stage"])
+        return next((index for index, run in enumerate(row["runs"]) if run not in failed), None)
 
 
 def find_row(outcome: dict[str, Any], arm: str, configuration: str) -> dict[str, Any] | None:

@@ -74,6 +74,23 @@ def test_running_it_again_does_nothing_and_says_so(finished, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+@pytest.mark.parametrize("row", ["baseline tuned", "distilled only lr tuned"])
+def test_every_confirmed_row_can_be_exported(finished, tmp_path, row):
+    """The export checks by itself that the weights repeat that row's predictions."""
+    folder, _ = finished
+    code, _, _ = here("export", str(folder), str(tmp_path / "student"), "--row", row)
+    arm, configuration = row.split(" ", 1)
+    done = next(done for path in folder.glob("confirm*/done.json") for done in [json.loads(path.read_text())]
+                if any(one["arm"] == arm for one in done["rows"]))
+    run = next(one for one in done["rows"] if (one["arm"], one["configuration"]) == (arm, configuration))["runs"][0]
+    assert code == 0 and json.loads((tmp_path / "student" / "kdstudy.json").read_text())["run"] == run
+    card = (tmp_path / "student" / "README.md").read_text()
+    assert f"This is the row “{row}” of that study, not the student that it chose." in card
+    assert ("trained on labels alone" in card) == (arm == "baseline") == ("temperature" not in card)
+    code, _, said = here("export", str(folder), str(tmp_path / "other"), "--row", "distilled best")
+    assert code == 2 and "--row 'distilled best' is not a row of" in said and "'distilled default'" in said
+
+
 def test_the_exported_student_repeats_its_recorded_accuracy_in_plain_timm(finished, tmp_path):
     """In a process that cannot import kdstudy: timm and the test images alone."""
     folder, _ = finished
@@ -111,7 +128,7 @@ for name in ("student", "teacher"):
     assert student == (recorded["label"] == recorded["prediction"]).mean()
     assert 100 * teacher == pytest.approx(results_of(folder)["rows"][0]["test_mean"])
     card = (tmp_path / "student" / "README.md").read_text()
-    assert "360 test images" in card and "temperature" in card and "interval" in card
+    assert "360 test images" in card and "temperature" in card and "A trial run" in card and "interval" not in card
 
 
 def test_the_optuna_files_hold_the_search(finished):

@@ -7,6 +7,7 @@ import click
 from kdstudy.cli.group import cli
 from kdstudy.cli.options import LocalPath, trust_option
 from kdstudy.cli.resolve import allow, files_must_fit, resolve_started
+from kdstudy.errors import UserError
 from kdstudy.stages import logits_file
 from kdstudy.stages.order import STAGES
 from kdstudy.store import fetch as fetching
@@ -57,23 +58,30 @@ def pack(study: str, out: Path, location: str | None, no_teacher: bool) -> None:
 @click.argument("out", type=LocalPath(path_type=Path), metavar="OUT")
 @click.option("--dir", "location", metavar="FOLDER_OR_URI", help="Study folder or URI.")
 @click.option("--model", type=click.Choice(["student", "teacher"]), default="student", show_default=True,
-              help="Export the best distilled student or the teacher.")
+              help="Export a student or the teacher.")
+@click.option("--row", help="Which student: a row of the results table, such as 'distilled default' or 'baseline "
+                            "tuned'.  [default: distilled tuned, the student that the study chose]")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
               help="Override a setting, e.g. --set data.source=PATH if the images have moved.")
 @trust_option
-def export(study: str, out: Path, location: str | None, model: str, overrides: tuple[str, ...], trust: bool) -> None:
-    """Export the best student as a model folder for timm.
+def export(study: str, out: Path, location: str | None, model: str, row: str | None, overrides: tuple[str, ...],
+           trust: bool) -> None:
+    """Export the student that the study chose as a model folder for timm.
 
-    Exports the winning configuration's last epoch as safetensors with a config.json, from the first confirmation seed
-    with which it did not diverge.
+    Exports the last epoch as safetensors with a config.json, from the first confirmation seed with which the student
+    did not diverge. With --row, any other confirmed student.
     Load it with timm.create_model("local-dir:OUT", pretrained=True)."""
     config, storage = resolve_started(study, location, overrides, everything=True)
     allow(config, study, overrides, trust, (model,), storage)
     from kdstudy.stages import export as exporting  # imports torch
 
-    write = exporting.export_teacher if model == "teacher" else exporting.export_student
+    if model == "teacher" and row is not None:
+        raise UserError("--row names a student; leave it out with --model teacher")
     with files_must_fit(storage):
-        accuracy = write(config, storage.folder, out)
+        if model == "teacher":
+            accuracy = exporting.export_teacher(config, storage.folder, out)
+        else:
+            accuracy = exporting.export_student(config, storage.folder, out, row or exporting.CHOSEN)
     click.echo(f"{out}: {100 * accuracy:.2f} % test accuracy; its README.md says how to load it")
 
 

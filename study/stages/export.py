@@ -15,7 +15,7 @@ from timm.models import save_for_hf
 
 from kdstudy.analysis.number_text import counted, show_interval
 from kdstudy.analysis.outcome import results
-from kdstudy.analysis.study_files import EXPORT_KEY_FILE, StudyFiles
+from kdstudy.analysis.study_files import EXPORT_KEY_FILE, StudyFiles, find_row
 from kdstudy.analysis.tables import plain
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import StudyFailedError, UserError
@@ -28,30 +28,38 @@ from kdstudy.trainables.models import Classifier
 from kdstudy.trainables.paths import remove
 from kdstudy.trainables.settings import ModelSettings
 
+CHOSEN = "distilled tuned"  # the row that the study exports
 
-def export_student(config: StudyConfig, folder: Path, target: Path) -> float:
-    """Write the best distilled student to `target`: the winning configuration's last epoch on the first confirmation
-    seed with which it did not diverge.
 
+def export_student(config: StudyConfig, folder: Path, target: Path, name: str = CHOSEN) -> float:
+    """Write a confirmed student to `target`: its last epoch on the first confirmation seed with which it did not
+    diverge.
+
+    name: its arm and configuration, as in the results table; by default the distilled student that the study chose.
     Loads the folder again with timm and checks that it repeats the recorded test predictions. Returns the test
-    accuracy, 0 to 1. Raises UserError if the confirmation is not done, StudyFailedError if the predictions differ.
+    accuracy, 0 to 1. Raises UserError if the confirmation is not done or has no such row or no weights of it,
+    StudyFailedError if the predictions differ.
     """
     study = StudyFiles(folder)
     if study.confirmation is None:
         raise UserError(f"{folder} has no confirmed student yet; run `kdstudy run {folder}` first")
-    tuned = study.tuned_row("distilled")
-    number = tuned["runs"][study.exported_index]
-    run = folder / study.stage("confirm").name / "runs" / f"{number:03d}"
-    if not study.has_exportable_run:
-        raise UserError(f"{folder} has no student to export: the chosen configuration diverged on every confirmation "
-                        "seed")
-    if not (run / "model.safetensors").exists():
-        raise UserError(f"{folder} has no weights of its best student; it was packed without them")
+    names = {f"{row['arm']} {row['configuration']}": row for row in study.confirmation["rows"]}
+    if name not in names:
+        raise UserError(f"--row {name!r} is not a row of {folder}; its rows are {', '.join(map(repr, names))}")
+    confirmed = names[name]
+    key = confirmed["arm"], confirmed["configuration"]
+    index = study.exported_index(*key)
+    if index is None:
+        raise UserError(f"{folder} has no student to export as {name!r}: it diverged on every confirmation seed")
+    number = confirmed["runs"][index]
+    weights = study.stage(confirmed["stage"]) / "runs" / f"{number:03d}" / "model.safetensors"
+    if not weights.exists():
+        raise UserError(f"{folder} has no weights of {name!r}; it was packed without them")
     outcome = results(study)
-    row = next(row for row in outcome["rows"] if (row["arm"], row["configuration"]) == ("distilled", "tuned"))
-    card = _student_card(config, outcome, row, study.done("confirm")["seeds"][study.exported_index])
-    predictions = study.predictions(number)
-    return _export(config, config.student, run / "model.safetensors", target, card, predictions, study.export_key)
+    row = find_row(outcome, *key)
+    card = _student_card(config, outcome, row, study.done(confirmed["stage"])["seeds"][index])
+    predictions = study.predictions(number, confirmed["stage"])
+    return _export(config, config.student, weights, target, card, predictions, study.export_key(*key))
 
 
 def export_teacher(config: StudyConfig, folder: Path, target: Path) -> float:
@@ -176,25 +184,35 @@ def _predict_from(folder: Path, splits: data.Splits, settings: ModelSettings) ->
 
 
 def _student_card(config: StudyConfig, outcome: dict[str, Any], row: dict[str, Any], seed: int) -> list[str]:
-    shown = ", ".join(f"{name} {row[name]:.4g}" for name in ("temperature", "alpha", "lr"))
+    name, distilled = f"{row['arm']} {row['configuration']}", row["arm"] == "distilled"
+    shown = ", ".join(f"{setting} {row[setting]:.4g}" for setting in ("temperature", "alpha", "lr") if setting in row)
     mean = f"{row['test_mean']:.2f} %" + (f" ± {row['test_sd']:.2f}" if row["test_sd"] is not None else "")
-    gain = f"{show_interval(outcome['gain'])} over the tuned baseline" if outcome["gain"] else "no interval: one seed"
-    if outcome["smoke"]:
-        gain = "none is measured by a trial run"
     sizes = outcome["data"]
+    what = "distilled" if distilled else "trained on labels alone"
+    by_teacher = f", {sizes['train']} by the teacher" if distilled else ""
+    teacher = [f"| teacher | {plain(config.teacher.title)} |"] if distilled else []
+    other = [] if name == CHOSEN else [f"This is the row “{name}” of that study, not the student that it chose.", ""]
     return [
-        f"# {plain(config.student.model)}, distilled by the study {config.name}", "", plain(config.about), "",
+        f"# {plain(config.student.model)}, {what} by the study {config.name}", "", plain(config.about), "",
         "| | |", "|---|---|",
-        f"| data | {plain(config.data.source)}: {sizes['student_train']} training images seen by the student, "
-        f"{sizes['train']} by the teacher; {sizes['test']} test images |",
-        f"| teacher | {plain(config.teacher.title)} |",
+        f"| data | {plain(config.data.source)}: {sizes['student_train']} training images seen by the student"
+        f"{by_teacher}; {sizes['test']} test images |",
+        *teacher,
         f"| hyperparameters | {shown} |",
         f"| parameters | {row['parameters']:,} |",
         f"| test accuracy over {counted(row['seeds'], 'seed')} | {mean} |",
-        f"| gain | {gain} |", "",
-        outcome["verdict"], "", outcome["scope"], "",
+        f"| gain | {_gain_in_card(outcome, row)} |", "",
+        *other, outcome["verdict"], "", outcome["scope"], "",
         f"These are the weights of the confirmation run with seed {seed}, after its last epoch.", "",
     ]
+
+
+def _gain_in_card(outcome: dict[str, Any], row: dict[str, Any]) -> str:
+    if outcome["smoke"]:
+        return "none is measured by a trial run"
+    if row["gain"] is not None:
+        return f"{show_interval(row['gain'])} over the tuned baseline"
+    return "no interval: one seed" if row["seeds"] < 2 else "none: gains are measured against this very model"
 
 
 def _usage(target: Path, settings: ModelSettings) -> list[str]:

@@ -30,7 +30,7 @@ class Export(Output):
         from kdstudy.analysis.study_files import StudyFiles  # pandas takes long to import
 
         study = StudyFiles(folder)
-        if study.confirmation is None or study.has_exportable_run:
+        if study.confirmation is None or study.exported_index() is not None:
             return None
         return "nothing to export: the chosen configuration diverged on every confirmation seed"
 
