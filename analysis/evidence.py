@@ -8,7 +8,7 @@ import numpy as np
 
 from kdstudy.analysis.families import compare, only_row
 from kdstudy.analysis.significance import mcnemar, seeds_needed, smallest_gain
-from kdstudy.analysis.study_files import FINALIST_STAGES, SEARCH_OF, StudyFiles
+from kdstudy.analysis.study_files import FINALIST_STAGES, SEARCH_OF, SEARCH_STAGES, StudyFiles
 
 GAINS_IN_QUESTION = (0.5, 1.0, 2.0, 5.0)  # percentage points
 
@@ -69,7 +69,7 @@ def _selected(study: StudyFiles, arm: str) -> dict[str, Any] | None:
     trials = study.trials[study.trials["stage"] == search]
     return {"selected": 100 * selected, "trials": len(trials), "full": int((trials["ended"] == "complete").sum()),
             "retrained": 100 * float(again.mean()), "seeds": len(again),
-            "finalists": FINALIST_STAGES[0] in study.planned}
+            "finalists": FINALIST_STAGES[SEARCH_STAGES.index(search)] in study.planned}
 
 
 def _exported(study: StudyFiles) -> dict[str, Any] | None:

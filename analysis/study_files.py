@@ -57,14 +57,15 @@ class StudyFiles:
     @property
     def planned(self) -> list[str]:
         """The stages of this study in the order in which they run, done or not."""
-        finalists = self.config.get("finalists", {}).get("configurations", 0)
+        if wanted := self.description.get("wanted"):
+            return [stage for stage in STAGES if stage in wanted]
+        finalists = self.config.get("finalists", {}).get("configurations", 0)  # a study of an earlier version
         return [stage for stage in STAGES if finalists or stage not in FINALIST_STAGES]
 
     def choice(self, arm: str) -> dict[str, Any] | None:
         """The done-mark that names an arm's winner: that of the finalists if the study has any, else the search's."""
-        if FINALIST_STAGES[0] not in self.planned or self.done(arm) is None:
-            return self.done(arm)
-        return self.done(FINALIST_STAGES[SEARCH_STAGES.index(arm)])
+        finalists = FINALIST_STAGES[SEARCH_STAGES.index(arm)]
+        return self.done(arm if finalists not in self.planned or self.done(arm) is None else finalists)
 
     @cached_property
     def events(self) -> dict[str, list[dict[str, Any]]]:
@@ -182,7 +183,10 @@ class StudyFiles:
 
     def _is_still_chosen(self, row: dict[str, Any]) -> bool:
         choice = self.choice(SEARCH_OF[row["arm"]])
-        return choice is not None and choice.get("winner", row["trial"]) == row["trial"]
+        if choice is None:
+            return False
+        return choice.get("winner", row["trial"]) == row["trial"] and (
+            row["trial"] is not None or choice["parameters"] == row["parameters"])
 
     @property
     def primary(self) -> str:

@@ -101,6 +101,7 @@ class Study:
                      "dropped": splits.dropped},
             "epochs": self.config.train.epochs,
             "rungs": self.config.rungs,
+            "wanted": list(self.stages),
             "stages": self._existing_stages(),
             **{name: earlier.get(name) if isinstance(earlier, dict) else None for name in ("machine", "expected")},
         }

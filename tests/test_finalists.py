@@ -6,7 +6,9 @@ import shutil
 import pytest
 from running import ONE_AT_A_TIME, kdstudy, results_of
 
-from kdstudy.analysis.study_files import StudyFiles
+from kdstudy.analysis.study_files import StudyFiles, is_row
+from kdstudy.config.messages import validate
+from kdstudy.config.settings import Finalists
 from kdstudy.search.manager import METRIC
 from kdstudy.stages import finalists
 from kdstudy.store.record import Record, TrialState
@@ -19,10 +21,15 @@ def row(trial, *accuracies):
     return {"trial": trial, "parameters": {"lr": trial}, "runs": [0, 1], "accuracies": list(accuracies)}
 
 
-def test_the_best_go_on_and_the_default_with_them():
-    assert finalists.candidates([5, 3, 8, 0, 1], 3) == [5, 3, 8, 0]
-    assert finalists.candidates([5, 0, 8, 1], 3) == [5, 0, 8]
-    assert finalists.candidates([5, 3, 8], 2) == [5, 3]  # the default point failed
+SHARED = {"temperature": 4, "alpha": 0.5, "lr": 2e-3}
+
+
+def test_the_best_go_on_and_those_that_leave_much_at_its_default():
+    """None is the point that tunes only what both arms share, 0 the default point."""
+    assert finalists.candidates([5, 3, 8, 0, 1], SHARED, 3, 5) == [5, None, 3, 8, 0]
+    assert finalists.candidates([5, 0, 8, 1], None, 3, 4) == [5, 0, 8]
+    assert finalists.candidates([5, 3, 8], None, 2, 3) == [5, 3]  # the default point failed
+    assert finalists.candidates([5, 3, 8, 0], SHARED, 4, 2) == [5, None]  # as many as may run again
 
 
 def test_the_best_mean_wins_and_ties_go_to_the_default():
@@ -33,16 +40,44 @@ def test_the_best_mean_wins_and_ties_go_to_the_default():
     assert finalists.winner([row(5, None, None)]) is None
 
 
+def test_a_candidates_own_trial_is_one_more_run():
+    best, only = row(5, 0.6) | {"searched": 0.8}, row(None, 0.69) | {"searched": None}
+    default = {"trial": 0, "parameters": {}, "runs": [], "accuracies": [], "searched": 0.68}
+    assert finalists.winner([best, only, default])["trial"] == 5  # 0.70 on average
+    assert finalists.winner([best | {"searched": 0.7}, only, default])["trial"] is None
+    assert finalists.winner([best | {"searched": 0.7}, only, default | {"searched": 0.69}])["trial"] == 0
+
+
 def test_rows_hold_last_accuracies_of_complete_runs(tmp_path):
-    record = Record(tmp_path / "record.jsonl")
+    record, search = Record(tmp_path / "record.jsonl"), Record(tmp_path / "search.jsonl")
     runs = [TrialState(number, {"lr": 0.1}, seed, 1, "finalist", True) for number, seed in enumerate((7, 8, 9))]
+    search.add_trial(TrialState(0, {"lr": 0.1}, 5, 1, "default", True))
+    search.report(0, 2, "complete", {METRIC: 0.5})
     for run in runs[:2]:
         record.add_trial(run)
     record.report(0, 1, "continue", {METRIC: 0.2})
     record.report(0, 2, "complete", {METRIC: 0.6})
     record.report(1, 1, "failed", {METRIC: 0.9}, "train_loss is nan")
-    assert finalists.rows(record, {4: runs}) == [
-        {"trial": 4, "parameters": {"lr": 0.1}, "runs": [0, 1, None], "accuracies": [0.6, None, None]}]
+    found = [finalists.Candidate(0, {"lr": 0.1}, tuple(runs)), finalists.Candidate(None, {"lr": 0.2}, ())]
+    assert finalists.rows(record, found, search) == [
+        {"trial": 0, "parameters": {"lr": 0.1}, "runs": [0, 1, None], "accuracies": [0.6, None, None],
+         "searched": 0.5},
+        {"trial": None, "parameters": {"lr": 0.2}, "runs": [], "accuracies": [], "searched": None}]
+
+
+@pytest.mark.parametrize(("trials", "protected", "arm", "expected"), [
+    (4, 2, "distill", None), (8, 3, "distill", (1, 1)), (12, 5, "distill", (1, 1)), (20, 8, "distill", (3, 1)),
+    (60, 11, "distill", (4, 1)), (200, 40, "distill", (4, 3)), (20, 8, "baseline", (3, 1))])
+def test_by_default_finalists_cost_at_most_a_quarter_of_their_search(trials, protected, arm, expected):
+    config = validate({"name": "a", "data": {"source": "digits"}, "teacher": {"model": "resnet18"},
+                       "student": {"model": "resnet18"}, "train": {"epochs": 27},
+                       "search": {"trials": trials, "protected": protected, "baseline_trials": trials,
+                                  "baseline_protected": protected, "lr": {"log": [1e-4, 1e-2]},
+                                  "alpha": {"linear": [0, 1]}}})
+    found = config.finalists_of(arm)
+    assert found == (Finalists(expected[0], *expected) if expected else None)
+    if found:
+        assert found.retrained * found.seeds <= config.expected_runs(arm) / 4
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +100,8 @@ def test_finalists_run_again_on_fresh_seeds_and_the_searches_stay(with_finalists
     for name, arm in STAGES.items():
         done, events = study.done(name), [event for event in study.events[name] if event["event"] == "trial"]
         ranking = study.done(arm)["ranking"]
-        assert [row["trial"] for row in done["rows"]] == finalists.candidates(ranking, 2)
+        shared = study.done(arm).get("only_shared")
+        assert [row["trial"] for row in done["rows"]] == finalists.candidates(ranking, shared, 2, 4)
         seeds = {event["seed"] for event in events}
         assert len(seeds) == 2 and not seeds & {seed for seed, _ in searched} and not seeds & confirmed
         assert {event["view_seed"] for event in events} == {view_seed for _, view_seed in searched}
@@ -79,7 +115,10 @@ def test_what_the_finalists_chose_is_what_is_confirmed(with_finalists):
         tuned = next(row for row in study.confirmation["rows"] if (row["arm"], row["configuration"]) == (arm, "tuned"))
         assert tuned["trial"] == study.done(name)["winner"]
         assert tuned["parameters"] == study.done(name)["parameters"]
-    assert results_of(with_finalists[0])["evidence"]["selected"]["distilled"]["finalists"]
+    for arm, selected in results_of(with_finalists[0])["evidence"]["selected"].items():
+        tuned = next(row for row in study.confirmation["rows"] if is_row(row, arm, "tuned"))
+        # The point that tunes only what both arms share has no trial in the search to compare with.
+        assert selected["finalists"] if tuned["trial"] is not None else selected is None
 
 
 @pytest.mark.slow

@@ -29,7 +29,7 @@ def leader(study: StudyFiles, stage: str) -> tuple[int | None, str]:
     done = study.choice(stage) if stage in SEARCH_STAGES else study.done(stage)
     if done:
         number = done.get("winner", done.get("trial"))
-        return number, f"winner: trial {number}"
+        return number, f"winner: trial {number}"  # the winner may have no trial in the search, and is not drawn then
     complete = [trial for trial in trials_of(study, stage)
                 if trial["ended"] == "complete" and trial["last_validation_accuracy"] is not None]
     best = max(complete, key=lambda trial: (trial["last_validation_accuracy"], -trial["trial"]), default=None)

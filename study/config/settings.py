@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,10 @@ from kdstudy.trainables.settings import (
 Natural = Annotated[int, Field(ge=0, le=1_000_000)]
 Trials = Annotated[int, Field(ge=1, le=10_000)]
 Seeds = Annotated[int, Field(ge=1, le=1000)]
+
+FINALIST_SHARE = 0.25  # of a search's epochs that its finalists may cost by default
+MOST_FINALISTS = 4  # candidates that run again by default; more seeds for these help more than more candidates
+FINALIST_SEEDS = 3
 LearningRates = Annotated[tuple[LearningRate, ...], Field(min_length=1, max_length=100)]
 # Accept a single value where a list is expected.
 FromOne = BeforeValidator(lambda value: (value,) if isinstance(value, str) else
@@ -163,11 +168,27 @@ DISTILLATION_ONLY = ("temperature", "alpha")
 SEARCHABLE = (*DISTILLATION_ONLY, "lr", "weight_decay", "warmup", "batch_size", "optimizer")
 
 
+@dataclass(frozen=True)
+class Finalists:
+    """The round between an arm's search and its confirmation.
+
+    best: the best trials of the search that are candidates. retrained: how many candidates at most run again. seeds:
+    the fresh seeds of each.
+    """
+
+    best: int
+    retrained: int
+    seeds: int
+
+
 class FinalistSettings(Settings):
     """A round between search and confirmation that retrains the best configurations on fresh seeds; validation only."""
 
-    configurations: Natural = Field(0, description="how many of each arm's best run again, with the default; 0: none")
-    seeds: Seeds = Field(3, description="fresh seeds per configuration; the best mean wins")
+    configurations: Natural | None = Field(
+        None, description="how many of each arm's best run again, with the default point and the one that tunes only "
+                          "what both arms share; 0: none; by default as many as a quarter of the search pays for"
+    )
+    seeds: Seeds | None = Field(None, description="fresh seeds per configuration; the best mean wins")
 
 
 class ConfirmSettings(Settings):
@@ -283,6 +304,32 @@ class StudyConfig(Settings):
         if not self.space(arm):
             return 0
         return self.search.protected if arm == "distill" else self.search.baseline_protected
+
+    def finalists_of(self, arm: str) -> Finalists | None:
+        """The finalists of an arm; None if there are none. See `kdstudy.stages.finalists` for who they are."""
+        asked = self.finalists
+        if asked.configurations == 0:
+            return None
+        if asked.configurations is not None:
+            others = 2 if arm == "distill" and self.shared_parameters else 1
+            return Finalists(asked.configurations, asked.configurations + others, asked.seeds or FINALIST_SEEDS)
+        runs = int(FINALIST_SHARE * self.expected_runs(arm)) if self.trials(arm) > 1 else 0
+        seeds = asked.seeds or max(1, min(FINALIST_SEEDS, runs // MOST_FINALISTS))
+        retrained = min(runs // seeds, MOST_FINALISTS)
+        return Finalists(retrained, retrained, seeds) if retrained else None
+
+    def expected_runs(self, arm: str) -> float:
+        """The epochs that an arm's search is expected to take, in runs of the full length.
+
+        As if each rung kept exactly its share. A search keeps more, since it finds better points as it goes on.
+        """
+        trials = self.trials(arm)
+        protected = min(trials, self.protected(arm) + 1)
+        share, kept, before = 0.0, 1.0, 0
+        for epoch in [*self.rungs, self.train.epochs]:
+            share += kept * (epoch - before) / self.train.epochs
+            kept, before = kept / self.search.reduction_factor, epoch
+        return protected + (trials - protected) * share
 
     @property
     def shared_parameters(self) -> list[str]:

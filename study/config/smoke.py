@@ -27,7 +27,8 @@ def smoke_study(config: StudyConfig) -> StudyConfig:
         "search": {"trials": trials, "baseline_trials": trials, "protected": trials // 2,
                    "baseline_protected": trials // 2,
                    "grace_period": None, "report_every": None, "checkpoint_every": None},
-        "finalists": {"configurations": min(2, config.finalists.configurations), "seeds": 1},
+        # By default none: they choose, and from a trial run there is nothing to choose.
+        "finalists": {"configurations": min(2, config.finalists.configurations or 0), "seeds": 1},
         "confirm": {"seeds": 2},
         "views": {"count": None},
     }

@@ -1,15 +1,16 @@
-"""The finalists stages: between search and confirmation, retrain the best configurations on fresh seeds.
+"""The finalists stages: between search and confirmation, retrain the best candidates on fresh seeds.
 
-A search selects the best of many single runs, so its winner is partly luck. This round reruns the default point and the
-best few configurations by the fitted surface, which also uses neighbouring points. The best mean validation accuracy
-over the seeds wins.
+A search selects the best of many single runs, so its winner is partly luck. This round reruns the best configurations
+by the fitted surface, which also uses neighbouring points, and for distillation the point that tunes only what both
+arms share. The best mean validation accuracy wins, with a candidate's own trial in the search counted as one more run;
+ties go to the default point, which is always among them. `tests/known_choices.py` compares such rules by simulation.
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field
@@ -31,16 +32,17 @@ if TYPE_CHECKING:  # avoids importing torch, which a finished study does not nee
 
 
 class FinalistRow(Part):
-    trial: Whole
+    trial: Whole | None
     parameters: Parameters
     runs: list[Whole | None]
     accuracies: list[Share | None]
+    searched: Share | None = None  # absent in studies of earlier versions, where the runs alone counted
 
 
 class FinalistsDone(Done):
     runs: Whole
     rows: Annotated[list[FinalistRow], Field(min_length=1)]
-    winner: Whole
+    winner: Whole | None
     parameters: Parameters
     best_validation: Share
 
@@ -55,6 +57,15 @@ class FinalistsDone(Done):
                 if run is not None and accuracy is not None}
 
 
+@dataclass(frozen=True)
+class Candidate:
+    """A configuration that may be chosen. trial: its number in the search; None for the one that has no trial there."""
+
+    trial: int | None
+    parameters: dict[str, Any]
+    runs: tuple[TrialState, ...]
+
+
 class FinalistsStage(Stage):
     """One arm's finalists. arm: the search whose trials run again."""
 
@@ -65,7 +76,7 @@ class FinalistsStage(Stage):
 
     @classmethod
     def is_wanted(cls, config: StudyConfig) -> bool:
-        return config.finalists.configurations > 0
+        return config.finalists_of(cls.arm) is not None
 
     def inputs(self) -> list[Any]:
         return students.shared_inputs(self.context)
@@ -80,37 +91,61 @@ class FinalistsStage(Stage):
         if done is None or not self._search.is_current():
             return False  # the search has changed, and perhaps its winner
         record = folder.read_record()
-        return ListProposer(self.runs()).total(record) <= done["runs"] and done["rows"] == self._rows(record)
-
-    def prepare(self) -> None:
-        for search in self.needs:
-            self.context.stage(search).keep_findings()
+        if ListProposer(self.runs()).total(record) <= done["runs"] and done["rows"] == self._rows(record):
+            return True
+        return done["rows"] == self._earlier_rows(record)
 
     # -- its runs -----------------------------------------------------------------------------------------------------
 
-    def _candidate_runs(self) -> dict[int, list[TrialState]]:
-        """Return the runs of each candidate, by its trial number in the search.
+    def _candidates(self) -> list[Candidate]:
+        finalists, trials = self.config.finalists_of(self.arm), self._search.folder.read_record().trials
+        ranking = distinct(self._search.findings["ranking"], trials)
+        chosen = candidates(ranking, self._shared(trials), finalists.best, finalists.retrained)
+        found = [self._candidate(number, trials, finalists.seeds) for number in chosen]
+        if 0 in ranking and 0 not in chosen:  # the default point then counts with its own trial alone
+            found.append(self._candidate(0, trials, 0))
+        return found
+
+    def _shared(self, trials: dict[int, TrialState]) -> dict[str, Any] | None:
+        """Return the point that tunes only what both arms share, or None if it is unknown or a trial was just there."""
+        values = self._search.findings["only_shared"]
+        point = self.config.default_parameters(self.arm) | values if values else None
+        return None if any(trial.parameters == point for trial in trials.values()) else point
+
+    def _candidate(self, trial: int | None, trials: dict[int, TrialState], seeds: int) -> Candidate:
+        """Return a candidate with its runs.
 
         Weights and order use fresh seeds. The views are the search's, for which teacher logits exist already.
         """
-        config, trials = self.config, self._search.folder.read_record().trials
-        ranking = distinct(self._search.findings["ranking"], trials)
-        chosen = candidates(ranking, config.finalists.configurations)
-        seeds = [small_seed(config.seed, "finalists", index) for index in range(config.finalists.seeds)]
-        return {number: [TrialState(0, trials[number].parameters, seed, search_view_seed(config.seed), "finalist", True,
-                                    f"trial {number}") for seed in seeds] for number in chosen}
+        parameters = self._shared(trials) if trial is None else trials[trial].parameters
+        label = "tunes only what both arms share" if trial is None else f"trial {trial}"
+        return Candidate(trial, parameters, tuple(
+            TrialState(0, parameters, small_seed(self.config.seed, "finalists", index),
+                       search_view_seed(self.config.seed), "finalist", True, label) for index in range(seeds)))
 
     def runs(self) -> tuple[TrialState, ...]:
         """Return all runs, seed by seed, so that all candidates can be compared as early as possible."""
-        return tuple(run for of_one_seed in zip(*self._candidate_runs().values(), strict=True) for run in of_one_seed)
+        retrained = [one.runs for one in self._candidates() if one.runs]
+        return tuple(run for of_one_seed in zip(*retrained, strict=True) for run in of_one_seed)
+
+    def _rows(self, record: Record) -> list[dict[str, Any]]:
+        return rows(record, self._candidates(), self._search.folder.read_record())
+
+    def _earlier_rows(self, record: Record) -> list[dict[str, Any]] | None:
+        """Return the rows that earlier versions would have written: a study that ended with these stays as it is."""
+        best, trials = self.config.finalists.configurations, self._search.folder.read_record().trials
+        if best is None:
+            return None
+        ranking = distinct(self._search.findings["ranking"], trials)
+        chosen = ranking[:best] if 0 in ranking[:best] or 0 not in ranking else [*ranking[:best], 0]
+        known = [self._candidate(number, trials, self.config.finalists_of(self.arm).seeds) for number in chosen]
+        return [{name: value for name, value in row.items() if name != "searched"}
+                for row in rows(record, known, self._search.folder.read_record())]
 
     def task(self) -> Task:
         # As in a search, but these runs are never stopped early, so they report only at checkpoints.
         task = students.arm_task(self.context, self.arm, [search_view_seed(self.config.seed)])
         return replace(task, report_every=self.config.checkpoint_every)
-
-    def _rows(self, record: Record) -> list[dict[str, Any]]:
-        return rows(record, self._candidate_runs())
 
     def close(self, folder: StageFolder) -> None:
         record = folder.record()
@@ -119,24 +154,31 @@ class FinalistsStage(Stage):
         if best is None:
             raise StudyFailedError(f"{self.name}: every configuration failed on fresh seeds; run the same command "
                                    "again to retry, or set finalists.configurations = 0 to skip the finalists")
-        seeds = self.config.finalists.seeds
-        kept = "the search's winner" if best["trial"] == self._search.folder.done["winner"] else (
-            "the default point" if best["trial"] == 0 else f"trial {best['trial']}")
+        seeds, again = self.config.finalists_of(self.arm).seeds, sum(bool(row["runs"]) for row in found)
         folder.finish({
             **folder.origin(record),
-            "outcome": f"{len(found)} configurations on {seeds} fresh seed{'s' if seeds > 1 else ''} · {kept} is best, "
+            "outcome": f"{again} configuration{'s' if again > 1 else ''} on {seeds} fresh "
+                       f"seed{'s' if seeds > 1 else ''} · {self._name(best)} is best, "
                        f"{100 * mean(best):.1f} % validation at {show_parameters(best['parameters'])}",
             "seconds": record.seconds, "runs": len(record.trials), "rows": found, "winner": best["trial"],
             "parameters": best["parameters"], "best_validation": mean(best),
         })
 
+    def _name(self, row: dict[str, Any]) -> str:
+        if row["trial"] is None:
+            return f"the point that tunes only {' and '.join(self.config.shared_parameters)}"
+        if row["trial"] == self._search.folder.done["winner"]:
+            return "the search's winner"
+        return "the default point" if row["trial"] == 0 else f"trial {row['trial']}"
+
     # -- for the plan -------------------------------------------------------------------------------------------------
 
     def workload(self) -> Workload:
-        finalists = self.config.finalists
+        finalists = self.config.finalists_of(self.arm)
         # An upper bound, since the default point may be among the best.
-        candidates_at_most = min(finalists.configurations + 1, self.config.trials(self.arm))
-        return students.workload(self.context, self.arm, candidates_at_most * finalists.seeds)
+        extra = 1 if self.arm == "distill" and self.config.shared_parameters else 0
+        retrained = min(finalists.retrained, self.config.trials(self.arm) + extra)
+        return students.workload(self.context, self.arm, retrained * finalists.seeds)
 
     def space(self, runs: int, size: Callable[[ModelSettings], int]) -> Space:
         return Space(COPIES_IN_CHECKPOINT * size(self.config.student))
@@ -170,25 +212,32 @@ def distinct(ranking: list[int], trials: dict[int, TrialState]) -> list[int]:
     return list(dict.fromkeys(by_rank))
 
 
-def candidates(ranking: list[int], count: int) -> list[int]:
-    """Return the first `count` trials of a ranking (best first), plus trial 0, the default point, if it is missing."""
-    chosen = ranking[:count]
-    return chosen if 0 in chosen or 0 not in ranking else [*chosen, 0]
+def candidates(ranking: list[int], shared: dict[str, Any] | None, best: int, retrained: int) -> list[int | None]:
+    """Return the trials that run again, at most `retrained`.
+
+    In order: the best of a ranking (best first), the point that tunes only what both arms share (None, if there is
+    one), the rest of the `best` best, and trial 0, the default point.
+    """
+    default = [number for number in ranking if number == 0]
+    chosen = [*ranking[:1], *([None] if shared else []), *ranking[1:best], *default]
+    return list(dict.fromkeys(chosen))[:retrained]
 
 
-def rows(record: Record, runs: dict[int, list[TrialState]]) -> list[dict[str, Any]]:
-    """Return one row per candidate: its trial in the search, parameters, runs, and their last validation accuracies.
+def rows(record: Record, found: list[Candidate], search: Record) -> list[dict[str, Any]]:
+    """Return one row per candidate: its trial in the search, parameters, runs, and last validation accuracies.
 
-    runs: this stage's runs, by trial of the search. Accuracies are 0 to 1, or None for failed and unfinished runs.
+    Accuracies, of the runs and of the candidate's own trial (`searched`), are 0 to 1; None for failed and unfinished
+    runs, and where there is no such trial.
     """
     known = {run_key(trial): trial for trial in record.trials.values()}
-    found = []
-    for trial, wanted in runs.items():
-        own = [known.get(run_key(run)) for run in wanted]
-        found.append({
-            "trial": trial, "parameters": wanted[0].parameters, "runs": [run and run.number for run in own],
-            "accuracies": [run.metric(METRIC) if run and run.state == "complete" else None for run in own]})
-    return found
+    table = []
+    for one in found:
+        own = [known.get(run_key(run)) for run in one.runs]
+        table.append({
+            "trial": one.trial, "parameters": one.parameters, "runs": [run and run.number for run in own],
+            "accuracies": [run.metric(METRIC) if run and run.state == "complete" else None for run in own],
+            "searched": None if one.trial is None else search.trials[one.trial].metric(METRIC)})
+    return table
 
 
 def winner(found: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -201,4 +250,6 @@ def winner(found: list[dict[str, Any]]) -> dict[str, Any] | None:
 
 
 def mean(row: dict[str, Any]) -> float:
-    return statistics.fmean(row["accuracies"])
+    """Return a candidate's mean accuracy over its runs and its own trial in the search."""
+    searched = row.get("searched")
+    return statistics.fmean(row["accuracies"] if searched is None else [*row["accuracies"], searched])

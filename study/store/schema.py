@@ -89,6 +89,7 @@ class Description(Part):
     epochs: Annotated[Whole, Field(ge=1)]
     rungs: list[Annotated[Whole, Field(ge=1)]]
     stages: dict[FileName, FileName]
+    wanted: list[FileName] | None = None  # earlier versions had none
     machine: str | None = None
     expected: dict[FileName, Expected] | None = None  # earlier versions had none
 
