@@ -31,7 +31,7 @@ Trials = Annotated[int, Field(ge=1, le=10_000)]
 Seeds = Annotated[int, Field(ge=1, le=1000)]
 
 FINALIST_SHARE = 0.25  # of a search's epochs that its finalists may cost by default
-MOST_FINALISTS = 4  # candidates that run again by default; more seeds for these help more than more candidates
+MOST_FINALISTS = 3  # candidates that run again by default; more seeds for these help more than more candidates
 FINALIST_SEEDS = 3
 LearningRates = Annotated[tuple[LearningRate, ...], Field(min_length=1, max_length=100)]
 # Accept a single value where a list is expected.
