@@ -444,6 +444,24 @@ def worker_sigkill(ground: Ground, times: int) -> Tally:
     return tally
 
 
+def worker_dies_between_trials(ground: Ground, times: int) -> Tally:
+    """A worker that has ended one trial and dies before it starts the next: that trial has lost nothing."""
+    tally, study = Tally(), ground.study("resources.worker_retries=1")
+    study.order("slow")
+    driver = study.start()
+    for stage in ("baseline", "distill", "confirm")[:times]:
+        wait_until(driver, lambda stage=stage: study.reports(stage) > 0)
+        study.order("die", "once")
+        wait_until(driver, lambda: not (study.home / "orders" / "die-once").exists())
+        tally.times += 1
+    study.recall("slow")
+    output, errors = driver.communicate()
+    assert driver.returncode == 0, output + errors
+    study.look()
+    ground.close(tally, study)
+    return tally
+
+
 def node_removed(ground: Ground, times: int) -> Tally:
     """Of two nodes with a trial each, one goes and another comes."""
     from ray.cluster_utils import Cluster
@@ -667,6 +685,7 @@ FAULTS: dict[str, tuple[Callable[[Ground, int], Tally], int]] = {  # and how oft
     "driver SIGINT": (driver_sigint, 3),
     "second driver, stale lock": (second_driver, 1),
     "worker SIGKILL": (worker_sigkill, 3),
+    "worker dies between two trials": (worker_dies_between_trials, 3),
     "node removed, another added": (node_removed, 1),
     "out of memory": (out_of_memory, 2),
     "trials raise, NaN and infinite loss": (bad_trials, 1),

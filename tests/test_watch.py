@@ -39,7 +39,7 @@ POINT = {"temperature": 4.0, "alpha": 0.5, "lr": 1e-3}
 
 def begin(folder, *settings):
     """A study of which the settings have been written; digits, 60 trials of 30 epochs, 100 images of the student's."""
-    config = load_study("digits", ("search.trials=60", "train.epochs=30", *settings))
+    config = load_study("digits", ("search.trials=60", "train.epochs=30", "finalists.configurations=0", *settings))
     write_text(folder / "study.toml", config.to_toml())
     write_json(folder / "stages.json", {
         "name": "digits", "epochs": 30, "rungs": [4, 12], "stages": {},

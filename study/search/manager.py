@@ -96,10 +96,11 @@ class TrialManager:
     def checkpoint(self, number: int, epoch: int, path: str) -> None:
         self.record.checkpoint(number, epoch, path)
 
-    def take_back(self, number: int) -> bool:
-        """Requeue a trial whose workers died. Returns False if it made no progress since it was handed out."""
+    def take_back(self, number: int, without_progress: bool = False) -> bool:
+        """Requeue a trial whose workers died. Returns False if it made no progress since it was handed out, unless it
+        may be requeued without any."""
         trial = self.record.trials[number]
-        if trial.state != "running" or trial.epoch == self._begun_at[number]:
+        if trial.state != "running" or (trial.epoch == self._begun_at[number] and not without_progress):
             return False
         self._unfinished.append(number)
         self.running.discard(number)

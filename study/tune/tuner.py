@@ -158,8 +158,9 @@ class _JobCallback(_DriverOnly, tune.Callback):
     is first copied from Tune's folder to the stage's own.
     """
 
-    def __init__(self, work: Work, storage: Storage, slots: Slots):
+    def __init__(self, work: Work, storage: Storage, slots: Slots, worker_retries: int):
         self._work, self._storage, self._slots = work, storage, slots
+        self._retries, self._deaths = worker_retries, Counter[Name]()  # of workers since their trial last got further
         self._problem: Exception | None = None
         self._given_up = 0  # trials that failed since any trial last reported
         self.at_work: set[Name] = set()  # the trials whose workers are running
@@ -197,7 +198,7 @@ class _JobCallback(_DriverOnly, tune.Callback):
             _forget(self._storage, *Path(checkpoint["path"]).parts[1:3])
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-        """Tune gives up on a trial whose workers died, or could not save, too often."""
+        """A trial's worker died, or could not save. The trial is handed out again unless its workers died too often."""
         (stage, number), reason = _name(trial), _why(trial)
         manager = _job(self._work, stage).trials
         self.at_work.discard((stage, number))
@@ -206,6 +207,10 @@ class _JobCallback(_DriverOnly, tune.Callback):
         if not_saved:
             raise StorageError(f"cannot save {stage} trial {number}: {why}; {KEPT}")
         if manager.take_back(number):
+            del self._deaths[stage, number]
+            return
+        self._deaths[stage, number] += 1
+        if self._deaths[stage, number] <= self._retries and manager.take_back(number, without_progress=True):
             return
         self._given_up += 1
         if self._given_up == TRIES:
@@ -327,7 +332,7 @@ def _reached(work: Work) -> dict[Name, tuple[int, str]]:
 def _try(work: Work, storage: Storage, share: Share, worker_retries: int, trainable: type[tune.Trainable],
          slots: Slots, only_cut_off: bool) -> tuple[str | None, set[Name]]:
     """Let Tune run the jobs until all end or it fails. Returns why it failed and which trials were running."""
-    callback, problem = _JobCallback(work, storage, slots), None
+    callback, problem = _JobCallback(work, storage, slots, worker_retries), None
     work.occupied(0, slots.count())
     with _interrupts() as interrupted:
         searcher = _JobSearcher(work, storage, slots, interrupted, only_cut_off)
@@ -367,7 +372,9 @@ def _fit(work: Work, storage: Storage, share: Share, worker_retries: int, traina
             name=f"{storage.tune_runs():03d}",
             storage_path=storage_path,
             storage_filesystem=filesystem,
-            failure_config=tune.FailureConfig(max_failures=worker_retries),
+            # The callback retries. Tune counts some deaths twice, and does not retry where a worker that has ended one
+            # trial dies before it starts the next.
+            failure_config=tune.FailureConfig(max_failures=0),
             # The trainable decides when to save. With num_to_keep Tune would write the state of all trials at every
             # checkpoint, so the callback deletes old checkpoints instead.
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
