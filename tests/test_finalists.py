@@ -66,7 +66,7 @@ def test_rows_hold_last_accuracies_of_complete_runs(tmp_path):
 
 
 @pytest.mark.parametrize(("trials", "protected", "arm", "expected"), [
-    (4, 2, "distill", None), (8, 3, "distill", (1, 1)), (12, 5, "distill", (1, 1)), (20, 8, "distill", (3, 1)),
+    (4, 2, "distill", None), (8, 3, "distill", None), (12, 5, "distill", (2, 1)), (20, 8, "distill", (3, 1)),
     (60, 11, "distill", (3, 2)), (200, 40, "distill", (3, 3)), (20, 8, "baseline", (3, 1))])
 def test_by_default_finalists_cost_at_most_a_quarter_of_their_search(trials, protected, arm, expected):
     config = validate({"name": "a", "data": {"source": "digits"}, "teacher": {"model": "resnet18"},

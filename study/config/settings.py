@@ -31,6 +31,7 @@ Trials = Annotated[int, Field(ge=1, le=10_000)]
 Seeds = Annotated[int, Field(ge=1, le=1000)]
 
 FINALIST_SHARE = 0.25  # of a search's epochs that its finalists may cost by default
+FEWEST_FINALISTS = 2  # one more run of the best alone changes nothing
 MOST_FINALISTS = 3  # candidates that run again by default; more seeds for these help more than more candidates
 FINALIST_SEEDS = 3
 LearningRates = Annotated[tuple[LearningRate, ...], Field(min_length=1, max_length=100)]
@@ -316,19 +317,20 @@ class StudyConfig(Settings):
         runs = int(FINALIST_SHARE * self.expected_runs(arm)) if self.trials(arm) > 1 else 0
         seeds = asked.seeds or max(1, min(FINALIST_SEEDS, runs // MOST_FINALISTS))
         retrained = min(runs // seeds, MOST_FINALISTS)
-        return Finalists(retrained, retrained, seeds) if retrained else None
+        return Finalists(retrained, retrained, seeds) if retrained >= FEWEST_FINALISTS else None
 
     def expected_runs(self, arm: str) -> float:
         """The epochs that an arm's search is expected to take, in runs of the full length.
 
-        As if each rung kept exactly its share. A search keeps more, since it finds better points as it goes on.
+        A rung is taken to keep half as many trials again as its share: a search finds better points as it goes on. In
+        the simulations of `tests/known_choices.py`, searches of 8 to 60 trials took 2 to 15 % more than this.
         """
         trials = self.trials(arm)
         protected = min(trials, self.protected(arm) + 1)
         share, kept, before = 0.0, 1.0, 0
         for epoch in [*self.rungs, self.train.epochs]:
             share += kept * (epoch - before) / self.train.epochs
-            kept, before = kept / self.search.reduction_factor, epoch
+            kept, before = kept * min(1, 1.5 / self.search.reduction_factor), epoch
         return protected + (trials - protected) * share
 
     @property
