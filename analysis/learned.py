@@ -34,11 +34,12 @@ def at_chance(accuracy: float, images: int, chance: float) -> bool:
 def failed_runs(study: StudyFiles) -> list[FailedRun]:
     """The confirmation runs that diverged, are at chance, or have less than half of what the median has above chance.
 
-    Rows may share their runs: then a run counts once, in the primary row where that has it. Where the median run itself
-    is at chance, nothing has been learned, and only runs that diverged stand out.
+    Rows may share their runs: then a run counts once, in a row of the primary comparison where that has it.
+    Where the median run itself is at chance, nothing has been learned, and only runs that diverged stand out.
     """
     found = {}
-    rows = sorted(study.confirmation["rows"], key=lambda row: row["configuration"] != study.primary)
+    primary = ("distilled", study.primary), ("baseline", "tuned")
+    rows = sorted(study.confirmation["rows"], key=lambda row: (row["arm"], row["configuration"]) not in primary)
     for row in rows:
         failed = study.failed_runs(row["stage"])
         for index, (run, right) in enumerate(zip(row["runs"], study.confirmed[row["arm"], row["configuration"]],
@@ -72,11 +73,11 @@ def rises(study: StudyFiles) -> dict[str, Rise]:
 
     Of the trials at the full budget. It counts where it is above one point, above a twentieth of what these trials
     reached above chance, and above twice its standard error. Where reports are so rare that the last one before the
-    last fifth lies in the first half, nothing is said.
+    last fifth lies in the first half, nothing is said. The confirmation must be done.
     """
-    budget, classes = study.description.get("epochs"), len((study.description.get("data") or {}).get("classes", []))
+    budget = study.description["epochs"]
     found: dict[str, Rise] = {}
-    for arm in SEARCH_STAGES if budget and classes else ():
+    for arm in SEARCH_STAGES:
         trials = study.trials[(study.trials["stage"] == arm) & (study.trials["ended"] == "complete")]
         curves = study.curves[(study.curves["stage"] == arm) & study.curves["trial"].isin(trials["trial"])]
         reached = 100 * curves.pivot_table(index="trial", columns="epoch", values="validation_accuracy", aggfunc="last")
@@ -85,7 +86,7 @@ def rises(study: StudyFiles) -> dict[str, Rise]:
             continue
         rise = (reached[budget] - reached[earlier[-1]]).dropna()
         mean, error = float(rise.mean()), float(rise.std(ddof=1) / np.sqrt(len(rise)))
-        above = float(reached[budget].mean()) - 100 / classes
+        above = float(reached[budget].mean()) - 100 * study.chance
         if mean > max(SMALLEST_RISE, LARGE_RISE * above, 2 * error):
             found[arm] = Rise(mean, int(earlier[-1]), int(budget))
     return found

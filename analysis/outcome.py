@@ -107,7 +107,10 @@ def _searched(study: StudyFiles, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _best_validation(study: StudyFiles, row: dict[str, Any]) -> float | None:
+    """Of the search, where the row was tried; of the finalists where it was not, but was chosen among them."""
     share = study.last_accuracy(SEARCH_OF[row["arm"]], row["trial"])
+    if share is None and row["configuration"] == "tuned":
+        share = (study.choice(SEARCH_OF[row["arm"]]) or {}).get("best_validation")
     return None if share is None else 100 * share
 
 

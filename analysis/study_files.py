@@ -28,6 +28,9 @@ TRIAL_COLUMNS = ["stage", "trial", "origin", "protected", "epochs", "ended", "re
                  "best_validation_accuracy", "seed", "label"]
 
 
+NEARLY_EQUAL = 1.5  # classes are, while the commonest is no more frequent than this many times its equal share
+
+
 @dataclass(frozen=True)
 class StudyFiles:
     """A study folder. Each file is read once, when it is first needed."""
@@ -219,11 +222,13 @@ class StudyFiles:
 
     @cached_property
     def chance(self) -> float:
-        """The test accuracy of the better of two ways to guess: any class, or always the commonest; 0 to 1."""
+        """The test accuracy of guessing any class or, where classes are clearly unequal, always the commonest; 0 to 1.
+        """
         row = self.confirmation["rows"][0]
         labels = self.predictions(row["runs"][0], row["stage"])["label"].to_numpy()
-        commonest = np.unique(labels, return_counts=True)[1].max() / len(labels)
-        return max(1 / len(self.description["data"]["classes"]), float(commonest))
+        equal = 1 / len(self.description["data"]["classes"])
+        commonest = float(np.unique(labels, return_counts=True)[1].max() / len(labels))
+        return commonest if commonest > NEARLY_EQUAL * equal else equal
 
     def failed_runs(self, stage: str) -> set[int]:
         """The numbers of a confirmation stage's runs that did not reach their last epoch."""

@@ -107,7 +107,10 @@ def regrets(search: Searched, trials: int, noise: float, random: np.random.Gener
     rules = {f"{k} x {s}": ([*search.by_surface[:k], search.default], s, False) for k, s in FINALISTS}
     rules |= {f"{k}+lr x {s}{', own' if own else ''}": ([*search.by_surface[:k], search.shared, search.default], s, own)
               for (k, s), own in itertools.product(FINALISTS, (False, True))}
-    rules["kdstudy's default"] = _by_default(search, trials)
+    if default := _by_default(search, trials):
+        rules["kdstudy's default"] = default
+    else:
+        rows.append(rows[0] | {"rule": "kdstudy's default"})
     for name, (again, seeds, own) in rules.items():
         chosen = list(dict.fromkeys([search.default, *again]))  # the default first: it wins ties
         runs = np.array([seeds if one in again else 0 for one in chosen])
@@ -121,17 +124,18 @@ def regrets(search: Searched, trials: int, noise: float, random: np.random.Gener
     return rows
 
 
-def _by_default(search: Searched, trials: int) -> tuple[list[int], int, bool]:
+def _by_default(search: Searched, trials: int) -> tuple[list[int], int, bool] | None:
     """What runs again without a setting, as points of `search`, with how many seeds, and whether own trials count."""
     space = {name: one.model_dump(exclude_none=True) for name, one in SPACE.items()}
     config = validate({"name": "simulated", "data": {"source": "digits"}, "teacher": {"model": "resnet18"},
                        "student": {"model": "resnet18"}, "train": {"epochs": EPOCHS},
-                       "search": {"trials": trials, "protected": SIZES[trials] - 1, **space}})
+                       "search": {"trials": trials, "protected": SIZES[trials] - 1, "baseline_trials": trials,
+                                  "baseline_protected": SIZES[trials] - 1, **space}})
     finalists = config.finalists_of("distill")
     if finalists is None:
-        return search.by_surface[:1], 1, True
+        return None
     ranking = [0 if one == search.default else one + 1 for one in search.by_surface]  # 0 is the default point
-    chosen = candidates(ranking, {"lr": 0}, finalists.best, finalists.retrained)
+    chosen = candidates(ranking, [None], finalists.best, finalists.retrained)
     points = [search.shared if one is None else search.default if one == 0 else one - 1 for one in chosen]
     return points, finalists.seeds, True
 

@@ -21,15 +21,12 @@ def row(trial, *accuracies):
     return {"trial": trial, "parameters": {"lr": trial}, "runs": [0, 1], "accuracies": list(accuracies)}
 
 
-SHARED = {"temperature": 4, "alpha": 0.5, "lr": 2e-3}
-
-
 def test_the_best_go_on_and_those_that_leave_much_at_its_default():
     """None is the point that tunes only what both arms share, 0 the default point."""
-    assert finalists.candidates([5, 3, 8, 0, 1], SHARED, 3, 5) == [5, None, 3, 8, 0]
-    assert finalists.candidates([5, 0, 8, 1], None, 3, 4) == [5, 0, 8]
-    assert finalists.candidates([5, 3, 8], None, 2, 3) == [5, 3]  # the default point failed
-    assert finalists.candidates([5, 3, 8, 0], SHARED, 4, 2) == [5, None]  # as many as may run again
+    assert finalists.candidates([5, 3, 8, 0, 1], [None], 3, 5) == [5, None, 3, 8, 0]
+    assert finalists.candidates([5, 0, 8, 1], [], 3, 4) == [5, 0, 8]
+    assert finalists.candidates([5, 3, 8], [8], 2, 3) == [5, 8, 3]  # the default point failed
+    assert finalists.candidates([5, 3, 8, 0], [None], 4, 2) == [5, None]  # as many as may run again
 
 
 def test_the_best_mean_wins_and_ties_go_to_the_default():
@@ -77,6 +74,7 @@ def test_by_default_finalists_cost_at_most_a_quarter_of_their_search(trials, pro
     found = config.finalists_of(arm)
     assert found == (Finalists(expected[0], *expected) if expected else None)
     if found:
+        assert config.finalists_of("baseline") and config.finalists_of("distill")  # both arms or neither
         assert found.retrained * found.seeds <= config.expected_runs(arm) / 4
 
 
@@ -100,7 +98,7 @@ def test_finalists_run_again_on_fresh_seeds_and_the_searches_stay(with_finalists
     for name, arm in STAGES.items():
         done, events = study.done(name), [event for event in study.events[name] if event["event"] == "trial"]
         ranking = study.done(arm)["ranking"]
-        shared = study.done(arm).get("only_shared")
+        shared = [None] if study.done(arm).get("only_shared") else []
         assert [row["trial"] for row in done["rows"]] == finalists.candidates(ranking, shared, 2, 4)
         seeds = {event["seed"] for event in events}
         assert len(seeds) == 2 and not seeds & {seed for seed, _ in searched} and not seeds & confirmed

@@ -320,8 +320,26 @@ def test_a_trial_whose_workers_died_goes_on_where_it_got_further(tmp_path):
     manager.report(0, {"epoch": 1, METRIC: 0.5})
     assert manager.take_back(0) and manager.next().number == 0
     assert not manager.take_back(0)  # it is where it was when it was handed out
+    assert manager.take_back(0, without_progress=True) and manager.next().number == 0  # while retries are left
     manager.fail(0, "the worker died")
     assert manager.complete and manager.record.trials[0].reason == "the worker died"
+
+
+def test_a_worker_that_dies_after_the_last_report_has_not_saved_the_result(tmp_path):
+    wanted = ListProposer((TrialState(0, {"lr": 0.1}, 1, 1, "confirm"),))
+    manager = TrialManager(Record(tmp_path / "r.jsonl"), wanted, epochs=1, has_results=lambda trial: True)
+    manager.next()
+    assert manager.report(0, {"epoch": 1, METRIC: 0.5}) == "complete" and not manager.complete
+    assert manager.take_back(0) and manager.next().number == 0
+
+
+def test_runs_that_rows_share_are_one_run(tmp_path):
+    run = TrialState(0, {"lr": 0.1}, 1, 1, "confirm")
+    other = TrialState(0, {"lr": 0.2}, 1, 1, "confirm")
+    wanted = ListProposer((run, other, run))
+    manager = TrialManager(Record(tmp_path / "r.jsonl"), wanted, epochs=1)
+    assert (manager.total, manager.protected) == (2, 2)
+    assert [manager.next().parameters["lr"] for _ in range(2)] == [0.1, 0.2] and manager.next() is None
 
 
 @pytest.mark.parametrize("accuracy", [{}, {METRIC: float("nan")}])

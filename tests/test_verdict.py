@@ -204,6 +204,15 @@ def test_a_run_that_rows_share_fails_once(tmp_path):
     assert "1 run failed to learn (distilled tuned, seed 103: 25.0 %); without its pair" in outcome["verdict"]
 
 
+def test_a_run_that_the_primary_comparison_shares_with_another_row_is_in_it(tmp_path):
+    baseline, default = np.array([60.0, 61.0, 25.0, 61.0]), np.array([65.0, 66.0, 67.0, 66.5])
+    study = study_of(tmp_path / "s", rows_of(baseline, default), same=("tuned",))
+    toml = (study.folder / "study.toml").read_text()
+    (study.folder / "study.toml").write_text(toml.replace("[confirm]", '[confirm]\nprimary = "default"'))
+    verdict = results(StudyFiles(study.folder))["verdict"]
+    assert "(baseline tuned, seed 103: 25.0 %); without its pair the gain is +5.17" in verdict
+
+
 def test_where_classes_are_unequal_always_naming_the_commonest_is_chance(tmp_path):
     rows = rows_of(np.array([60.0, 61.0, 62.0]), np.array([59.0, 60.5, 60.0]))
     study = study_of(tmp_path / "s", rows, teacher=60.0)

@@ -64,7 +64,7 @@ def _only_card(only: dict[str, Any] | None) -> Card | None:
 def _luck_card(selected: dict[str, Any] | None) -> Card | None:
     if selected is None:
         return None
-    chosen = ("then chosen among the finalists, on other seeds" if selected["finalists"]
+    chosen = ("then chosen among the finalists, which ran on other seeds too" if selected["finalists"]
               else f"the best of {selected['full']} at the full budget")
     return Card("The winner’s luck", f"{selected['selected']:.1f} → {selected['retrained']:.1f} %",
                 f"Validation accuracy in the search ({chosen}, of {selected['trials']} trials), and the mean of the "

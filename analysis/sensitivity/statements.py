@@ -130,7 +130,8 @@ def _edges(study: StudyFiles, found: dict[str, Any]) -> list[str]:
             if value is None or dimension.kind == "choice":
                 continue
             price = prices.get((arm, name))
-            if price is None or price["high"] >= NEGLIGIBLE or _edge_of(dimension, price["default"]):
+            at_default = price is not None and _edge_of(dimension, price["default"]) == _edge_of(dimension, value)
+            if price is None or price["high"] >= NEGLIGIBLE or at_default:
                 said += _edge(title, name, dimension, value, price)
     return said
 

@@ -33,7 +33,7 @@ def run(study: str, overrides: tuple[str, ...], location: str | None, smoke: boo
         address: str | None, trust: bool) -> None:
     """Run or resume a study.
 
-    Trains the teacher, tunes the baseline, searches the distillation parameters, compares finalists if configured,
+    Trains the teacher, tunes the baseline, searches the distillation parameters, compares finalists on fresh seeds,
     confirms the winners on fresh seeds, then writes the report and exports the best student.
 
     Run the same command again to resume an interrupted study. Finished work is never repeated.

@@ -186,10 +186,14 @@ class FinalistSettings(Settings):
     """A round between search and confirmation that retrains the best configurations on fresh seeds; validation only."""
 
     configurations: Natural | None = Field(
-        None, description="how many of each arm's best run again, with the default point and the one that tunes only "
-                          "what both arms share; 0: none; by default as many as a quarter of the search pays for"
+        None, description="how many of each arm's best run again, and with them the default point and the one that "
+                          "tunes only what both arms share; 0: none; by default two or three of these, if a quarter of "
+                          "the search pays for them"
     )
-    seeds: Seeds | None = Field(None, description="fresh seeds per configuration; the best mean wins")
+    seeds: Seeds | None = Field(
+        None, description="fresh seeds per configuration; the best mean wins; by default 3, or fewer where "
+                          "finalists.configurations is not set"
+    )
 
 
 class ConfirmSettings(Settings):
@@ -314,9 +318,14 @@ class StudyConfig(Settings):
         if asked.configurations is not None:
             others = 2 if arm == "distill" and self.shared_parameters else 1
             return Finalists(asked.configurations, asked.configurations + others, asked.seeds or FINALIST_SEEDS)
-        runs = int(FINALIST_SHARE * self.expected_runs(arm)) if self.trials(arm) > 1 else 0
-        seeds = asked.seeds or max(1, min(FINALIST_SEEDS, runs // MOST_FINALISTS))
-        retrained = min(runs // seeds, MOST_FINALISTS)
+        # Both arms or neither: chosen on fresh seeds, only one of them would be less lucky than the other.
+        found = {one: self._affordable_finalists(one) for one in ("baseline", "distill") if self.trials(one) > 1}
+        return found.get(arm) if all(found.values()) else None
+
+    def _affordable_finalists(self, arm: str) -> Finalists | None:
+        runs, asked = int(FINALIST_SHARE * self.expected_runs(arm)), self.finalists.seeds
+        seeds = asked or max(1, min(FINALIST_SEEDS, runs // MOST_FINALISTS))
+        retrained = max(min(runs // seeds, MOST_FINALISTS), FEWEST_FINALISTS if asked else 0)
         return Finalists(retrained, retrained, seeds) if retrained >= FEWEST_FINALISTS else None
 
     def expected_runs(self, arm: str) -> float:

@@ -100,7 +100,7 @@ class TrialManager:
         """Requeue a trial whose workers died. Returns False if it made no progress since it was handed out, unless it
         may be requeued without any."""
         trial = self.record.trials[number]
-        if trial.state != "running" or (trial.epoch == self._begun_at[number] and not without_progress):
+        if self.is_finished(trial) or (trial.epoch == self._begun_at[number] and not without_progress):
             return False
         self._unfinished.append(number)
         self.running.discard(number)

@@ -39,11 +39,16 @@ class ListProposer:
 
     @property
     def protected(self) -> int:
-        return len(self.wanted)
+        return len({run_key(trial) for trial in self.wanted})
 
     def _missing(self, record: Record) -> list[TrialState]:
+        """Return the trials that are not on record, each once: rows of a table may share their runs."""
         known = {run_key(trial) for trial in record.trials.values()}
-        return [trial for trial in self.wanted if run_key(trial) not in known]
+        missing: dict[tuple, TrialState] = {}
+        for trial in self.wanted:
+            if run_key(trial) not in known:
+                missing.setdefault(run_key(trial), trial)
+        return list(missing.values())
 
 
 def run_key(trial: TrialState) -> tuple:

@@ -57,7 +57,8 @@ def export_student(config: StudyConfig, folder: Path, target: Path, name: str = 
         raise UserError(f"{folder} has no weights of {name!r}; it was packed without them")
     outcome = results(study)
     row = find_row(outcome, *key)
-    card = _student_card(config, outcome, row, study.done(confirmed["stage"])["seeds"][index])
+    is_chosen = study.export_key(*key) == study.export_key()  # rows may share their runs
+    card = _student_card(config, outcome, row, study.done(confirmed["stage"])["seeds"][index], is_chosen)
     predictions = study.predictions(number, confirmed["stage"])
     return _export(config, config.student, weights, target, card, predictions, study.export_key(*key))
 
@@ -183,7 +184,8 @@ def _predict_from(folder: Path, splits: data.Splits, settings: ModelSettings) ->
     return Evaluator(*tensors, model.size).logits(model.to(default_device())).argmax(1).cpu().numpy()
 
 
-def _student_card(config: StudyConfig, outcome: dict[str, Any], row: dict[str, Any], seed: int) -> list[str]:
+def _student_card(config: StudyConfig, outcome: dict[str, Any], row: dict[str, Any], seed: int,
+                  is_chosen: bool) -> list[str]:
     name, distilled = f"{row['arm']} {row['configuration']}", row["arm"] == "distilled"
     shown = ", ".join(f"{setting} {row[setting]:.4g}" for setting in ("temperature", "alpha", "lr") if setting in row)
     mean = f"{row['test_mean']:.2f} %" + (f" ± {row['test_sd']:.2f}" if row["test_sd"] is not None else "")
@@ -191,7 +193,7 @@ def _student_card(config: StudyConfig, outcome: dict[str, Any], row: dict[str, A
     what = "distilled" if distilled else "trained on labels alone"
     by_teacher = f", {sizes['train']} by the teacher" if distilled else ""
     teacher = [f"| teacher | {plain(config.teacher.title)} |"] if distilled else []
-    other = [] if name == CHOSEN else [f"This is the row “{name}” of that study, not the student that it chose.", ""]
+    other = [] if is_chosen else [f"This is the row “{name}” of that study, not the student that it chose.", ""]
     return [
         f"# {plain(config.student.model)}, {what} by the study {config.name}", "", plain(config.about), "",
         "| | |", "|---|---|",

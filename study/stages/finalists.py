@@ -17,7 +17,7 @@ from pydantic import Field
 
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import StudyFailedError
-from kdstudy.search.runs import METRIC, ListProposer, run_key, search_view_seed
+from kdstudy.search.runs import METRIC, ListProposer, has_diverged, run_key, search_view_seed
 from kdstudy.stages import students
 from kdstudy.stages.base import COPIES_IN_CHECKPOINT, Space, Stage, StageFolder, Workload
 from kdstudy.stages.search import SEARCHES
@@ -88,36 +88,44 @@ class FinalistsStage(Stage):
     def is_current(self) -> bool:
         folder = self.folder
         done = folder.done
-        if done is None or not self._search.is_current():
-            return False  # the search has changed, and perhaps its winner
+        if done is None or not self.is_wanted(self.config):
+            return False
+        if not all(self.context.stage(search).is_current() for search in self.needs):
+            return False  # a search has changed, and perhaps its winner
         record = folder.read_record()
         if ListProposer(self.runs()).total(record) <= done["runs"] and done["rows"] == self._rows(record):
             return True
         return done["rows"] == self._earlier_rows(record)
+
+    def prepare(self) -> None:
+        for search in SEARCHES:
+            self.context.stage(search.name).keep_findings()
 
     # -- its runs -----------------------------------------------------------------------------------------------------
 
     def _candidates(self) -> list[Candidate]:
         finalists, trials = self.config.finalists_of(self.arm), self._search.folder.read_record().trials
         ranking = distinct(self._search.findings["ranking"], trials)
-        chosen = candidates(ranking, self._shared(trials), finalists.best, finalists.retrained)
+        point = self._shared_point()
+        there = [number for number in ranking if trials[number].parameters == point][:1]
+        shared = there or ([None] if point else [])
+        chosen = candidates(ranking, shared, finalists.best, finalists.retrained)
         found = [self._candidate(number, trials, finalists.seeds) for number in chosen]
         if 0 in ranking and 0 not in chosen:  # the default point then counts with its own trial alone
             found.append(self._candidate(0, trials, 0))
         return found
 
-    def _shared(self, trials: dict[int, TrialState]) -> dict[str, Any] | None:
-        """Return the point that tunes only what both arms share, or None if it is unknown or a trial was just there."""
+    def _shared_point(self) -> dict[str, Any] | None:
+        """Return the point that tunes only what both arms share, or None if it is unknown."""
         values = self._search.findings["only_shared"]
-        point = self.config.default_parameters(self.arm) | values if values else None
-        return None if any(trial.parameters == point for trial in trials.values()) else point
+        return self.config.default_parameters(self.arm) | values if values else None
 
     def _candidate(self, trial: int | None, trials: dict[int, TrialState], seeds: int) -> Candidate:
         """Return a candidate with its runs.
 
         Weights and order use fresh seeds. The views are the search's, for which teacher logits exist already.
         """
-        parameters = self._shared(trials) if trial is None else trials[trial].parameters
+        parameters = self._shared_point() if trial is None else trials[trial].parameters
         label = "tunes only what both arms share" if trial is None else f"trial {trial}"
         return Candidate(trial, parameters, tuple(
             TrialState(0, parameters, small_seed(self.config.seed, "finalists", index),
@@ -147,13 +155,22 @@ class FinalistsStage(Stage):
         task = students.arm_task(self.context, self.arm, [search_view_seed(self.config.seed)])
         return replace(task, report_every=self.config.checkpoint_every)
 
+    def counts_as_result(self, trial: TrialState) -> bool:
+        """A run that diverged is what its configuration does with that seed: it cannot win."""
+        return has_diverged(trial)
+
     def close(self, folder: StageFolder) -> None:
         record = folder.record()
+        wanted = {run_key(run) for run in self.runs()}
+        for trial in record.trials.values():
+            if trial.state == "failed" and run_key(trial) in wanted and not has_diverged(trial):
+                raise StudyFailedError(f"{self.name}: run {trial.number} ({trial.label}) failed: {trial.reason}; run "
+                                       "the same command again to retry it, or set finalists.configurations = 0")
         found = self._rows(record)
         best = winner(found)
         if best is None:
-            raise StudyFailedError(f"{self.name}: every configuration failed on fresh seeds; run the same command "
-                                   "again to retry, or set finalists.configurations = 0 to skip the finalists")
+            raise StudyFailedError(f"{self.name}: every configuration diverged on fresh seeds; set "
+                                   "finalists.configurations = 0 to skip the finalists")
         seeds, again = self.config.finalists_of(self.arm).seeds, sum(bool(row["runs"]) for row in found)
         folder.finish({
             **folder.origin(record),
@@ -169,7 +186,9 @@ class FinalistsStage(Stage):
             return f"the point that tunes only {' and '.join(self.config.shared_parameters)}"
         if row["trial"] == self._search.folder.done["winner"]:
             return "the search's winner"
-        return "the default point" if row["trial"] == 0 else f"trial {row['trial']}"
+        if row["trial"] == 0:
+            return "the default point" if row["runs"] else "the default point's own trial"
+        return f"trial {row['trial']}"
 
     # -- for the plan -------------------------------------------------------------------------------------------------
 
@@ -212,14 +231,14 @@ def distinct(ranking: list[int], trials: dict[int, TrialState]) -> list[int]:
     return list(dict.fromkeys(by_rank))
 
 
-def candidates(ranking: list[int], shared: dict[str, Any] | None, best: int, retrained: int) -> list[int | None]:
+def candidates(ranking: list[int], shared: list[int | None], best: int, retrained: int) -> list[int | None]:
     """Return the trials that run again, at most `retrained`.
 
-    In order: the best of a ranking (best first), the point that tunes only what both arms share (None, if there is
-    one), the rest of the `best` best, and trial 0, the default point.
+    In order: the best of a ranking (best first), the point that tunes only what both arms share (`shared`: its trial,
+    None where it has none, or nothing), the rest of the `best` best, and trial 0, the default point.
     """
     default = [number for number in ranking if number == 0]
-    chosen = [*ranking[:1], *([None] if shared else []), *ranking[1:best], *default]
+    chosen = [*ranking[:1], *shared, *ranking[1:best], *default]
     return list(dict.fromkeys(chosen))[:retrained]
 
 

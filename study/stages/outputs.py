@@ -32,7 +32,8 @@ class Export(Output):
         study = StudyFiles(folder)
         if study.confirmation is None or study.exported_index() is not None:
             return None
-        return "nothing to export: the chosen configuration diverged on every confirmation seed"
+        earlier = f"; {self.path}/ still holds an earlier winner" if (folder / self.path).exists() else ""
+        return f"nothing to export: the chosen configuration diverged on every confirmation seed{earlier}"
 
     def write(self, config: StudyConfig, folder: Path) -> bool:
         from kdstudy.analysis.study_files import StudyFiles  # pandas takes long to import
