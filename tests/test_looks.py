@@ -1,6 +1,5 @@
 """Looks at the test images: when a study goes on to more seeds, when it stops, and what it keeps of either."""
 
-import json
 import signal
 import subprocess
 from dataclasses import replace
@@ -173,9 +172,9 @@ def test_a_study_goes_on_to_its_next_look_by_itself_and_after_an_interruption(tm
     assert looks_of(folder) == ([3, 4, 5], 5, [(3, True), (4, True), (5, False)])
     for stage in STAGES:
         trials = Record(next(folder.glob(f"{stage}-*")) / "record.jsonl", write=False).trials.values()
-        assert len({run_key(trial) for trial in trials}) == len(trials) == 10
+        assert len({run_key(trial) for trial in trials}) == len(trials)
+        assert all(len(row["runs"]) == 5 for row in read_json(next(folder.glob(f"{stage}-*")) / "done.json")["rows"])
         assert {trial.state for trial in trials} == {"complete"}
     outcome = results_of(folder)
     assert outcome["gain"]["seeds"] == 5 and outcome["look"]["number"] == 3 and outcome["look"]["planned"]
     assert "each run tested once" in outcome["scope"]
-    assert json.loads((next(folder.glob("confirm-*")) / "done.json").read_text())["runs"] == 10

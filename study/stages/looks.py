@@ -8,7 +8,7 @@ confirmation keeps the plan and every look, for each makes the intervals of late
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -16,9 +16,6 @@ from kdstudy.errors import MissingTeacherError, StudyFailedError
 from kdstudy.stages.context import Context
 from kdstudy.store import files
 from kdstudy.store.schema import Parameters, Part, Whole
-
-if TYPE_CHECKING:
-    from kdstudy.stages.confirm import ConfirmationStage
 
 STAGES = ("confirm_baseline", "confirm")  # the names of the two confirmation stages
 Pair = dict[str, Any]  # the parameters of the configurations that a look compares, `baseline` and `distilled`
@@ -43,7 +40,8 @@ class Looks:
         self._context, self._settings = context, context.config.confirm
 
     @property
-    def _stages(self) -> tuple[ConfirmationStage, ConfirmationStage]:
+    def _stages(self) -> tuple[Any, Any]:
+        """The confirmation stages of the baseline and of the distillation."""
         baseline, distilled = (self._context.stage(name) for name in STAGES)
         return baseline, distilled
 
