@@ -22,6 +22,7 @@ from kdstudy.analysis.spending import nominal_levels, spent
 from kdstudy.analysis.study_files import StudyFiles, is_row
 
 UNPLANNED = 0.005  # the level that all looks outside the plan share
+SMALLEST = 1e-12  # no level is smaller, however many looks there are, so that every interval has an end
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,9 @@ class Look:
 def present_look(study: StudyFiles) -> Look:
     """The look that a study's confirmed rows are. The confirmation must be done."""
     done, now = study.done("confirm"), compared_now(study)
-    past = [Compared(look["seeds"], look["baseline"], look["distilled"]) for look in done.get("looks", [])]
+    past = [Compared(look["seeds"], look["baseline"], look["distilled"]) for look in done.get("looks") or []]
     looks = past if now in past else [*past, now]
-    plan, place = tuple(done.get("plan") or [looks[0].seeds]), looks.index(now)
+    plan, place = tuple(sorted(done.get("plan") or [looks[0].seeds])), looks.index(now)
     found = levels(plan, looks)
     earlier = tuple((look.seeds, level) for look, (level, _) in zip(looks[:place], found, strict=False)
                     if look.is_pair_of(now) and 1 < look.seeds < now.seeds)
@@ -104,7 +105,7 @@ def levels(plan: Sequence[int], looks: Sequence[Compared]) -> list[tuple[float, 
         share = shares.pop(look.seeds, None) if look.is_pair_of(looks[0]) else None
         if share is None:
             rest /= 2
-        found.append((rest if share is None else share, share is not None))
+        found.append((max(SMALLEST, rest if share is None else share), share is not None))
     return found
 
 

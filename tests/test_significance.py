@@ -219,6 +219,8 @@ def test_planned_looks_share_five_percent_and_all_others_half_a_percent():
     assert [is_planned for _, is_planned in mixed] == [True, False, True, True, False]
     assert [level for level, is_planned in mixed if is_planned] == planned
     assert levels((3, 5), [five, three])[1] == (0.0025, False)  # fewer seeds again
+    often = [Compared(3, {"lr": 1e-3 * number}, {}) for number in range(1, 101)]
+    assert sum(level for level, _ in levels((3,), often)) == pytest.approx(0.055) and levels((3,), often)[-1][0] > 0
 
 
 @pytest.mark.parametrize("null", NULLS)

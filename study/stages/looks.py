@@ -56,7 +56,7 @@ class Looks:
         if len(planned) == 1 or (done := self._done(STAGES[1])) is None:
             return planned[0]
         pair, reached = self._chosen(), len(done["seeds"])
-        passed = max((look["seeds"] for look in done.get("looks", []) if look.get("goes_on") and _pair(look) == pair),
+        passed = max((look["seeds"] for look in done.get("looks") or [] if look.get("goes_on") and _pair(look) == pair),
                      default=0)
         return next((size for size in planned if size >= reached and size > passed), planned[-1])
 
@@ -66,12 +66,12 @@ class Looks:
         Returns the names of the stages that then go on: both or none. Raises StudyFailedError.
         """
         done, planned = self._done(STAGES[1]), self._settings.looks
-        if done is None or (len(planned) == 1 and "looks" not in done):
+        if done is None or (len(planned) == 1 and not done.get("looks")):
             return ()
         if not all(stage.is_finished for stage in self._stages):
             return ()
         goes_on = self.seeds < planned[-1] and not self._is_decided()
-        looks, now = done.get("looks", []), self._present()
+        looks, now = done.get("looks") or [], self._present()
         if now not in map(_bare, looks):
             looks = [*looks, now]
         looks = [look | {"goes_on": goes_on} if _bare(look) == now else look for look in looks]
@@ -89,7 +89,7 @@ class Looks:
     def keep_first(self) -> None:
         """Record the look that both stages' done-marks are, before either is written anew: the first on record."""
         done = self._done(STAGES[1])
-        if done is not None and "looks" not in done and (now := self._present()):
+        if done is not None and not done.get("looks") and (now := self._present()):
             self._write([now])
 
     def _is_decided(self) -> bool:
