@@ -10,6 +10,8 @@
 
     gain             the gain over the tuned baseline with its interval
     significance     the formulas behind it: crossed interval, paired t, McNemar, power
+    looks            which look at the test images this is, and at which level it tests
+    spending         how several looks share one level
     evidence         does the gain come from the teacher, was the winner lucky, how many seeds are needed
     predictions      test predictions: per class, beside the teacher's, and how far to trust their confidence
     sensitivity/     which hyperparameter matters: the fitted process, the prices of not tuning, the effects

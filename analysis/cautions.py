@@ -9,6 +9,7 @@ import numpy as np
 
 from kdstudy.analysis.gain import SIGNIFICANT, gain
 from kdstudy.analysis.learned import FailedRun, Rise, at_chance
+from kdstudy.analysis.looks import present_look
 from kdstudy.analysis.number_text import counted, show_interval, show_points
 from kdstudy.analysis.study_files import ARMS, StudyFiles, find_row
 
@@ -72,7 +73,7 @@ def _without(study: StudyFiles, outcome: dict[str, Any], failed: list[FailedRun]
     right, baseline = (np.delete(study.confirmed[key], lost, axis=0)
                        for key in (("distilled", outcome["primary"]), ("baseline", "tuned")))
     pairs = "their pairs" if len(lost) > 1 else "its pair"
-    rest = gain(right, baseline)
+    rest = gain(right, baseline, level=present_look(study).level)
     if rest is None:
         return f"; without {pairs} too few seeds are left for an interval"
     return f"; without {pairs} the gain is {show_interval(rest)}"

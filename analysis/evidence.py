@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from kdstudy.analysis.families import compare, only_row
+from kdstudy.analysis.looks import present_look
 from kdstudy.analysis.significance import mcnemar, seeds_needed, smallest_gain
 from kdstudy.analysis.study_files import FINALIST_STAGES, SEARCH_OF, SEARCH_STAGES, StudyFiles
 
@@ -28,7 +29,8 @@ def evidence(study: StudyFiles) -> dict[str, Any] | None:
     exported: the exported student against the tuned baseline of the same seed: seed, accuracy, baseline, the
         numbers of images that only one of them got right, and the exact McNemar test's p. None where one of them
         diverged.
-    seeds: smallest, the gain that this many seeds would find; needed, the seeds that a given gain needs.
+    seeds: smallest, the gain that this many seeds would find at this look's level; needed, the seeds that a given gain
+        needs in a study with a single look.
     """
     if study.confirmation is None:
         return None
@@ -41,7 +43,8 @@ def evidence(study: StudyFiles) -> dict[str, Any] | None:
         "only": _only(study) if several else None,
         "selected": {arm: _selected(study, arm) for arm in SEARCH_OF},
         "exported": _exported(study),
-        "seeds": _seeds(100 * (primary.astype(float) - baseline.astype(float))) if several else None,
+        "seeds": _seeds(100 * (primary.astype(float) - baseline.astype(float)), present_look(study).level)
+        if several else None,
     }
 
 
@@ -83,6 +86,6 @@ def _exported(study: StudyFiles) -> dict[str, Any] | None:
             "only_baseline": test.only_second, "p": test.p, "images": len(student)}
 
 
-def _seeds(differences: np.ndarray) -> dict[str, Any]:
-    return {"seeds": len(differences), "smallest": smallest_gain(differences),
+def _seeds(differences: np.ndarray, level: float) -> dict[str, Any]:
+    return {"seeds": len(differences), "smallest": smallest_gain(differences, confidence=1 - level),
             "needed": {f"{points:g}": seeds_needed(differences, points) for points in GAINS_IN_QUESTION}}

@@ -3,7 +3,8 @@
 One comparison is the study's answer, chosen in the settings before anything runs: the distilled row that
 `confirm.primary` names over the tuned baseline. It has a 95 % interval of its own. The others form two families, each
 right as a whole with 95 %: the other rows of the results table over the tuned baseline, and the comparisons that say
-where the gain comes from.
+where the gain comes from. Where the test images are looked at more than once, these shares are of this look's level:
+see `kdstudy.analysis.looks`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from kdstudy.analysis.gain import gain
+from kdstudy.analysis.looks import present_look
 from kdstudy.analysis.study_files import StudyFiles
 
 ONLY = "only "  # begins the name of the configuration that leaves temperature and alpha at their defaults
@@ -29,7 +31,7 @@ def compare(study: StudyFiles, first: Key, second: Key) -> dict[str, Any] | None
         return None
     primary, rows, reasons = _families(study, runs)
     size = 1 if pair == primary else len(rows if pair in rows else reasons)
-    return gain(study.confirmed[first], study.confirmed[second], size)
+    return gain(study.confirmed[first], study.confirmed[second], size, present_look(study).level)
 
 
 def _families(study: StudyFiles, runs: dict[Key, Runs]) -> tuple[tuple[Runs, Runs], set, set]:

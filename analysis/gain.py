@@ -9,7 +9,8 @@ from kdstudy.analysis.significance import Interval, crossed_interval, paired_t_i
 SIGNIFICANT = 0.05  # two-sided p-values below this count as shown
 
 
-def gain(right: np.ndarray, baseline: np.ndarray, comparisons: int = 1) -> dict[str, Any] | None:
+def gain(right: np.ndarray, baseline: np.ndarray, comparisons: int = 1,
+         level: float = SIGNIFICANT) -> dict[str, Any] | None:
     """The gain of `right` over `baseline`, which test images each got right, (seeds, N) bool; None with one seed.
 
     The same seed of both is a pair. In percentage points: mean, low, high; also p (two-sided, against zero), seeds,
@@ -18,14 +19,20 @@ def gain(right: np.ndarray, baseline: np.ndarray, comparisons: int = 1) -> dict[
     comparisons: the number of comparisons that are to be right together with 95 %. Each interval then has a confidence
         of 1 - 5 % / comparisons, and p is multiplied by it (Bonferroni; Dunn, JASA 56, 1961), whatever the correlation
         of gains that share one baseline.
+    level: at which this look at the test images tests; 5 % where it is the only one (`kdstudy.analysis.looks`). A
+        smaller one widens the intervals further and multiplies p by 5 % / level, so that p is below 5 % exactly where
+        the interval leaves out zero.
     """
     differences = 100 * (right.astype(float) - baseline.astype(float))
     seeds, images = differences.shape
     if seeds < 2:
         return None
-    confidence = 1 - SIGNIFICANT / comparisons
+    confidence = 1 - level / comparisons
     found = _as_dict(crossed_interval(differences, confidence, unit=100.0))
-    return {**found, "p": min(1.0, comparisons * found["p"]), "seeds": seeds, "images": images,
+    p = min(1.0, comparisons * (SIGNIFICANT / level) * found["p"])
+    if found["low"] <= 0 <= found["high"]:
+        p = max(p, SIGNIFICANT)  # not below by rounding
+    return {**found, "p": p, "seeds": seeds, "images": images,
             "comparisons": comparisons, "seeds_only": _as_dict(paired_t_interval(differences.mean(1), confidence))}
 
 

@@ -36,3 +36,17 @@ def show_number(value: float, digits: int = 3) -> str:
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
     return f"{value:.{digits}g}"
+
+
+NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth", "seventh", "eighth", "ninth", "tenth")
+
+
+def number_word(number: int) -> str:
+    """three; 11 and above as digits."""
+    return NUMBERS[number - 1] if 1 <= number <= len(NUMBERS) else str(number)
+
+
+def ordinal(number: int) -> str:
+    """third; 11th and so on as digits, for numbers up to 20."""
+    return ORDINALS[number - 1] if 1 <= number <= len(ORDINALS) else f"{number}th"

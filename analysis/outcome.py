@@ -3,7 +3,9 @@
 Accuracies (`test_mean`, `best_validation`, `chance`) are in percent; their standard deviation over the seeds
 (`test_sd`) and gains are in percentage points. A row's `gain` is over the tuned baseline; which intervals hold together
 is in `kdstudy.analysis.families`. `gap_closed` is a share, 0 to 1. `parameters` is the number of a model's weights,
-`compression` the teacher's over the student's. `seconds` is the wall time per stage, in seconds.
+`compression` the teacher's over the student's. `seconds` is the wall time per stage, in seconds. `look` is there where
+the test images are looked at more than once: the fields of `kdstudy.analysis.looks.Look`, `gain`, the points at which
+`confirm.gain` stops the study, and `shown`, what an earlier look at fewer seeds had found.
 """
 
 from typing import Any
@@ -13,6 +15,7 @@ from kdstudy.analysis.evidence import evidence
 from kdstudy.analysis.families import compare
 from kdstudy.analysis.gain import gap_closed, gap_to_teacher
 from kdstudy.analysis.learned import failed_runs, rises
+from kdstudy.analysis.looks import first_shown, present_look
 from kdstudy.analysis.study_files import SEARCH_OF, STAGES, StudyFiles, is_row
 from kdstudy.analysis.verdict import scope, verdict
 
@@ -39,6 +42,10 @@ def results(study: StudyFiles) -> dict[str, Any]:
         "seconds": {name: round(done["seconds"], 1) for name in STAGES if (done := study.done(name))},
         "taken_from": {name: done["taken_from"] for name in STAGES if "taken_from" in (done := study.done(name) or {})},
     }
+    if study.confirmation and not (look := present_look(study)).is_single:
+        outcome["look"] = {"number": look.number, "seeds": look.seeds, "level": look.level, "plan": list(look.plan),
+                           "planned": look.planned, "gain": study.config.get("confirm", {}).get("gain"),
+                           "shown": first_shown(study)}
     failed = failed_runs(study) if study.confirmation else []
     outcome["failed_runs"] = [{"arm": run.arm, "configuration": run.configuration, "seed": run.seed,
                                "test_accuracy": run.accuracy} for run in failed]

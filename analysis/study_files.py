@@ -174,10 +174,13 @@ class StudyFiles:
         """The confirmed rows of both arms, each with its `stage`, and model_parameters, the student's size.
 
         None while an arm is not confirmed, while the arms have different numbers of seeds, and where a search has
-        chosen another winner since.
+        chosen another winner since. While a study goes on to its next planned look, the rows are those of the last.
         """
         found = {name: done for name in CONFIRM_STAGES if (done := self.done(name))}
         rows = [{**row, "stage": name} for name, done in found.items() for row in done["rows"]]
+        if any(look.get("goes_on") for look in found.get("confirm", {}).get("looks") or []):
+            common = min(len(row["runs"]) for row in rows)  # one arm may be ahead
+            rows = [{**row, "runs": row["runs"][:common]} for row in rows]
         if {row["arm"] for row in rows} != {"baseline", "distilled"} or len({len(row["runs"]) for row in rows}) != 1:
             return None
         if not all(self._is_still_chosen(row) for row in rows if row["configuration"] == "tuned"):

@@ -7,7 +7,7 @@ from typing import Any
 
 from kdstudy.analysis.cautions import all_guess, guessing
 from kdstudy.analysis.gain import SIGNIFICANT
-from kdstudy.analysis.number_text import counted, show_interval, show_points
+from kdstudy.analysis.number_text import counted, number_word, ordinal, show_interval, show_points
 from kdstudy.analysis.study_files import CONFIRM_STAGES, StudyFiles, find_row
 
 SMOKE_VERDICT = "A trial run: the study works; its numbers say nothing."
@@ -68,7 +68,8 @@ def scope(study: StudyFiles, outcome: dict[str, Any]) -> str:
         return "Scope: the confirmation on fresh seeds is still to come."
     text = (f"Scope: this teacher, this split, this search; {outcome['data']['test']} test images, "
             f"{counted(len(confirm['rows'][0]['runs']), 'fresh seed')}, last epoch, {_tests(study)}.")
-    on_gain = [_samples(outcome["gain"]), _family(outcome), _better_default(outcome)] if has_verdict(outcome) else []
+    on_gain = ([_samples(outcome["gain"]), _look(outcome), _family(outcome), _better_default(outcome)]
+               if has_verdict(outcome) else [])
     return " ".join(filter(None, [text, _duplicates(outcome), _given_teacher(outcome), *on_gain]))
 
 
@@ -103,6 +104,38 @@ def _samples(gain: dict[str, Any]) -> str:
     if bounds[:2] == bounds[2:]:
         return f"{text}; the {gain['seeds']} seeds alone already leave this much open."
     return f"{text}; over seeds alone, for these very images, it is {bounds[2]} to {bounds[3]}."
+
+
+def _look(outcome: dict[str, Any]) -> str:
+    """Which look at the test images this is, and what it does to the interval, where there are several."""
+    look = outcome.get("look")
+    if look is None:
+        return ""
+    shown, level = look["shown"], f"that of a single look at {100 * look['level']:.2g} %"
+    earlier = f" An earlier look, at {shown['seeds']} seeds, had found {show_interval(shown)}." if shown else ""
+    if not look["planned"]:
+        return (f"Look {look['number']} at these test images was not planned: its interval is wider, {level}, because "
+                f"the plan has used up the 5 %.{earlier}")
+    plan, place = look["plan"], look["plan"].index(look["seeds"])
+    of = f"the {ordinal(place + 1)} of {number_word(len(plan))} planned looks, {look['seeds']} seeds"
+    if len(plan) == 1:
+        return f"This is the planned look, {look['seeds']} seeds.{earlier}"
+    reason = _why_stopped(outcome["gain"], look)
+    return (f"{f'Stopped at {of}, {reason}' if reason else f'At {of}'}. All planned looks ({_listed(plan)} seeds) "
+            f"share 5 %: this interval is {level}.{earlier}")
+
+
+def _why_stopped(gain: dict[str, Any], look: dict[str, Any]) -> str:
+    """Why no further look of the plan follows; empty if one does."""
+    if gain["p"] < SIGNIFICANT:
+        return "whose interval leaves out zero"
+    if look["gain"] is not None and gain["high"] < look["gain"]:
+        return f"whose interval lies below confirm.gain = {look['gain']:g} points"
+    return "the last" if look["seeds"] == look["plan"][-1] else ""
+
+
+def _listed(numbers: list[int]) -> str:
+    return f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
 
 
 def _family(outcome: dict[str, Any]) -> str:

@@ -1,6 +1,7 @@
 """Tests of a gain where there is none, over new seeds and new images.
 
     python tests/known_nulls.py --simulations 2000
+    python tests/known_nulls.py --looks --simulations 10000
 
 Each simulation draws two arms that are equally good in truth, their seeds and the test images, and asks every test
 whether one arm is better. At nominal 5 % a sound one says so 5 times in 100.
@@ -13,10 +14,15 @@ in `seeds alone` it is 0.8 points and there is no lean, so that a test over seed
 
 The different numbers of seeds and images are the first rows and columns of the same draws. 2000 simulations of the
 three nulls take about a minute on one core.
+
+With --looks, each study looks at its test images several times, and stops at the first look that finds a gain or a
+loss: at 3, 5 and 10 seeds, planned or not, or at three winners of equally good searches. Then arms differ by a true
+gain, which shows how often each design finds it and how many seeds it takes.
 """
 
 import argparse
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,7 +31,9 @@ import pandas as pd
 from scipy import stats
 
 from kdstudy.analysis.gain import gain
+from kdstudy.analysis.looks import Compared, levels, planned_levels
 from kdstudy.analysis.significance import Interval, crossed_interval, mcnemar, paired_t_interval
+from kdstudy.analysis.spending import nominal_levels
 
 SEEDS, IMAGES, LEVEL = (3, 5, 10), (360, 2000, 10000), 0.05
 RESAMPLES = 2000
@@ -45,11 +53,14 @@ NULLS = {"seeds and images": Null(lean=0.35, skill=0.05), "mostly images": Null(
          "seeds alone": Null(lean=0.0, skill=0.05)}
 
 
-def draw(null: Null, seeds: int, images: int, rng: np.random.Generator, arms: int = 2) -> np.ndarray:
-    """Which images each seed of equally good arms gets right, (arms, seeds, images) bool."""
+def draw(null: Null, seeds: int, images: int, rng: np.random.Generator, arms: int = 2, lift: float = 0.0) -> np.ndarray:
+    """Which images each seed of equally good arms gets right, (arms, seeds, images) bool.
+
+    lift: the skill that all arms but the first have in addition; see `lift_for`."""
     ease = rng.standard_normal((1, 1, images), np.float32)
     lean = np.float32(null.lean) * rng.standard_normal((arms, 1, images), np.float32)
     skill = np.float32(null.level) + np.float32(null.skill) * rng.standard_normal((arms, seeds, 1), np.float32)
+    skill[1:] += np.float32(lift)
     noise = rng.standard_normal((arms, seeds, images), np.float32)
     return np.float32(NOISE) * noise < skill + (ease + lean)
 
@@ -110,6 +121,105 @@ def false_families(null: Null, simulations: int, rng: np.random.Generator, seeds
     return {name: count / simulations for name, count in found.items()}
 
 
+# -- several looks ----------------------------------------------------------------------------------------------------
+
+PLAN = (3, 5, 10)
+WINNERS = 3
+GAINS = (0.0, 0.5, 1.0, 2.0, 3.0, 5.0)  # true ones, percentage points
+LEAST = 2.0  # the `confirm.gain` of the simulated studies that have one
+
+
+def lift_for(null: Null, points: float) -> float:
+    """The skill that raises an arm's accuracy over all seeds and images by so many percentage points."""
+    spread = np.sqrt(1 + null.lean**2 + null.skill**2 + NOISE**2)
+    accuracy = stats.norm.cdf(null.level / spread)
+    return float(stats.norm.ppf(accuracy + points / 100) * spread - null.level)
+
+
+def obrien_fleming_levels(plan: tuple[int, ...]) -> tuple[float, ...]:
+    """The levels of planned looks by Lan and DeMets' O'Brien-Fleming-type function, for comparison."""
+    information = np.array(plan) / max(plan)
+    each_side = 2 * stats.norm.sf(stats.norm.isf(LEVEL / 4) / np.sqrt(information))
+    return tuple(nominal_levels(information, 2 * each_side))
+
+
+def levels_unplanned(seeds: tuple[int, ...], winners: int) -> tuple[float, ...]:
+    """The levels of looks at more and more seeds, and then at other winners, of which the first alone was planned."""
+    looks = [Compared(count, {}, {"winner": winner}) for winner in range(winners) for count in seeds]
+    return tuple(level for level, _ in levels(seeds[:1], looks))
+
+
+def crossed_p(correct: np.ndarray, seeds: int, winner: int = 1) -> float:
+    """The p-value of one winner's gain over the baseline, the first of the arms, on the first seeds."""
+    return crossed_interval(correct[winner, :seeds].astype(float) - correct[0, :seeds]).p
+
+
+def false_looks(null: Null, simulations: int, rng: np.random.Generator, images: int) -> dict[str, float]:
+    """The share of simulated studies in which any look finds a gain or a loss, by how its looks are counted."""
+    designs = {
+        f"fixed {PLAN[-1]} seeds": (0.0,) * (len(PLAN) - 1) + (LEVEL,),
+        "3, 5, 10 seeds, each at 5 %": (LEVEL,) * len(PLAN),
+        "planned": planned_levels(PLAN, PLAN),
+        "planned, O'Brien-Fleming": obrien_fleming_levels(PLAN),
+        "not planned": levels_unplanned(PLAN, 1),
+    }
+    of_winners = {"three winners, each at 5 %": (LEVEL,) * WINNERS,
+                  "three winners": levels_unplanned((5,), WINNERS)}
+    found = dict.fromkeys([*designs, *of_winners], 0)
+    for _ in range(simulations):
+        correct = draw(null, max(PLAN), images, rng, arms=1 + WINNERS)
+        by_seeds = [crossed_p(correct, seeds) for seeds in PLAN]
+        by_winner = [by_seeds[1], *(crossed_p(correct, 5, winner) for winner in range(2, WINNERS + 1))]
+        for named, values in ((designs, by_seeds), (of_winners, by_winner)):
+            for name, shares in named.items():
+                found[name] += any(p < level for p, level in zip(values, shares, strict=True))
+    return {name: count / simulations for name, count in found.items()}
+
+
+def found_by(null: Null, points: float, simulations: int, rng: np.random.Generator,
+             images: int) -> dict[str, tuple[float, float]]:
+    """By design, how often a true gain is found as a gain, and the mean number of seeds that were run."""
+    alone = {f"fixed {seeds}": ((seeds, LEVEL),) for seeds in PLAN}
+    planned = {"planned": planned_levels(PLAN, PLAN), "O'Brien-Fleming": obrien_fleming_levels(PLAN)}
+    designs = alone | {name: tuple(zip(PLAN, shares, strict=True)) for name, shares in planned.items()}
+    with_gain = f"planned, confirm.gain = {LEAST:g}"
+    found, seeds_run = Counter(), Counter()
+    lift = lift_for(null, points)
+    for _ in range(simulations):
+        correct = draw(null, max(PLAN), images, rng, lift=lift)
+        differences = 100 * (correct[1].astype(float) - correct[0])
+        for name, looks in [*designs.items(), (with_gain, designs["planned"])]:
+            for seeds, level in looks:
+                interval = crossed_interval(differences[:seeds], 1 - level, unit=100.0)
+                if not interval.low <= 0 <= interval.high or (name == with_gain and interval.high < LEAST):
+                    break
+            found[name] += interval.low > 0
+            seeds_run[name] += seeds
+    return {name: (found[name] / simulations, seeds_run[name] / simulations) for name in [*designs, with_gain]}
+
+
+def show_looks(simulations: int, rng: np.random.Generator, show: Callable[[str], None]) -> None:
+    show("\nlevels of the looks at " + ", ".join(f"{seeds} seeds" for seeds in PLAN) + ", percent")
+    for name, shares in (("planned", planned_levels(PLAN, PLAN)), ("not planned", levels_unplanned(PLAN, 1)),
+                         ("planned, O'Brien-Fleming", obrien_fleming_levels(PLAN))):
+        show(f"{name}: {', '.join(f'{100 * share:.2g}' for share in shares)}")
+    show(f"\nstudies in which any look finds a gain or a loss where there is none, percent; {simulations} simulations, "
+         f"binomial standard error {100 * binomial_error(simulations):.2f}\n")
+    for index, (name, images) in enumerate((name, images) for name in NULLS for images in IMAGES[:2]):
+        rates = false_looks(NULLS[name], simulations, rng, images)
+        if not index:
+            show("| null | images | " + " | ".join(rates) + " |\n|---|" + "---:|" * (1 + len(rates)))
+        show(f"| {name} | {images:,} | " + " | ".join(f"{100 * rate:.1f}" for rate in rates.values()) + " |")
+    null, images, fewer = "seeds and images", 2000, max(1, simulations // 5)
+    show(f"\na true gain, {null}, {images:,} images, {fewer} simulations: found in percent, mean number of seeds\n")
+    for index, points in enumerate(GAINS):
+        designs = found_by(NULLS[null], points, fewer, rng, images)
+        if not index:
+            show("| gain | " + " | ".join(designs) + " |\n|---:|" + "---:|" * len(designs))
+        cells = [f"{100 * rate:.1f}, {seeds:.1f}" for rate, seeds in designs.values()]
+        show(f"| {points:g} | " + " | ".join(cells) + " |")
+
+
 def binomial_error(simulations: int) -> float:
     """The standard error of a rate that is LEVEL in truth."""
     return float(np.sqrt(LEVEL * (1 - LEVEL) / simulations))
@@ -127,19 +237,27 @@ def main(show: Callable[[str], None] = print) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--simulations", type=int, default=2000, help="per null")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--looks", action="store_true", help="several looks at the test images, instead")
     arguments = parser.parse_args()
     started, rng = time.monotonic(), np.random.default_rng(arguments.seed)
+    if arguments.looks:
+        show_looks(arguments.simulations, rng, show)
+    else:
+        show_single_looks(arguments.simulations, rng, show)
+    show(f"\n{time.monotonic() - started:.0f} s")
+
+
+def show_single_looks(simulations: int, rng: np.random.Generator, show: Callable[[str], None]) -> None:
     for name, null in NULLS.items():
-        show(f"\n{name}: false gains in percent at nominal {100 * LEVEL:.0f} %, {arguments.simulations} simulations, "
-             f"binomial standard error {100 * binomial_error(arguments.simulations):.2f}\n")
-        show(table(false_gains(null, arguments.simulations, rng)))
+        show(f"\n{name}: false gains in percent at nominal {100 * LEVEL:.0f} %, {simulations} simulations, "
+             f"binomial standard error {100 * binomial_error(simulations):.2f}\n")
+        show(table(false_gains(null, simulations, rng)))
     show("\ntables of three rows as good as one baseline in which any row shows a gain or a loss, percent:\n")
     show("| null | seeds | images | each interval alone at 95 % | together |\n|---|---:|---:|---:|---:|")
     for name, null in NULLS.items():
         for seeds, images in ((3, 2000), (5, 360), (5, 2000), (10, 2000)):
-            found = false_families(null, arguments.simulations, rng, seeds, images)
+            found = false_families(null, simulations, rng, seeds, images)
             show(f"| {name} | {seeds} | {images:,} | {100 * found['each alone']:.1f} | {100 * found['together']:.1f} |")
-    show(f"\n{time.monotonic() - started:.0f} s")
 
 
 if __name__ == "__main__":

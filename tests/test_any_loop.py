@@ -26,22 +26,23 @@ def task(images):
 
 
 @pytest.fixture
-def fetched(monkeypatch):
-    """The tasks that the trainable has fetched."""
-    tasks = []
-    monkeypatch.setattr(any_loop, "fetch_task", lambda task: tasks.append(task) or task)
+def fetched(monkeypatch, task):
+    """The references whose tasks the trainable has fetched."""
+    references = []
+    monkeypatch.setattr(any_loop, "fetch_task", lambda reference: references.append(reference) or task)
     monkeypatch.setattr(any_loop, "where_it_runs", lambda: "host 1a2b3c4d")
-    return tasks
+    return references
 
 
-def config(task, loop, stage=None, number=0):
-    return {"loop": loop, "stage": stage or loop, "task": task, "number": number, "parameters": PARAMETERS[loop],
-            "seed": 1, "view_seed": 7, "checkpoint": None}
+def config(loop, stage=None, number=0, opened=1):
+    stage = stage or loop
+    return {"loop": loop, "stage": stage, "task": f"the task of {stage}, opened {opened}", "number": number,
+            "parameters": PARAMETERS[loop], "seed": 1, "view_seed": 7, "checkpoint": None}
 
 
 @pytest.mark.parametrize("loop", LOOPS)
-def test_a_trial_runs_the_loop_that_its_config_names(task, fetched, loop, tmp_path):
-    trainable = AnyLoopTrainable(config(task, loop, stage="a stage of any name"))
+def test_a_trial_runs_the_loop_that_its_config_names(fetched, loop, tmp_path):
+    trainable = AnyLoopTrainable(config(loop, stage="a stage of any name"))
     report = trainable.step()
     assert report["failure"] is None and report["epoch"] == 1 and report["where"] == "host 1a2b3c4d"
     assert report.get("soft_loss", 0) is None or loop in ("distill", "teacher_logits")
@@ -50,10 +51,17 @@ def test_a_trial_runs_the_loop_that_its_config_names(task, fetched, loop, tmp_pa
     assert (tmp_path / ("views.npy" if loop == "teacher_logits" else "model.safetensors")).exists()
 
 
-def test_a_worker_fetches_the_task_of_a_stage_once(task, fetched):
-    trainable = AnyLoopTrainable(config(task, "baseline"))
+def test_a_worker_fetches_the_task_of_a_stage_once(fetched):
+    trainable = AnyLoopTrainable(config("baseline"))
     for loop, stage in (("distill", "distill"), ("distill", "finalists"), ("baseline", "baseline"),
                         ("distill", "finalists")):
-        assert trainable.reset_config(config(task, loop, stage)) and trainable.failure is None
+        assert trainable.reset_config(config(loop, stage)) and trainable.failure is None
         assert isinstance(trainable.training, Training)
     assert len(fetched) == 3
+
+
+def test_a_stage_that_is_opened_again_has_another_task(fetched):
+    trainable = AnyLoopTrainable(config("distill"))
+    for opened in (1, 2, 2):
+        assert trainable.reset_config(config("distill", opened=opened)) and trainable.failure is None
+    assert fetched == ["the task of distill, opened 1", "the task of distill, opened 2"]

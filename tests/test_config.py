@@ -17,6 +17,12 @@ PROBLEMS = {
     "search.trials=3": "search.trials = 3 is too few: search.protected = 8 and the default point need at least 9",
     "train.batch_size=true": "train.batch_size = True: must be a whole number",
     "train.epochs=0": "train.epochs = 0: must be at least 1",
+    "confirm.seeds=0": "confirm.seeds = 0: must be at least 1",
+    "confirm.seeds=[5,3]": "confirm.seeds = [5, 3]: must grow from look to look, as in [3, 5, 10]",
+    "confirm.seeds=[3,3]": "confirm.seeds = [3, 3]: must grow from look to look, as in [3, 5, 10]",
+    "confirm.seeds=[1,3]": "confirm.seeds.0 = 1: must be at least 2",
+    "confirm.seeds=[]": "confirm.seeds = []: must be a whole number or a list of at least 1",
+    "confirm.gain=0": "confirm.gain = 0: must be greater than 0",
     "default.alpha=2": "default.alpha = 2: must be at most 1",
     "default.lr=5": "search.lr must include default.lr = 5.0",
     "views.mixup=0.9": "views.mixup = 0.9: must be at most 0.5",
@@ -142,6 +148,15 @@ def test_overrides_reach_the_settings(tmp_path):
     assert config.search.lr.log == (1e-4, 1e-1) and config.about == "a b" and config.views.count == 7
     (tmp_path / "mine.toml").write_text(config.to_toml())
     assert load_study(str(tmp_path / "mine.toml")) == config
+
+
+def test_the_seeds_of_the_confirmation_are_a_number_or_a_plan_of_looks(tmp_path):
+    assert load_study("digits").confirm.looks == (5,) and load_study("digits", ("confirm.seeds=7",)).confirm.seeds == 7
+    config = load_study("digits", ("confirm.seeds=[3,5,10]", "confirm.gain=2"))
+    assert config.confirm.looks == (3, 5, 10) and config.confirm.most_seeds == 10 and config.confirm.gain == 2
+    (tmp_path / "mine.toml").write_text(config.to_toml())
+    assert load_study(str(tmp_path / "mine.toml")) == config and smoke_study(config).confirm.looks == (2,)
+    assert "gain" not in load_study("digits").to_values()["confirm"]  # study files are as they were
 
 
 @pytest.mark.parametrize(("overrides", "rungs"), [

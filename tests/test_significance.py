@@ -12,10 +12,13 @@ from known_nulls import (
     binomial_error,
     false_families,
     false_gains,
+    false_looks,
+    found_by,
     satterthwaite_alone,
 )
 from scipy import stats
 
+from kdstudy.analysis.looks import Compared, levels
 from kdstudy.analysis.significance import (
     crossed_interval,
     exact_interval,
@@ -25,6 +28,7 @@ from kdstudy.analysis.significance import (
     smallest_gain,
     wilson_interval,
 )
+from kdstudy.analysis.spending import nominal_levels
 
 
 def random_effects(rng, shape, components, gain=0.0):
@@ -170,6 +174,72 @@ def test_the_other_rows_of_a_table_are_right_together(null):
     found = false_families(NULLS[null], simulations, np.random.default_rng(0), seeds=5, images=360)
     assert found["each alone"] > found["together"]
     assert found["together"] < LEVEL + 2 * binomial_error(simulations)
+
+
+# Lan and DeMets (Biometrika 70:659, 1983): equally spaced looks, two-sided 5 %, as tables and software give them.
+OBRIEN_FLEMING_TYPE = [(2.963, 1.969), (3.710, 2.511, 1.993), (4.877, 3.357, 2.680, 2.290, 2.031)]
+
+
+@pytest.mark.parametrize("bounds", OBRIEN_FLEMING_TYPE)
+def test_looks_spend_their_level_at_the_published_bounds(bounds):
+    information = np.arange(1, len(bounds) + 1) / len(bounds)
+    spending = 4 * stats.norm.sf(stats.norm.isf(0.05 / 4) / np.sqrt(information))
+    levels = nominal_levels(information, spending)
+    assert stats.norm.isf(levels / 2) == pytest.approx(bounds, abs=6e-4)
+    if len(bounds) == 2:
+        assert levels == pytest.approx([0.0031, 0.049], abs=5e-5)
+
+
+def test_pococks_looks_all_have_the_same_level():
+    """Pocock (Biometrika 64:191, 1977): five looks at 1.58 % each spend 5 %; two at 2.94 %."""
+    for looks, level in ((2, 0.0294), (5, 0.0158)):
+        information, rng = np.arange(1, looks + 1) / looks, np.random.default_rng(0)
+        sums = rng.standard_normal((400_000, looks)).cumsum(1) / np.sqrt(np.arange(1, looks + 1))
+        crossed = np.maximum.accumulate(2 * stats.norm.sf(abs(sums)) < level, axis=1).mean(0)
+        assert nominal_levels(information, crossed) == pytest.approx([level] * looks, rel=0.03)
+        assert crossed[-1] == pytest.approx(0.05, abs=0.001)
+
+
+def test_a_single_look_has_the_whole_level_and_wrong_plans_are_refused():
+    assert nominal_levels([1.0], [0.05]) == pytest.approx([0.05])
+    for information, spending in (([0.5, 0.5], [0.01, 0.05]), ([0.5, 1.0], [0.05, 0.05]), ([0.0, 1.0], [0.01, 0.05]),
+                                  ([1.0], [0.01, 0.05])):
+        with pytest.raises(ValueError, match="must both increase from above 0"):
+            nominal_levels(information, spending)
+
+
+def test_planned_looks_share_five_percent_and_all_others_half_a_percent():
+    first, other = ({"lr": 1e-3}, {"alpha": 0.1}), ({"lr": 1e-3}, {"alpha": 0.9})
+    three, five, ten = (Compared(seeds, *first) for seeds in (3, 5, 10))
+    planned = [level for level, is_planned in levels((3, 5, 10), [three, five, ten]) if is_planned]
+    assert len(planned) == 3 and planned == sorted(planned) and 0.035 < planned[-1] < 0.05 < sum(planned)
+    assert levels((3,), [three, five, ten]) == [(0.05, True), (0.0025, False), (0.00125, False)]
+    assert levels((10,), [ten]) == [(0.05, True)] and levels((3, 10), [ten]) == [(0.05, True)]
+    mixed = levels((3, 5, 10), [three, Compared(3, *other), five, ten, Compared(10, *other)])
+    assert [is_planned for _, is_planned in mixed] == [True, False, True, True, False]
+    assert [level for level, is_planned in mixed if is_planned] == planned
+    assert levels((3, 5), [five, three])[1] == (0.0025, False)  # fewer seeds again
+    often = [Compared(3, {"lr": 1e-3 * number}, {}) for number in range(1, 101)]
+    assert sum(level for level, _ in levels((3,), often)) == pytest.approx(0.055) and levels((3,), often)[-1][0] > 0
+
+
+@pytest.mark.parametrize("null", NULLS)
+def test_however_often_a_study_looks_it_keeps_its_level(null):
+    """At 5 % each, looks at 3, 5 and 10 seeds or at three winners find a gain or a loss in 10 % of the studies."""
+    simulations = 300
+    found = false_looks(NULLS[null], simulations, np.random.default_rng(0), images=1000)
+    limit = 0.055 + 2 * binomial_error(simulations)
+    assert max(found["planned"], found["not planned"], found["three winners"]) < limit
+    assert found["3, 5, 10 seeds, each at 5 %"] > found["planned"]
+    assert found["three winners, each at 5 %"] > found["three winners"]
+
+
+def test_planned_looks_find_a_gain_nearly_as_often_as_all_seeds_and_with_fewer_of_them():
+    found = found_by(NULLS["seeds and images"], 3.0, 100, np.random.default_rng(0), images=1000)
+    assert found["fixed 10"][0] - found["planned"][0] < 0.05 and found["planned"][1] < 7.5
+    assert found["planned"][1] < found["O'Brien-Fleming"][1] < 10
+    none = found_by(NULLS["seeds and images"], 0.0, 100, np.random.default_rng(0), images=1000)
+    assert none["planned, confirm.gain = 2"][1] < none["planned"][1]
 
 
 def test_with_three_seeds_the_bound_is_what_keeps_the_level():

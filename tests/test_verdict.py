@@ -260,3 +260,82 @@ def test_a_gain_below_the_detectable_size_is_called_exaggerated(tmp_path):
     found = {card.title: card.text for card in cards(known, None)}
     text = found["The smallest gain it could detect"]
     assert "This study found 5.2 all the same" in text and "probably exaggerated" in text
+
+
+def looked(study, **kept):
+    """The study with what its confirmation keeps of the plan and of earlier looks."""
+    done = json.loads((study.folder / "confirm-0" / "done.json").read_text())
+    write_json(study.folder / "confirm-0" / "done.json", done | kept)
+    return results(StudyFiles(study.folder))
+
+
+def look_at(seeds, trial=1, **decided):
+    return {"seeds": seeds, "baseline": parameters_of("baseline", 1), "distilled": parameters_of("distill", trial),
+            **decided}
+
+
+SPREAD = np.array([60.0, 61.0, 62.0, 60.5, 61.5])
+CLEAR, UNCLEAR = SPREAD + np.array([5.0, 6.0, 5.5, 6.5, 6.0]), SPREAD + np.array([0.1, 3.0, 3.5, -1.0, 4.0])
+
+
+def test_a_study_that_stops_at_a_planned_look_says_at_which_and_why(tmp_path):
+    study = study_of(tmp_path / "s", rows_of(SPREAD, CLEAR))
+    single = results(study)
+    assert "look" not in single and "planned" not in single["scope"]
+    planned = looked(study, plan=[3, 5, 10], looks=[look_at(3, goes_on=True), look_at(5)])
+    assert ("Stopped at the second of three planned looks, 5 seeds, whose interval leaves out zero. All planned looks "
+            "(3, 5 and 10 seeds) share 5 %: this interval is that of a single look at 1.3 %.") in planned["scope"]
+    assert planned["gain"]["low"] < single["gain"]["low"] and planned["gain"]["high"] > single["gain"]["high"]
+    assert planned["gain"]["p"] == pytest.approx(single["gain"]["p"] * 0.05 / planned["look"]["level"])
+    assert planned["evidence"]["seeds"]["smallest"] > single["evidence"]["seeds"]["smallest"]
+
+
+def test_a_look_that_decides_nothing_is_no_stop_unless_it_is_the_last_or_the_gain_is_too_small(tmp_path):
+    study = study_of(tmp_path / "s", rows_of(SPREAD, UNCLEAR))
+    assert "At the first of two planned looks, 5 seeds. All" in looked(study, plan=[5, 10])["scope"]
+    assert "Stopped at the second of two planned looks, 5 seeds, the last. All" in looked(study, plan=[3, 5])["scope"]
+    toml = (study.folder / "study.toml").read_text()
+    (study.folder / "study.toml").write_text(toml.replace("[confirm]", "[confirm]\ngain = 20.0"))
+    assert "5 seeds, whose interval lies below confirm.gain = 20 points. All" in looked(study, plan=[5, 10])["scope"]
+
+
+def test_more_seeds_that_were_not_planned_widen_the_interval_and_what_they_unsettle_is_said(tmp_path):
+    """3 seeds had shown a gain; the 5 that were run then do not, at the 0.25 % that are left."""
+    study = study_of(tmp_path / "s", rows_of(SPREAD, SPREAD + np.array([5.0, 5.2, 5.4, 3.0, 8.0])))
+    assert results(study)["gain"]["p"] < 0.05
+    later = looked(study, looks=[look_at(3)])
+    assert later["look"]["level"] == 0.0025 and later["gain"]["p"] > 0.05
+    assert later["verdict"].startswith("No gain from distillation shown")
+    assert ("Look 2 at these test images was not planned: its interval is wider, that of a single look at 0.25 %, "
+            "because the plan has used up the 5 %. An earlier look, at 3 seeds, had found +5.20 points (95 % interval "
+            "+") in later["scope"]
+
+
+def test_another_winner_on_the_same_images_is_another_look(tmp_path):
+    study = study_of(tmp_path / "s", rows_of(SPREAD, CLEAR))
+    third = looked(study, looks=[look_at(5, trial=0), look_at(5, trial=2), look_at(5)])
+    assert third["look"]["number"] == 3 and third["look"]["level"] == 0.00125 and third["look"]["shown"] is None
+    assert looked(study, looks=[look_at(5), look_at(5, trial=2)])["scope"] == results(study)["scope"]  # the first again
+    families = {row["gain"]["comparisons"] for row in third["rows"] if row["gain"]}
+    assert len(families) == 2  # the other rows share this look's level too
+    one, many = (outcome["rows"][-2]["gain"] for outcome in (looked(study, looks=[]), third))
+    assert many["high"] - many["low"] > 1.5 * (one["high"] - one["low"])
+
+
+def test_while_a_study_goes_on_its_last_look_is_reported(tmp_path):
+    """The baseline has all 5 seeds of the next look, the distillation the first 3."""
+    study = study_of(tmp_path / "s", rows_of(SPREAD, UNCLEAR))
+    done = json.loads((study.folder / "confirm-0" / "done.json").read_text())
+    rows = [{**row, "runs": row["runs"][:3]} for row in done["rows"]]
+    assert looked(study, rows=rows)["gain"] is None
+    outcome = looked(study, rows=rows, plan=[3, 5], looks=[look_at(3, goes_on=True)])
+    assert outcome["gain"]["seeds"] == 3 and "At the first of two planned looks, 3 seeds." in outcome["scope"]
+
+
+def test_the_card_on_power_says_how_to_start_what_it_asks_for(tmp_path):
+    outcome = results(study_of(tmp_path / "s", rows_of(SPREAD, UNCLEAR)))
+    needed = {"0.5": None, "1": 41, "2": 20, "5": 4}
+    known = outcome | {"evidence": outcome["evidence"] | {"seeds": {"seeds": 5, "smallest": 3.0, "needed": needed}}}
+    text = {card.title: card.text for card in cards(known, None)}["The smallest gain it could detect"]
+    assert ("2 points would need 20 seeds: --set 'confirm.seeds=[5,10,20]' plans a new study that stops earlier if it "
+            "can; --set confirm.seeds=20 adds them to this one, as a look that was not planned") in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,12 +81,22 @@ def _power_card(seeds: dict[str, Any] | None, gain: dict[str, Any]) -> Card | No
     if unanswered:
         size, count = unanswered[-1]
         points = f"{size:g} {'point' if size == 1 else 'points'}"
-        text += f"; {points} would need {count} seeds" if count else f"; for {points}, only more test images would help"
+        text += (f"; {points} would need {count} seeds{_how_to_run(count)}" if count
+                 else f"; for {points}, only more test images would help")
     if gain["p"] < SIGNIFICANT and abs(gain["mean"]) < smallest:
         what = "gain" if gain["mean"] > 0 else "loss"
         text += (f". This study found {abs(gain['mean']):.1f} all the same: a {what} found below the size that is "
                  "usually detected is probably exaggerated")
     return Card("The smallest gain it could detect", f"{smallest:.1f} points", f"{text}.")
+
+
+def _how_to_run(seeds: int) -> str:
+    """How to start a confirmation on so many seeds: in a new study, and in this one."""
+    plan = sorted({min(seeds, max(3, math.ceil(seeds / parts))) for parts in (4, 2, 1)})
+    planned = (f"--set 'confirm.seeds=[{','.join(map(str, plan))}]' plans a new study that stops earlier if it can"
+               if len(plan) > 1 else f"--set confirm.seeds={seeds} in a new study")
+    return (f": {planned}; --set confirm.seeds={seeds} adds them to this one, as a look that was not planned, with a "
+            "wider interval")
 
 
 def _confidence_card(measured: Calibration | None) -> Card | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from kdstudy.config.wording import shown, wording
@@ -29,16 +29,17 @@ from kdstudy.trainables.settings import (
 Natural = Annotated[int, Field(ge=0, le=1_000_000)]
 Trials = Annotated[int, Field(ge=1, le=10_000)]
 Seeds = Annotated[int, Field(ge=1, le=1000)]
-
-FINALIST_SHARE = 0.25  # of a search's epochs that its finalists may cost by default
-FEWEST_FINALISTS = 2  # one more run of the best alone changes nothing
-MOST_FINALISTS = 3  # candidates that run again by default; more seeds for these help more than more candidates
-FINALIST_SEEDS = 3
+Looks = Annotated[tuple[Annotated[int, Field(ge=2, le=1000)], ...], Field(min_length=1, max_length=20)]
 LearningRates = Annotated[tuple[LearningRate, ...], Field(min_length=1, max_length=100)]
 # Accept a single value where a list is expected.
 FromOne = BeforeValidator(lambda value: (value,) if isinstance(value, str) else
                           tuple(value) if isinstance(value, list) else value)
 MOST_DECADES = 15  # of a range on a log scale
+
+FINALIST_SHARE = 0.25  # of a search's epochs that its finalists may cost by default
+FEWEST_FINALISTS = 2  # one more run of the best alone changes nothing
+MOST_FINALISTS = 3  # candidates that run again by default; more seeds for these help more than more candidates
+FINALIST_SEEDS = 3
 
 
 class Range(Settings):
@@ -197,11 +198,35 @@ class FinalistSettings(Settings):
 
 
 class ConfirmSettings(Settings):
-    seeds: Seeds = Field(5, description="fresh paired seeds for every row of the table")
+    """The confirmation, and when it has seen enough."""
+
+    seeds: Annotated[Seeds | Looks, FromList] = Field(
+        5, description="fresh paired seeds for every row of the table; [3, 5, 10]: stops at the first of these that "
+                       "decides"
+    )
+    gain: Annotated[float, Field(gt=0, le=100)] | None = Field(
+        None, description="points; a list of seeds also stops where the gain is shown to be smaller"
+    )
     primary: Literal["tuned", "default"] = Field(
         "tuned", description="distilled configuration whose gain over the tuned baseline is the study's answer; the "
                              "intervals of all others are simultaneous"
     )
+
+    @field_validator("seeds")
+    @classmethod
+    def _growing(cls, seeds: int | tuple[int, ...]) -> int | tuple[int, ...]:
+        if isinstance(seeds, tuple) and list(seeds) != sorted(set(seeds)):
+            raise ValueError("must grow from look to look, as in [3, 5, 10]")
+        return seeds
+
+    @property
+    def looks(self) -> tuple[int, ...]:
+        """The planned numbers of seeds after each of which the test images are looked at."""
+        return self.seeds if isinstance(self.seeds, tuple) else (self.seeds,)
+
+    @property
+    def most_seeds(self) -> int:
+        return self.looks[-1]
 
 
 class ResourceSettings(Settings):

@@ -50,6 +50,9 @@ def show_plan(study: Study, console: Console, measure: bool = False, gpus: int |
         "machine": described,
         "storage": str(study.storage),
     }
+    if len(looks := config.confirm.looks) > 1:
+        facts["looks"] = (f"at {', '.join(map(str, looks[:-1]))} and {looks[-1]} seeds; what follows is for all "
+                          f"{looks[-1]}, but the study may stop earlier")
     if started := _show_start(study):
         facts["start"] = started
     for name, text in facts.items():

@@ -242,6 +242,11 @@ class Stage(ABC):
     def close(self, folder: StageFolder) -> None:
         """Combine the trials' results and write the done-mark. Raises StudyFailedError if too many trials failed."""
 
+    def settle(self) -> tuple[str, ...]:
+        """Draw conclusions once the stage is done. Returns the names of the stages that have more to run after all,
+        itself perhaps among them. Raises StudyFailedError."""
+        return ()
+
     # -- given results ------------------------------------------------------------------------------------------------
 
     @property

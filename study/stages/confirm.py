@@ -19,6 +19,7 @@ from kdstudy.search.runs import ListProposer, has_diverged, run_key
 from kdstudy.stages import students
 from kdstudy.stages.base import COPIES_IN_CHECKPOINT, Space, Stage, StageFolder, Workload
 from kdstudy.stages.finalists import FINALISTS
+from kdstudy.stages.looks import Looks, PastLook
 from kdstudy.stages.search import SEARCHES
 from kdstudy.stages.teacher import count_parameters
 from kdstudy.store import files
@@ -43,7 +44,11 @@ class ConfirmedRow(Part):
 
 
 class ConfirmationDone(Done):
+    """plan, looks: of the distillation's alone, and only where the test images are looked at more than once."""
+
     runs: Whole
+    plan: list[Annotated[Whole, Field(ge=1)]] | None = None
+    looks: list[PastLook] | None = None
     seeds: list[Whole]
     rows: Annotated[list[ConfirmedRow], Field(min_length=2)]
     model_parameters: Annotated[Whole, Field(ge=1)]
@@ -128,7 +133,7 @@ class ConfirmationStage(Stage):
     def runs(self) -> tuple[TrialState, ...]:
         """Return all runs, seed by seed, so that pairs are complete as early as possible."""
         configurations = self._configurations()
-        return tuple(self._run(one, seed) for seed in self.context.confirm_seeds for one in configurations)
+        return tuple(self._run(one, seed) for seed in self.seeds for one in configurations)
 
     def _run(self, configuration: Configuration, seed: int) -> TrialState:
         label = f"{configuration.arm} {configuration.name}"
@@ -140,7 +145,7 @@ class ConfirmationStage(Stage):
 
     def task(self) -> Task:
         # These runs are never stopped early, so they report only at checkpoints.
-        task = students.arm_task(self.context, self.arm, self.context.confirm_seeds)
+        task = students.arm_task(self.context, self.arm, self.seeds)
         return replace(task, report_every=self.config.checkpoint_every, keep_weights=True,
                        test=self.context.splits.test)
 
@@ -157,9 +162,9 @@ class ConfirmationStage(Stage):
 
     def _rows(self, record: Record) -> list[dict[str, Any]]:
         """Return the rows of the results table: each configuration, with the numbers of its runs, one per seed."""
-        numbers = {run_key(trial): trial.number for trial in record.trials.values()}
+        numbers, seeds = {run_key(trial): trial.number for trial in record.trials.values()}, self.seeds
         return [{"arm": one.arm, "configuration": one.name, "parameters": one.parameters, "trial": one.trial,
-                 "runs": [numbers.get(run_key(self._run(one, seed))) for seed in self.context.confirm_seeds]}
+                 "runs": [numbers.get(run_key(self._run(one, seed))) for seed in seeds]}
                 for one in self._configurations()]
 
     def counts_as_result(self, trial: TrialState) -> bool:
@@ -176,13 +181,15 @@ class ConfirmationStage(Stage):
                                        "the same command again to retry it")
         for trial in diverged:
             self._write_guesses(folder.path / "runs" / f"{trial.number:03d}" / TEST_PREDICTIONS, trial.seed)
-        found = self._rows(record)
+        found, seeds = self._rows(record), self.seeds
+        Looks(self.context).keep_first()
         folder.finish({
+            **self._history(),
             **folder.origin(record),
-            "outcome": f"{len(wanted)} runs on {self.config.confirm.seeds} fresh paired "
-                       f"seed{'s' if self.config.confirm.seeds > 1 else ''}"
+            "outcome": f"{len(wanted)} runs on {len(seeds)} fresh paired seed{'s' if len(seeds) > 1 else ''}"
+                       + (f" of up to {most}" if (most := self.config.confirm.most_seeds) > len(seeds) else "")
                        + (f", {len(diverged)} of them diverged and count as guesses" if diverged else ""),
-            "seconds": record.seconds, "runs": len(record.trials), "seeds": self.context.confirm_seeds, "rows": found,
+            "seconds": record.seconds, "runs": len(record.trials), "seeds": seeds, "rows": found,
             "model_parameters": self._model_parameters(folder),
         })
 
@@ -211,10 +218,31 @@ class ConfirmationStage(Stage):
             path.parent.mkdir(parents=True, exist_ok=True)
             files.write_bytes(path, draft.read_bytes())
 
+    # -- its looks at the test images ---------------------------------------------------------------------------------
+
+    @property
+    def seeds(self) -> list[int]:
+        """The fresh seeds of the present look."""
+        return self.context.confirm_seeds[: Looks(self.context).seeds]
+
+    def chosen_parameters(self) -> dict[str, dict[str, Any]] | None:
+        """The parameters of the default configuration and of the arm's present winner; None while it has none.
+
+        Raises MissingTeacherError."""
+        choice = self._choice()
+        return choice and {"default": self.config.default_parameters(self.arm), "tuned": choice["parameters"]}
+
+    def settle(self) -> tuple[str, ...]:
+        return Looks(self.context).settle()
+
+    def _history(self) -> dict[str, Any]:
+        """What the done-mark keeps of earlier ones."""
+        return {}
+
     # -- for the plan -------------------------------------------------------------------------------------------------
 
     def workload(self) -> Workload:
-        return students.workload(self.context, self.arm, self._row_count * self.config.confirm.seeds)
+        return students.workload(self.context, self.arm, self._row_count * self.config.confirm.most_seeds)
 
     @property
     def _row_count(self) -> int:
@@ -243,9 +271,12 @@ class DistillConfirmation(ConfirmationStage):
     def inputs(self) -> list[Any]:
         return [*super().inputs(), *students.soft_inputs(self.context)]
 
+    def _history(self) -> dict[str, Any]:
+        return Looks(self.context).history()
+
     def _exported_run(self) -> TrialState:
         """Return the best student: the tuned distillation on the first seed with which it did not diverge."""
-        runs = [self._run(self._configurations()[-1], seed) for seed in self.context.confirm_seeds]
+        runs = [self._run(self._configurations()[-1], seed) for seed in self.seeds]
         diverged = {run_key(trial) for trial in self.folder.read_record().trials.values() if has_diverged(trial)}
         return next((run for run in runs if run_key(run) not in diverged), runs[0])
 

@@ -116,7 +116,8 @@ class Context:
 
     @property
     def confirm_seeds(self) -> list[int]:
-        return [small_seed(self.config.seed, "confirm", index) for index in range(self.config.confirm.seeds)]
+        """The seeds of the confirmation's last planned look; earlier looks have the first of them."""
+        return [small_seed(self.config.seed, "confirm", index) for index in range(self.config.confirm.most_seeds)]
 
     @property
     def view_seeds(self) -> list[int]:

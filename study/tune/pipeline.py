@@ -28,7 +28,8 @@ from kdstudy.watch.display import Display
 
 
 class Pipeline:
-    """The stages of a study that train or evaluate models; implements `tuner.Work`.
+    """The stages of a study that train or evaluate models; implements `tuner.Work`. A stage that is done may have more
+    to run after all, and is then opened once more: see `Stage.settle`.
 
     names: the stages to run. before_work: called before the first unfinished stage; raises UserError if the study
     cannot run.
@@ -96,6 +97,7 @@ class Pipeline:
         if stage.is_current():
             self._done.add(stage.name)
             self._show(folder, reused=True)
+            self._settle(stage)
             return
         self._folders[stage.name] = folder
         try:
@@ -124,7 +126,7 @@ class Pipeline:
     def _add_job(self, stage: Stage, folder: StageFolder) -> None:
         trials = self._manager(stage, folder)
         job = Job(stage.name, stage.loop, trials, put_task(stage.task(), self._images), stage.result_files)
-        self.jobs.append(job)
+        self.jobs = [other for other in self.jobs if other.stage != stage.name] + [job]  # it may be open once more
         self.jobs.sort(key=lambda job: priority(job.stage))
         if not trials.complete:
             self._begin_session(trials)
@@ -177,7 +179,20 @@ class Pipeline:
     def _ended(self, folder: StageFolder) -> None:
         self._done.add(folder.name)
         self._show(folder)
+        self._settle(self._study.stages[folder.name])
         self._show_running()
+
+    def _settle(self, stage: Stage) -> None:
+        """Let a stage that is done reopen stages that have more to run after all."""
+        try:
+            reopened = [name for name in stage.settle() if name in self._done]
+        except StorageError:
+            raise
+        except StudyFailedError as error:
+            self._note_failure(error)
+            return
+        self._done.difference_update(reopened)
+        self._waiting = sorted([*self._waiting, *reopened], key=priority)
 
     def _note_failure(self, error: StudyFailedError) -> None:
         self.failures.append(error)
