@@ -26,13 +26,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from known_answers import DIMENSIONS, EPOCHS, IMAGES, NAMES, REPORT_NOISE, TRIAL_NOISE, reports, simulate
+from known_answers import DIMENSIONS, EPOCHS, NAMES, REPORT_NOISE, SIZES, TRIAL_NOISE, fitted, simulate
 from surfaces import FAMILIES
 
-from kdstudy.analysis.sensitivity.budget_model import BudgetModel
 from kdstudy.search.manager import METRIC
 
-SIZES = {12: 6, 20: 9, 60: 12}  # trials: protected ones, the default point among them
 RULES = ("raw best", "shrunk best")
 FINALISTS = [(k, s) for k in (1, 2, 3, 5) for s in (1, 2, 3, 5)]
 DRAWS = 200  # of fresh runs per study and rule
@@ -60,7 +58,7 @@ def searched(family: str, seed: int, trials: int, noise: float) -> Searched:
     places = [DIMENSIONS[name].unit(points[name])[:, 0] for name in NAMES]
     truth = _percent(np.broadcast_to(surface(*places, 1.0), len(full)))
     observed = np.array([100 * trial.metric(METRIC) for trial in full])
-    model = BudgetModel(reports(record), DIMENSIONS, EPOCHS, IMAGES)
+    model = fitted(record)
     surface_mean = observed if model.is_constant else model.mean(points)
     grid = np.meshgrid(*[np.linspace(0, 1, 41)] * 3, indexing="ij")
     return Searched(truth, observed, _ranked(observed), _ranked(surface_mean),

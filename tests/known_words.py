@@ -13,6 +13,7 @@ Per family of surfaces and number of trials, over simulated studies:
     warned       the share of all studies that carry one
     width        the median width of the prices' intervals, points
     regret       the mean accuracy lost at the best point named, points
+    seconds      the mean processor time of an analysis
 
 Intervals are printed with one decimal, so a truth within 0.05 of an end counts as inside.
 """
@@ -35,8 +36,6 @@ from kdstudy.analysis.sensitivity.statements import cautions
 ROUNDING = 0.05  # points, half of the last digit shown
 FALSE_PRICE, NO_PRICE = 1.0, 0.1  # points: what is said, and what is true
 CLEARLY = 0.15  # by so much the largest main effect is above the second, where one parameter is on top
-MEASURES = {"price": "price", "best": "best", "false": "false", "top": "top", "told": "told", "warned": "warned",
-            "width": "width", "regret": "regret", "seconds": "seconds"}
 
 
 def found_in(reported: pd.DataFrame) -> dict[str, Any]:
@@ -60,11 +59,13 @@ def scored(family: str, trials: int, seed: int, reported: pd.DataFrame) -> list[
     best = found["best"]
     true_best = 100 * accuracy(FAMILIES[family], best["parameters"], EPOCHS)
     effects = {row["parameter"]: row["share"] for row in found["effects"] if row["other"] is None}
+    shares = np.array([effects[name] for name in NAMES])
     above = np.sort(known.effects)
     top = NAMES[int(known.effects.argmax())]
     study = {"trials": trials, "family": family, "study": seed, "seconds": seconds, "best": _holds(best, true_best),
              "best_said": best["accuracy"], "best_low": best["low"], "best_high": best["high"], "best_true": true_best,
-             "regret": _highest(family) - true_best, "cautions": len(cautions(found, ended=True)),
+             "regret": _highest(family) - true_best,
+             "error": abs(shares / shares.sum() - known.effects).sum() / 2, "cautions": len(cautions(found, ended=True)),
              "top": max(effects, key=effects.__getitem__) == top if above[-1] - above[-2] > CLEARLY else None}
     return [study | {"parameter": row["parameter"], "true": true, "said": row["price"], "low": row["low"],
                      "high": row["high"], "price": _holds(row, true),

@@ -28,7 +28,7 @@ def prices(model: BudgetModel, grid: Grid, default: dict[str, Any]) -> pd.DataFr
     rows = []
     for name, lost in zip(names, draws[0] - draws[1:], strict=True):
         ends, missed = chosen_bounds(lost), bounds(_of_draws(grid, name, _place(model, grid, name, default)))
-        rows.append({"parameter": name, "default": default[name], "price": lost.mean(), "low": ends["low"],
+        rows.append({"parameter": name, "default": default[name], "price": max(lost.mean(), 0.0), "low": ends["low"],
                      "high": max(ends["high"], missed["high"])})
     fails = model.fails({name: [point[name] for point in best[1:]] for name in grid.axes}) if names else []
     return pd.DataFrame(rows, columns=["parameter", "default", "price", "low", "high"]).assign(fails=fails)

@@ -11,6 +11,7 @@ approximation.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -195,8 +196,9 @@ def drawn(rows: Rows, count: int) -> np.ndarray:
     return np.array(found)
 
 
-def _slice(values, now, excess, middle, other, random):
-    """A step of elliptical slice sampling: from `values` along the ellipse through `other` around `middle`."""
+def _slice(values: np.ndarray, now: float, excess: Callable[[np.ndarray], float], middle: np.ndarray,
+           other: np.ndarray, random: np.random.Generator) -> tuple[np.ndarray, float]:
+    """A step of elliptical slice sampling: from `values`, whose excess is `now`, along the ellipse through `other`."""
     least = now + math.log(random.random())
     angle = random.uniform(0, 2 * math.pi)
     low, high = angle - 2 * math.pi, angle

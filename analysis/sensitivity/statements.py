@@ -13,7 +13,7 @@ from kdstudy.analysis.study_files import ARMS, StudyFiles
 
 ENOUGH_PER_PARAMETER = 3  # trials at the budget; with fewer the intervals are too narrow
 TRUSTED_COVERAGE = 0.80
-SUPPORTED = 0.75  # of the space; where trials are near less of it, a better region may have been missed
+SUPPORTED = 0.9  # of the space; where trials are near less of it, a better region may have been missed
 NEGLIGIBLE = 1.0  # points; a price that is surely smaller is no reason to search on
 EDGE = 0.05  # a winner within this share of a range is at its edge
 LIMITS = {"alpha": (0, 1), "warmup": (0, 1)}  # bounds that cannot be moved; for other parameters 0 alone
@@ -131,7 +131,8 @@ def _on_failures(found: dict[str, Any]) -> list[tuple[str, str]]:
         return []
     of = f"{count} of {count + found['counts']['trials']} trials"
     return [("note", f"{of} failed to learn: at chance, or diverged. They are not points of the surface; where they "
-                     "lie, training counts as failing, and no best point, curve or map reaches there.")]
+                     "lie, training counts as failing: averages take it at chance, and no best point, curve or map "
+                     "reaches there.")]
 
 
 def has_few_trials(found: dict[str, Any]) -> bool:
