@@ -65,7 +65,8 @@ def scored(family: str, trials: int, seed: int, reported: pd.DataFrame) -> list[
     study = {"trials": trials, "family": family, "study": seed, "seconds": seconds, "best": _holds(best, true_best),
              "best_said": best["accuracy"], "best_low": best["low"], "best_high": best["high"], "best_true": true_best,
              "regret": _highest(family) - true_best,
-             "error": abs(shares / shares.sum() - known.effects).sum() / 2, "cautions": len(cautions(found, ended=True)),
+             "error": abs(shares / shares.sum() - known.effects).sum() / 2,
+             "cautions": len(cautions(found, ended=True)),
              "top": max(effects, key=effects.__getitem__) == top if above[-1] - above[-2] > CLEARLY else None}
     return [study | {"parameter": row["parameter"], "true": true, "said": row["price"], "low": row["low"],
                      "high": row["high"], "price": _holds(row, true),

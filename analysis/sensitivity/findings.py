@@ -8,7 +8,7 @@ import pandas as pd
 from kdstudy.analysis.sensitivity.budget_model import DRAWS, BudgetModel
 from kdstudy.analysis.sensitivity.effects import NEAR_BEST, best_map, curves, main_effects
 from kdstudy.analysis.sensitivity.fit import model_of
-from kdstudy.analysis.sensitivity.grid import Grid, chosen_bounds
+from kdstudy.analysis.sensitivity.grid import Grid, chosen_bounds, product
 from kdstudy.analysis.sensitivity.prices import prices
 from kdstudy.analysis.sensitivity.reports import diverged
 from kdstudy.analysis.sensitivity.space import default_point, space_of
@@ -29,7 +29,8 @@ def analyse(study: StudyFiles) -> dict[str, Any]:
         space, 0 to 1, that lies near the best.
     curves, map, best: accuracies in percent, with map_of, the two parameters of the map (None with one parameter).
         Where no trial is near, numbers are None; best is the best of where trials are. winner: what the surface says of
-        the arm's winner, once there is one. supported_share: the share of the space, 0 to 1, that is near trials.
+        the arm's winner, once there is one. supported_share: the share of the space, 0 to 1, that is near trials,
+        failing regions left out.
         regions: how many separate regions are about as good as the best.
 
     low and high always are the ends of a 90 % interval. Numbers have five significant digits.
@@ -60,9 +61,16 @@ def said_of_surface(model: BudgetModel, default: dict[str, Any]) -> dict[str, An
         "curves": _records(curves(grid)), "map": _records(best_map(grid, *pair)) if pair else None,
         "map_of": pair,
         "best": {"parameters": grid.point(best), "accuracy": grid.mean[best], **chosen_bounds(grid.draws[best])},
-        "supported_share": float(grid.volume[grid.supported].sum()),
+        "supported_share": _supported_share(model, grid),
         "regions": 1 if any(one.kind == "choice" for one in model.space.values()) else grid.regions(),
     }
+
+
+def _supported_share(model: BudgetModel, grid: Grid) -> float:
+    """The share, 0 to 1, that is near trials, of the part of the space where training does not fail."""
+    fails = model.fails(dict(zip(grid.axes, product(list(grid.axes.values())), strict=True))).reshape(grid.mean.shape)
+    learns = float(grid.volume[~fails].sum())
+    return float(grid.volume[grid.supported & ~fails].sum()) / learns if learns else 0.0
 
 
 def _predicted(model: BudgetModel, choice: dict[str, Any] | None) -> dict[str, Any] | None:
