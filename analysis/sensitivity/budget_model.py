@@ -19,7 +19,7 @@ from kdstudy.analysis.sensitivity.space import Dimension
 
 CONFIDENCE = 0.90  # of all intervals of the sensitivity analysis
 MOST_OTHERS = 600  # reports before the budget that enter the process
-MOST_FOR_FITTING = 240  # reports from which its hyperparameters are drawn
+MOST_FOR_FITTING = 400  # reports from which its hyperparameters are drawn
 MEMBERS, FEWEST_MEMBERS = 16, 4  # of the ensemble; with many reports all are alike
 MANY = 800  # reports, beyond which the ensemble is small
 DRAWS = 400
