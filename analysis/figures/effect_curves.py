@@ -1,6 +1,7 @@
 """What each parameter does: the fitted accuracy against each parameter, with the real trials."""
 
 import math
+from itertools import groupby
 from typing import Any
 
 import pandas as pd
@@ -48,6 +49,7 @@ def effect_curves(study: StudyFiles, found: dict[str, Any], columns: int = 3) ->
 
 
 def _range(curves: pd.DataFrame, trials: pd.DataFrame) -> list[float]:
+    curves = curves.dropna(subset=["best"])
     low = min(curves["dependence"].min(), trials["percent"].min() if len(trials) else math.inf)
     high = max(curves["best_high"].max(), trials["percent"].max() if len(trials) else -math.inf)
     margin = 0.06 * (high - low) or 1
@@ -68,14 +70,30 @@ def _draw_curves(figure: go.Figure, table: pd.DataFrame, dimension: dict[str, An
     axes = {"xaxis": f"x{index + 1}", "yaxis": f"y{index + 1}"}
     x = positions(table["value"], dimension)
     for kind, name, colour, dash in CURVES:
-        low, high, middle = ([rounded(value) for value in table[f"{kind}{end}"]] for end in ("_low", "_high", ""))
-        figure.add_scatter(x=x + x[::-1], y=high + low[::-1], fill="toself", mode="lines", line={"width": 0},
+        low, high, middle = ([None if pd.isna(value) else rounded(value) for value in table[f"{kind}{end}"]]
+                             for end in ("_low", "_high", ""))
+        across, upwards = _band(x, low, high)
+        figure.add_scatter(x=across, y=upwards, fill="toself", mode="lines", line={"width": 0},
                            fillcolor=faint(colour, 0.18), hoverinfo="skip", showlegend=False, legendgroup=kind, **axes)
         figure.add_scatter(x=x, y=middle, mode="lines", name=name, legendgroup=kind, showlegend=index == 0,
                            line={"color": colour, "width": 2.5, "dash": dash},
                            customdata=list(zip(low, high, strict=True)),
                            hovertemplate=f"{name}: %{{y}} %<br>{INTERVAL} %{{customdata[0]}} to %{{customdata[1]}} %"
                                          "<extra></extra>", **axes)
+
+
+def _band(x: list[Any], low: list[float | None], high: list[float | None]) -> tuple[list[Any], list[float | None]]:
+    """The outline of a band, in parts where values are missing: plotly fills each part by itself."""
+    across: list[Any] = []
+    upwards: list[float | None] = []
+    for present, part in groupby(range(len(x)), key=lambda index: low[index] is not None):
+        if present:
+            there = list(part)
+            back = there[::-1]
+            gap = [None] if across else []
+            across += [*gap, *(x[index] for index in there), *(x[index] for index in back)]
+            upwards += [*gap, *(high[index] for index in there), *(low[index] for index in back)]
+    return across, upwards
 
 
 def _draw_trials(figure: go.Figure, trials: pd.DataFrame, name: str, found: dict[str, Any], index: int) -> None:

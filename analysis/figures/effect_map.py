@@ -10,6 +10,7 @@ from kdstudy.analysis.figures.style import INK, blank, parameter_axis, rounded, 
 from kdstudy.analysis.figures.trials_at_budget import positions, reached, trials_at_budget
 from kdstudy.analysis.study_files import StudyFiles
 
+UNKNOWN = "rgba(128,128,128,0.35)"  # where no trial is near, nothing is drawn
 SCALE = "Cividis"  # reads the same to colour-blind eyes, and on either background
 
 
@@ -24,6 +25,7 @@ def best_map(study: StudyFiles, found: dict[str, Any]) -> go.Figure | None:
     sides = {name: found["searched"][name] for name in (first, second)}
     figure = blank(520, showlegend=True)
     figure.add_trace(_surface(found["map"], sides))
+    figure.update_layout(plot_bgcolor=UNKNOWN)
     _mark_trials(figure, study, found, (first, second))
     figure.update_xaxes(title=title(first), **(_within(sides[first]) | {"showgrid": False}))
     figure.update_yaxes(title=title(second), **(_within(sides[second]) | {"showgrid": False}))
@@ -39,7 +41,8 @@ def _surface(rows: list[dict[str, Any]], sides: dict[str, dict[str, Any]]) -> go
     lines = {} if kind is go.Heatmap else {"ncontours": 14, "line": {"width": 0.6, "color": "rgba(0,0,0,0.45)"}}
     return kind(
         x=positions(table.columns, sides[first]), y=positions(table.index, sides[second]),
-        z=[[rounded(value) for value in row] for row in table.to_numpy()], colorscale=SCALE, **lines,
+        z=[[None if pd.isna(value) else rounded(value) for value in row] for row in table.to_numpy()],
+        connectgaps=False, colorscale=SCALE, **lines,
         colorbar={"title": {"text": "fitted validation accuracy, %", "side": "right"}, "thickness": 14,
                   "outlinewidth": 0},
         hovertemplate=f"{title(first)} %{{x}}<br>{title(second)} %{{y}}<br>best %{{z}} %<extra></extra>")

@@ -2,14 +2,17 @@
 
 Early stopping breaks the usual importances. A stopped trial's last value was reached on a smaller budget, so it says
 more about how far the trial came than about its hyperparameters; and the trials that were not stopped are a selection.
-So one Gaussian process is fitted to the reports of all trials, with the epoch as one more input, and read off at the
-full budget only. The protected trials of a search, which early stopping never ends, anchor it there. Every number is
-computed from draws of that process on a grid, so every number has an interval.
+So a Gaussian process is fitted to the reports of all trials, with the epoch as one more input, and read off at the
+full budget only. The protected trials of a search, which early stopping never ends, anchor it there. Its
+hyperparameters are drawn rather than fixed, and every number is computed from draws of that ensemble on a grid, so
+every number has an interval. Trials that failed to learn are no part of it, and nothing is named where no trial is.
 
     space         the searched parameters with their ranges and scales
     reports       the reports of a search's trials, as the process needs them
-    budget_model  the process: accuracy as a function of parameters and epoch;  `kernels` has its covariance
-    fit           a study's reports to a fitted process
+    failures      the trials that failed to learn, and where training fails
+    process       the Gaussian process and the posterior of its hyperparameters
+    budget_model  the surface, an ensemble of it: accuracy as a function of parameters and epoch
+    fit           a study's reports to a fitted surface
     grid          the space, read off at the budget
     prices        what it costs to leave one parameter at its default
     effects       which parameter explains the differences, the effect curves, the map

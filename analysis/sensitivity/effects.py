@@ -8,6 +8,8 @@ import pandas as pd
 
 from kdstudy.analysis.sensitivity.grid import Grid, bounds
 
+CURVE_COLUMNS = ["parameter", "value", "place", "axis", "dependence", "dependence_low", "dependence_high", "best",
+                 "best_low", "best_high"]
 NEAR_BEST = 5.0  # percentage points below the best, the part of the space where a parameter's share matters
 
 
@@ -52,18 +54,21 @@ def curves(grid: Grid) -> pd.DataFrame:
     """Accuracy in percent against each parameter: the mean over the others, and the best that they allow.
 
     Columns parameter, value, place (its index on the axis), axis, dependence, dependence_low, dependence_high, best,
-    best_low, best_high (at CONFIDENCE). The best is where the posterior mean is highest.
+    best_low, best_high (at CONFIDENCE). The best is where the posterior mean is highest among the points that trials
+    support; without any, all numbers of that value are missing.
     """
     rows = []
     for axis, name in enumerate(grid.axes):
         dependence = grid.along([name], grid.draws, grid.volume).reshape(len(grid.axes[name]), -1)
         for place, value in enumerate(grid.axes[name]):
             index = grid.argmax(**{name: place})
-            average, best = dependence[place], grid.draws[index]
-            rows.append({"parameter": name, "value": value, "place": place, "axis": axis,
-                         "dependence": average.mean(), **_prefixed("dependence", bounds(average)),
-                         "best": grid.mean[index], **_prefixed("best", bounds(best))})
-    return pd.DataFrame(rows)
+            row = {"parameter": name, "value": value, "place": place, "axis": axis}
+            if index is not None:
+                average, best = dependence[place], grid.draws[index]
+                row |= {"dependence": average.mean(), **_prefixed("dependence", bounds(average)),
+                        "best": grid.mean[index], **_prefixed("best", bounds(best))}
+            rows.append(row)
+    return pd.DataFrame(rows, columns=CURVE_COLUMNS)
 
 
 def _prefixed(name: str, ends: dict[str, Any]) -> dict[str, Any]:
@@ -71,9 +76,13 @@ def _prefixed(name: str, ends: dict[str, Any]) -> dict[str, Any]:
 
 
 def best_map(grid: Grid, first: str, second: str) -> pd.DataFrame:
-    """Per pair of values the best posterior mean over all other parameters, percent: columns first, second, best."""
+    """Per pair of values the best posterior mean over all other parameters, percent: columns first, second, best.
+
+    The best among the points that trials support; missing where there is none.
+    """
     others = tuple(index for index, name in enumerate(grid.axes) if name not in (first, second))
-    best = grid.mean.max(others)
+    best = np.where(grid.supported, grid.mean, -np.inf).max(others)
+    best = np.where(np.isfinite(best), best, np.nan)
     if list(grid.axes).index(first) > list(grid.axes).index(second):
         best = best.T
     return pd.DataFrame([{first: one, second: two, "best": best[i, j]}

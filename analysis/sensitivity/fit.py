@@ -1,10 +1,15 @@
 """A study's reports to a fitted Gaussian process."""
 
-from kdstudy.analysis.sensitivity.budget_model import BudgetModel
+import numpy as np
+import pandas as pd
+
+from kdstudy.analysis.sensitivity.budget_model import BudgetModel, places_of
+from kdstudy.analysis.sensitivity.failures import Failures, failed_trials
 from kdstudy.analysis.sensitivity.reports import FEWEST_FULL, read_off_epoch, reports_of, with_baseline
-from kdstudy.analysis.sensitivity.space import space_of
+from kdstudy.analysis.sensitivity.space import Dimension, space_of
 from kdstudy.analysis.study_files import ARMS, StudyFiles
 
+LOWEST = 0.01  # the accuracy that a diverged trial counts with where chance is not known
 USUAL_IMAGES = 1000  # assumed validation images where the study does not say
 
 
@@ -19,15 +24,39 @@ def model_of(study: StudyFiles, arm: str = "distill") -> BudgetModel | str:
         return f"The {ARMS[arm]} searched no parameter, so there is nothing to tell apart."
     if arm == "distill":
         reports = with_baseline(reports, reports_of(study, "baseline", space), space)
+    data = study.description.get("data") or {}
+    images = data.get("validation") or USUAL_IMAGES
+    chance = 1 / len(data["classes"]) if data.get("classes") else None
+    reports, failures = without_failures(reports, space, images, chance)
     budget = read_off_epoch(reports, arm, study.description.get("epochs") or reports["epoch"].max())
     if budget is None:
         few = reports.loc[reports["arm"] == arm, "trial"].nunique()
+        if failures is not None:
+            return (f"{len(failures.failed)} trials failed to learn, and only {few} {ARMS[arm]} "
+                    f"{'trial has' if few == 1 else 'trials have'} learned; at least {FEWEST_FULL} that came equally "
+                    "far are needed to tell parameters apart.")
         return (f"Only {few} {ARMS[arm]} {'trial has' if few == 1 else 'trials have'} reported; at least "
                 f"{FEWEST_FULL} that came equally far are needed to tell parameters apart.")
-    model = BudgetModel(reports, space, budget, study.description.get("data", {}).get("validation") or USUAL_IMAGES)
+    model = BudgetModel(reports, space, budget, images, failures)
     if model.is_constant:
         return f"All trials have the same accuracy at epoch {budget}: there is nothing for parameters to explain."
     return model
+
+
+def without_failures(reports: pd.DataFrame, space: dict[str, Dimension], images: int,
+                     chance: float | None) -> tuple[pd.DataFrame, Failures | None]:
+    """The reports of the trials that learned, and the failures, None where there are none.
+
+    chance: the accuracy of guessing, 0 to 1; None where it is not known, and then only diverged trials have failed.
+    """
+    numbers = failed_trials(reports, images, chance)
+    trials = reports.drop_duplicates("trial")
+    down = trials["trial"].isin(numbers)
+    if not down.any():
+        return reports, None
+    learned, failed = (places_of(space, rows) if len(rows) else np.empty((0, 0))
+                       for rows in (trials[~down], trials[down]))
+    return reports[~reports["trial"].isin(numbers)], Failures(learned, failed, chance or LOWEST)
 
 
 def full_budget_model(study: StudyFiles, arm: str) -> BudgetModel | None:

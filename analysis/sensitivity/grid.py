@@ -9,32 +9,38 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from scipy.ndimage import label
 
 from kdstudy.analysis.sensitivity.budget_model import CONFIDENCE, BudgetModel
 from kdstudy.analysis.sensitivity.space import Dimension
 
-MOST_POINTS = 3400
+MOST_POINTS = 2200
 MOST_PER_AXIS, FEWEST_PER_AXIS = 41, 3
+CHOSEN = 1.35  # how much wider the interval of the best of many points is; chosen by simulation, tests/known_answers.py
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Accuracies in percent at every point; the axes are in the order of the space."""
+    """Accuracies in percent at every point; the axes are in the order of the space.
+
+    Only `supported` points lie near enough to trials to be named as the best of anything.
+    """
 
     axes: dict[str, list[Any]]
     weights: dict[str, np.ndarray]
     mean: np.ndarray  # (k1, ..., kd)
     draws: np.ndarray  # (k1, ..., kd, DRAWS)
+    supported: np.ndarray  # (k1, ..., kd), bool
 
     @classmethod
     def of(cls, model: BudgetModel, default: dict[str, Any]) -> Grid:
         """The process on a grid that contains the default values."""
         axes = axes_of(model.space, default)
         points = dict(zip(axes, product(list(axes.values())), strict=True))
-        mean, draws = model.draws(points)
+        mean, draws, supported = model.read_off(points)
         shape = tuple(map(len, axes.values()))
         weights = {name: dimension.weights(axes[name]) for name, dimension in model.space.items()}
-        return cls(axes, weights, mean.reshape(shape), draws.reshape(*shape, -1))
+        return cls(axes, weights, mean.reshape(shape), draws.reshape(*shape, -1), supported.reshape(shape))
 
     def along(self, names: Sequence[str], values: np.ndarray, weights: np.ndarray) -> np.ndarray:
         """The weighted mean of `values` (k1, ..., kd, ...) over all axes but those of `names`."""
@@ -51,11 +57,26 @@ class Grid:
             volume = volume[..., None] * weights
         return volume
 
-    def argmax(self, **fixed: int) -> tuple[int, ...]:
-        """Indices of the best posterior mean; `fixed` holds axes at an index."""
+    def argmax(self, **fixed: int) -> tuple[int, ...] | None:
+        """Indices of the best posterior mean among supported points; `fixed` holds axes at an index. None if none is.
+        """
         index = tuple(fixed.get(name, slice(None)) for name in self.axes)
-        found = iter(np.unravel_index(self.mean[index].argmax(), self.mean[index].shape))
+        if not self.supported[index].any():
+            return None
+        mean = np.where(self.supported[index], self.mean[index], -np.inf)
+        found = iter(np.unravel_index(mean.argmax(), mean.shape))
         return tuple(fixed[name] if name in fixed else int(next(found)) for name in self.axes)
+
+    def regions(self) -> int:
+        """How many separate regions have a posterior mean within the interval of the best, where no axis is of choices.
+
+        Only regions near trials count, and only such as are at least a hundredth of the space.
+        """
+        best = self.argmax()
+        good = self.supported & (self.mean >= chosen_bounds(self.draws[best])["low"])
+        labels, count = label(good)
+        sizes = [self.volume[labels == number].sum() for number in range(1, count + 1)]
+        return max(1, sum(size >= 0.01 for size in sizes))
 
     def point(self, index: tuple[int, ...]) -> dict[str, Any]:
         """The parameters at an index."""
@@ -85,3 +106,9 @@ def bounds(draws: np.ndarray) -> dict[str, Any]:
     """The interval `low` to `high`, at CONFIDENCE, of draws (n, ...) along their first axis."""
     low, high = np.quantile(draws, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
     return {"low": low, "high": high}
+
+
+def chosen_bounds(draws: np.ndarray) -> dict[str, Any]:
+    """As `bounds` of draws (n,), of a point that was chosen as the best of many: wider by the factor CHOSEN."""
+    middle = draws.mean()
+    return {end: middle + CHOSEN * (value - middle) for end, value in bounds(draws).items()}

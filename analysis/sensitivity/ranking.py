@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import numpy as np
+
 from kdstudy.analysis.sensitivity.budget_model import BudgetModel
 from kdstudy.analysis.sensitivity.fit import full_budget_model
 from kdstudy.analysis.sensitivity.grid import axes_of, product
@@ -39,6 +41,7 @@ def _best_shared(study: StudyFiles, model: BudgetModel | None) -> dict[str, Any]
     fixed = tuple(name for name in ("temperature", "alpha") if name in model.space)
     axes = axes_of(model.space, default) | {name: [default[name]] for name in fixed}
     values = dict(zip(axes, product(list(axes.values())), strict=True))
-    best = int(model.mean(values).argmax())
+    mean, _, supported = model.read_off(values, count=0)
+    best = int(np.where(supported, mean, -np.inf).argmax())
     found = refined(model, {name: column[best] for name, column in values.items()}, fixed)
     return {name: value for name, value in found.items() if name not in fixed}

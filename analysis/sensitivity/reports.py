@@ -7,18 +7,30 @@ import pandas as pd
 from kdstudy.analysis.sensitivity.space import Dimension
 from kdstudy.analysis.study_files import StudyFiles
 
+DIVERGED = r"\w+ is (?:nan|-?inf) at epoch "  # how a record says so
 FEWEST_FULL = 4  # trials at the budget; with fewer, parameters cannot be told apart
 
 
 def reports_of(study: StudyFiles, arm: str, space: dict[str, Dimension]) -> pd.DataFrame:
-    """A row per report of an arm's search: trial, epoch, accuracy (a share), protected, arm, searched parameters."""
+    """A row per report of an arm's search: trial, epoch, accuracy (a share), protected, diverged, arm, parameters.
+
+    Diverged trials are marked; one that diverged before its first report has a row at epoch 0, without accuracy.
+    """
     curves = study.curves[(study.curves["stage"] == arm) & study.curves["validation_accuracy"].notna()
                           & (study.curves["decision"] != "failed")]
     trials = study.trials[study.trials["stage"] == arm]
     known = [name for name in space if name in trials.columns]
-    merged = curves[["trial", "epoch", "validation_accuracy"]].merge(trials[["trial", "protected", *known]], on="trial")
-    merged = merged.rename(columns={"validation_accuracy": "accuracy"}).assign(arm=arm)
-    return merged.drop_duplicates(["trial", "epoch"], keep="last")
+    described = trials[["trial", "protected", *known]].assign(diverged=diverged(trials))
+    merged = curves[["trial", "epoch", "validation_accuracy"]].merge(described, on="trial")
+    merged = merged.rename(columns={"validation_accuracy": "accuracy"})
+    silent = described[described["diverged"] & ~described["trial"].isin(merged["trial"])].assign(epoch=0)
+    merged = pd.concat([merged, silent], ignore_index=True) if len(silent) else merged
+    return merged.assign(arm=arm).drop_duplicates(["trial", "epoch"], keep="last")
+
+
+def diverged(trials: pd.DataFrame) -> pd.Series:
+    """Which trials (rows of `StudyFiles.trials`) ended because a loss or an accuracy was no number any more."""
+    return (trials["ended"] == "failed") & trials["reason"].astype(str).str.match(DIVERGED)
 
 
 def with_baseline(distill: pd.DataFrame, baseline: pd.DataFrame, space: dict[str, Dimension]) -> pd.DataFrame:

@@ -13,6 +13,7 @@ from kdstudy.analysis.study_files import ARMS, StudyFiles
 
 ENOUGH_PER_PARAMETER = 3  # trials at the budget; with fewer the intervals are too narrow
 TRUSTED_COVERAGE = 0.80
+SUPPORTED = 0.9  # of the space; where trials are near less of it, a better region may have been missed
 NEGLIGIBLE = 1.0  # points; a price that is surely smaller is no reason to search on
 EDGE = 0.05  # a winner within this share of a range is at its edge
 LIMITS = {"alpha": (0, 1), "warmup": (0, 1)}  # bounds that cannot be moved; for other parameters 0 alone
@@ -35,8 +36,10 @@ def headline(found: dict[str, Any]) -> str:
     rows = sorted(found["prices"], key=lambda row: -row["price"])
     if not rows:
         return "The price of not tuning is unknown: the default point is not among the trials."
-    said = [f"leaving {_name(row)} costs {_points(row['price'])} points "
-            f"({_points(row['low'])} to {_points(row['high'])})" for row in rows if row["low"] > 0]
+    failing = [f"with {_name(row)} training fails" for row in rows if row.get("fails")]
+    rows = [row for row in rows if not row.get("fails")]
+    said = [*failing, *(f"leaving {_name(row)} costs {_points(row['price'])} points "
+            f"({_points(row['low'])} to {_points(row['high'])})" for row in rows if row["low"] > 0)]
     unsure = [f"{_name(row)} (the interval ends at {max(0.1, math.ceil(10 * row['high']) / 10):.1f})"
               for row in rows if row["low"] <= 0]
     if unsure:
@@ -67,16 +70,28 @@ def _shown(value: Any) -> str:
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
+def cautions(found: dict[str, Any], ended: bool) -> list[str]:
+    """The warnings about the surface itself: why its numbers may be wrong. ended: whether the search has."""
+    setting = _setting(found["arm"])
+    said = [_on_coverage(found["coverage"], setting), *_on_reach(found), *_on_numbers(found, setting, ended)]
+    return [text for kind, text in said if kind == "warning"]
+
+
+def _setting(arm: str) -> str:
+    return "search.protected" if arm == "distill" else "search.baseline_protected"
+
+
 def _on_trust(study: StudyFiles, found: dict[str, Any]) -> list[tuple[str, str]]:
     """How far to trust the numbers: how far the trials have come, their coverage and number, and failures."""
-    setting = "search.protected" if found["arm"] == "distill" else "search.baseline_protected"
-    said = []
+    setting, said = _setting(found["arm"]), []
     if found["budget"] < found["epochs"]:
         said.append(("warning", f"Fewer than {FEWEST_FULL} {ARMS[found['arm']]} trials have reached the full "
                                 f"{found['epochs']} epochs yet: everything is read off at epoch {found['budget']} and "
                                 "may look different at the end."))
     said.append(_on_coverage(found["coverage"], setting))
+    said += _on_reach(found)
     said += _on_numbers(found, setting, ended=study.done(found["arm"]) is not None)
+    said += _on_failures(found)
     if failed := found["counts"]["failed"]:
         said.append(("note", f"{failed} failed {'trial counts' if failed == 1 else 'trials count'} only with the "
                              "reports from before the failure."))
@@ -88,9 +103,36 @@ def _on_coverage(coverage: dict[str, int], setting: str) -> tuple[str, str]:
     text = (f"Leaving out one trial at a time, {coverage['inside']} of {coverage['trials']} lie inside the "
             f"{round(100 * CONFIDENCE)} % interval that the others predict for them ({100 * share:.0f} %)")
     if share >= TRUSTED_COVERAGE:
-        return "note", f"{text}."
+        return "note", (f"{text}. This checks the surface where trials are; it cannot see a region that none has "
+                        "reached.")
     return "warning", (f"{text}. That is less than {100 * TRUSTED_COVERAGE:.0f} %: do not trust the intervals here; "
                        f"more protected trials ({setting}) would help.")
+
+
+def _on_reach(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """Where the surface may miss the best: it changes faster than trials are dense, or has several good regions."""
+    said = []
+    if found["supported_share"] < SUPPORTED:
+        share = f"{100 * found['supported_share']:.0f} %"
+        said.append(("warning", f"Trials are near only {share} of the searched space, for accuracy changes within "
+                                "small parts of the ranges. A better region may lie where no trial has been: then the "
+                                "prices are too low, and leaving out trials cannot show it. More trials or narrower "
+                                "ranges would help."))
+    if found["regions"] > 1:
+        said.append(("warning", f"{found['regions']} separate regions may hold the best point: which of them does is "
+                                "not shown, so a price may be that of the wrong one."))
+    return said
+
+
+def _on_failures(found: dict[str, Any]) -> list[tuple[str, str]]:
+    """How many trials failed to learn, which the surface leaves out."""
+    count = found["counts"]["unlearned"]
+    if not count:
+        return []
+    of = f"{count} of {count + found['counts']['trials']} trials"
+    return [("note", f"{of} failed to learn: at chance, or diverged. They are not points of the surface; where they "
+                     "lie, training counts as failing: averages take it at chance, and no best point, curve or map "
+                     "reaches there.")]
 
 
 def has_few_trials(found: dict[str, Any]) -> bool:
