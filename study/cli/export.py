@@ -66,7 +66,7 @@ def pack(study: str, out: Path, location: str | None, no_teacher: bool) -> None:
 @trust_option
 def export(study: str, out: Path, location: str | None, model: str, row: str | None, overrides: tuple[str, ...],
            trust: bool) -> None:
-    """Export the student that the study chose as a model folder for timm.
+    """Export the chosen student as a model folder for timm.
 
     Exports the last epoch as safetensors with a config.json, from the first confirmation seed with which the student
     did not diverge. With --row, any other confirmed student.
