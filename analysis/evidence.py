@@ -29,8 +29,8 @@ def evidence(study: StudyFiles) -> dict[str, Any] | None:
     exported: the exported student against the tuned baseline of the same seed: seed, accuracy, baseline, the
         numbers of images that only one of them got right, and the exact McNemar test's p. None where one of them
         diverged.
-    seeds: smallest, the gain that this many seeds would find at this look's level; needed, the seeds that a given gain
-        needs in a study with a single look.
+    seeds: smallest, the gain that this many seeds would find at this look's level, None above 100 points; needed, the
+        seeds that a given gain needs in a study with a single look.
     """
     if study.confirmation is None:
         return None
@@ -87,5 +87,5 @@ def _exported(study: StudyFiles) -> dict[str, Any] | None:
 
 
 def _seeds(differences: np.ndarray, level: float) -> dict[str, Any]:
-    return {"seeds": len(differences), "smallest": smallest_gain(differences, confidence=1 - level),
+    return {"seeds": len(differences), "smallest": smallest_gain(differences, confidence=1 - level, most=100.0),
             "needed": {f"{points:g}": seeds_needed(differences, points) for points in GAINS_IN_QUESTION}}

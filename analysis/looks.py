@@ -22,6 +22,7 @@ from kdstudy.analysis.spending import nominal_levels, spent
 from kdstudy.analysis.study_files import StudyFiles, is_row
 
 UNPLANNED = 0.005  # the level that all looks outside the plan share
+FEWEST_SEEDS = 2  # of a look; one seed allows no interval, so that nothing is tested and no level spent
 SMALLEST = 1e-12  # no level is smaller, however many looks there are, so that every interval has an end
 
 
@@ -59,9 +60,13 @@ class Look:
 def present_look(study: StudyFiles) -> Look:
     """The look that a study's confirmed rows are. The confirmation must be done."""
     done, now = study.done("confirm"), compared_now(study)
-    past = [Compared(look["seeds"], look["baseline"], look["distilled"]) for look in done.get("looks") or []]
+    if now.seeds < FEWEST_SEEDS:
+        return Look(1, now.seeds, SIGNIFICANT, (now.seeds,), True)
+    past = [Compared(look["seeds"], look["baseline"], look["distilled"]) for look in done.get("looks") or []
+            if look["seeds"] >= FEWEST_SEEDS]
     looks = past if now in past else [*past, now]
-    plan, place = tuple(sorted(done.get("plan") or [looks[0].seeds])), looks.index(now)
+    planned = [size for size in done.get("plan") or [] if size >= FEWEST_SEEDS]
+    plan, place = tuple(sorted(planned or [looks[0].seeds])), looks.index(now)
     found = levels(plan, looks)
     earlier = tuple((look.seeds, level) for look, (level, _) in zip(looks[:place], found, strict=False)
                     if look.is_pair_of(now) and 1 < look.seeds < now.seeds)

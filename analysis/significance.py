@@ -3,6 +3,7 @@
 The formulas alone, on arrays; `kdstudy.analysis.gain` applies them to a study.
 """
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -173,10 +174,10 @@ def seeds_needed(differences: np.ndarray, gain: float, power: float = 0.8, confi
 
 
 def smallest_gain(differences: np.ndarray, seeds: int | None = None, power: float = 0.8,
-                  confidence: float = 0.95) -> float:
+                  confidence: float = 0.95, most: float = math.inf) -> float | None:
     """The smallest true gain that `seeds` paired seeds would find, in the unit of the differences (n seeds, N images).
 
-    The inverse of `seeds_needed`; seeds = None takes the number of seeds in `differences`.
+    The inverse of `seeds_needed`; seeds = None takes the number of seeds in `differences`. None above `most`.
     Raises ValueError with fewer than two seeds or images.
     """
     components, images = _components(differences), differences.shape[1]
@@ -191,9 +192,12 @@ def smallest_gain(differences: np.ndarray, seeds: int | None = None, power: floa
         return float(_power(gain, components, count, images, confidence)[0] - power)
 
     high = error
-    while missing(high) < 0:
+    while not missing(high) >= 0:  # at extreme confidences it may be NaN
+        if high > most:
+            return None
         high *= 2
-    return float(optimize.brentq(missing, 0.0, high, rtol=1e-6))
+    found = float(optimize.brentq(missing, 0.0, high, rtol=1e-6))
+    return found if found <= most else None
 
 
 @dataclass(frozen=True)

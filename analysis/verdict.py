@@ -128,9 +128,9 @@ def _look(outcome: dict[str, Any]) -> str:
 def _why_stopped(gain: dict[str, Any], look: dict[str, Any]) -> str:
     """Why no further look of the plan follows; empty if one does."""
     if gain["p"] < SIGNIFICANT:
-        return "whose interval leaves out zero"
+        return "because its interval leaves out zero"
     if look["gain"] is not None and gain["high"] < look["gain"]:
-        return f"whose interval lies below confirm.gain = {look['gain']:g} points"
+        return f"because its interval lies below confirm.gain = {look['gain']:g} points"
     return "the last" if look["seeds"] == look["plan"][-1] else ""
 
 

@@ -283,7 +283,8 @@ def test_a_study_that_stops_at_a_planned_look_says_at_which_and_why(tmp_path):
     single = results(study)
     assert "look" not in single and "planned" not in single["scope"]
     planned = looked(study, plan=[3, 5, 10], looks=[look_at(3, goes_on=True), look_at(5)])
-    assert ("Stopped at the second of three planned looks, 5 seeds, whose interval leaves out zero. All planned looks "
+    assert ("Stopped at the second of three planned looks, 5 seeds, because its interval leaves out zero. "
+            "All planned looks "
             "(3, 5 and 10 seeds) share 5 %: this interval is that of a single look at 1.3 %.") in planned["scope"]
     assert planned["gain"]["low"] < single["gain"]["low"] and planned["gain"]["high"] > single["gain"]["high"]
     assert planned["gain"]["p"] == pytest.approx(single["gain"]["p"] * 0.05 / planned["look"]["level"])
@@ -296,7 +297,8 @@ def test_a_look_that_decides_nothing_is_no_stop_unless_it_is_the_last_or_the_gai
     assert "Stopped at the second of two planned looks, 5 seeds, the last. All" in looked(study, plan=[3, 5])["scope"]
     toml = (study.folder / "study.toml").read_text()
     (study.folder / "study.toml").write_text(toml.replace("[confirm]", "[confirm]\ngain = 20.0"))
-    assert "5 seeds, whose interval lies below confirm.gain = 20 points. All" in looked(study, plan=[5, 10])["scope"]
+    scope = looked(study, plan=[5, 10])["scope"]
+    assert "5 seeds, because its interval lies below confirm.gain = 20 points. All" in scope
 
 
 def test_more_seeds_that_were_not_planned_widen_the_interval_and_what_they_unsettle_is_said(tmp_path):
@@ -309,6 +311,14 @@ def test_more_seeds_that_were_not_planned_widen_the_interval_and_what_they_unset
     assert ("Look 2 at these test images was not planned: its interval is wider, that of a single look at 0.25 %, "
             "because the plan has used up the 5 %. An earlier look, at 3 seeds, had found +5.20 points (95 % interval "
             "+") in later["scope"]
+
+
+def test_a_look_with_one_seed_spends_nothing(tmp_path):
+    """The verdict then says to run more seeds; those have all of the 5 %."""
+    study = study_of(tmp_path / "s", rows_of(SPREAD, CLEAR))
+    single = results(study)
+    again = looked(study, plan=[1], looks=[look_at(1), look_at(5)])
+    assert again["gain"] == single["gain"] and again["scope"] == single["scope"]
 
 
 def test_another_winner_on_the_same_images_is_another_look(tmp_path):
@@ -337,5 +347,6 @@ def test_the_card_on_power_says_how_to_start_what_it_asks_for(tmp_path):
     needed = {"0.5": None, "1": 41, "2": 20, "5": 4}
     known = outcome | {"evidence": outcome["evidence"] | {"seeds": {"seeds": 5, "smallest": 3.0, "needed": needed}}}
     text = {card.title: card.text for card in cards(known, None)}["The smallest gain it could detect"]
-    assert ("2 points would need 20 seeds: --set 'confirm.seeds=[5,10,20]' plans a new study that stops earlier if it "
-            "can; --set confirm.seeds=20 adds them to this one, as a look that was not planned") in text
+    assert ("2 points would need 20 seeds (--set confirm.seeds=20 adds them to this study; unless they were planned "
+            "before its first look, its interval is then wider. --set seed=1 --set 'confirm.seeds=[5,10,20]' plans "
+            "them in a new one") in text

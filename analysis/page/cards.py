@@ -73,9 +73,11 @@ def _luck_card(selected: dict[str, Any] | None) -> Card | None:
 
 
 def _power_card(seeds: dict[str, Any] | None, gain: dict[str, Any]) -> Card | None:
-    if seeds is None or not seeds["smallest"] > 0:  # without any variation there is nothing to estimate power from
+    if seeds is None or seeds["smallest"] == 0:  # without any variation there is nothing to estimate power from
         return None
-    smallest = seeds["smallest"]
+    if (smallest := seeds["smallest"]) is None:
+        return Card("The smallest gain it could detect", "none", f"With the spread seen here, {seeds['seeds']} seeds "
+                    "would find no gain at all in four of five studies: more seeds or more test images are needed.")
     unanswered = [(float(gain), count) for gain, count in seeds["needed"].items() if float(gain) < smallest]
     text = f"With the spread seen here, {seeds['seeds']} seeds find a true gain of that size in four of five studies"
     if unanswered:
@@ -91,12 +93,12 @@ def _power_card(seeds: dict[str, Any] | None, gain: dict[str, Any]) -> Card | No
 
 
 def _how_to_run(seeds: int) -> str:
-    """How to start a confirmation on so many seeds: in a new study, and in this one."""
+    """How to confirm on so many seeds: in this study, and in a new one."""
     plan = sorted({min(seeds, max(3, math.ceil(seeds / parts))) for parts in (4, 2, 1)})
-    planned = (f"--set 'confirm.seeds=[{','.join(map(str, plan))}]' plans a new study that stops earlier if it can"
-               if len(plan) > 1 else f"--set confirm.seeds={seeds} in a new study")
-    return (f": {planned}; --set confirm.seeds={seeds} adds them to this one, as a look that was not planned, with a "
-            "wider interval")
+    planned = f"'confirm.seeds=[{','.join(map(str, plan))}]'" if len(plan) > 1 else f"confirm.seeds={seeds}"
+    return (f" (--set confirm.seeds={seeds} adds them to this study; unless they were planned before its first look, "
+            f"its interval is then wider. --set seed=1 --set {planned} plans them in a new one, with its own search "
+            "and seeds)")
 
 
 def _confidence_card(measured: Calibration | None) -> Card | None:

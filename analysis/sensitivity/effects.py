@@ -20,7 +20,7 @@ def main_effects(grid: Grid, near: float | None = None) -> pd.DataFrame:
     variance (Sobol 1993; Hutter, Hoos and Leyton-Brown 2014), uniform over the ranges on their own scales; with `near`,
     over the part of the space within that many percentage points of the best.
     """
-    weights = grid.volume if near is None else grid.volume * (grid.mean >= grid.mean.max() - near)
+    weights = grid.volume if near is None else grid.volume * (grid.mean >= grid.mean[grid.argmax()] - near)
     weights = weights / weights.sum()
 
     def explained(*names: str) -> np.ndarray:

@@ -13,8 +13,10 @@ import numpy as np
 import pandas as pd
 
 from kdstudy.analysis.learned import at_chance
+from kdstudy.analysis.significance import wilson_interval
 
 BARELY = 0.1  # of what the median has above chance; a trial with less has failed
+SAME = 1e-12  # squared distances below this are those of the same point
 PENALTY = 0.02  # of the squared weights of the logistic regression, per trial
 
 
@@ -25,9 +27,10 @@ class Failures:
     chance: the accuracy of a failed trial, 0 to 1.
 
     Training mostly fails beyond some value of one parameter, such as a learning rate. So each parameter alone is tried
-    as the direction in which it begins to fail, and where none tells the trials apart as well, a logistic regression on
-    all of them and their squares. Between the last trial that learned and the first that failed nothing is known: half
-    of the way counts as failing, and none of it as learning.
+    as the direction in which it begins to fail, and where none tells the trials apart, a logistic regression on all of
+    them and their squares. Between the last trial that learned and the first that failed nothing is known: half of the
+    way counts as failing, and none of it as learning. Where no direction tells all trials apart, the parameters do not
+    explain the failures, and training counts as failing nowhere but at the very trials that did.
     """
 
     def __init__(self, learned: np.ndarray, failed: np.ndarray, chance: float):
@@ -39,8 +42,8 @@ class Failures:
         features = _features(np.vstack([learned, failed]))
         weights = _logistic(features, np.repeat([0.0, 1.0], [len(learned), len(failed)]))
         joint = _Border.of(weights, learned, failed)
-        fewest = min(border.wrong for border in [*single, joint])
-        self.borders = [border for border in single if border.wrong == fewest] or [joint]
+        self.borders = ([border for border in single if border.tells_apart]
+                        or [border for border in [joint] if border.tells_apart])
 
     @property
     def logit(self) -> float:
@@ -48,16 +51,20 @@ class Failures:
 
     def fails(self, places: np.ndarray) -> np.ndarray:
         """Where training more probably fails than learns, (m,) bool, of places (m, d); also at every failed trial."""
-        widest = max(self.borders, key=lambda border: border.first - border.last)
-        beyond = _features(places) @ widest.weights > (widest.first + widest.last) / 2
         near_good, near_bad = self._nearest(places)
-        return beyond & (near_good > 1e-12) | (near_bad < 1e-12) & (near_good > near_bad)
+        at_failed = (near_bad < SAME) & (near_good > near_bad)
+        if not self.borders:
+            return at_failed
+        widest = max(self.borders, key=lambda border: border.first - border.last)
+        return (_features(places) @ widest.weights > (widest.first + widest.last) / 2) | at_failed
 
     def learns(self, places: np.ndarray) -> np.ndarray:
         """Where training surely learns, (m,) bool: no further than a trial that did, and nearest to one that did."""
         near_good, near_bad = self._nearest(places)
-        inside = [_features(places) @ border.weights <= border.last + 1e-9 for border in self.borders]
-        return np.all(inside, axis=0) & (near_good <= near_bad)
+        learns = near_good <= near_bad
+        for border in self.borders:
+            learns &= _features(places) @ border.weights <= border.last + 1e-9
+        return learns
 
     def _nearest(self, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """The squared distances (m,) from each place to the nearest trial that learned, and to the nearest that failed.
@@ -72,17 +79,15 @@ class _Border:
     weights: np.ndarray
     last: float  # along the direction, the last trial that learned
     first: float  # and the first that failed
-    wrong: int  # trials on the other side
 
     @classmethod
     def of(cls, weights: np.ndarray, learned: np.ndarray, failed: np.ndarray) -> _Border:
-        good, bad = np.sort(_features(learned) @ weights), np.sort(_features(failed) @ weights)
-        lasts = np.append(-math.inf, good)
-        wrong = len(good) - np.arange(len(lasts)) + np.searchsorted(bad, lasts, side="right")
-        best = int(np.argmin(wrong))  # the first of equals is the most careful
-        last = lasts[best]
-        beyond = bad[bad > last]
-        return cls(weights, last, beyond[0] if len(beyond) else math.inf, int(wrong[best]))
+        good, bad = _features(learned) @ weights, _features(failed) @ weights
+        return cls(weights, float(good.max()), float(bad.min()))
+
+    @property
+    def tells_apart(self) -> bool:
+        return self.last < self.first
 
 
 def _single_directions(count: int) -> np.ndarray:
@@ -120,7 +125,8 @@ def failed_trials(reports: pd.DataFrame, images: int, chance: float | None) -> s
     """The numbers of the trials that failed to learn.
 
     Those that diverged, and those whose last report is at chance at an epoch by which the median of the trials that
-    learned was above it; so is one with less than BARELY of what that median has above chance. reports: trial, epoch,
+    learned was clearly above it: a slow start is no failure. So is one with less than BARELY of what that median has
+    above chance. reports: trial, epoch,
     accuracy (a share) and, where known, diverged. chance: None where it is not known, and then only these have failed.
     """
     diverged = set(reports.loc[reports["diverged"].astype(bool), "trial"]) if "diverged" in reports else set()
@@ -136,5 +142,7 @@ def failed_trials(reports: pd.DataFrame, images: int, chance: float | None) -> s
     if not begun:
         return diverged
     above = np.interp(last["epoch"], median.index, median) - chance
-    down = (low | (last["accuracy"] - chance < BARELY * above)) & (last["epoch"] >= min(begun))
+    at_most = last["accuracy"].map(lambda share: wilson_interval(share, images)[1])
+    clearly = at_most - chance < above / 2
+    down = (low | (last["accuracy"] - chance < BARELY * above)) & clearly & (last["epoch"] >= min(begun))
     return diverged | {int(trial) for trial in last.index[down]}

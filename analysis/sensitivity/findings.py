@@ -57,7 +57,7 @@ def said_of_surface(model: BudgetModel, default: dict[str, Any]) -> dict[str, An
     return {
         "prices": _records(prices(model, grid, default)),
         "effects": _records(main_effects(grid)), "effects_near": _records(main_effects(grid, near=NEAR_BEST)),
-        "near_share": float(grid.volume[grid.mean >= grid.mean.max() - NEAR_BEST].sum()),
+        "near_share": float(grid.volume[grid.mean >= grid.mean[grid.argmax()] - NEAR_BEST].sum()),
         "curves": _records(curves(grid)), "map": _records(best_map(grid, *pair)) if pair else None,
         "map_of": pair,
         "best": {"parameters": grid.point(best), "accuracy": grid.mean[best], **chosen_bounds(grid.draws[best])},

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 
+from kdstudy.analysis.number_text import counted
 from kdstudy.analysis.sensitivity.budget_model import BudgetModel, places_of
 from kdstudy.analysis.sensitivity.failures import Failures, failed_trials
 from kdstudy.analysis.sensitivity.reports import FEWEST_FULL, read_off_epoch, reports_of, with_baseline
@@ -32,9 +33,9 @@ def model_of(study: StudyFiles, arm: str = "distill") -> BudgetModel | str:
     if budget is None:
         few = reports.loc[reports["arm"] == arm, "trial"].nunique()
         if failures is not None:
-            return (f"{len(failures.failed)} trials failed to learn, and only {few} {ARMS[arm]} "
-                    f"{'trial has' if few == 1 else 'trials have'} learned; at least {FEWEST_FULL} that came equally "
-                    "far are needed to tell parameters apart.")
+            left = f"{f'only {few}' if few else 'no'} {ARMS[arm]} {'trials have' if few > 1 else 'trial has'}"
+            return (f"{counted(len(failures.failed), 'trial')} failed to learn, and {left} learned; at least "
+                    f"{FEWEST_FULL} that came equally far are needed to tell parameters apart.")
         return (f"Only {few} {ARMS[arm]} {'trial has' if few == 1 else 'trials have'} reported; at least "
                 f"{FEWEST_FULL} that came equally far are needed to tell parameters apart.")
     model = BudgetModel(reports, space, budget, images, failures)

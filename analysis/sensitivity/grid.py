@@ -74,7 +74,7 @@ class Grid:
         """
         best = self.argmax()
         good = self.supported & (self.mean >= chosen_bounds(self.draws[best])["low"])
-        labels, count = label(good)
+        labels, count = label(good, structure=np.ones((3,) * good.ndim))  # diagonal neighbours are one region
         sizes = [self.volume[labels == number].sum() for number in range(1, count + 1)]
         return max(1, sum(size >= 0.01 for size in sizes))
 

@@ -53,7 +53,7 @@ def headline(found: dict[str, Any]) -> str:
 
 def _points(value: float) -> str:
     """One decimal, or for a smaller number its first digit that is not 0."""
-    return f"{value:.1f}" if abs(value) >= 0.1 else f"{value:.1g}"
+    return f"{value:.1f}" if abs(value) >= 0.1 or value == 0 else "less than 0.1" if value > 0 else f"{value:.1g}"
 
 
 def _listed(texts: list[str]) -> str:
@@ -114,10 +114,10 @@ def _on_reach(found: dict[str, Any]) -> list[tuple[str, str]]:
     said = []
     if found["supported_share"] < SUPPORTED:
         share = f"{100 * found['supported_share']:.0f} %"
-        said.append(("warning", f"Trials are near only {share} of the searched space, for accuracy changes within "
-                                "small parts of the ranges. A better region may lie where no trial has been: then the "
-                                "prices are too low, and leaving out trials cannot show it. More trials or narrower "
-                                "ranges would help."))
+        said.append(("warning", f"Where training does not fail, trials are near only {share} of the space, for "
+                                "accuracy changes within small parts of the ranges. A better region may lie where no "
+                                "trial has been: then the prices are too low, and leaving out trials cannot show it. "
+                                "More trials or narrower ranges would help."))
     if found["regions"] > 1:
         said.append(("warning", f"{found['regions']} separate regions may hold the best point: which of them does is "
                                 "not shown, so a price may be that of the wrong one."))
@@ -130,9 +130,9 @@ def _on_failures(found: dict[str, Any]) -> list[tuple[str, str]]:
     if not count:
         return []
     of = f"{count} of {count + found['counts']['trials']} trials"
-    return [("note", f"{of} failed to learn: at chance, or diverged. They are not points of the surface; where they "
-                     "lie, training counts as failing: averages take it at chance, and no best point, curve or map "
-                     "reaches there.")]
+    return [("note", f"{of} failed to learn: at chance, or diverged. They are not points of the surface. No best "
+                     "point, curve or map reaches where training fails, and averages over the ranges take chance "
+                     "there.")]
 
 
 def has_few_trials(found: dict[str, Any]) -> bool:

@@ -98,8 +98,11 @@ class Looks:
         from kdstudy.analysis.looks import primary_gain
         from kdstudy.analysis.study_files import StudyFiles
 
+        study = StudyFiles(self._context.folder)
+        if study.confirmation is None:
+            return True  # the two are no pair yet; the next run compares them
         try:
-            gain = primary_gain(StudyFiles(self._context.folder))
+            gain = primary_gain(study)
         except ValueError as error:
             raise StudyFailedError(str(error)) from None
         worth_having = self._settings.gain
