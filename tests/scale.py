@@ -43,6 +43,7 @@ from kdstudy.tune.tuner import CHECKPOINT_MARK, Job, run_trials
 from kdstudy.watch.display import Display, show_bytes
 
 STAGE, MEASURED = "distill", "measured.json"
+STAGE_FOLDER = f"{STAGE}-0123456789"  # as if a fingerprint had named it
 EXTENSION = 20  # trials by which the finished search is extended
 AROUND = 20  # proposals whose mean is the time of one
 
@@ -92,7 +93,7 @@ def accuracy(parameters: dict[str, float], epoch: int, number: int) -> float:
 
 def book_of(folder: Path, config: StudyConfig, concurrent: int, **more: Any) -> TrialManager:
     """The search's manager, as `Study` makes it."""
-    return TrialManager(Record(folder / STAGE / "record.jsonl"), OptunaProposer.of(config, STAGE, concurrent),
+    return TrialManager(Record(folder / STAGE_FOLDER / "record.jsonl"), OptunaProposer.of(config, STAGE, concurrent),
                      epochs=config.train.epochs, rungs=config.rungs, **more)
 
 
@@ -213,12 +214,12 @@ def make_study(folder: Path, trials: int, reports: int, stopping: bool) -> None:
     """A study's folder with nothing but its search."""
     config = load_study("digits", (f"search.trials={trials}", f"train.epochs={reports}", "search.report_every=1",
                                    f"search.early_stopping={str(stopping).lower()}", "name=scale"))
-    (folder / STAGE).mkdir(parents=True, exist_ok=True)
+    (folder / STAGE_FOLDER).mkdir(parents=True, exist_ok=True)
     storage.write_text(folder / STUDY_FILE, config.to_toml())
     images = dict.fromkeys(("train", "student_train", "validation", "test"), 10000)
     storage.write_json(folder / "stages.json", {
         "name": "scale", "data": {**images, "classes": ["one", "two"], "image_size": 8}, "epochs": reports,
-        "rungs": config.rungs, "stages": {STAGE: STAGE}})
+        "rungs": config.rungs, "stages": {STAGE: STAGE_FOLDER}})
 
 
 def start(folder: Path) -> tuple[subprocess.Popen, float]:
@@ -248,7 +249,7 @@ def kill_in_the_middle(folder: Path, trials: int) -> float:
 
 def trials_in(folder: Path) -> int:
     """How many trials have been handed out; it takes no time of the driver's."""
-    path = folder / STAGE / "record.jsonl"
+    path = folder / STAGE_FOLDER / "record.jsonl"
     return path.read_bytes().count(b'"event": "trial"') if path.exists() else 0
 
 
@@ -260,10 +261,10 @@ def seconds(function: Callable, *arguments: Any) -> float:
 
 def close(folder: Path) -> float:
     """Write the search's Optuna file and its done-mark, as a study does. Seconds that the file took."""
-    config, record = load_study(str(folder)), Record(folder / STAGE / "record.jsonl", write=False)
-    took = seconds(write_optuna_file, config.space(STAGE), record, folder / STAGE / "optuna.db", "scale")
+    config, record = load_study(str(folder)), Record(folder / STAGE_FOLDER / "record.jsonl", write=False)
+    took = seconds(write_optuna_file, config.space(STAGE), record, folder / STAGE_FOLDER / "optuna.db", "scale")
     best = winner(record)
-    storage.write_done(folder / STAGE, {
+    storage.write_done(folder / STAGE_FOLDER, {
         "outcome": f"{len(record.trials)} trials", "seconds": record.seconds, "trials": len(record.trials),
         "winner": best.number, "parameters": best.parameters, "best_validation": best.metric(METRIC),
         "kind": "none", "family": "none"})
@@ -292,7 +293,7 @@ def rows(folder: Path, trials: int, reports: int, stopping: bool) -> list[tuple[
     """Everything, as rows of the table: what, how much."""
     make_study(folder, trials, reports, stopping)
     found = run(folder)
-    path = folder / STAGE / "record.jsonl"
+    path = folder / STAGE_FOLDER / "record.jsonl"
     size, config = path.stat().st_size, load_study(str(folder))
     replay = [seconds(Record, path), seconds(book_of, folder, config, 1)]
     tune_size = sum(file.stat().st_size for file in (folder / TUNE).rglob("*") if file.is_file())
