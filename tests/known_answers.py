@@ -207,13 +207,15 @@ def main() -> None:
     parser.add_argument("--trials", type=int, nargs="+", choices=list(SIZES), default=[TRIALS])
     parser.add_argument("--words", action="store_true", help="score prices and best points on all families")
     parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES), help="of --words")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first study of --words; of those from 0 on, "
+                                                             "some served to choose the analysis's constants")
     parser.add_argument("--out", type=Path, help="write a row per study and price to this CSV file (of --words)")
     arguments = parser.parse_args()
     started = time.monotonic()
     if arguments.words:
         import known_words  # which imports this module
 
-        known_words.run(arguments.studies, arguments.trials, arguments.families, arguments.out)
+        known_words.run(arguments.studies, arguments.trials, arguments.families, arguments.out, arguments.first)
     else:
         for size in arguments.trials:
             _print_effects(arguments.studies, size)

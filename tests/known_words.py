@@ -104,12 +104,12 @@ def by_family(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([table, pd.DataFrame([table.mean(), pd.Series(worst)], index=["mean", "worst family"])])
 
 
-def run(studies: int, sizes: Iterable[int], families: Iterable[str], out: Path | None = None) -> None:
-    """Simulates, scores and prints a table per number of trials."""
+def run(studies: int, sizes: Iterable[int], families: Iterable[str], out: Path | None = None, first: int = 0) -> None:
+    """Simulates, scores and prints a table per number of trials. first: the seed of the first study."""
     rows: list[dict[str, Any]] = []
     for size in sizes:
         for family in families:
-            for seed in range(studies):
+            for seed in range(first, first + studies):
                 record = simulate(FAMILIES[family], seed, size, SIZES[size])
                 rows += scored(family, size, seed, reports(record))
         mine = pd.DataFrame([row for row in rows if row["trials"] == size])
