@@ -19,7 +19,7 @@ from typing import Any
 
 from kdstudy.analysis.gain import SIGNIFICANT, gain
 from kdstudy.analysis.spending import nominal_levels, spent
-from kdstudy.analysis.study_files import StudyFiles, is_row
+from kdstudy.analysis.study_files import StudyFiles
 
 UNPLANNED = 0.005  # the level that all looks outside the plan share
 FEWEST_SEEDS = 2  # of a look; one seed allows no interval, so that nothing is tested and no level spent
@@ -65,8 +65,8 @@ def present_look(study: StudyFiles) -> Look:
     past = [Compared(look["seeds"], look["baseline"], look["distilled"]) for look in done.get("looks") or []
             if look["seeds"] >= FEWEST_SEEDS]
     looks = past if now in past else [*past, now]
-    planned = [size for size in done.get("plan") or [] if size >= FEWEST_SEEDS]
-    plan, place = tuple(sorted(planned or [looks[0].seeds])), looks.index(now)
+    sizes = [size for size in done.get("plan") or [] if size >= FEWEST_SEEDS]
+    plan, place = tuple(sorted(sizes or [looks[0].seeds])), looks.index(now)
     found = levels(plan, looks)
     earlier = tuple((look.seeds, level) for look, (level, _) in zip(looks[:place], found, strict=False)
                     if look.is_pair_of(now) and 1 < look.seeds < now.seeds)
@@ -93,9 +93,7 @@ def _gain_of(study: StudyFiles, seeds: int, level: float) -> dict[str, Any] | No
 
 def compared_now(study: StudyFiles) -> Compared:
     """What the confirmed rows compare."""
-    rows = study.confirmation["rows"]
-    baseline = next(row for row in rows if is_row(row, "baseline", "tuned"))
-    distilled = next(row for row in rows if is_row(row, "distilled", study.primary))
+    baseline, distilled = study.confirmed_row("baseline"), study.confirmed_row("distilled", study.primary)
     return Compared(len(distilled["runs"]), baseline["parameters"], distilled["parameters"])
 
 

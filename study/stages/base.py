@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import MissingTeacherError
-from kdstudy.search.runs import ListProposer, Proposer
+from kdstudy.search.runs import ListProposer, Proposer, run_key
 from kdstudy.stages.context import Context
 from kdstudy.store import files
 from kdstudy.store.fingerprints import fingerprint
@@ -237,6 +237,13 @@ class Stage(ABC):
     def counts_as_result(self, trial: TrialState) -> bool:
         """Whether a failed run is a result of the stage, so that the next driver does not try it again."""
         return False
+
+    def failed_runs(self, record: Record) -> list[TrialState]:
+        """Return the trials of a list of runs that failed and are no results: every other run is needed. A search
+        tolerates failed trials, so it has none."""
+        wanted = {run_key(run) for run in self.runs() or ()}
+        return [trial for trial in record.trials.values()
+                if trial.state == "failed" and run_key(trial) in wanted and not self.counts_as_result(trial)]
 
     @abstractmethod
     def close(self, folder: StageFolder) -> None:

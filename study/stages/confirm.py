@@ -175,10 +175,9 @@ class ConfirmationStage(Stage):
         record = folder.record()
         wanted = {run_key(run) for run in self.runs()}
         diverged = [trial for trial in record.trials.values() if run_key(trial) in wanted and has_diverged(trial)]
-        for trial in record.trials.values():
-            if trial.state == "failed" and run_key(trial) in wanted and trial not in diverged:
-                raise StudyFailedError(f"confirmation run {trial.number} ({trial.label}) failed: {trial.reason}; run "
-                                       "the same command again to retry it")
+        for trial in self.failed_runs(record):
+            raise StudyFailedError(f"confirmation run {trial.number} ({trial.label}) failed: {trial.reason}; run the "
+                                   "same command again to retry it")
         for trial in diverged:
             self._write_guesses(folder.path / "runs" / f"{trial.number:03d}" / TEST_PREDICTIONS, trial.seed)
         found, seeds = self._rows(record), self.seeds

@@ -161,11 +161,9 @@ class FinalistsStage(Stage):
 
     def close(self, folder: StageFolder) -> None:
         record = folder.record()
-        wanted = {run_key(run) for run in self.runs()}
-        for trial in record.trials.values():
-            if trial.state == "failed" and run_key(trial) in wanted and not has_diverged(trial):
-                raise StudyFailedError(f"{self.name}: run {trial.number} ({trial.label}) failed: {trial.reason}; run "
-                                       "the same command again to retry it, or set finalists.configurations = 0")
+        for trial in self.failed_runs(record):
+            raise StudyFailedError(f"{self.name}: run {trial.number} ({trial.label}) failed: {trial.reason}; run the "
+                                   "same command again to retry it, or set finalists.configurations = 0")
         found = self._rows(record)
         best = winner(found)
         if best is None:

@@ -159,7 +159,7 @@ class SearchStage(Stage):
 
     @cached_property
     def _found(self) -> dict[str, Any]:
-        from kdstudy.analysis.sensitivity.ranking import choices  # scikit-learn takes a second to import
+        from kdstudy.analysis.sensitivity.ranking import choices  # SciPy takes a second to import
         from kdstudy.analysis.study_files import StudyFiles
 
         ranking, best = choices(StudyFiles(self.context.folder), self.arm)

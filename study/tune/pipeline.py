@@ -12,7 +12,6 @@ import torch
 
 from kdstudy.errors import StorageError, StudyFailedError
 from kdstudy.search.manager import TrialManager
-from kdstudy.search.runs import run_key
 from kdstudy.stages.base import Stage, StageFolder
 from kdstudy.stages.order import priority
 from kdstudy.study import Study
@@ -140,12 +139,8 @@ class Pipeline:
         """Return the trial manager of a stage, which resumes from the stage's record."""
         record, slots = folder.record(), self._connection.slots.count()
         stage.begin_record(record)
-        if (runs := stage.runs()) is not None:
-            # A search tolerates failed trials. Here every run is needed, so a new driver retries the failed ones.
-            wanted = {run_key(run) for run in runs}
-            for trial in list(record.trials.values()):
-                if trial.state == "failed" and run_key(trial) in wanted and not stage.counts_as_result(trial):
-                    record.retry(trial.number)
+        for trial in stage.failed_runs(record):  # a new driver retries them
+            record.retry(trial.number)
         return TrialManager(record, stage.proposer(slots), epochs=stage.epochs, rungs=stage.rungs,
                             reduction_factor=self._study.config.search.reduction_factor,
                             has_results=stage.result_check(folder), scored=stage.scored,

@@ -337,7 +337,7 @@ def _try(work: Work, storage: Storage, share: Share, worker_retries: int, traina
     with _interrupts() as interrupted:
         searcher = _JobSearcher(work, storage, slots, interrupted, only_cut_off)
         try:
-            _fit(work, storage, share, worker_retries, trainable, slots, searcher, callback)
+            _fit(work, storage, share, trainable, slots, searcher, callback)
         except Exception as error:
             problem = reason_of(error)
     if interrupted:
@@ -356,8 +356,8 @@ def reason_of(error: BaseException) -> str:
         error = behind
 
 
-def _fit(work: Work, storage: Storage, share: Share, worker_retries: int, trainable: type[tune.Trainable],
-         slots: Slots, searcher: _JobSearcher, callback: _JobCallback) -> None:
+def _fit(work: Work, storage: Storage, share: Share, trainable: type[tune.Trainable], slots: Slots,
+         searcher: _JobSearcher, callback: _JobCallback) -> None:
     storage_path, filesystem = storage.tune_storage()
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": share.cpus, "gpu": share.gpus}),
