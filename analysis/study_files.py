@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
+from kdstudy.analysis.records import discarded, read_events, settled, virtual_order
+
 CONFIRM_STAGES = ("confirm_baseline", "confirm")
 FINALIST_STAGES = ("finalists_baseline", "finalists")
 STAGES = ("teacher", "baseline", "teacher_logits", "distill", *FINALIST_STAGES, *CONFIRM_STAGES)
@@ -72,7 +74,11 @@ class StudyFiles:
 
     @cached_property
     def events(self) -> dict[str, list[dict[str, Any]]]:
-        """The events of each stage's record, in order. A half-written last line is left out."""
+        """The events of each stage's record that count; see `settled`. A half-written last line is left out."""
+        return {name: settled(events) for name, events in self._all_events.items()}
+
+    @cached_property
+    def _all_events(self) -> dict[str, list[dict[str, Any]]]:
         return {name: read_events(stage / "record.jsonl") for name in TRIAL_STAGES if (stage := self.stage(name))}
 
     @cached_property
@@ -87,7 +93,7 @@ class StudyFiles:
         rows = [
             {"stage": stage, "trial": event["trial"], "epoch": event["epoch"], "decision": event["decision"],
              **event["metrics"]}
-            for stage, events in self.events.items() for event in events if event["event"] == "report"
+            for stage, events in self.events.items() for event in virtual_order(events)
         ]
         columns = ["stage", "trial", "epoch", "decision", "train_loss", "hard_loss", "soft_loss",
                    "validation_accuracy", "validation_loss", "agreement", "lr", "images_per_second", "seconds"]
@@ -121,7 +127,8 @@ class StudyFiles:
     def spent(self) -> pd.DataFrame:
         """Where the training time went: stage, kind, trials, epochs, seconds (of training, summed over trials).
 
-        `kind` says how the trials ended; `saved` estimates the time of the epochs that early stopping skipped.
+        `kind` says how the trials ended; `saved` estimates the time of the epochs that early stopping skipped;
+        `discarded` is what stopped trials trained on while the decision on them waited for other trials.
         """
         rows = []
         last = self.curves.dropna(subset=["seconds"]).drop_duplicates(["stage", "trial"], keep="last")
@@ -133,6 +140,7 @@ class StudyFiles:
                 missing = full - group["epochs"]
                 rows.append((stage, "saved", len(group), missing.sum(),
                              (missing * group["seconds"] / group["epochs"]).sum()))
+        rows += [row for stage, events in self._all_events.items() if (row := _discarded_row(stage, events))]
         return pd.DataFrame(rows, columns=["stage", "kind", "trials", "epochs", "seconds"])
 
     def _trial_events(self) -> list[tuple[str, dict[str, Any]]]:
@@ -296,19 +304,6 @@ def read_json(path: Path) -> Any | None:
         return None
 
 
-def read_events(path: Path) -> list[dict[str, Any]]:
-    """The events of a record up to the first line that is not whole; none where there is no record."""
-    events: list[dict[str, Any]] = []
-    if not path.exists():
-        return events
-    for line in path.read_bytes().splitlines():
-        try:
-            events.append(json.loads(line))
-        except (ValueError, RecursionError):
-            break
-    return events
-
-
 def read_columns(path: Path, *columns: str) -> pd.DataFrame:
     """Columns of a Parquet file. Raises ValueError, one line that names the file, where any of them lacks a value."""
     try:
@@ -319,6 +314,20 @@ def read_columns(path: Path, *columns: str) -> pd.DataFrame:
     if not whole:
         raise ValueError(f"{path} cannot be read: it has rows without a value")
     return table
+
+
+def _discarded_row(stage: str, events: list[dict[str, Any]]) -> tuple[str, str, int, int, float] | None:
+    """A row of `StudyFiles.spent` about the training that stopped trials did in vain."""
+    reports = discarded(events)
+    if not reports:
+        return None
+    last = {(event["trial"], event["epoch"]): event["metrics"].get("seconds") or 0.0 for event in events
+            if event["event"] == "report"}
+    stops = {event["trial"]: event["epoch"] for event in events if event.get("decision") == "stop"}
+    beyond = {event["trial"]: event["epoch"] for event in reports}  # the last report of each
+    epochs = sum(epoch - stops[trial] for trial, epoch in beyond.items())
+    seconds = sum(last[trial, epoch] - last.get((trial, stops[trial]), 0.0) for trial, epoch in beyond.items())
+    return stage, "discarded", len(beyond), epochs, seconds
 
 
 def _is_failure(event: dict[str, Any]) -> bool:

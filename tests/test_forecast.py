@@ -63,16 +63,25 @@ def test_workers_that_train_a_teacher_together_have_everything_to_themselves():
 def test_a_rung_keeps_one_in_so_many_and_the_protected_go_on():
     """Of very many trials a third passes each rung; at first more do, since nobody is there to compare with."""
     protected, free = 9, 1500
-    expected = forecast([Work("distill", protected + free, protected, 30, (4, 12), 1.0)], 8, 3)
+    expected = forecast([Work("distill", protected + free, protected, 30, (4, 12), 1.0, parallel=8)], 8, 3)
     theory = protected * 30 + free * (4 + 8 / 3 + 18 / 9)
     assert theory * 0.97 < expected.epochs["distill"] < theory * 1.1
-    alone = forecast([Work("distill", 1, 0, 30, (4, 12), 1.0)], 8, 3)
+    alone = forecast([Work("distill", 1, 0, 30, (4, 12), 1.0, parallel=8)], 8, 3)
     assert alone.epochs["distill"] == 30
 
 
+def test_a_search_runs_no_more_trials_at_a_time_than_it_has_virtual_workers():
+    """Its five protected trials depend on no other and run together; then each waits for the end of another."""
+    work = Work("baseline", 9, 5, 10, (), 1.0, parallel=2)
+    # On many slots: five trials of 10 s; the sixth needs four ends, the others one more each.
+    assert forecast([work], 64, 3).wall == 30
+    assert forecast([replace(work, parallel=4)], 64, 3).wall == 20
+    assert forecast([work], 1, 3).wall == 90
+
+
 def test_more_slots_take_no_longer():
-    works = [listed("teacher", 2, 10, 2.0), Work("baseline", 20, 5, 30, (4, 12), 0.5, 0.2),
-             listed("teacher_logits", 15, 1, 2.0), Work("distill", 30, 9, 30, (4, 12), 0.5, 0.2)]
+    works = [listed("teacher", 2, 10, 2.0), Work("baseline", 20, 5, 30, (4, 12), 0.5, 0.2, parallel=4),
+             listed("teacher_logits", 15, 1, 2.0), Work("distill", 30, 9, 30, (4, 12), 0.5, 0.2, parallel=4)]
     walls = [forecast(works, slots, 3).wall for slots in (1, 2, 4, 8, 64)]
     assert walls == sorted(walls, reverse=True)
     assert walls[-1] >= 2 * 10 + 2 + 15  # the longest chain: a teacher, an answer, a full distillation

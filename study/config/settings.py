@@ -152,6 +152,10 @@ class SearchSettings(Settings):
     )
     report_every: PositiveInt | None = Field(None, description="epochs between reports; by default a thirtieth of all")
     checkpoint_every: PositiveInt | None = Field(None, description="epochs between checkpoints; by default 5 reports")
+    parallel: Annotated[int, Field(ge=1, le=10_000)] = Field(
+        4, description="a trial is proposed from the results of all earlier trials but this many less one, on any "
+        "number of workers; also how many trials of a search run at a time at most"
+    )
     warm_start: Line | None = Field(
         None, description="another study's folder: TPE starts from what its searches found in the same space"
     )

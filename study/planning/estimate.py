@@ -50,9 +50,9 @@ class StagePlan:
         """Return the input of the forecast. If seconds are unknown, the number of operations replaces them."""
         load = self.load
         seconds = load.images * self.flop_per_image if self.seconds is None else self.seconds
-        if load.rungs:
+        if load.parallel:
             return Work(self.name, load.runs, load.protected, load.epochs, load.rungs, seconds, self.overhead,
-                        needs=self.needs)
+                        needs=self.needs, parallel=load.parallel)
         return Work(self.name, load.runs, load.runs, 1, (), seconds * load.epochs, self.overhead, load.workers,
                     self.needs)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from kdstudy.search.rungs import Rungs
+from kdstudy.search.virtual_time import VirtualTime
 
 DRAWS = 9  # random draws of the trials' quality; fewer for thousands of trials
 LIKENESS = 0.9  # correlation of a trial's rank at a rung with its final rank
@@ -22,7 +22,8 @@ class Work:
 
     protected: how many of the first trials are never stopped early. seconds: per epoch, reports included. overhead:
     seconds per trial outside its epochs. workers: if more than one, they train each model together, one trial after
-    the other, while no other trial runs. needs: the stages that must end first.
+    the other, while no other trial runs. needs: the stages that must end first. parallel: the virtual workers of a
+    search.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Work:
     overhead: float = 0.0
     workers: int = 1
     needs: tuple[str, ...] = ()
+    parallel: int | None = None
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,10 @@ class _Run:
         self._works = {work.name: work for work in works}
         self._slots = self._free = slots
         self._random = np.random.default_rng(seed)
-        self._rungs = {name: Rungs(list(work.rungs), reduction_factor) for name, work in self._works.items()}
+        self._searches = {
+            name: VirtualTime(work.parallel, work.protected, list(work.rungs), work.epochs, reduction_factor)
+            for name, work in self._works.items() if work.parallel}
+        self._stopped: set[tuple[str, int]] = set()
         self._begun = dict.fromkeys(self._works, 0)
         self._ended = dict.fromkeys(self._works, 0)
         self._epochs = dict.fromkeys(self._works, 0.0)
@@ -93,7 +98,12 @@ class _Run:
         for name, work in self._ready():
             if self._free or not work.runs:
                 self._times.setdefault(name, (now, now))
+            search = self._searches.get(name)
             while self._free >= self._taken(work) and self._begun[name] < work.runs:
+                if search and search.next_start() is None:
+                    break
+                if search:
+                    search.begin()
                 trial = self._begun[name]
                 self._begun[name] += 1
                 self._free -= self._taken(work)
@@ -119,12 +129,18 @@ class _Run:
 
     def _reach(self, now: float, stage: str, trial: int, epoch: int) -> None:
         work = self._works[stage]
-        if epoch < work.epochs:
-            seen = LIKENESS * self._goodness[stage, trial] + (1 - LIKENESS**2) ** 0.5 * self._random.standard_normal()
-            if self._rungs[stage].passes(trial, epoch, seen) or trial < work.protected:
-                self._go_on(now, work, trial, epoch)
-                return
+        if stage in self._searches and (stage, trial) not in self._stopped:
+            self._decide(stage, trial, epoch)
+        if epoch < work.epochs and (stage, trial) not in self._stopped:
+            self._go_on(now, work, trial, epoch)
+            return
         self._free += self._taken(work)
         self._ended[stage] += 1
         self._epochs[stage] += epoch
         self._times[stage] = (self._times[stage][0], now)
+
+    def _decide(self, stage: str, trial: int, epoch: int) -> None:
+        search = self._searches[stage]
+        luck = self._random.standard_normal() if epoch < self._works[stage].epochs else 0.0
+        search.reach(trial, epoch, LIKENESS * self._goodness[stage, trial] + (1 - LIKENESS**2) ** 0.5 * luck)
+        self._stopped |= {(stage, decision.number) for decision in search.settle() if decision.decision == "stop"}

@@ -4,11 +4,12 @@
 it to Ray Tune.
 """
 
+import bisect
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from kdstudy.search.rungs import Rungs
+from kdstudy.search.order import AtOnce, InVirtualTime, Order
 from kdstudy.search.runs import Proposer
 from kdstudy.store.record import METRIC, Record, TrialState
 
@@ -16,22 +17,31 @@ from kdstudy.store.record import METRIC, Record, TrialState
 class TrialManager:
     """Hands out trials and decides after each report. Both are recorded before anything else happens.
 
+    parallel: the number of virtual workers of a search that decides in virtual time, so that its trials do not depend
+    on when they report; see `kdstudy.search.virtual_time`. If None, every decision is made at once, from what has been
+    reported so far.
+
     has_results: whether a completed trial's result files exist. If given, a trial is finished only once its last
     epoch's checkpoint is recorded and these files exist. scored: whether every report must include an accuracy.
     """
 
     def __init__(self, record: Record, proposer: Proposer, *, epochs: int, rungs: Iterable[int] = (),
-                 reduction_factor: int = 3, has_results: Callable[[TrialState], bool] | None = None,
+                 reduction_factor: int = 3, parallel: int | None = None,
+                 has_results: Callable[[TrialState], bool] | None = None,
                  scored: bool = True, on_change: Callable[[], None] | None = None):
         self.proposer, self.epochs, self.has_results = proposer, epochs, has_results
-        self.rungs, self._reduction_factor = list(rungs), reduction_factor
+        self.rungs, self._reduction_factor, self._parallel = list(rungs), reduction_factor, parallel
         self._on_change, self._scored = on_change or (lambda: None), scored
         self._begin(record)
 
     def _begin(self, record: Record) -> None:
         self.record = record
-        self._rungs = Rungs(self.rungs, self._reduction_factor)
-        self._replay_rungs()
+        self._order: Order
+        if self._parallel is None:
+            self._order = AtOnce(record, self.rungs, self.epochs, self._reduction_factor)
+        else:
+            self._order = InVirtualTime(record, self.rungs, self.epochs, self._reduction_factor, self._parallel,
+                                        self.proposer.protected + 1)  # besides trial 0
         self._unfinished = [trial.number for trial in record.trials.values() if not self.is_finished(trial)]
         self.running: set[int] = set()
         self._begun_at: dict[int, int] = {}  # epochs that each trial had completed when it was handed out
@@ -44,17 +54,17 @@ class TrialManager:
         if trial.state == "complete" and self.has_results:
             saved = trial.checkpoint is not None and trial.checkpoint["epoch"] == self.epochs
             return saved and self.has_results(trial)
-        return trial.state != "running"
+        # A trial whose last rung still waits for other trials may have run all its epochs.
+        return trial.state != "running" or trial.epoch >= self.epochs
 
     def next(self) -> TrialState | None:
         """Return the next trial to run, interrupted ones first, or None if there are no more."""
         if self._unfinished:
             trial = self.record.trials[self._unfinished.pop(0)]
         else:
-            trial = self.proposer(len(self.record.trials), self.record)
+            trial = self._order.propose(self.proposer)
             if trial is None:
                 return None
-            self.record.add_trial(trial)
         self.running.add(trial.number)
         self._begun_at[trial.number] = trial.epoch
         self._on_change()
@@ -69,47 +79,51 @@ class TrialManager:
         trial = self.record.trials[number]
         earlier = trial.recorded(epoch)
         if earlier is not None and not failure:
-            decision = self._repeated(trial, epoch, earlier, metrics)
+            self._compare(trial, epoch, earlier, metrics)
         else:
-            decision = "failed" if failure else self._decide(trial, epoch, metrics.get(METRIC))
-            self.record.report(number, epoch, decision, metrics, failure, where)
+            self._order.report(trial, epoch, metrics, failure, where)
+        decision = self._answer(trial, earlier)
         if decision != "continue":
             self.running.discard(number)
         self._on_change()
         return decision
 
-    def _decide(self, trial: TrialState, epoch: int, accuracy: float | None) -> str:
-        passes = accuracy is None or self._rungs.passes(trial.number, epoch, accuracy)
-        if epoch >= self.epochs:
-            return "complete"
-        return "continue" if passes or trial.protected else "stop"
+    def _answer(self, trial: TrialState, earlier: dict[str, Any] | None) -> str:
+        """Return what the trial's worker is told."""
+        if earlier is not None and trial.state == "complete":
+            return earlier["decision"]  # it runs again, since its result files are missing
+        if trial.state != "running":
+            return {"stopped": "stop"}.get(trial.state, trial.state)
+        return "complete" if (earlier or trial.reports[-1])["epoch"] >= self.epochs else "continue"
 
-    def _repeated(self, trial: TrialState, epoch: int, earlier: dict[str, Any], metrics: dict[str, Any]) -> str:
-        """Return the recorded decision for an epoch that was repeated after an interruption; record any mismatch."""
+    def _compare(self, trial: TrialState, epoch: int, earlier: dict[str, Any], metrics: dict[str, Any]) -> None:
+        """Record if an epoch that is repeated after an interruption comes out differently. The first report counts."""
         for name in (METRIC, "validation_loss"):
             recorded, seen = earlier["metrics"].get(name), metrics.get(name)
             if recorded != seen:
                 self.record.mismatch(trial.number, epoch, name, recorded, seen)
                 break
-        return earlier["decision"]
 
     def checkpoint(self, number: int, epoch: int, path: str) -> None:
         self.record.checkpoint(number, epoch, path)
 
     def take_back(self, number: int, without_progress: bool = False) -> bool:
-        """Requeue a trial whose workers died. Returns False if it made no progress since it was handed out, unless it
-        may be requeued without any."""
+        """Requeue a trial whose workers died, unless it is finished. Returns False if it made no progress since it was
+        handed out, unless it may be requeued without any."""
         trial = self.record.trials[number]
-        if self.is_finished(trial) or (trial.epoch == self._begun_at[number] and not without_progress):
+        if self.is_finished(trial):
+            self.running.discard(number)
+            return True
+        if trial.epoch == self._begun_at[number] and not without_progress:
             return False
-        self._unfinished.append(number)
+        bisect.insort(self._unfinished, number)
         self.running.discard(number)
         return True
 
     def fail(self, number: int, reason: str) -> None:
         """Mark a trial as failed that ended without a report."""
         if self.record.trials[number].state == "running":
-            self.record.fail(number, reason)
+            self._order.fail(number, reason)
         self.running.discard(number)
         self._on_change()
 
@@ -136,10 +150,3 @@ class TrialManager:
         """Whether all trials are finished."""
         trials = self.record.trials
         return len(trials) >= self.total and all(self.is_finished(trial) for trial in trials.values())
-
-    def _replay_rungs(self) -> None:
-        """Enter all recorded reports into the rungs, in chronological order."""
-        for trial, report in self.record.reports_in_order():
-            accuracy = report["metrics"].get(METRIC)
-            if report["decision"] != "failed" and accuracy is not None:
-                self._rungs.passes(trial, report["epoch"], accuracy)

@@ -1,36 +1,38 @@
-"""Early stopping by ASHA (asynchronous successive halving, Li et al. 2020), as implemented in Ray Tune."""
+"""Early stopping by ASHA (asynchronous successive halving, Li et al. 2020)."""
 
-from types import SimpleNamespace
+import math
 
-from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
-
-from kdstudy.store.record import METRIC
+import numpy as np
 
 
 class Rungs:
-    """Ray's ASHA scheduler, keyed by kdstudy's trial numbers.
+    """The accuracies (0 to 1) that trials had at each rung, and what they mean for others.
 
-    Ray's trial ids change when a search is resumed. The scheduler therefore gets stand-in trials with kdstudy's
-    numbers, so that a record can be replayed into it.
+    The rule is that of Ray Tune's AsyncHyperBandScheduler with one bracket, which cannot be used itself: it enters a
+    trial when it decides on it, and knows no order but that of the reports.
     """
 
     def __init__(self, epochs: list[int], reduction_factor: int):
-        self._scheduler = None
-        self._known: set[int] = set()
-        if epochs:
-            # Rungs are grace_period * reduction_factor^k up to max_t; the margin protects the last from rounding.
-            self._scheduler = AsyncHyperBandScheduler(
-                time_attr="epoch", metric=METRIC, mode="max", grace_period=epochs[0], max_t=epochs[-1] * 1.01,
-                reduction_factor=reduction_factor, stop_last_trials=False,
-            )
+        self._quantile = 100 * (1 - 1 / reduction_factor)
+        self._entered: dict[int, dict[int, float]] = {epoch: {} for epoch in epochs}
+
+    def enter(self, number: int, epoch: int, accuracy: float) -> None:
+        """Enter a trial at the rung at an epoch."""
+        self._entered[epoch][number] = accuracy
+
+    def is_good_enough(self, epoch: int, accuracy: float, among: float = math.inf) -> bool:
+        """Whether an accuracy at a rung is among the best 1/reduction_factor of the trials entered there.
+
+        among: only trials with numbers up to this one count."""
+        others = [value for number, value in self._entered[epoch].items() if number <= among]
+        return not others or accuracy >= np.percentile(others, self._quantile)
 
     def passes(self, number: int, epoch: int, accuracy: float) -> bool:
-        """Enter a trial's accuracy (0 to 1) at an epoch. Returns False if ASHA would stop the trial."""
-        if self._scheduler is None:
-            return True
-        stand_in = SimpleNamespace(trial_id=str(number))
-        if number not in self._known:
-            self._known.add(number)
-            self._scheduler.on_trial_add(None, stand_in)
-        decision = self._scheduler.on_trial_result(None, stand_in, {"epoch": epoch, METRIC: accuracy})
-        return decision == TrialScheduler.CONTINUE
+        """Take a report, which counts at the highest rung that it has reached and where the trial is not yet entered.
+        Returns False if the trial should be stopped."""
+        for rung, entered in reversed(self._entered.items()):
+            if rung <= epoch and number not in entered:
+                passes = self.is_good_enough(rung, accuracy)
+                self.enter(number, rung, accuracy)
+                return passes
+        return True

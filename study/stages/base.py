@@ -89,7 +89,7 @@ class Workload:
 
     runs: maximum number. protected: how many of the first runs are never stopped early. epochs: per run. images: per
     epoch. models: the models that process the images. passes: the cost of an image in forward passes of these models;
-    1 is inference. workers: how many train one model together. paced_by: stages whose seconds per epoch, times a
+    1 is inference. parallel: the virtual workers of a search. workers: how many train one model together. paced_by: stages whose seconds per epoch, times a
     factor, are used if this stage has no records.
     """
 
@@ -100,6 +100,7 @@ class Workload:
     passes: float
     protected: int = 0
     rungs: tuple[int, ...] = ()
+    parallel: int | None = None
     workers: int = 1
     paced_by: Mapping[str, float] = field(default_factory=dict)
 
@@ -216,8 +217,13 @@ class Stage(ABC):
     def runs(self) -> tuple[TrialState, ...] | None:
         """Return the stage's runs, or None if they are proposed one by one, as in a search."""
 
-    def proposer(self, slots: int) -> Proposer:
-        """Return the proposer of the stage's trials. slots: how many trials run concurrently."""
+    @property
+    def parallel(self) -> int | None:
+        """The number of virtual workers of a search; None for runs that do not depend on each other."""
+        return None
+
+    def proposer(self, concurrent: int) -> Proposer:
+        """Return the proposer of the stage's trials. concurrent: how many trials run without each other's results."""
         return ListProposer(self.runs())
 
     def prepare(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -25,6 +26,7 @@ from kdstudy.watch.progress import show_parameters
 if TYPE_CHECKING:  # avoids importing torch, which a finished study does not need
     from kdstudy.trainables.task import Task
 
+PARALLEL_BEFORE = 4  # leaves fingerprints as they were before this setting came; it must not follow the default
 ORIGINS = frozenset({"default", "sobol", "tpe"})
 
 
@@ -63,6 +65,8 @@ class SearchStage(Stage):
         space = {name: dimension.model_dump() for name, dimension in config.space(self.arm).items()}
         inputs = [*students.shared_inputs(self.context), space, config.default_parameters(self.arm),
                   config.protected(self.arm), config.rungs, config.search.reduction_factor, config.report_every]
+        if config.search.parallel != PARALLEL_BEFORE:
+            inputs.append({"parallel": config.search.parallel})
         return [*inputs, {"warm_start": config.search.warm_start}] if config.search.warm_start else inputs
 
     def is_current(self) -> bool:
@@ -85,10 +89,14 @@ class SearchStage(Stage):
     def runs(self) -> None:
         return None
 
-    def proposer(self, slots: int) -> Proposer:
+    @property
+    def parallel(self) -> int:
+        return self.config.search.parallel
+
+    def proposer(self, concurrent: int) -> Proposer:
         from kdstudy.search.proposer import OptunaProposer  # Optuna and SciPy take a second to import
 
-        return OptunaProposer.of(self.config, self.arm, slots)
+        return OptunaProposer.of(self.config, self.arm, concurrent)
 
     def task(self) -> Task:
         return students.arm_task(self.context, self.arm, [search_view_seed(self.config.seed)])
@@ -184,8 +192,9 @@ class SearchStage(Stage):
 
     def workload(self) -> Workload:
         trials = self.config.trials(self.arm)
-        return students.workload(self.context, self.arm, trials, min(trials, self.config.protected(self.arm) + 1),
-                                 tuple(self.config.rungs))
+        load = students.workload(self.context, self.arm, trials)
+        return replace(load, protected=min(trials, self.config.protected(self.arm) + 1),
+                       rungs=tuple(self.config.rungs), parallel=self.parallel)
 
     def space(self, runs: int, size: Callable[[ModelSettings], int]) -> Space:
         return Space(COPIES_IN_CHECKPOINT * size(self.config.student))

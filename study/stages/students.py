@@ -59,12 +59,11 @@ def arm_task(context: Context, arm: str, view_seeds: list[int]) -> Task:
     return replace(task, teacher=context.stage("teacher_logits").teacher(view_seeds))
 
 
-def workload(context: Context, arm: str, runs: int, protected: int = 0, rungs: tuple[int, ...] = ()) -> Workload:
+def workload(context: Context, arm: str, runs: int) -> Workload:
     """Return the work of a stage that trains students of an arm; see `Workload`."""
     config = context.config
-    return Workload(runs=runs, protected=protected, rungs=rungs, epochs=config.train.epochs,
-                    images=len(context.splits.student_train), models=(config.student,), passes=_passes(context, arm),
-                    paced_by=_paced_by(context, arm))
+    return Workload(runs=runs, epochs=config.train.epochs, images=len(context.splits.student_train),
+                    models=(config.student,), passes=_passes(context, arm), paced_by=_paced_by(context, arm))
 
 
 def _passes(context: Context, arm: str) -> float:

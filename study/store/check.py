@@ -11,7 +11,19 @@ from pydantic import ValidationError
 from kdstudy.config.wording import location_of, wording
 from kdstudy.errors import UserError
 from kdstudy.store.files import digest_of, is_json, read_json
-from kdstudy.store.schema import EVENTS, Description, Done, Event, OfTrial, Part, Report, Session, StageFiles, Trial
+from kdstudy.store.schema import (
+    EVENTS,
+    Decided,
+    Description,
+    Done,
+    Event,
+    OfTrial,
+    Part,
+    Report,
+    Session,
+    StageFiles,
+    Trial,
+)
 from kdstudy.trainables.paths import not_plain
 
 WRITTEN_BY_OTHERS = ("wandb",)  # contains symbolic links; kdstudy reads nothing from it
@@ -120,7 +132,9 @@ class _RecordCheck:
     def __init__(self, stage: str, path: Path, expected: StageFiles, done: bool):
         self._stage, self._path, self._expected, self._done = stage, path, expected, done
         self._trials: dict[int, float | None] = {}  # last validation accuracy of each trial
-        self._seen: set[tuple[int, int]] = set()  # (trial, epoch) of the reports so far, without failures
+        # The accuracies of the reports so far, without failures, by (trial, epoch)
+        self._seen: dict[tuple[int, int], float | None] = {}
+        self._stopped: set[int] = set()  # trials that were stopped at an epoch before their last
         self._most_epochs = 0
 
     def check(self, content: bytes) -> dict[int, float | None]:
@@ -154,6 +168,8 @@ class _RecordCheck:
             raise _MisplacedError(f"there is no trial {event.trial} before it")
         elif isinstance(event, Report):
             self._report(event)
+        elif isinstance(event, Decided):
+            self._decide(event)
 
     def _begin(self, trial: Trial) -> None:
         if trial.trial in self._trials:
@@ -169,8 +185,16 @@ class _RecordCheck:
             return
         if (report.trial, report.epoch) in self._seen:
             raise _MisplacedError(f"trial {report.trial} reports epoch {report.epoch} again")
-        self._seen.add((report.trial, report.epoch))
-        self._trials[report.trial] = report.metrics.validation_accuracy
+        accuracy = self._seen[report.trial, report.epoch] = report.metrics.validation_accuracy
+        if report.trial not in self._stopped:
+            self._trials[report.trial] = accuracy
+
+    def _decide(self, decided: Decided) -> None:
+        if (decided.trial, decided.epoch) not in self._seen:
+            raise _MisplacedError(f"there is no report of trial {decided.trial} at epoch {decided.epoch} before it")
+        if decided.decision == "stop":
+            self._stopped.add(decided.trial)
+            self._trials[decided.trial] = self._seen[decided.trial, decided.epoch]
 
     def _damaged(self, line: int, why: str) -> UserError:
         gone = _again(self._path) if self._done else "that line and those after it, to run that part again"

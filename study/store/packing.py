@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from kdstudy.analysis import report
-from kdstudy.analysis.study_files import StudyFiles, read_events
+from kdstudy.analysis.records import read_events
+from kdstudy.analysis.study_files import StudyFiles
 from kdstudy.config.load import STUDY_FILE
 from kdstudy.errors import UserError
 from kdstudy.store import files

@@ -4,8 +4,11 @@ Each event is one JSON line, written to disk before the trial continues. Trials 
 
     session     a driver started to work on this stage: process, host and planned trials
     prior       finished trials of another study for a warm start: parameters, accuracies by epoch, state
-    trial       a trial was assigned to a worker: number, parameters, seeds, origin, protected, label
+    trial       a trial was assigned to a worker: number, parameters, seeds, origin, protected, label, and its start in
+                virtual time where the search decides in virtual time
     report      metrics of a trial at an epoch, where it ran, and the decision: continue, stop, complete or failed
+    decision    a later decision on a report, which had to wait for other trials' reports. What a trial did after the
+                epoch at which it is stopped does not count
     checkpoint  path from which a trial can resume
     end         a trial failed without a report: reason
     retry       a failed trial will run again
@@ -48,6 +51,10 @@ class TrialState:
     reason: str | None = None
     where: str | None = None  # node and GPUs of the last report
     begun: float = 0.0  # Unix time at which it first started
+    start: int | None = None  # in virtual time, in epochs; None where the search decides at once
+    decided: int = 0  # the last epoch with a decision, where the search decides in virtual time
+    discarded: list[dict[str, Any]] = field(default_factory=list)  # reports after the epoch at which it was stopped
+    retried_from: int | None = None  # the epoch that it had reached when it failed and was tried again
 
     @property
     def epoch(self) -> int:
@@ -77,6 +84,7 @@ class Record:
         self.prior_study: str | None = None
         self.session: dict[str, Any] = {}  # the last driver's session event: time, host, pid, epochs, wanted, …
         self.mismatches = 0
+        self.first_mismatch: tuple[int, int] | None = None  # trial and epoch
         self.begun = 0.0
         self.seconds = 0.0  # of work, summed over all drivers
         self._sequence = 0
@@ -126,7 +134,11 @@ class Record:
     def add_trial(self, trial: TrialState) -> None:
         self._append({"event": "trial", "trial": trial.number, "parameters": trial.parameters, "seed": trial.seed,
                       "view_seed": trial.view_seed, "origin": trial.origin, "protected": trial.protected,
-                      "label": trial.label})
+                      "label": trial.label, **({} if trial.start is None else {"start": trial.start})})
+
+    def decide(self, number: int, epoch: int, decision: str) -> None:
+        """Enter a decision on a report that is on record."""
+        self._append({"event": "decision", "trial": number, "epoch": epoch, "decision": decision})
 
     def report(self, number: int, epoch: int, decision: str, metrics: dict[str, Any],
                reason: str | None = None, where: str | None = None) -> None:
@@ -166,12 +178,19 @@ class Record:
             self.session |= event
         elif kind == "trial":
             self.trials[number] = TrialState(number, event["parameters"], event["seed"], event["view_seed"],
-                                             event["origin"], event["protected"], event["label"], begun=event["time"])
+                                             event["origin"], event["protected"], event["label"], begun=event["time"],
+                                             start=event.get("start"))
         elif kind == "report":
             trial = self.trials[number]
-            trial.reports.append({key: event[key] for key in ("sequence", "time", "epoch", "decision", "metrics")})
+            report = {key: event[key] for key in ("sequence", "time", "epoch", "decision", "metrics")}
+            if trial.state == "stopped":
+                trial.discarded.append(report)
+                return
+            trial.reports.append(report)
             trial.state = ENDINGS.get(event["decision"], "running")
             trial.reason, trial.where = event["reason"], event.get("where", trial.where)
+        elif kind == "decision":
+            _decide(self.trials[number], event["epoch"], event["decision"])
         elif kind == "checkpoint":
             self.trials[number].checkpoint = {"epoch": event["epoch"], "path": event["path"]}
         elif kind == "end":
@@ -180,8 +199,10 @@ class Record:
             trial = self.trials[number]
             trial.reports = [report for report in trial.reports if report["decision"] != "failed"]
             trial.state, trial.reason = "running", None
+            trial.retried_from = trial.epoch if trial.retried_from is None else trial.retried_from
         elif kind == "mismatch":
             self.mismatches += 1
+            self.first_mismatch = self.first_mismatch or (number, event["epoch"])
         elif kind == "prior":
             self.prior_study = event["study"]
             self.prior = [_prior(number, trial) for number, trial in enumerate(event["trials"])]
@@ -191,6 +212,19 @@ class Record:
             self.seconds += event["time"] - self.last_time
         self.begun = self.begun or event["time"]
         self.last_time = event["time"]
+
+
+def _decide(trial: TrialState, epoch: int, decision: str) -> None:
+    trial.decided = epoch
+    report = trial.recorded(epoch)
+    if decision == "continue" or report is None:
+        return
+    report["decision"], trial.state = decision, ENDINGS[decision]
+    if decision == "stop":
+        counts = [report["epoch"] <= epoch and report["decision"] != "failed" for report in trial.reports]
+        trial.discarded = [report for report, kept in zip(trial.reports, counts, strict=True) if not kept]
+        trial.reports = [report for report, kept in zip(trial.reports, counts, strict=True) if kept]
+        trial.reason = None  # it may have failed after that epoch
 
 
 def _prior(number: int, trial: dict[str, Any]) -> TrialState:

@@ -179,6 +179,7 @@ class Trial(OfTrial):
     origin: str
     protected: bool
     label: str
+    start: Whole | None = None
 
 
 class Metrics(Part):
@@ -195,6 +196,11 @@ class Report(OfTrial):
     metrics: Metrics
 
 
+class Decided(OfTrial):
+    epoch: Epoch
+    decision: Literal["continue", "stop", "complete"]
+
+
 class Checkpoint(OfTrial):
     epoch: Epoch
     path: CheckpointPath
@@ -209,4 +215,4 @@ class Session(Event):
 
 
 EVENTS = {"session": Session, "prior": Prior, "trial": Trial, "report": Report, "checkpoint": Checkpoint, "end": End,
-          "retry": OfTrial, "mismatch": OfTrial}
+          "retry": OfTrial, "mismatch": OfTrial, "decision": Decided}

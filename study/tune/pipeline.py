@@ -137,11 +137,14 @@ class Pipeline:
 
     def _manager(self, stage: Stage, folder: StageFolder) -> TrialManager:
         """Return the trial manager of a stage, which resumes from the stage's record."""
-        record, slots = folder.record(), self._connection.slots.count()
+        record = folder.record()
         stage.begin_record(record)
         for trial in stage.failed_runs(record):  # a new driver retries them
             record.retry(trial.number)
-        return TrialManager(record, stage.proposer(slots), epochs=stage.epochs, rungs=stage.rungs,
+        # A search that an earlier version began goes on as it began: it decides at once.
+        parallel = None if any(trial.start is None for trial in record.trials.values()) else stage.parallel
+        proposer = stage.proposer(parallel or self._connection.slots.count())
+        return TrialManager(record, proposer, epochs=stage.epochs, rungs=stage.rungs, parallel=parallel,
                             reduction_factor=self._study.config.search.reduction_factor,
                             has_results=stage.result_check(folder), scored=stage.scored,
                             on_change=self._show_trials)
