@@ -70,7 +70,7 @@ def scope(study: StudyFiles, outcome: dict[str, Any]) -> str:
             f"{counted(len(confirm['rows'][0]['runs']), 'fresh seed')}, last epoch, {_tests(study)}.")
     on_gain = ([_samples(outcome["gain"]), _look(outcome), _family(outcome), _better_default(outcome)]
                if has_verdict(outcome) else [])
-    return " ".join(filter(None, [text, _duplicates(outcome), _given_teacher(outcome), *on_gain]))
+    return " ".join(filter(None, [text, _duplicates(outcome), _given_teacher(outcome), _mismatches(study), *on_gain]))
 
 
 def _tests(study: StudyFiles) -> str:
@@ -95,6 +95,16 @@ def _given_teacher(outcome: dict[str, Any]) -> str:
     if teacher is None or teacher["trials"]:
         return ""
     return "The teacher was given: this study cannot tell whether it has seen the test images."
+
+
+def _mismatches(study: StudyFiles) -> str:
+    """Where training that an interruption cut off came out differently the second time."""
+    found = [f"{stage} trial {event['trial']}, epoch {event['epoch']}" for stage, events in study.events.items()
+             for event in events if event["event"] == "mismatch"]
+    if not found:
+        return ""
+    return (f"{counted(len(found), 'epoch')} came out differently when an interrupted trial was trained again (first: "
+            f"{found[0]}); the first result counts.")
 
 
 def _samples(gain: dict[str, Any]) -> str:

@@ -127,7 +127,8 @@ def regrets(studies: int) -> None:
         for rule in rules:
             more = found[rule] - found["at once, 4 slots"]
             print(f"| {trials} | {rule} | {found[rule].mean():.2f} "
-                  f"| {more.mean():+.2f} ({more.std(ddof=1) / len(more) ** 0.5:.2f}) | {epochs[rule]:.0f} |", flush=True)
+                  f"| {more.mean():+.2f} ({more.std(ddof=1) / len(more) ** 0.5:.2f}) | {epochs[rule]:.0f} |",
+                  flush=True)
 
 
 def _percent(share: float) -> str:

@@ -91,10 +91,11 @@ def accuracy(parameters: dict[str, float], epoch: int, number: int) -> float:
 # A driver, in a process of its own
 
 
-def book_of(folder: Path, config: StudyConfig, concurrent: int, **more: Any) -> TrialManager:
+def book_of(folder: Path, config: StudyConfig, **more: Any) -> TrialManager:
     """The search's manager, as `Study` makes it."""
-    return TrialManager(Record(folder / STAGE_FOLDER / "record.jsonl"), OptunaProposer.of(config, STAGE, concurrent),
-                     epochs=config.train.epochs, rungs=config.rungs, **more)
+    proposer = OptunaProposer.of(config, STAGE, config.search.parallel)
+    return TrialManager(Record(folder / STAGE_FOLDER / "record.jsonl"), proposer, epochs=config.train.epochs,
+                        rungs=config.rungs, parallel=config.search.parallel, **more)
 
 
 def drive(folder: Path) -> None:
@@ -104,7 +105,7 @@ def drive(folder: Path) -> None:
     with connected(), open(os.devnull, "w", encoding="utf-8") as nowhere:
         share = cluster_share(config.resources)
         display = Display(Console(file=nowhere, force_terminal=True, width=140), (STAGE,))
-        manager = book_of(folder, config, share.concurrent,
+        manager = book_of(folder, config,
                        on_change=measure.timed("display", lambda: display.trials({STAGE: manager})))
         measure.watch(manager)
         display.begin(STAGE)
@@ -295,7 +296,7 @@ def rows(folder: Path, trials: int, reports: int, stopping: bool) -> list[tuple[
     found = run(folder)
     path = folder / STAGE_FOLDER / "record.jsonl"
     size, config = path.stat().st_size, load_study(str(folder))
-    replay = [seconds(Record, path), seconds(book_of, folder, config, 1)]
+    replay = [seconds(Record, path), seconds(book_of, folder, config)]
     tune_size = sum(file.stat().st_size for file in (folder / TUNE).rglob("*") if file.is_file())
     table = [*of_run(found, trials),
              ("record", f"{show_bytes(size)}, {size / trials:.0f} bytes a trial"),

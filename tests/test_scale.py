@@ -13,7 +13,7 @@ TRIALS, REPORTS = 60, 5
 @pytest.mark.slow
 def test_a_search_that_is_killed_in_the_middle_records_every_trial_once(tmp_path):
     scale.make_study(tmp_path, TRIALS, REPORTS, stopping=True)
-    path = tmp_path / scale.STAGE / "record.jsonl"
+    path = tmp_path / scale.STAGE_FOLDER / "record.jsonl"
     scale.kill_in_the_middle(tmp_path, TRIALS // 2)
     killed = {number: trial for number, trial in Record(path, write=False).trials.items() if trial.state != "running"}
     assert 10 < len(killed) < TRIALS

@@ -118,6 +118,7 @@ def test_an_epoch_that_comes_out_differently_the_second_time_is_noted_and_counts
     trial = manager.next()
     assert manager.report(trial.number, report_of(trial, 1) | {METRIC: 0.5}) == "continue"
     assert manager.record.mismatches == 1 and len(manager.record.trials[0].reports) == 3
+    assert Record(path).mismatch_note() == "1 repeated report came out differently, first trial 0, epoch 1"
 
 
 @pytest.mark.parametrize("failure", ["train_loss is nan at epoch 2", "OutOfMemoryError: CUDA out of memory"])

@@ -8,7 +8,8 @@ from kdstudy.analysis.study_files import STAGES
 
 KINDS = {  # name, opacity, pattern
     "complete": ("full budget", 0.9, ""), "stopped": ("stopped early", 0.45, ""), "failed": ("failed", 0.3, "x"),
-    "running": ("running", 0.3, "."), "discarded": ("after the stop, discarded", 0.2, "+"), "saved": ("saved by early stopping (not spent)", 0.0, "/")}
+    "running": ("running", 0.3, "."), "discarded": ("after the stop, discarded", 0.2, "+"),
+    "saved": ("saved by early stopping (not spent)", 0.0, "/")}
 UNITS = ((3600, "hours"), (60, "minutes"), (1, "seconds"))
 
 

@@ -89,8 +89,8 @@ class Workload:
 
     runs: maximum number. protected: how many of the first runs are never stopped early. epochs: per run. images: per
     epoch. models: the models that process the images. passes: the cost of an image in forward passes of these models;
-    1 is inference. parallel: the virtual workers of a search. workers: how many train one model together. paced_by: stages whose seconds per epoch, times a
-    factor, are used if this stage has no records.
+    1 is inference. parallel: the virtual workers of a search. workers: how many train one model together. paced_by:
+    stages whose seconds per epoch, times a factor, are used if this stage has no records.
     """
 
     runs: int

@@ -159,6 +159,14 @@ class Record:
     def retry(self, number: int) -> None:
         self._append({"event": "retry", "trial": number})
 
+    def mismatch_note(self) -> str:
+        """Say how many repeated reports came out differently, and from where on; empty if none did."""
+        if self.first_mismatch is None:
+            return ""
+        trial, epoch = self.first_mismatch
+        reports = "1 repeated report" if self.mismatches == 1 else f"{self.mismatches} repeated reports"
+        return f"{reports} came out differently, first trial {trial}, epoch {epoch}"
+
     def reports_in_order(self) -> list[tuple[int, dict[str, Any]]]:
         """Return (trial number, report) of all trials in chronological order."""
         reports = [(trial.number, report) for trial in self.trials.values() for report in trial.reports]

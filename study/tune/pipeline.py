@@ -202,8 +202,8 @@ class Pipeline:
         """Print the final line of a finished stage."""
         done = folder.done
         outcome = done["outcome"] + (f" (taken from {done['taken_from']})" if reused and "taken_from" in done else "")
-        if mismatches := folder.read_record().mismatches:
-            outcome += f" · {mismatches} repeated reports came out differently"
+        if note := folder.read_record().mismatch_note():
+            outcome += f" · {note}"
         if not reused and "utilisation" in done:
             outcome += f" · {100 * done['utilisation']:.0f} % of {done['slots']:.3g} slots in use"
         self._display.end(folder.name, outcome, done["seconds"], reused)

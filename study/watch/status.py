@@ -123,7 +123,8 @@ class StageSnapshot:
     def line(self) -> tuple[Text, str]:
         """Return a one-line summary of the stage and its duration so far."""
         if self.done is not None:
-            return Text.assemble(("✓ ", "green"), self.done["outcome"]), clock(self.done["seconds"])
+            parts = [self.done["outcome"], *self._mismatches()]
+            return Text.assemble(("✓ ", "green"), " · ".join(parts)), clock(self.done["seconds"])
         if not self.trials:
             return Text("begun" if self.begun else "not begun", style="dim"), ""
         if self._study.driver is None:
@@ -141,6 +142,10 @@ class StageSnapshot:
         waiting = len(unfinished) - len(running)
         parts += [f"{waiting} {'unfinished' if self._study.driver is None else 'to continue'}"] if waiting else []
         return parts + [f"{len(found)} {state}" for state in ("stopped", "failed") if (found := self._of(state))]
+
+    def _mismatches(self) -> list[str]:
+        note = self.record.mismatch_note() if self.record else ""
+        return [note] if note else []
 
     def _best(self) -> list[str]:
         best = progress.best(self.trials)
