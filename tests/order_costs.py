@@ -91,21 +91,30 @@ def observed(surface: Callable, seed: int, number: int, parameters: dict[str, fl
 
 def walls(studies: int) -> None:
     """Print wall times, each as the ratio to that of the same studies when every decision is made at once."""
-    print("| slots | trials | search.parallel | wall time (least to most) | discarded epochs | idle | at once: idle |\n"
-          "|---:|---:|---:|---:|---:|---:|---:|")
+    print("| slots | trials | search.parallel | speeds ± 30 %: wall time | discarded epochs | idle (at once) "
+          "| and stragglers: wall time | discarded epochs | idle (at once) |\n"
+          "|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
     for slots, trials, protected in ((2, 20, 9), (8, 60, 12), (32, 240, 12), (128, 960, 12)):
-        at_once = [search(FAMILIES["aligned"], seed, trials, protected, slots, None) for seed in range(studies)]
-        for parallel in (slots, slots * 3 // 2, 2 * slots, 3 * slots):
-            virtual = [search(FAMILIES["aligned"], seed, trials, protected, slots, parallel)
-                       for seed in range(studies)]
-            # Which trials are stopped differs a little, so that what is compared is the time for the same training.
-            ratios = [(one.wall / (one.epochs - one.discarded)) / (other.wall / other.epochs)
-                      for one, other in zip(virtual, at_once, strict=True)]
-            print(f"| {slots} | {trials} | {parallel} | {_signed(statistics.median(ratios))} "
-                  f"({_signed(min(ratios))} to {_signed(max(ratios))}) "
-                  f"| {_percent(sum(one.discarded for one in virtual) / sum(one.epochs for one in virtual))} "
-                  f"| {_percent(statistics.mean(one.idle for one in virtual))} "
-                  f"| {_percent(statistics.mean(one.idle for one in at_once))} |", flush=True)
+        at_once = {share: _searches(studies, trials, protected, slots, None, share) for share in (0.0, STRAGGLERS)}
+        for parallel in (slots, 2 * slots, 3 * slots, 4 * slots):
+            cells = [_cell(_searches(studies, trials, protected, slots, parallel, share), others)
+                     for share, others in at_once.items()]
+            print(f"| {slots} | {trials} | {parallel} | {' | '.join(cells)} |", flush=True)
+
+
+def _searches(studies: int, trials: int, protected: int, slots: int, parallel: int | None,
+              stragglers: float) -> list[Outcome]:
+    return [search(FAMILIES["aligned"], seed, trials, protected, slots, parallel, stragglers=stragglers)
+            for seed in range(studies)]
+
+
+def _cell(virtual: list[Outcome], at_once: list[Outcome]) -> str:
+    # Which trials are stopped differs a little, so that what is compared is the time for the same training.
+    ratios = [(one.wall / (one.epochs - one.discarded)) / (other.wall / other.epochs)
+              for one, other in zip(virtual, at_once, strict=True)]
+    discarded = sum(one.discarded for one in virtual) / sum(one.epochs for one in virtual)
+    idle = [_percent(statistics.mean(one.idle for one in outcomes)) for outcomes in (virtual, at_once)]
+    return f"{_signed(statistics.median(ratios))} | {_percent(discarded)} | {idle[0]} ({idle[1]})"
 
 
 def regrets(studies: int) -> None:

@@ -13,6 +13,7 @@ import pytest
 from nodes import Nodes
 from running import KDSTUDY, wait_until, with_set
 
+from kdstudy.analysis.records import read_events, settled
 from kdstudy.launch.common import copy_package
 
 SETTINGS = ["resources.gpus_per_trial=0.5", "search.baseline_trials=24", "search.trials=8", "search.report_every=1",
@@ -44,8 +45,8 @@ def study(tmp_path_factory):
     (home / "older" / "kdstudy" / "trainables" / "loop.py").write_text("raise SystemExit('not the same')")
 
     def events():
-        return [json.loads(line) | {"stage": path.parent.name} for path in home.glob("mine/*/record.jsonl")
-                for line in path.read_text().split("\n")[:-1]]  # the last may be half written
+        return [event | {"stage": path.parent.name} for path in home.glob("mine/*/record.jsonl")
+                for event in settled(read_events(path))]
 
     def at_work():
         """The trials that have reported and not ended, and on which node each runs."""
