@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -75,6 +76,8 @@ def _render(orders: list[dict[str, Any]]) -> None:
         from kaleido.errors import BrowserClosedError, BrowserFailedError, ChromeNotFoundError
     except ImportError:
         raise ImagesUnavailable("images need kaleido 1 or newer: pip install 'kdstudy[images]'") from None
+    if not _chosen_browser_runs():
+        raise _no_start()
     try:
         # No figure has a formula, and MathJax would be fetched from the network.
         write_fig_from_object_sync(orders, cancel_on_error=True, kopts={"mathjax": False})
@@ -82,8 +85,24 @@ def _render(orders: list[dict[str, Any]]) -> None:
         raise ImagesUnavailable("images need Chromium or Chrome: install one, or name it in BROWSER_PATH"
                                 f"{_chosen_browser()}") from None
     except (BrowserClosedError, BrowserFailedError):
-        raise ImagesUnavailable("images need a Chromium or Chrome that starts: install another one, or name it in "
-                                f"BROWSER_PATH{_chosen_browser()}") from None
+        raise _no_start() from None
+
+
+def _no_start() -> ImagesUnavailable:
+    return ImagesUnavailable("images need a Chromium or Chrome that starts: install another one, or name it in "
+                             f"BROWSER_PATH{_chosen_browser()}")
+
+
+def _chosen_browser_runs() -> bool:
+    """Whether the browser that the user chose, if any, can say its version. Where one ends at once, kaleido may wait
+    for it for ever."""
+    path = os.environ.get("BROWSER_PATH")
+    if not path or not Path(path).is_file():  # kaleido says so if it is missing
+        return True
+    try:
+        return subprocess.run([path, "--version"], capture_output=True, timeout=60, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
 
 
 def _chosen_browser() -> str:

@@ -62,7 +62,7 @@ class Tally:
 class RunningStudy:
     """A study in a folder of its own, and what has been on record as finished so far."""
 
-    def __init__(self, home: Path, *settings: str, folder: Path | None = None, concurrent: int = 1):
+    def __init__(self, home: Path, *settings: str, folder: Path | None = None, concurrent: int = 2):
         home.mkdir(parents=True)
         shutil.copy(Path(__file__).with_name("faulty.py"), home)
         (home / "orders").mkdir()
@@ -466,9 +466,9 @@ def node_removed(ground: Ground, times: int) -> Tally:
     """Of two nodes with a trial each, one goes and another comes."""
     from ray.cluster_utils import Cluster
 
-    tally = Tally(equal="each as alone")
+    tally = Tally()
     for _ in range(times):
-        study = ground.study(concurrent=2)
+        study = ground.study()
         study.order("slow")
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
         try:
@@ -488,9 +488,7 @@ def node_removed(ground: Ground, times: int) -> Tally:
             cluster.shutdown()
         study.look()
         tally.times += 2
-        for stage in ("baseline", "distill", "confirm"):
-            tally.differences += unlike_solo(study, stage, [0, 1, 2])
-        ground.close(tally, study, equal=False)
+        ground.close(tally, study)
     return tally
 
 

@@ -6,6 +6,7 @@ or WHAT-always. die-once kills the worker that builds the next model.
 
 import functools
 import os
+import random
 import signal
 import time
 from collections.abc import Callable
@@ -62,8 +63,14 @@ def _sleep(logits: torch.Tensor) -> torch.Tensor:
     return logits
 
 
+def _jitter(logits: torch.Tensor) -> torch.Tensor:
+    time.sleep(2 * SLOW * random.SystemRandom().random() ** 4)  # mostly little, at times much
+    return logits
+
+
 ACTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "slow": _sleep,
+    "jitter": _jitter,
     "raise": _raise,
     "allocate": _allocate,
     "nan": lambda logits: logits * float("nan"),

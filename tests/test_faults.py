@@ -18,6 +18,7 @@ from faults import (
     cut,
     interrupt,
     one_line,
+    records,
     timeless,
     trial_workers,
     wait_until,
@@ -136,6 +137,28 @@ def test_a_trial_that_cannot_begin_says_so_whatever_it_is_handed(begin, tmp_path
     impossible = begin(lr=1e-3, optimizer="no such optimizer")
     impossible.restore(str(tmp_path))
     assert "no such optimizer" in impossible.step()["failure"].lower()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("concurrent", "what"), [(1, "nothing"), (2, "load"), (3, "jitter")])
+def test_a_study_is_the_same_on_any_number_of_slots_under_any_load(ground, concurrent, what):
+    """Alone on one slot, on two with every core busy otherwise, on three with random delays in every step."""
+    study = ground.study(concurrent=concurrent)
+    if what == "jitter":
+        study.order("jitter")
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count())
+            if what == "load"]
+    try:
+        study.run()
+    finally:
+        for process in busy:
+            process.kill()
+    assert_unharmed(ground, study)
+    mine, theirs = records(study.folder), records(ground.undisturbed.folder)
+    for stage in (name for name in theirs if name.startswith(("baseline-", "distill-"))):
+        decided = [[(trial.number, trial.start, trial.decided, trial.state) for trial in record.trials.values()]
+                   for record in (mine[stage], theirs[stage])]
+        assert decided[0] == decided[1] and all(start is not None for _, start, _, _ in decided[0])
 
 
 @pytest.mark.slow
