@@ -13,6 +13,7 @@ from ray.util.queue import Empty, Queue
 from kdstudy.store.storage import Storage
 from kdstudy.trainables.ddp import train
 from kdstudy.tune.cluster import Share
+from kdstudy.tune.own_ray import check_own_ray
 from kdstudy.tune.reasons import reason_of
 from kdstudy.tune.tuner import Job, enter_checkpoint, reported, trial_config
 
@@ -76,6 +77,7 @@ def _reports(storage: Storage, config: dict[str, Any], share: Share, workers: in
     fitting = threading.Thread(target=fit, daemon=True)
     fitting.start()
     while fitting.is_alive() or not reports.empty():
+        check_own_ray()
         try:
             yield reports.get(timeout=POLL_SECONDS)
         except Empty:

@@ -21,6 +21,7 @@ import ray
 from ray.tune.experiment import Trial
 
 from kdstudy.store.record import Record
+from kdstudy.tune.own_ray import check_own_ray
 from kdstudy.watch.display import clock
 
 TIMES_USUAL = 10
@@ -124,10 +125,11 @@ class Watchdog:
     # -- ending those that hang ---------------------------------------------------------------------------------------
 
     def look(self, controller: Any) -> None:
-        """End the workers that hang. Call it often. controller: Tune's."""
+        """End the workers that hang. Call it often. controller: Tune's. Raises RayLostError if Ray itself has died."""
         now = self._now()
         if now - self._looked < LOOK_EVERY:
             return
+        check_own_ray()
         self._looked, busy = now, {}
         for trial, worker in busy_workers(controller):
             name = trial.config["stage"], trial.config["number"]
