@@ -8,8 +8,9 @@ from typing import Any
 from kdstudy.analysis.cautions import all_guess, guessing
 from kdstudy.analysis.gain import SIGNIFICANT
 from kdstudy.analysis.number_text import counted, number_word, ordinal, show_interval, show_points
-from kdstudy.analysis.study_files import CONFIRM_STAGES, StudyFiles, find_row
+from kdstudy.analysis.study_files import ARMS, CONFIRM_STAGES, SEARCH_STAGES, StudyFiles, find_row
 
+LONGEST_REASON = 150  # characters
 SMOKE_VERDICT = "A trial run: the study works; its numbers say nothing."
 
 
@@ -70,7 +71,9 @@ def scope(study: StudyFiles, outcome: dict[str, Any]) -> str:
             f"{counted(len(confirm['rows'][0]['runs']), 'fresh seed')}, last epoch, {_tests(study)}.")
     on_gain = ([_samples(outcome["gain"]), _look(outcome), _family(outcome), _better_default(outcome)]
                if has_verdict(outcome) else [])
-    return " ".join(filter(None, [text, _duplicates(outcome), _given_teacher(outcome), _mismatches(study), *on_gain]))
+    failed = [_failed_points(study, arm) for arm in SEARCH_STAGES]
+    return " ".join(filter(None, [text, _duplicates(outcome), _given_teacher(outcome), *failed, _mismatches(study),
+                                  *on_gain]))
 
 
 def _tests(study: StudyFiles) -> str:
@@ -105,6 +108,21 @@ def _mismatches(study: StudyFiles) -> str:
         return ""
     return (f"{counted(len(found), 'epoch')} came out differently when an interrupted trial was trained again (first: "
             f"{found[0]}); the first result counts.")
+
+
+def _failed_points(study: StudyFiles, arm: str) -> str:
+    """Which of the points that a search always tries failed: without them it chose among fewer."""
+    search = study.trials[(study.trials["stage"] == arm) & study.trials["origin"].isin(["default", "sobol"])]
+    failed = search[search["ended"] == "failed"]
+    if failed.empty:
+        return ""
+    reason, others = failed["reason"].iloc[0] or "no reason given", int((failed["origin"] == "sobol").sum())
+    reason = reason if len(reason) <= LONGEST_REASON else f"{reason[:LONGEST_REASON].rstrip()}…"
+    which = ["the default point"] if others < len(failed) else []
+    which += [f"{others} of the {int((search['origin'] == 'sobol').sum())} Sobol points"] if others else []
+    first = f"the first: {reason}" if len(failed) > 1 else reason
+    text = f"{' and '.join(which)} of the {ARMS[arm]} search failed ({first}); the search chose among the others."
+    return text[0].upper() + text[1:]
 
 
 def _samples(gain: dict[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 
+from kdstudy.errors import StudyFailedError
 from kdstudy.planning import preflight
 from kdstudy.stages.base import Output
 from kdstudy.stages.order import NAMES, OUTPUTS
@@ -12,10 +13,14 @@ from kdstudy.store import files
 from kdstudy.study import Study
 from kdstudy.tune.cluster import cluster_address
 from kdstudy.tune.connection import Connection
+from kdstudy.tune.own_ray import RayLostError
 from kdstudy.tune.pipeline import Pipeline
+from kdstudy.tune.tuner import KEPT, TRIES
 from kdstudy.watch.display import Display
 from kdstudy.watch.progress import Pending
 from kdstudy.watch.trackers import feed
+
+REPORT = b'"event": "report"'
 
 
 def run(study: Study, display: Display, *, until: str = NAMES[-1], address: str | None = None) -> bool:
@@ -38,18 +43,34 @@ class _Driver:
         study, storage = self._study, self._study.storage
         if storage.uri is None:
             preflight.check_writable(storage)
-        connection = Connection(self._address, study.config.resources, preflight.cluster_checks(study),
-                                self._display.note, study.note_machine)
-        with (storage.driven(), connection, files.full_disk_noticed(study.folder),
+        with (storage.driven(), files.full_disk_noticed(study.folder),
               feed.watched(study.config, storage, [name for name, stage in study.stages.items() if stage.scored],
                            self._display.note)):
             files.remove_drafts(study.folder)
             study.begin(self._display.note)
-            pipeline = Pipeline(study, self._stages, self._display, connection, self._before_work)
-            pipeline.run()
+            did_work = self._run_stages()
             storage.forget_tune()
             written = [self._write(output) for output in self._outputs]
-        return pipeline.did_work or any(written)
+        return did_work or any(written)
+
+    def _run_stages(self) -> bool:
+        """Run the stages. If the Ray that was started for them dies, start it again and go on from the record, as a
+        new command would. Returns whether there was anything to do."""
+        study, in_vain, reached = self._study, 0, -1
+        while True:
+            connection = Connection(self._address, study.config.resources, preflight.cluster_checks(study),
+                                    self._display.note, study.note_machine)
+            pipeline = Pipeline(study, self._stages, self._display, connection, self._before_work)
+            try:
+                with connection:
+                    pipeline.run()
+                return pipeline.did_work or reached >= 0
+            except RayLostError as error:
+                now = sum(path.read_bytes().count(REPORT) for path in study.folder.glob("*/record.jsonl"))
+                in_vain, reached = in_vain + 1 if now == reached else 1, now
+                if in_vain == TRIES:
+                    raise StudyFailedError(f"{error}, {TRIES} times without progress in between; {KEPT}") from None
+                self._display.note(f"{error}. It is started again, and the study goes on from its record")
 
     def _before_work(self) -> None:
         """Check the settings and this machine before the first trial, and download pretrained weights once.

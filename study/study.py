@@ -7,6 +7,7 @@ continue from their records, and finished stages of sibling studies with the sam
 
 from __future__ import annotations
 
+import contextlib
 import tomllib
 from collections.abc import Callable
 from typing import Any
@@ -110,10 +111,12 @@ class Study:
     def _changes(self, settings: str) -> str | None:
         """Describe which settings differ from the earlier ones, since the user may have forgotten a --set."""
         try:
-            earlier = flat(tomllib.loads((self.folder / STUDY_FILE).read_text(encoding="utf-8")))
+            earlier = tomllib.loads((self.folder / STUDY_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return None
-        now = flat(tomllib.loads(settings))
+        with contextlib.suppress(ValueError):  # a setting that did not exist then had its default
+            earlier = StudyConfig.model_validate(earlier).to_values()
+        earlier, now = flat(earlier), flat(tomllib.loads(settings))
         changes = [f"{name} = {now.get(name, 'its default')} instead of {earlier.get(name, 'its default')}"
                    for name in dict.fromkeys([*now, *earlier]) if now.get(name) != earlier.get(name)]
         if not changes:

@@ -252,6 +252,22 @@ def test_a_given_teacher_may_have_seen_the_test_images(tmp_path):
         results(StudyFiles(study.folder))["scope"])
 
 
+def test_a_point_that_a_search_always_tries_and_that_failed_is_in_the_scope(tmp_path):
+    rows = rows_of(BASE, raised([5.0, 6.0, 5.5]))
+    whole = {number: ([50, 60, 65, 70], "complete") for number in range(4)}
+    scope = results(study_of(tmp_path / "a", rows, baseline=whole, distill=whole))["scope"]
+    assert "failed" not in scope
+    one = whole | {0: ([50], "failed")}
+    scope = results(study_of(tmp_path / "b", rows, baseline=whole, distill=one))["scope"]
+    assert (" The default point of the distillation search failed (<img src=x onerror=alert(1)> out of memory); the "
+            "search chose among the others. ") in scope and scope.count("failed") == 1
+    both = one | {2: ([], "failed"), 3: ([], "failed")}  # trial 3 is TPE's
+    scope = results(study_of(tmp_path / "c", rows, baseline=whole | {1: ([], "failed")}, distill=both))["scope"]
+    assert "1 of the 2 Sobol points of the baseline search failed (<img" in scope
+    assert ("The default point and 1 of the 2 Sobol points of the distillation search failed (the first: <img src=x "
+            "onerror=alert(1)> out of memory); the search chose among the others.") in scope
+
+
 def test_a_gain_below_the_detectable_size_is_called_exaggerated(tmp_path):
     baseline = BASE
     outcome = results(study_of(tmp_path / "s", rows_of(baseline, raised([5.0, 5.2, 5.4]))))

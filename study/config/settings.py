@@ -243,6 +243,9 @@ class ResourceSettings(Settings):
         1, description="workers that train the teacher together (DDP), each with a trial's resources"
     )
     worker_retries: Natural = Field(3, description="how often a trial survives the death of its worker")
+    hang_minutes: Annotated[float, Field(gt=0, le=100_000)] = Field(
+        5, description="how long a worker may be silent at least before it is taken to hang and its trial is retried"
+    )
 
 
 class WatchSettings(Settings):

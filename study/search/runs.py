@@ -61,6 +61,11 @@ def has_diverged(trial: TrialState) -> bool:
     return trial.state == "failed" and bool(DIVERGED.match(trial.reason or ""))
 
 
+def has_died(trial: TrialState) -> bool:
+    """Whether a trial failed for no reason of its own: its workers died, and it has reported no failure."""
+    return trial.state == "failed" and not any(report["decision"] == "failed" for report in trial.reports)
+
+
 def search_view_seed(seed: int) -> int:
     """The view seed of all search trials, which share one cache of teacher logits."""
     return small_seed(seed, "search views")

@@ -245,11 +245,14 @@ class Stage(ABC):
         return False
 
     def failed_runs(self, record: Record) -> list[TrialState]:
-        """Return the trials of a list of runs that failed and are no results: every other run is needed. A search
-        tolerates failed trials, so it has none."""
+        """Return the trials of a list of runs that failed and are no results: every other run is needed."""
         wanted = {run_key(run) for run in self.runs() or ()}
         return [trial for trial in record.trials.values()
                 if trial.state == "failed" and run_key(trial) in wanted and not self.counts_as_result(trial)]
+
+    def may_improve(self, folder: StageFolder) -> bool:
+        """Whether the stage, although current, has failed trials that a new driver tries again."""
+        return False
 
     @abstractmethod
     def close(self, folder: StageFolder) -> None:

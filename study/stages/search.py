@@ -14,11 +14,11 @@ from pydantic import Field
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
 from kdstudy.search import warm_start
-from kdstudy.search.runs import METRIC, Proposer, best_or_fail, search_view_seed
+from kdstudy.search.runs import METRIC, Proposer, best_or_fail, has_died, search_view_seed
 from kdstudy.stages import students
 from kdstudy.stages.base import COPIES_IN_CHECKPOINT, Space, Stage, StageFolder, Workload
 from kdstudy.store import check
-from kdstudy.store.record import Record
+from kdstudy.store.record import Record, TrialState
 from kdstudy.store.schema import Done, Parameters, Share, StageFiles, Whole
 from kdstudy.trainables.settings import ModelSettings
 from kdstudy.watch.progress import show_parameters
@@ -97,6 +97,14 @@ class SearchStage(Stage):
         from kdstudy.search.proposer import OptunaProposer  # Optuna and SciPy take a second to import
 
         return OptunaProposer.of(self.config, self.arm, concurrent)
+
+    def failed_runs(self, record: Record) -> list[TrialState]:
+        """Return the trials whose workers died. A search goes on without them, and a new driver tries them again; a
+        trial that failed by itself would fail again."""
+        return [trial for trial in record.trials.values() if has_died(trial)]
+
+    def may_improve(self, folder: StageFolder) -> bool:
+        return bool(self.failed_runs(folder.read_record()))
 
     def task(self) -> Task:
         return students.arm_task(self.context, self.arm, [search_view_seed(self.config.seed)])

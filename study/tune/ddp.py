@@ -1,5 +1,6 @@
 """Train a teacher on several workers with distributed data parallelism, by Ray Train's TorchTrainer."""
 
+import os
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -12,9 +13,12 @@ from ray.util.queue import Empty, Queue
 from kdstudy.store.storage import Storage
 from kdstudy.trainables.ddp import train
 from kdstudy.tune.cluster import Share
-from kdstudy.tune.tuner import Job, enter_checkpoint, reason_of, reported, trial_config
+from kdstudy.tune.own_ray import check_own_ray
+from kdstudy.tune.reasons import reason_of
+from kdstudy.tune.tuner import Job, enter_checkpoint, reported, trial_config
 
 POLL_SECONDS = 0.5
+ANSWER_WITHIN = "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S"
 
 
 class _Relay(UserCallback):
@@ -27,9 +31,13 @@ class _Relay(UserCallback):
         self.reports.put((metrics[0], checkpoint.path if checkpoint else None))
 
 
-def run_parallel(job: Job, storage: Storage, share: Share, workers: int, retries: int) -> None:
+def run_parallel(job: Job, storage: Storage, share: Share, workers: int, retries: int, hang_minutes: float) -> None:
     """Run a stage's trials one after the other, each on `workers` workers. Permanent errors are recorded as the
-    trial's failure."""
+    trial's failure.
+
+    hang_minutes: Ray Train restarts the workers if one has not answered for so long. A worker answers while it trains;
+    one that waits within its training is noticed by the others, when torch's half an hour for an exchange is over."""
+    os.environ[ANSWER_WITHIN] = str(60 * hang_minutes)
     while trial := job.trials.next():
         try:
             for report, path in _reports(storage, trial_config(job, trial, storage), share, workers, retries):
@@ -69,6 +77,7 @@ def _reports(storage: Storage, config: dict[str, Any], share: Share, workers: in
     fitting = threading.Thread(target=fit, daemon=True)
     fitting.start()
     while fitting.is_alive() or not reports.empty():
+        check_own_ray()
         try:
             yield reports.get(timeout=POLL_SECONDS)
         except Empty:

@@ -23,6 +23,7 @@ from kdstudy.tune import ddp
 from kdstudy.tune.cluster import remote_work
 from kdstudy.tune.connection import Connection
 from kdstudy.tune.tuner import Job, run_trials
+from kdstudy.tune.watchdog import Watchdog
 from kdstudy.watch.display import Display
 
 
@@ -57,7 +58,8 @@ class Pipeline:
             self.advance()
             if not self.is_ended():
                 run_trials(self, self._study.storage, self._connection.share, self._resources.worker_retries,
-                           slots=self._connection.slots)
+                           slots=self._connection.slots,
+                           watchdog=Watchdog(self._resources.hang_minutes, self._display.note))
         finally:
             self._display.stop()
         if self.failures:
@@ -93,7 +95,7 @@ class Pipeline:
     def _open(self, stage: Stage) -> None:
         folder, taken = self._study.opened(stage)
         self.did_work |= taken
-        if stage.is_current():
+        if stage.is_current() and not stage.may_improve(folder):
             self._done.add(stage.name)
             self._show(folder, reused=True)
             self._settle(stage)
@@ -131,7 +133,7 @@ class Pipeline:
             self._begin_session(trials)
             if stage.workers > 1:  # Ray Train runs its trials, not Ray Tune
                 ddp.run_parallel(job, self._study.storage, self._connection.share, stage.workers,
-                                 self._resources.worker_retries)
+                                 self._resources.worker_retries, self._resources.hang_minutes)
         if trials.complete:
             self._close(job)
 

@@ -13,16 +13,18 @@ from ray import tune
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
-from kdstudy.errors import InterruptedStudyError, StorageError, StudyFailedError, UserError
+from kdstudy.errors import InterruptedStudyError, StorageError, StudyFailedError
 from kdstudy.search.manager import TrialManager
-from kdstudy.store import files
 from kdstudy.store.record import TrialState
 from kdstudy.store.storage import TUNE, Storage
 from kdstudy.trainables.any_loop import AnyLoopTrainable
 from kdstudy.trainables.files import CHECKPOINT_MARK, RESULT_FILES
 from kdstudy.trainables.trainable import NotSavedError
 from kdstudy.tune.cluster import Share
+from kdstudy.tune.own_ray import check_own_ray
+from kdstudy.tune.reasons import reason_of, why_worker_died
 from kdstudy.tune.slots import OneSlot, Slots, selector
+from kdstudy.tune.watchdog import Watchdog
 
 TRIES = 3  # consecutive attempts without progress
 UNFINISHED = "trials were left unfinished"
@@ -117,9 +119,9 @@ class _JobScheduler(_DriverOnly, FIFOScheduler):
     """Stops the trials that the managers stop. Trials never end by themselves, so Tune passes every report, even the
     last, to this scheduler first."""
 
-    def __init__(self, work: Work, slots: Slots):
+    def __init__(self, work: Work, slots: Slots, watchdog: Watchdog):
         super().__init__()
-        self._work, self._slots = work, slots
+        self._work, self._slots, self._watchdog = work, slots, watchdog
         self._kept: Counter[tune.PlacementGroupFactory] = Counter()  # idle workers to keep, by their resources
 
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
@@ -145,6 +147,11 @@ class _JobScheduler(_DriverOnly, FIFOScheduler):
             self._kept[resources] += more
             cache.increase_max(resources, by=more)
 
+    def choose_trial_to_run(self, tune_controller: Any) -> Any:
+        """Tune asks this in every step of its loop, which waits a tenth of a second at most."""
+        self._watchdog.look(getattr(tune_controller, "_tune_controller", tune_controller))
+        return super().choose_trial_to_run(tune_controller)
+
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict) -> str:
         manager = _job(self._work, trial.config["stage"]).trials
         decision = manager.report(trial.config["number"], reported(result))
@@ -158,8 +165,8 @@ class _JobCallback(_DriverOnly, tune.Callback):
     is first copied from Tune's folder to the stage's own.
     """
 
-    def __init__(self, work: Work, storage: Storage, slots: Slots, worker_retries: int):
-        self._work, self._storage, self._slots = work, storage, slots
+    def __init__(self, work: Work, storage: Storage, slots: Slots, worker_retries: int, watchdog: Watchdog):
+        self._work, self._storage, self._slots, self._watchdog = work, storage, slots, watchdog
         self._retries, self._deaths = worker_retries, Counter[Name]()  # of workers since their trial last got further
         self._problem: Exception | None = None
         self._given_up = 0  # trials that failed since any trial last reported
@@ -167,6 +174,7 @@ class _JobCallback(_DriverOnly, tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         self.at_work.add(_name(trial))
+        self._watchdog.started(_name(trial), _job(self._work, trial.config["stage"]).trials.record)
         self._count()
 
     def _count(self) -> None:
@@ -174,6 +182,7 @@ class _JobCallback(_DriverOnly, tune.Callback):
 
     def on_trial_result(self, iteration: int, trials: list, trial: Any, result: dict, **info: Any) -> None:
         self._given_up = 0
+        self._watchdog.reported(_name(trial))
 
     def on_checkpoint(self, iteration: int, trials: list, trial: Any, checkpoint: tune.Checkpoint, **info: Any) -> None:
         try:
@@ -184,6 +193,7 @@ class _JobCallback(_DriverOnly, tune.Callback):
             self._problem = error
 
     def on_trial_save(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+        self._watchdog.saved(_name(trial))
         if self._problem is not None:
             raise self._problem
 
@@ -199,7 +209,7 @@ class _JobCallback(_DriverOnly, tune.Callback):
 
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """A trial's worker died, or could not save. The trial is handed out again unless its workers died too often."""
-        (stage, number), reason = _name(trial), _why(trial)
+        (stage, number), reason = _name(trial), self._watchdog.reason(_name(trial)) or why_worker_died(trial)
         manager = _job(self._work, stage).trials
         self.at_work.discard((stage, number))
         self._count()
@@ -272,24 +282,26 @@ def _run_of(checkpoint: str) -> str | None:
 
 
 def run_trials(work: Work, storage: Storage, share: Share, worker_retries: int,
-               trainable: type[tune.Trainable] = AnyLoopTrainable, slots: Slots | None = None) -> None:
+               trainable: type[tune.Trainable] = AnyLoopTrainable, slots: Slots | None = None,
+               watchdog: Watchdog | None = None) -> None:
     """Run all trials of `work`.
 
-    storage: the study's. slots: the number of concurrent trials and the refused nodes, if these change.
+    storage: the study's. slots: the number of concurrent trials and the refused nodes, if these change. watchdog: ends
+    workers that hang.
 
     If Tune raises an exception, resume from the records, as long as that makes progress. Without progress, rerun the
     interrupted trials one at a time, and mark a trial as failed if it repeatedly crashes Ray while running alone.
     Raises InterruptedStudyError if the user stops the study, StorageError if storage cannot be written,
     StudyFailedError if Ray keeps failing and no single trial causes it.
     """
-    slots = slots or Slots(share.concurrent)
+    slots, watchdog = slots or Slots(share.concurrent), watchdog or Watchdog()
     stuck: Counter[Name] = Counter()  # consecutive Ray failures during which the trial made no progress
     in_vain = 0
     work.advance()
     while not work.is_ended():
         before, one_by_one = _reached(work), max(stuck.values(), default=0) >= TRIES - 1
         problem, at_work = _try(work, storage, share, worker_retries, trainable,
-                                OneSlot(slots) if one_by_one else slots, only_cut_off=one_by_one)
+                                OneSlot(slots) if one_by_one else slots, watchdog, only_cut_off=one_by_one)
         for job in _open(work):
             job.trials.reopen()
         work.advance()
@@ -330,40 +342,30 @@ def _reached(work: Work) -> dict[Name, tuple[int, str]]:
 
 
 def _try(work: Work, storage: Storage, share: Share, worker_retries: int, trainable: type[tune.Trainable],
-         slots: Slots, only_cut_off: bool) -> tuple[str | None, set[Name]]:
+         slots: Slots, watchdog: Watchdog, only_cut_off: bool) -> tuple[str | None, set[Name]]:
     """Let Tune run the jobs until all end or it fails. Returns why it failed and which trials were running."""
-    callback, problem = _JobCallback(work, storage, slots, worker_retries), None
+    callback, problem = _JobCallback(work, storage, slots, worker_retries, watchdog), None
     work.occupied(0, slots.count())
     with _interrupts() as interrupted:
         searcher = _JobSearcher(work, storage, slots, interrupted, only_cut_off)
         try:
-            _fit(work, storage, share, trainable, slots, searcher, callback)
+            _fit(storage, share, trainable, searcher, _JobScheduler(work, slots, watchdog), callback)
         except Exception as error:
+            check_own_ray()
             problem = reason_of(error)
     if interrupted:
         raise InterruptedStudyError
     return problem, callback.at_work
 
 
-def reason_of(error: BaseException) -> str:
-    """Return the root cause of an exception from Tune as one line. Reraises kdstudy's own errors and full disks."""
-    while True:
-        if isinstance(error, (UserError, StudyFailedError)) or files.is_full(error):
-            raise error
-        behind = error.__cause__ or error.__context__
-        if behind is None:
-            return f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]
-        error = behind
-
-
-def _fit(work: Work, storage: Storage, share: Share, trainable: type[tune.Trainable], slots: Slots,
-         searcher: _JobSearcher, callback: _JobCallback) -> None:
+def _fit(storage: Storage, share: Share, trainable: type[tune.Trainable], searcher: _JobSearcher,
+         scheduler: _JobScheduler, callback: _JobCallback) -> None:
     storage_path, filesystem = storage.tune_storage()
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"cpu": share.cpus, "gpu": share.gpus}),
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=_JobScheduler(work, slots),
+            scheduler=scheduler,
             num_samples=-1,
             reuse_actors=True,
             trial_dirname_creator=lambda trial: f"{trial.config['stage']}-{trial.config['number']:04d}",
@@ -403,12 +405,3 @@ def _interrupts() -> Iterator[list[int]]:
     finally:
         for number, handler in earlier.items():
             signal.signal(number, handler)
-
-
-def _why(trial: Any) -> str:
-    """Return why a worker died: the line about low memory if there is one, else the last line of its traceback."""
-    path = Path(trial.error_file) if trial.error_file else None
-    text = path.read_text(errors="replace") if path and path.exists() else str(trial.get_error() or "")
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    telling = [line for line in lines if "low on memory" in line] or lines or ["the worker died"]
-    return telling[-1][:300]
