@@ -89,12 +89,16 @@ def observed(surface: Callable, seed: int, number: int, parameters: dict[str, fl
     return round(accuracy(surface, parameters, epoch, luck) * IMAGES) / IMAGES
 
 
-def walls(studies: int) -> None:
+SEARCHES = {2: (20, 9), 8: (60, 12), 32: (240, 12), 128: (960, 12)}  # slots: trials, protected ones
+
+
+def walls(studies: int, sizes: list[int]) -> None:
     """Print wall times, each as the ratio to that of the same studies when every decision is made at once."""
     print("| slots | trials | search.parallel | speeds ± 30 %: wall time | discarded epochs | idle (at once) "
           "| and stragglers: wall time | discarded epochs | idle (at once) |\n"
           "|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
-    for slots, trials, protected in ((2, 20, 9), (8, 60, 12), (32, 240, 12), (128, 960, 12)):
+    for slots in sizes:
+        trials, protected = SEARCHES[slots]
         at_once = {share: _searches(studies, trials, protected, slots, None, share) for share in (0.0, STRAGGLERS)}
         for parallel in (slots, 2 * slots, 3 * slots, 4 * slots):
             cells = [_cell(_searches(studies, trials, protected, slots, parallel, share), others)
@@ -151,10 +155,14 @@ def _signed(ratio: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--regret", action="store_true", help="regret instead of wall time")
+    parser.add_argument("--slots", type=int, nargs="+", choices=SEARCHES, default=list(SEARCHES))
     parser.add_argument("--studies", type=int, default=5, help="of each kind")
     arguments = parser.parse_args()
     started = time.monotonic()
-    (regrets if arguments.regret else walls)(arguments.studies)
+    if arguments.regret:
+        regrets(arguments.studies)
+    else:
+        walls(arguments.studies, arguments.slots)
     print(f"\n{time.monotonic() - started:.0f} s")
 
 
