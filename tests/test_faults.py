@@ -30,7 +30,6 @@ from kdstudy.trainables.seeds import small_seed
 from kdstudy.trainables.settings import ModelSettings, TrainSettings, ViewSettings
 from kdstudy.trainables.task import Task
 
-
 # faults.py does each more often; here once, or as often as there are kinds of it that no other test here does.
 TIMES = {"truncated checkpoint": 2, "Ray's raylet, Ray's GCS SIGKILL": 2}
 
