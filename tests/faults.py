@@ -278,12 +278,13 @@ def unlike_solo(study: RunningStudy, stage: str, numbers: list[int]) -> list[str
 # Processes
 
 
-def wait_until(driver: subprocess.Popen, condition: Callable[[], object], timeout: float = 300) -> None:
+def wait_until(driver: subprocess.Popen, condition: Callable[[], object], timeout: float = 300,
+               every: float = 0.05) -> None:
     deadline = time.monotonic() + timeout
     while not condition():
         assert driver.poll() is None, "the study ended before the fault: " + "".join(driver.communicate())
         assert time.monotonic() < deadline, "the study did not get that far"
-        time.sleep(0.05)
+        time.sleep(every)
 
 
 def ended_within(driver: subprocess.Popen, seconds: float) -> bool:
@@ -459,6 +460,105 @@ def worker_dies_between_trials(ground: Ground, times: int) -> Tally:
     assert driver.returncode == 0, output + errors
     study.look()
     ground.close(tally, study)
+    return tally
+
+
+def worker_hangs(ground: Ground, times: int) -> Tally:
+    """A worker is stopped for ever in the middle of a trial; how long it may be silent is set to seconds."""
+    tally, slowest = Tally(), 0.0
+    for stage in ("baseline", "distill", "confirm")[:times]:
+        study = ground.study("resources.hang_minutes=0.1", "resources.worker_retries=1")
+        study.order("slow")
+        driver = study.start()
+        wait_until(driver, lambda study=study, stage=stage: study.reports(stage) >= 2)
+        workers = trial_workers(driver.pid)
+        for pid in workers:
+            os.kill(pid, signal.SIGSTOP)
+        started = time.monotonic()
+        wait_until(driver, lambda workers=workers: not any(map(_is_alive, workers)))
+        slowest = max(slowest, time.monotonic() - started)
+        study.recall("slow")
+        output, errors = driver.communicate()
+        assert driver.returncode == 0, output + errors
+        assert output.count("its worker hangs and was ended") == 1, output
+        study.look()
+        tally.times += 1
+        ground.close(tally, study)
+    tally.notes.append(f"ended at most {slowest:.0f} s after they were stopped, with hang_minutes = 0.1")
+    return tally
+
+
+def retries_spent(ground: Ground, times: int) -> Tally:
+    """The default point's workers die until its retries are spent; the same command then tries it again."""
+    tally = Tally(equal="each as alone")
+    whole = next(record for stage, record in records(ground.undisturbed.folder).items()
+                 if stage.startswith("baseline-"))
+    for turn in range(times):
+        study = ground.study("resources.worker_retries=1")
+        study.order("kill", whole.trials[0].seed)
+        study.run(*(("--until", "baseline") if turn % 2 else ()))
+        _failed_alone(study, tally, {0: "died"})
+        if not turn % 2:
+            scope = " ".join(results_of(study.folder)["scope"].split())
+            assert "The default point of the baseline search failed (" in scope, scope
+        decided = {number: described(trial) for number, trial in _baseline(study).trials.items() if number}
+        study.recall("kill", whole.trials[0].seed)
+        study.run()
+        tally.times += 1
+        found = _baseline(study).trials
+        assert found[0].state == "complete", found[0]
+        assert {number: described(trial) for number, trial in found.items() if number} == decided
+        tally.differences += unlike_solo(study, "baseline", [0])
+        assert "failed" not in results_of(study.folder)["scope"]
+        ground.close(tally, study, equal=False)
+    return tally
+
+
+def _baseline(study: RunningStudy) -> Record:
+    return next(record for stage, record in records(study.folder).items() if stage.startswith("baseline-"))
+
+
+def logits_worker_sigkill(ground: Ground, times: int) -> Tally:
+    """Five times in one study, each as a piece of the teacher's logits is being saved; one death may be in vain."""
+    tally = Tally()
+    for _ in range(times):
+        study = ground.study("resources.worker_retries=1")
+        driver, seen = study.start(), set()
+        for _ in range(5):
+            def saved(study=study, seen=seen) -> set[Path]:
+                return set((study.folder / ".tune").glob("*/teacher_logits-*/checkpoint_*")) - seen
+            wait_until(driver, saved, every=0.001)
+            seen |= saved()
+            for pid in trial_workers(driver.pid):
+                os.kill(pid, signal.SIGKILL)
+            study.look()
+        output, errors = driver.communicate()
+        assert driver.returncode == 0, output + errors
+        study.look()
+        tally.times += 1
+        ground.close(tally, study)
+    return tally
+
+
+def ray_sigkill(ground: Ground, times: int) -> Tally:
+    """Of the Ray that the command has started: its raylet, and the server that knows the state of all."""
+    tally = Tally()
+    for turn in range(times):
+        study, kind = ground.study(), ("raylet/raylet ", "gcs/gcs_server ")[turn % 2]
+        study.order("slow")
+        driver = study.start()
+        for stage in ("baseline", "distill"):
+            wait_until(driver, lambda study=study, stage=stage: study.reports(stage) >= 3)
+            killed = [pid for pid, line in descendants(driver.pid).items() if kind in line]
+            assert len(killed) == 1, descendants(driver.pid)
+            os.kill(killed[0], signal.SIGKILL)
+        study.recall("slow")
+        output, errors = driver.communicate()
+        assert driver.returncode == 0, output + errors
+        assert not errors and output.count("It is started again") == 2, output + errors
+        study.look()
+        tally.times += 2
+        ground.close(tally, study)
     return tally
 
 
@@ -686,6 +786,10 @@ FAULTS: dict[str, tuple[Callable[[Ground, int], Tally], int]] = {  # and how oft
     "second driver, stale lock": (second_driver, 1),
     "worker SIGKILL": (worker_sigkill, 3),
     "worker dies between two trials": (worker_dies_between_trials, 3),
+    "worker hangs": (worker_hangs, 3),
+    "workers die until retries are spent": (retries_spent, 2),
+    "worker SIGKILL as logits are saved": (logits_worker_sigkill, 1),
+    "Ray's raylet, Ray's GCS SIGKILL": (ray_sigkill, 2),
     "node removed, another added": (node_removed, 1),
     "out of memory": (out_of_memory, 2),
     "trials raise, NaN and infinite loss": (bad_trials, 1),

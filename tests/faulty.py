@@ -49,6 +49,11 @@ def _raise(logits: torch.Tensor) -> torch.Tensor:
     raise RuntimeError("told to")
 
 
+def _kill(logits: torch.Tensor) -> torch.Tensor:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return logits
+
+
 def _allocate(logits: torch.Tensor) -> torch.Tensor:
     held, chunk = [], 2**27
     while len(held) * chunk < MOST_MEMORY:
@@ -66,6 +71,7 @@ ACTS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "slow": _sleep,
     "raise": _raise,
     "allocate": _allocate,
+    "kill": _kill,
     "nan": lambda logits: logits * float("nan"),
     "inf": lambda logits: logits + 1e38 * logits.detach().sign(),  # finite gradients, but an epoch's sum that is not
 }
