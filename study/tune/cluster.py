@@ -21,6 +21,7 @@ from kdstudy.config.settings import ResourceSettings
 from kdstudy.errors import StudyFailedError, UserError
 from kdstudy.trainables import functions
 from kdstudy.trainables.messages import one_line
+from kdstudy.tune.own_ray import without_epitaph
 
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -153,11 +154,12 @@ def connected(address: str | None = None) -> Iterator[bool]:
     address = cluster_address(address)
     if address:
         check_connection(address)
-    _start(address)
-    try:
-        yield not address
-    finally:
-        ray.shutdown()
+    with contextlib.nullcontext() if address else without_epitaph():
+        _start(address)
+        try:
+            yield not address
+        finally:
+            ray.shutdown()
 
 
 def _start(address: str | None) -> None:

@@ -21,6 +21,7 @@ from kdstudy.trainables.any_loop import AnyLoopTrainable
 from kdstudy.trainables.files import CHECKPOINT_MARK, RESULT_FILES
 from kdstudy.trainables.trainable import NotSavedError
 from kdstudy.tune.cluster import Share
+from kdstudy.tune.own_ray import check_own_ray
 from kdstudy.tune.reasons import reason_of, why_worker_died
 from kdstudy.tune.slots import OneSlot, Slots, selector
 from kdstudy.tune.watchdog import Watchdog
@@ -350,6 +351,7 @@ def _try(work: Work, storage: Storage, share: Share, worker_retries: int, traina
         try:
             _fit(storage, share, trainable, searcher, _JobScheduler(work, slots, watchdog), callback)
         except Exception as error:
+            check_own_ray()
             problem = reason_of(error)
     if interrupted:
         raise InterruptedStudyError

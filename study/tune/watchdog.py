@@ -126,10 +126,10 @@ class Watchdog:
 
     def look(self, controller: Any) -> None:
         """End the workers that hang. Call it often. controller: Tune's. Raises RayLostError if Ray itself has died."""
+        check_own_ray()
         now = self._now()
         if now - self._looked < LOOK_EVERY:
             return
-        check_own_ray()
         self._looked, busy = now, {}
         for trial, worker in busy_workers(controller):
             name = trial.config["stage"], trial.config["number"]
