@@ -5,7 +5,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -50,7 +50,8 @@ class Job:
     """A stage's trials: the manager that decides on them, and the task that they share.
 
     loop: the loop in `kdstudy.trainables` that runs them. task: a reference to an object in Ray's object store.
-    results: the files to keep of a last checkpoint that is a result. open: True until the stage is closed.
+    results: the files to keep of a last checkpoint that is a result. needed: whether the stage fails if a trial does.
+    open: True until the stage is closed. set_aside: needed trials that wait until the others have ended.
     """
 
     stage: str
@@ -58,7 +59,9 @@ class Job:
     trials: TrialManager
     task: Any
     results: tuple[str, ...] = RESULT_FILES
+    needed: bool = False
     open: bool = True
+    set_aside: set[int] = field(default_factory=set)
 
 
 class Work(Protocol):
@@ -210,7 +213,7 @@ class _JobCallback(_DriverOnly, tune.Callback):
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """A trial's worker died, or could not save. The trial is handed out again unless its workers died too often."""
         (stage, number), reason = _name(trial), self._watchdog.reason(_name(trial)) or why_worker_died(trial)
-        manager = _job(self._work, stage).trials
+        job, manager = _job(self._work, stage), _job(self._work, stage).trials
         self.at_work.discard((stage, number))
         self._count()
         _, not_saved, why = reason.partition(f"{NotSavedError.__name__}: ")
@@ -226,7 +229,15 @@ class _JobCallback(_DriverOnly, tune.Callback):
         if self._given_up == TRIES:
             raise StudyFailedError(f"the workers of {TRIES} trials in a row died before any trial reported, last with: "
                                    f"{reason}; {KEPT}")
-        manager.fail(number, reason)
+        if job.needed and number not in job.set_aside:
+            # The study would end with it: try it once more when the others have ended, whatever killed its workers now.
+            job.set_aside.add(number)
+            manager.running.discard(number)
+        elif manager.record.trials[number].state == "complete":
+            raise StudyFailedError(f"the workers of {stage} trial {number} die before its results are saved: {reason}; "
+                                   f"{KEPT}")
+        else:
+            manager.fail(number, reason)
 
 
 def trial_config(job: Job, trial: TrialState, storage: Storage) -> dict[str, Any]:
