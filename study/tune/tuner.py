@@ -1,10 +1,7 @@
 """Run trials with Ray Tune. Its searcher, scheduler and callback only carry out the trial managers' decisions."""
 
 import contextlib
-import os
-import signal
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +18,7 @@ from kdstudy.trainables.any_loop import AnyLoopTrainable
 from kdstudy.trainables.files import CHECKPOINT_MARK, RESULT_FILES
 from kdstudy.trainables.trainable import NotSavedError
 from kdstudy.tune.cluster import Share
+from kdstudy.tune.interrupts import interrupts_collected
 from kdstudy.tune.own_ray import check_own_ray
 from kdstudy.tune.reasons import reason_of, why_worker_died
 from kdstudy.tune.slots import OneSlot, Slots, selector
@@ -357,7 +355,7 @@ def _try(work: Work, storage: Storage, share: Share, worker_retries: int, traina
     """Let Tune run the jobs until all end or it fails. Returns why it failed and which trials were running."""
     callback, problem = _JobCallback(work, storage, slots, worker_retries, watchdog), None
     work.occupied(0, slots.count())
-    with _interrupts() as interrupted:
+    with interrupts_collected() as interrupted:
         searcher = _JobSearcher(work, storage, slots, interrupted, only_cut_off)
         try:
             _fit(storage, share, trainable, searcher, _JobScheduler(work, slots, watchdog), callback)
@@ -396,23 +394,3 @@ def _fit(storage: Storage, share: Share, trainable: type[tune.Trainable], search
         ),
     )
     tuner.fit()
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM. The first asks Tune to end its trials cleanly, the second ends it at once."""
-    seen: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(number)
-        os.kill(os.getpid(), signal.SIGUSR1)  # Tune's signal for a clean end
-
-    earlier = {signal.SIGUSR1: signal.signal(signal.SIGUSR1, lambda number, frame: None)}  # until Tune installs its own
-    earlier |= {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield seen
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
