@@ -492,6 +492,26 @@ def worker_hangs(ground: Ground, times: int) -> Tally:
     return tally
 
 
+def parallel_worker_hangs(ground: Ground, times: int) -> Tally:
+    """One of two workers that train the teacher together is stopped for ever: both begin again from a checkpoint."""
+    tally = Tally(equal="not compared")
+    for _ in range(times):
+        study = ground.study("teacher.epochs=40", "resources.teacher_workers=2", "resources.hang_minutes=0.2",
+                             concurrent=2)
+        driver = study.start("--until", "teacher")
+        wait_until(driver, lambda study=study: study.reports("teacher") >= 3)
+        stopped = next(pid for pid, line in descendants(driver.pid).items() if line.startswith("ray::RayTrainWorker"))
+        os.kill(stopped, signal.SIGSTOP)
+        output, errors = driver.communicate(timeout=500)
+        assert driver.returncode == 0, output + errors
+        study.look()
+        tally.times += 1
+        tally.lost, tally.duplicates = tally.lost + study.lost, tally.duplicates + duplicates(study.folder)
+        tally.differences += leftovers(study.folder)
+        assert not _is_alive(stopped)
+    return tally
+
+
 def retries_spent(ground: Ground, times: int) -> Tally:
     """The default point's workers die until its retries are spent; the same command then tries it again."""
     tally = Tally(equal="each as alone")
@@ -807,6 +827,7 @@ FAULTS: dict[str, tuple[Callable[[Ground, int], Tally], int]] = {  # and how oft
     "worker SIGKILL": (worker_sigkill, 3),
     "worker dies between two trials": (worker_dies_between_trials, 3),
     "worker hangs": (worker_hangs, 3),
+    "worker of a parallel teacher hangs": (parallel_worker_hangs, 1),
     "workers die until retries are spent": (retries_spent, 2),
     "worker SIGKILL as logits are saved": (logits_worker_sigkill, 1),
     "Ray's raylet, Ray's GCS SIGKILL": (ray_sigkill, 2),
