@@ -13,7 +13,10 @@ import pytest
 from running import KDSTUDY, ONE_AT_A_TIME, kdstudy, results_of, with_set
 from synthetic import here, is_one_line
 
+from kdstudy.config.load import load_study
 from kdstudy.store.record import Record
+from kdstudy.store.storage import Storage
+from kdstudy.study import Study
 
 
 def records_of(folder):
@@ -277,6 +280,18 @@ def test_settings_that_are_not_those_of_before_are_named(finished, tmp_path):
     assert note in " ".join(printed.split())
     code, printed, _ = here("run", str(folder), "--until", "distill")
     assert code == 0 and "other settings" not in printed
+
+
+def test_a_setting_that_is_new_and_has_its_default_is_no_change(synthetic_study, tmp_path):
+    folder = shutil.copytree(synthetic_study, tmp_path / "mine")
+    text = (folder / "study.toml").read_text()
+    earlier = "".join(line for line in text.splitlines(keepends=True) if not line.startswith("hang_minutes"))
+    assert earlier != text
+    (folder / "study.toml").write_text(earlier)
+    study = Study(load_study(str(folder)), Storage(folder))
+    assert study._changes(study.config.to_toml()) is None
+    other = Study(load_study(str(folder), ("resources.hang_minutes=7",)), Storage(folder))
+    assert "now resources.hang_minutes = 7.0 instead of 5.0." in other._changes(other.config.to_toml())
 
 
 def test_an_estimate_for_gpus_says_that_it_is_one(apart):

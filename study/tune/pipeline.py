@@ -126,7 +126,8 @@ class Pipeline:
 
     def _add_job(self, stage: Stage, folder: StageFolder) -> None:
         trials = self._manager(stage, folder)
-        job = Job(stage.name, stage.loop, trials, put_task(stage.task(), self._images), stage.result_files)
+        job = Job(stage.name, stage.loop, trials, put_task(stage.task(), self._images), stage.result_files,
+                  needed=stage.runs() is not None)
         self.jobs = [other for other in self.jobs if other.stage != stage.name] + [job]  # it may be open once more
         self.jobs.sort(key=lambda job: priority(job.stage))
         if not trials.complete:

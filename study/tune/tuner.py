@@ -1,11 +1,8 @@
 """Run trials with Ray Tune. Its searcher, scheduler and callback only carry out the trial managers' decisions."""
 
 import contextlib
-import os
-import signal
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,6 +18,7 @@ from kdstudy.trainables.any_loop import AnyLoopTrainable
 from kdstudy.trainables.files import CHECKPOINT_MARK, RESULT_FILES
 from kdstudy.trainables.trainable import NotSavedError
 from kdstudy.tune.cluster import Share
+from kdstudy.tune.interrupts import interrupts_collected
 from kdstudy.tune.own_ray import check_own_ray
 from kdstudy.tune.reasons import reason_of, why_worker_died
 from kdstudy.tune.slots import OneSlot, Slots, selector
@@ -50,7 +48,8 @@ class Job:
     """A stage's trials: the manager that decides on them, and the task that they share.
 
     loop: the loop in `kdstudy.trainables` that runs them. task: a reference to an object in Ray's object store.
-    results: the files to keep of a last checkpoint that is a result. open: True until the stage is closed.
+    results: the files to keep of a last checkpoint that is a result. needed: whether the stage fails if a trial does.
+    open: True until the stage is closed. set_aside: needed trials that wait until the others have ended.
     """
 
     stage: str
@@ -58,7 +57,9 @@ class Job:
     trials: TrialManager
     task: Any
     results: tuple[str, ...] = RESULT_FILES
+    needed: bool = False
     open: bool = True
+    set_aside: set[int] = field(default_factory=set)
 
 
 class Work(Protocol):
@@ -210,7 +211,7 @@ class _JobCallback(_DriverOnly, tune.Callback):
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """A trial's worker died, or could not save. The trial is handed out again unless its workers died too often."""
         (stage, number), reason = _name(trial), self._watchdog.reason(_name(trial)) or why_worker_died(trial)
-        manager = _job(self._work, stage).trials
+        job, manager = _job(self._work, stage), _job(self._work, stage).trials
         self.at_work.discard((stage, number))
         self._count()
         _, not_saved, why = reason.partition(f"{NotSavedError.__name__}: ")
@@ -226,7 +227,15 @@ class _JobCallback(_DriverOnly, tune.Callback):
         if self._given_up == TRIES:
             raise StudyFailedError(f"the workers of {TRIES} trials in a row died before any trial reported, last with: "
                                    f"{reason}; {KEPT}")
-        manager.fail(number, reason)
+        if job.needed and number not in job.set_aside:
+            # The study would end with it: try it once more when the others have ended, whatever killed its workers now.
+            job.set_aside.add(number)
+            manager.running.discard(number)
+        elif manager.record.trials[number].state == "complete":
+            raise StudyFailedError(f"the workers of {stage} trial {number} die before its results are saved: {reason}; "
+                                   f"{KEPT}")
+        else:
+            manager.fail(number, reason)
 
 
 def trial_config(job: Job, trial: TrialState, storage: Storage) -> dict[str, Any]:
@@ -346,7 +355,7 @@ def _try(work: Work, storage: Storage, share: Share, worker_retries: int, traina
     """Let Tune run the jobs until all end or it fails. Returns why it failed and which trials were running."""
     callback, problem = _JobCallback(work, storage, slots, worker_retries, watchdog), None
     work.occupied(0, slots.count())
-    with _interrupts() as interrupted:
+    with interrupts_collected() as interrupted:
         searcher = _JobSearcher(work, storage, slots, interrupted, only_cut_off)
         try:
             _fit(storage, share, trainable, searcher, _JobScheduler(work, slots, watchdog), callback)
@@ -385,23 +394,3 @@ def _fit(storage: Storage, share: Share, trainable: type[tune.Trainable], search
         ),
     )
     tuner.fit()
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM. The first asks Tune to end its trials cleanly, the second ends it at once."""
-    seen: list[int] = []
-
-    def note(number: int, frame: Any) -> None:
-        if seen:
-            raise KeyboardInterrupt
-        seen.append(number)
-        os.kill(os.getpid(), signal.SIGUSR1)  # Tune's signal for a clean end
-
-    earlier = {signal.SIGUSR1: signal.signal(signal.SIGUSR1, lambda number, frame: None)}  # until Tune installs its own
-    earlier |= {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield seen
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
