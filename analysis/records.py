@@ -47,7 +47,7 @@ def virtual_order(events: Iterable[Event]) -> list[Event]:
     events = list(events)
     starts = {event["trial"]: event.get("start") for event in events if event["event"] == "trial"}
     reports = [event for event in events if event["event"] == "report"]
-    if None in starts.values():
+    if None in map(starts.get, (report["trial"] for report in reports)):
         return reports
     return sorted(reports, key=lambda report: (starts[report["trial"]] + report["epoch"], report["trial"]))
 

@@ -318,16 +318,18 @@ def read_columns(path: Path, *columns: str) -> pd.DataFrame:
 
 def _discarded_row(stage: str, events: list[dict[str, Any]]) -> tuple[str, str, int, int, float] | None:
     """A row of `StudyFiles.spent` about the training that stopped trials did in vain."""
-    reports = discarded(events)
-    if not reports:
-        return None
-    last = {(event["trial"], event["epoch"]): event["metrics"].get("seconds") or 0.0 for event in events
-            if event["event"] == "report"}
     stops = {event["trial"]: event["epoch"] for event in events if event.get("decision") == "stop"}
-    beyond = {event["trial"]: event["epoch"] for event in reports}  # the last report of each
+    seconds = {(event["trial"], event["epoch"]): event["metrics"].get("seconds") or 0.0 for event in events
+               if event["event"] == "report" and event["decision"] != "failed"}
+    beyond: dict[int, int] = {}  # the last epoch of each trial that went on after its stop
+    for event in discarded(events):
+        if event["decision"] != "failed":
+            beyond[event["trial"]] = max(event["epoch"], beyond.get(event["trial"], 0))
+    if not beyond:
+        return None
     epochs = sum(epoch - stops[trial] for trial, epoch in beyond.items())
-    seconds = sum(last[trial, epoch] - last.get((trial, stops[trial]), 0.0) for trial, epoch in beyond.items())
-    return stage, "discarded", len(beyond), epochs, seconds
+    spent = sum(seconds[trial, epoch] - seconds.get((trial, stops[trial]), 0.0) for trial, epoch in beyond.items())
+    return stage, "discarded", len(beyond), epochs, spent
 
 
 def _is_failure(event: dict[str, Any]) -> bool:

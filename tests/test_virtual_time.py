@@ -6,10 +6,14 @@ import json
 import random
 
 import pytest
-from test_search import EPOCHS, RUNGS, make_manager, proposer, report_of, story
+from test_search import DEFAULT, EPOCHS, METRIC, RUNGS, SPACE, make_manager, proposer, report_of, story
 
 from kdstudy.analysis.records import discarded, read_events, settled, virtual_order
+from kdstudy.errors import StudyFailedError, UserError
+from kdstudy.search.proposer import OptunaProposer
 from kdstudy.search.virtual_time import Decision, VirtualTime
+from kdstudy.stages.search import DistillSearch
+from kdstudy.store.check import _RecordCheck
 from kdstudy.store.record import Record
 
 FAILURES = {(3, 2), (7, 1), (9, 5), (12, 20), (16, 4)}  # trial and epoch
@@ -40,7 +44,7 @@ def run(manager, rng, slots=1, spread=0.0, stop_after=None, deaths=0.0):
         decision = manager.report(trial.number, report_of(trial, epoch + 1, **failed))
         if decision == "continue":
             if epoch % 4 == 3:
-                manager.checkpoint(trial.number, epoch + 1, "somewhere")
+                manager.checkpoint(trial.number, epoch + 1, ".tune/000/trial/checkpoint")
             heapq.heappush(live, (now + pace(trial), next(order), trial, epoch + 1))
         fill()
         if next(reports) == stop_after:
@@ -82,9 +86,43 @@ def test_killed_anywhere_with_any_number_of_workers_it_ends_the_same(tmp_path, u
         run(manager_at(path), rng, rng.randint(1, 5), 1.0, stop_after=rng.randint(1, 60), deaths=0.05)
         if rng.random() < 0.5:  # the crash tore the last line
             path.write_bytes(path.read_bytes()[: -rng.randint(2, 40)])
+        check_record(path)
     manager = run(manager_at(path), rng, 3, 1.0)
+    check_record(path)
     assert manager.complete and manager.record.mismatches == 0
     assert story(manager.record) == story(Record(path)) == undisturbed[0]
+
+
+def check_record(path):
+    """As a study from elsewhere is checked: a failed check raises UserError."""
+    _RecordCheck("distill", path, DistillSearch.files, False).check(path.read_bytes())
+
+
+def test_a_trial_that_was_stopped_meanwhile_is_not_handed_out_and_repeats_nothing(tmp_path):
+    """It trained beyond its rung, its driver was killed, and it goes on from an earlier checkpoint."""
+    path = tmp_path / "r.jsonl"
+
+    def begin():
+        manager = make_manager(path, proposer=OptunaProposer(SPACE, DEFAULT, 4, 0, 0, "distill", 2), parallel=2)
+        return manager, [manager.next() for _ in range(2)]
+
+    def report(manager, trial, epoch, value):
+        return manager.report(trial.number, {"epoch": epoch, METRIC: value, "validation_loss": 1.0})
+
+    manager, (first, second) = begin()
+    assert [report(manager, second, epoch, 0.1) for epoch in (1, 2, 3, 4, 5)] == ["continue"] * 5
+    manager, (first, second) = begin()
+    assert [report(manager, first, epoch, 0.9) for epoch in (1, 2, 3)] == ["continue"] * 3
+    assert second.state == "stopped" and second.epoch == 3 and len(second.discarded) == 2
+    assert report(manager, second, 4, 0.1) == "stop"
+    check_record(path)
+
+    path = tmp_path / "other.jsonl"
+    manager, (first, second) = begin()
+    assert [report(manager, second, epoch, 0.1) for epoch in (1, 2, 3)] == ["continue"] * 3
+    assert manager.take_back(second.number) and manager.waiting == 1
+    assert [report(manager, first, epoch, 0.9) for epoch in (1, 2, 3)] == ["continue"] * 3
+    assert manager.waiting == 0 and manager.next().number == 2
 
 
 def test_a_trial_trains_on_while_its_rung_waits_and_what_it_did_too_much_is_kept_apart(tmp_path, undisturbed):
@@ -124,13 +162,24 @@ def test_a_failed_trial_that_is_tried_again_changes_no_decision_that_was_made(tm
     trial = manager.next()
     assert trial.number == 0
     manager.fail(0, "the worker died")
-    whole = run(manager, random.Random(0), 2)
-    before = story(whole.record)
+    whole = run(manager, random.Random(0), 2, stop_after=150)
+    before = {number: trial for number, trial in story(whole.record).items() if trial[2] != "running"}
+    assert 5 < len(before) < TRIALS - 5
     whole.record.retry(0)
     again = run(manager_at(path), random.Random(1), 3)
     assert again.complete and again.record.trials[0].state == "complete" and again.record.trials[0].epoch == EPOCHS
+    check_record(path)
     after = story(manager_at(path).record)
-    assert after.pop(0)[2] == "complete" and before.pop(0)[2] == "failed" and after == before
+    assert after[0][2] == "complete" and before.pop(0)[2] == "failed"
+    assert all(after[number] == trial for number, trial in before.items())
+    # What is proposed later does not depend on how far the second try has got.
+    other = tmp_path / "other.jsonl"
+    manager = manager_at(other)
+    manager.next()
+    manager.fail(0, "the worker died")
+    assert run(manager, random.Random(0), 2).complete
+    assert {number: trial for number, trial in story(Record(other)).items() if number} == {
+        number: trial for number, trial in after.items() if number}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -159,6 +208,20 @@ def test_a_trial_begins_when_a_virtual_worker_is_free(by_hand):
     by_hand.reach(2, 2, 0.1)
     assert by_hand.settle() == [Decision(2, 2, "stop")]
     assert by_hand.next_start() == 4 and by_hand.ended_before_next() == {1, 2}  # trial 0 cannot end before 6
+
+
+def test_what_a_stopped_trial_did_afterwards_enters_no_rung():
+    """Whether it trained on, while its rung waited, depends on the speed of others."""
+    found = []
+    for reports in ("00 01 10 20 21", "10 11 00 01 20 21"):  # trial, rung
+        search, made = VirtualTime(6, 0, [1, 2], 4, 2, lag=1), []
+        for _ in range(3):
+            search.begin()
+        for trial, rung in (map(int, pair) for pair in reports.split()):
+            search.reach(trial, rung + 1, [[0.9, 0.3], [0.1, 0.99], [0.95, 0.5]][trial][rung])
+            made += search.settle()
+        found.append({(decision.number, decision.epoch): decision.decision for decision in made})
+    assert found[0] == found[1] and found[0][1, 1] == "stop" and found[0][2, 2] == "continue"
 
 
 def test_ends_at_the_same_time_count_in_the_order_of_the_trials(by_hand):
@@ -214,3 +277,55 @@ def test_protected_trials_begin_at_once_and_are_never_stopped():
     assert search.next_start() == 6 and search.ended_before_next() == {0, 1, 2}
 
 
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Records from elsewhere
+
+
+def events_of_two(**changes):
+    """Two trials of which the second, which is not protected, is stopped at its rung. changes: fields by line number.
+    """
+    trial = {"event": "trial", "parameters": {"temperature": 4.0, "alpha": 0.5, "lr": 0.001}, "seed": 1, "view_seed": 1,
+             "origin": "tpe", "protected": False, "label": "", "start": 0}
+    report = {"event": "report", "epoch": 2, "decision": "continue", "reason": None,
+              "metrics": {METRIC: 0.5, "validation_loss": 1.0}}
+    decision = {"event": "decision", "epoch": 2}
+    lines = [{"event": "session", "epochs": 6, "rungs": [2]}, trial | {"trial": 0, "protected": True},
+             trial | {"trial": 1}, report | {"trial": 0}, report | {"trial": 1}, report | {"trial": 1, "epoch": 4},
+             decision | {"trial": 0, "decision": "continue"}, decision | {"trial": 1, "decision": "stop"}]
+    lines += changes.pop("more", [])
+    return "".join(json.dumps({"sequence": number, "time": 0.0, **line, **changes.get(f"line{number}", {})}) + "\n"
+                   for number, line in enumerate(lines))
+
+
+def test_the_record_of_two_trials_is_as_it_should_be(tmp_path):
+    (tmp_path / "r.jsonl").write_text(events_of_two())
+    check_record(tmp_path / "r.jsonl")
+    trial = Record(tmp_path / "r.jsonl").trials[1]
+    assert (trial.state, trial.epoch, len(trial.discarded)) == ("stopped", 2, 1)
+
+
+@pytest.mark.parametrize(("changes", "why"), [
+    ({"line2": {"start": None}}, "only some trials say when they began"),
+    ({"line1": {"start": None}, "line2": {"start": None}}, "trial 0 cannot be decided on so"),
+    ({"line6": {"decision": "stop"}}, "trial 0 cannot be decided on so"),
+    ({"line7": {"epoch": 4}}, "epoch 4 is not where a trial can stop"),
+    ({"line7": {"decision": "complete"}}, "epoch 2 is not where a trial can complete"),
+    ({"line7": {"epoch": 6}}, "there is no report of trial 1 at epoch 6"),
+    ({"more": [{"event": "decision", "trial": 1, "epoch": 2, "decision": "continue"}]},
+     "trial 1 was decided on before, at epoch 2"),
+    ({"line7": {"decision": "perhaps"}}, "decision"),
+])
+def test_decisions_that_cannot_be_are_refused(tmp_path, changes, why):
+    (tmp_path / "r.jsonl").write_text(events_of_two(**changes))
+    with pytest.raises(UserError, match=why):
+        check_record(tmp_path / "r.jsonl")
+
+
+def test_a_record_whose_trials_began_at_other_times_than_they_could_is_refused(tmp_path):
+    path = tmp_path / "r.jsonl"
+    run(manager_at(path), random.Random(0))
+    path.write_text(path.read_text().replace('"start": 27', '"start": 26'))
+    with pytest.raises(StudyFailedError, match=r"r\.jsonl is damaged: trial \d+ cannot have begun when it says"):
+        manager_at(path)

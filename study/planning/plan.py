@@ -47,7 +47,7 @@ def show_plan(study: Study, console: Console, measure: bool = False, gpus: int |
                     or "nothing: the default point alone; give ranges in [search], e.g. lr = {log = [1e-4, 1e-2]}",
         "stopping": f"below the best 1/{config.search.reduction_factor} at epoch "
                     f"{', '.join(map(str, config.rungs))} of {config.train.epochs}" if config.rungs else "none",
-        "parallel": _show_parallel(config.search.parallel, machine),
+        "parallel": _show_parallel(config, machine),
         "machine": described,
         "storage": str(study.storage),
     }
@@ -122,9 +122,12 @@ def _show_start(study: Study) -> str | None:
     return f"from {' and '.join(counts)} of {study.config.search.warm_start}, besides the study's own"
 
 
-def _show_parallel(parallel: int, machine: Share) -> str:
+def _show_parallel(config: StudyConfig, machine: Share) -> str:
     """Say how many trials of a search run at a time, and whether that leaves slots idle."""
+    parallel = config.search.parallel
     text = f"a search runs up to {parallel} trials at a time, once its protected trials have begun"
+    if parallel >= config.search.trials:
+        return f"{text}; search.parallel should be well below search.trials: no trial can use another's result"
     if machine.concurrent <= parallel:
         return text
     return (f"{text}: fewer than the {machine.concurrent} slots. search.parallel = {2 * machine.concurrent} would keep "

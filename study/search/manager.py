@@ -59,6 +59,7 @@ class TrialManager:
 
     def next(self) -> TrialState | None:
         """Return the next trial to run, interrupted ones first, or None if there are no more."""
+        self._unfinished = self._to_continue()
         if self._unfinished:
             trial = self.record.trials[self._unfinished.pop(0)]
         else:
@@ -77,6 +78,9 @@ class TrialManager:
         if self._scored and not failure and not math.isfinite(metrics.get(METRIC, math.nan)):
             failure = f"{METRIC} is {metrics.get(METRIC, 'missing')} at epoch {epoch}"
         trial = self.record.trials[number]
+        if trial.state == "stopped":  # meanwhile, at an earlier epoch: what it did since counts for nothing
+            self.running.discard(number)
+            return "stop"
         earlier = trial.recorded(epoch)
         if earlier is not None and not failure:
             self._compare(trial, epoch, earlier, metrics)
@@ -139,7 +143,11 @@ class TrialManager:
     @property
     def waiting(self) -> int:
         """How many interrupted trials have not been handed out again."""
-        return len(self._unfinished)
+        return len(self._to_continue())
+
+    def _to_continue(self) -> list[int]:
+        """Return the interrupted trials. Some may have been stopped meanwhile, at a rung that had waited."""
+        return [number for number in self._unfinished if not self.is_finished(self.record.trials[number])]
 
     @property
     def may_stop(self) -> bool:

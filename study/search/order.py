@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from kdstudy.errors import StudyFailedError
 from kdstudy.search.rungs import Rungs
 from kdstudy.search.runs import Proposer
 from kdstudy.search.virtual_time import Decision, VirtualTime
@@ -74,6 +75,9 @@ class InVirtualTime:
         self._record, self._epochs = record, epochs
         self._time = VirtualTime(workers, protected, rungs, epochs, reduction_factor)
         for trial in record.trials.values():
+            if self._time.next_start() != trial.start:
+                raise StudyFailedError(f"{record.path} is damaged: trial {trial.number} cannot have begun when it "
+                                       f"says; restore it from a copy, or remove {record.path.parent} to search again")
             self._time.begin()
             self._take(trial)
             self._settle()  # when the next one began depends on what was decided
@@ -84,8 +88,7 @@ class InVirtualTime:
             if report["decision"] != "failed" and report["epoch"] <= _last_of_first_try(trial):
                 self._time.reach(trial.number, report["epoch"], report["metrics"][METRIC])
         if trial.decided:
-            self._time.repeat(Decision(
-                trial.number, trial.decided, {"stopped": "stop", "complete": "complete"}.get(trial.state, "continue")))
+            self._time.repeat(Decision(trial.number, trial.decided, _last_decision(trial)))
         if trial.state == "failed" or trial.retried_from is not None:
             self._time.fail(trial.number)
 
@@ -94,8 +97,8 @@ class InVirtualTime:
         if len(trials) >= proposer.total(self._record) or (start := self._time.next_start()) is None:
             return None
         ended = self._time.ended_before_next()
-        known = {number: trial if number in ended else replace(trial, reports=[], state="running", reason=None)
-                 for number, trial in trials.items()}
+        known = {number: _as_ended(trial) if number in ended
+                 else replace(trial, reports=[], state="running", reason=None) for number, trial in trials.items()}
         trial = proposer(len(trials), Known(known, self._record.prior))
         if trial is not None:
             trial.start = start
@@ -105,12 +108,11 @@ class InVirtualTime:
 
     def report(self, trial: TrialState, epoch: int, metrics: dict[str, Any], failure: str | None,
                where: str | None) -> None:
-        was_stopped = trial.state == "stopped"
         is_retried = trial.retried_from is not None
         done = is_retried and epoch >= self._epochs
         decision = "failed" if failure else "complete" if done else "continue"
         self._record.report(trial.number, epoch, decision, metrics, failure, where)
-        if was_stopped or is_retried:
+        if is_retried:
             return
         if failure:
             self._time.fail(trial.number)
@@ -126,6 +128,20 @@ class InVirtualTime:
     def _settle(self) -> None:
         for decision in self._time.settle():
             self._record.decide(decision.number, decision.epoch, decision.decision)
+
+
+def _last_decision(trial: TrialState) -> str:
+    if trial.state == "complete" and trial.retried_from is None:  # else no rung or proposal takes note of it
+        return "complete"
+    return "stop" if trial.state == "stopped" else "continue"
+
+
+def _as_ended(trial: TrialState) -> TrialState:
+    """Return a trial as it was when it ended in virtual time, before it was tried again."""
+    if trial.retried_from is None or trial.state == "stopped":
+        return trial
+    reports = [report for report in trial.reports if report["epoch"] <= trial.retried_from]
+    return replace(trial, reports=reports, state="failed")
 
 
 def _last_of_first_try(trial: TrialState) -> float:

@@ -99,12 +99,15 @@ class SearchStage(Stage):
         return OptunaProposer.of(self.config, self.arm, concurrent)
 
     def failed_runs(self, record: Record) -> list[TrialState]:
-        """Return the trials whose workers died. A search goes on without them, and a new driver tries them again; a
-        trial that failed by itself would fail again."""
-        return [trial for trial in record.trials.values() if has_died(trial)]
+        """Return the trials whose workers died. A search goes on without them, and a new driver tries each of them
+        again, once; a trial that failed by itself would fail again."""
+        return [trial for trial in record.trials.values() if has_died(trial) and trial.retried_from is None]
 
     def may_improve(self, folder: StageFolder) -> bool:
-        return bool(self.failed_runs(folder.read_record()))
+        """Also where a driver that tried such trials again was cut off."""
+        record, done = folder.read_record(), folder.done
+        return bool(self.failed_runs(record)) or any(done.get(state, count) != count
+                                                     for state, count in _states(record).items())
 
     def task(self) -> Task:
         return students.arm_task(self.context, self.arm, [search_view_seed(self.config.seed)])
@@ -118,9 +121,12 @@ class SearchStage(Stage):
         write_optuna_file(self.config.space(self.arm), record, folder.path / "optuna.db",
                           f"{self.config.name}-{self.name}")
         trials = list(record.trials.values())
-        states = {state: sum(trial.state == state for trial in trials) for state in ("complete", "stopped", "failed")}
+        states = _states(record)
         counts = ", ".join(f"{count} {state}" for state, count in states.items() if count)
         started = f" · started from {len(record.prior)} trials of {record.prior_study}" if record.prior else ""
+        earlier = folder.done or {}
+        if earlier.get("trials") == len(trials) and all(earlier.get(state) == count for state, count in states.items()):
+            return  # what was tried again has failed again; other stages rest on what was found before
         folder.finish({
             **self.context.family("student"),
             "outcome": f"{len(trials)} trials ({counts}) · best {100 * best.metric(METRIC):.1f} % validation at "
@@ -206,6 +212,12 @@ class SearchStage(Stage):
 
     def space(self, runs: int, size: Callable[[ModelSettings], int]) -> Space:
         return Space(COPIES_IN_CHECKPOINT * size(self.config.student))
+
+
+def _states(record: Record) -> dict[str, int]:
+    """Return how many trials have ended in each way."""
+    trials = record.trials.values()
+    return {state: sum(trial.state == state for trial in trials) for state in ("complete", "stopped", "failed")}
 
 
 class BaselineSearch(SearchStage):

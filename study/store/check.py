@@ -134,8 +134,9 @@ class _RecordCheck:
         self._trials: dict[int, float | None] = {}  # last validation accuracy of each trial
         # The accuracies of the reports so far, without failures, by (trial, epoch)
         self._seen: dict[tuple[int, int], float | None] = {}
-        self._stopped: set[int] = set()  # trials that were stopped at an epoch before their last
-        self._most_epochs = 0
+        self._begun: dict[int, Trial] = {}
+        self._decided: dict[int, Decided] = {}  # the last decision on each trial
+        self._most_epochs, self._rungs = 0, None
 
     def check(self, content: bytes) -> dict[int, float | None]:
         """Return the last validation accuracy (0 to 1) of each trial. The last line may be half written.
@@ -162,6 +163,7 @@ class _RecordCheck:
             raise _MisplacedError(f"its sequence is {event.sequence}, not {number - 1}")
         if isinstance(event, Session):
             self._most_epochs = max(self._most_epochs, event.epochs or 0)
+            self._rungs = self._rungs if event.rungs is None else event.rungs
         elif isinstance(event, Trial):
             self._begin(event)
         elif isinstance(event, OfTrial) and event.trial not in self._trials:
@@ -176,7 +178,9 @@ class _RecordCheck:
             raise _MisplacedError(f"trial {trial.trial} begins a second time")
         if not self._expected.has(trial):
             raise _MisplacedError(f"its trial does not belong to {self._stage}")
-        self._trials[trial.trial] = None
+        if any((other.start is None) != (trial.start is None) for other in [*self._begun.values()][-1:]):
+            raise _MisplacedError("only some trials say when they began in virtual time")
+        self._trials[trial.trial], self._begun[trial.trial] = None, trial
 
     def _report(self, report: Report) -> None:
         if self._most_epochs and report.epoch > self._most_epochs:
@@ -186,14 +190,24 @@ class _RecordCheck:
         if (report.trial, report.epoch) in self._seen:
             raise _MisplacedError(f"trial {report.trial} reports epoch {report.epoch} again")
         accuracy = self._seen[report.trial, report.epoch] = report.metrics.validation_accuracy
-        if report.trial not in self._stopped:
+        if not self._is_stopped(report.trial):
             self._trials[report.trial] = accuracy
+
+    def _is_stopped(self, trial: int) -> bool:
+        return trial in self._decided and self._decided[trial].decision == "stop"
 
     def _decide(self, decided: Decided) -> None:
         if (decided.trial, decided.epoch) not in self._seen:
             raise _MisplacedError(f"there is no report of trial {decided.trial} at epoch {decided.epoch} before it")
+        trial, last = self._begun[decided.trial], self._decided.get(decided.trial)
+        if last and (decided.epoch <= last.epoch or last.decision != "continue"):
+            raise _MisplacedError(f"trial {decided.trial} was decided on before, at epoch {last.epoch}")
+        if trial.start is None or (decided.decision == "stop" and trial.protected):
+            raise _MisplacedError(f"trial {decided.trial} cannot be decided on so")
+        if self._rungs is not None and (decided.epoch in self._rungs) == (decided.decision == "complete"):
+            raise _MisplacedError(f"epoch {decided.epoch} is not where a trial can {decided.decision}")
+        self._decided[decided.trial] = decided
         if decided.decision == "stop":
-            self._stopped.add(decided.trial)
             self._trials[decided.trial] = self._seen[decided.trial, decided.epoch]
 
     def _damaged(self, line: int, why: str) -> UserError:

@@ -212,6 +212,7 @@ class End(OfTrial):
 
 class Session(Event):
     epochs: Epoch | None = None
+    rungs: list[Epoch] | None = None
 
 
 EVENTS = {"session": Session, "prior": Prior, "trial": Trial, "report": Report, "checkpoint": Checkpoint, "end": End,

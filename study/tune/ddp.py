@@ -84,4 +84,5 @@ def _reports(storage: Storage, config: dict[str, Any], share: Share, workers: in
             continue
     reports.shutdown()
     if problem:
+        check_own_ray()
         raise problem[0]
