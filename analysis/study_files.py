@@ -232,14 +232,28 @@ class StudyFiles:
                 for row in self.confirmation["rows"]}
 
     @cached_property
-    def chance(self) -> float:
-        """The test accuracy of guessing any class or, where classes are clearly unequal, always the commonest; 0 to 1.
+    def chance(self) -> float | None:
+        """The accuracy of guessing any class or, where classes are clearly unequal, always the commonest; 0 to 1.
+
+        The commonest of the test images, whose labels come with the confirmation or, before it, with the teacher's
+        test; before either, classes count as equal. None where the classes are not known.
         """
-        row = self.confirmation["rows"][0]
-        labels = self.predictions(row["runs"][0], row["stage"])["label"].to_numpy()
-        equal = 1 / len(self.description["data"]["classes"])
-        commonest = float(np.unique(labels, return_counts=True)[1].max() / len(labels))
+        if not (classes := (self.description.get("data") or {}).get("classes")):
+            return None
+        equal, labels = 1 / len(classes), self._test_labels()
+        commonest = 0.0 if labels is None else float(np.unique(labels, return_counts=True)[1].max() / len(labels))
         return commonest if commonest > NEARLY_EQUAL * equal else equal
+
+    def _test_labels(self) -> np.ndarray | None:
+        """The label of each test image, (N,); None where nothing has been tested."""
+        try:
+            if self.confirmation:
+                row = self.confirmation["rows"][0]
+                return self.predictions(row["runs"][0], row["stage"])["label"].to_numpy()
+            teacher = self.teacher_predictions()
+        except ValueError:  # of a damaged file, which is reported by whoever needs the predictions themselves
+            return None
+        return None if teacher is None else teacher["label"].to_numpy()
 
     def failed_runs(self, stage: str) -> set[int]:
         """The numbers of a confirmation stage's runs that did not reach their last epoch."""

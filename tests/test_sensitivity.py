@@ -209,7 +209,7 @@ def test_every_shape_of_search_has_complete_results(tmp_path, shape):
     singles = [row for row in found["effects"] if row["other"] is None]
     assert [row["parameter"] for row in singles] == names
     assert len(found["effects"]) == len(names) * (len(names) + 1) // 2
-    assert sum(row["share"] for row in singles) == pytest.approx(1, abs=1e-4 if len(names) == 1 else 0.65)
+    assert sum(row["share"] for row in singles) == pytest.approx(1, abs=1e-4 if len(names) == 1 else 0.5)
     assert all(row["low"] <= row["high"] for row in found["prices"] + found["effects"] + found["effects_near"])
     assert (found["map"] is None) == (len(names) == 1)
     for name, dimension in found["searched"].items():
@@ -232,7 +232,7 @@ def test_the_baseline_counts_as_the_distillation_at_alpha_0(tmp_path):
     assert alone["counts"]["protected"] == both["counts"]["protected"] == 12
     best = max(trial.accuracies[EPOCHS] for trial in trials["baseline"] if trial.ending == "complete")
     at_0 = [next(row for row in found["curves"] if row["parameter"] == "alpha")["best"] for found in (alone, both)]
-    assert at_0[1] == pytest.approx(100 * best, abs=7)  # trials at a low alpha are far worse than the baseline here
+    assert at_0[1] == pytest.approx(100 * best, abs=3)  # trials at a low alpha are far worse than the baseline here
     assert at_0[0] < at_0[1] - 5
 
 

@@ -1,5 +1,6 @@
 """The process behind the sensitivity analysis, its failure part, and what it says where no trial is."""
 
+import json
 from pathlib import Path
 
 import known_words
@@ -167,6 +168,22 @@ def test_a_default_at_which_training_fails_is_said_and_priced_against_chance(tmp
     assert price["fails"] and price["price"] == pytest.approx(found["best"]["accuracy"] - 10, abs=2)
     assert "with lr at 0.02 training fails" in said_of(study)[0][1].lower()
     assert not any(row["fails"] for row in found["prices"] if row["parameter"] != "lr")
+
+
+def test_chance_is_the_commonest_class_as_in_the_verdict(tmp_path):
+    """Three in ten of the test images are of one class, so a trial at 30 % has not learned, of ten classes or not."""
+    study, _ = with_failures(tmp_path / "study", diverged=False)
+    assert study.chance == model_of(study).failures.chance == pytest.approx(0.1)
+    stages = json.loads((study.folder / "stages.json").read_text())
+    stages["stages"]["teacher_logits"] = "t"
+    (study.folder / "stages.json").write_text(json.dumps(stages))
+    (study.folder / "t").mkdir()
+    labels = np.where(np.arange(1000) < 300, 0, np.arange(1000) % 9 + 1)
+    pd.DataFrame({"label": labels, "prediction": labels}).to_parquet(study.folder / "t" / "test.parquet")
+    study = type(study)(study.folder)
+    assert study.chance == model_of(study).failures.chance == pytest.approx(0.3)
+    (study.folder / "t" / "test.parquet").write_bytes(b"damaged")
+    assert type(study)(study.folder).chance == pytest.approx(0.1)
 
 
 def test_where_nothing_learned_it_is_one_plain_sentence(tmp_path):

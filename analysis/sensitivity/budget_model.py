@@ -52,9 +52,8 @@ class BudgetModel:
         self._z = np.log(share / (1 - share))
         self._middle, self._spread = self._z.mean(), max(self._z.std(), 1e-6)
         numbers = [dimension.kind != "choice" for dimension in space.values() for _ in range(dimension.columns)]
-        bends = tuple(np.flatnonzero(numbers)) if sum(numbers) > 1 else ()
         self._observed = Rows(inputs, pd.factorize(self.rows["trial"])[0], (self._z - self._middle) / self._spread,
-                              bends)
+                              tuple(np.flatnonzero(numbers)))
 
     @property
     def is_constant(self) -> bool:

@@ -25,10 +25,8 @@ def model_of(study: StudyFiles, arm: str = "distill") -> BudgetModel | str:
         return f"The {ARMS[arm]} searched no parameter, so there is nothing to tell apart."
     if arm == "distill":
         reports = with_baseline(reports, reports_of(study, "baseline", space), space)
-    data = study.description.get("data") or {}
-    images = data.get("validation") or USUAL_IMAGES
-    chance = 1 / len(data["classes"]) if data.get("classes") else None
-    reports, failures = without_failures(reports, space, images, chance)
+    images = (study.description.get("data") or {}).get("validation") or USUAL_IMAGES
+    reports, failures = without_failures(reports, space, images, study.chance)
     budget = read_off_epoch(reports, arm, study.description.get("epochs") or reports["epoch"].max())
     if budget is None:
         few = reports.loc[reports["arm"] == arm, "trial"].nunique()

@@ -7,7 +7,7 @@ import pandas as pd
 from scipy.optimize import minimize
 
 from kdstudy.analysis.sensitivity.budget_model import BudgetModel
-from kdstudy.analysis.sensitivity.grid import Grid, bounds, chosen_bounds
+from kdstudy.analysis.sensitivity.grid import CHOSEN_BOTH, Grid, bounds, chosen_bounds
 
 PRICE_DRAWS = 4000  # more than the grid's, for a few points only
 
@@ -27,7 +27,8 @@ def prices(model: BudgetModel, grid: Grid, default: dict[str, Any]) -> pd.DataFr
     _, draws = model.draws({name: [point[name] for point in best] for name in grid.axes}, count=PRICE_DRAWS)
     rows = []
     for name, lost in zip(names, draws[0] - draws[1:], strict=True):
-        ends, missed = chosen_bounds(lost), bounds(_of_draws(grid, name, _place(model, grid, name, default)))
+        ends = chosen_bounds(lost, CHOSEN_BOTH)
+        missed = bounds(_of_draws(grid, name, _place(model, grid, name, default)))
         rows.append({"parameter": name, "default": default[name], "price": max(lost.mean(), 0.0), "low": ends["low"],
                      "high": max(ends["high"], missed["high"])})
     fails = model.fails({name: [point[name] for point in best[1:]] for name in grid.axes}) if names else []

@@ -3,9 +3,9 @@
 One best set of length scales is too sure of itself where trials are few: it fits what it happens to see, and its
 intervals know nothing of the other sets that fit as well. So an ensemble is drawn from their posterior, and everything
 is averaged or pooled over it. Sources: Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006 (chapter
-5; its section 5.1 has the factor analysis distance); Murray, Adams and MacKay, "Elliptical slice sampling", 2010, used
-as Nishihara, Murray and Adams ("Parallel MCMC with generalized elliptical slice sampling", 2014) do, around a normal
-approximation.
+5; its section 5.1 has the factor analysis distance); Duvenaud, Nickisch and Rasmussen, "Additive Gaussian processes",
+2011; Murray, Adams and MacKay, "Elliptical slice sampling", 2010, used as Nishihara, Murray and Adams ("Parallel MCMC
+with generalized elliptical slice sampling", 2014) do, around a normal approximation.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from scipy.optimize import minimize
 ROOT5 = math.sqrt(5)
 FREQUENCIES = 256  # of the random Fourier features behind joint draws at many points
 BURN_IN, BETWEEN = 10, 2  # steps of the sampler before the first member and between members
-FIRST = 5  # hyperparameters before the length scales
+FIRST = 6  # hyperparameters before the length scales
 WIDER = 1.5  # the normal approximation's standard deviations, times this, so that the sampler can reach the tails
 
 
@@ -30,16 +30,22 @@ WIDER = 1.5  # the normal approximation's standard deviations, times this, so th
 class Rows:
     """What was observed: standardised values y (n,) at inputs x (n, d), the last of them the log epoch, of trials (n,).
 
-    bends: the columns of x along whose common direction the surface may change, which are those of numbers.
+    numbers: the columns of x that are numbers rather than choices.
     """
 
     x: np.ndarray
     trial: np.ndarray
     y: np.ndarray
-    bends: tuple[int, ...]
+    numbers: tuple[int, ...]
+
+    @property
+    def bends(self) -> tuple[int, ...]:
+        """The columns along whose common direction the surface may change: those of numbers, where there are several.
+        """
+        return self.numbers if len(self.numbers) > 1 else ()
 
     def part(self, chosen: np.ndarray) -> Rows:
-        return Rows(self.x[chosen], self.trial[chosen], self.y[chosen], self.bends)
+        return Rows(self.x[chosen], self.trial[chosen], self.y[chosen], self.numbers)
 
     @cached_property
     def same(self) -> np.ndarray:
@@ -56,11 +62,11 @@ class Rows:
 class Prior:
     """Independent normal priors of all hyperparameters: the logarithms of variances and length scales, and the bend.
 
-    Their order: variance of the learning curve that all share, variance of the surface, variance of a trial's effect,
-    variance of the noise, growth of the surface; a length scale per input; the bend, a number per input of
-    `Rows.bends`. Variances are shares of that of all values, lengths shares of a range. The priors say: a surface about
-    as large as the differences seen, as smooth as a parabola, with noise well below; each by a factor of 2 or more
-    either way.
+    Their order: variance of the learning curve that all share, variance of the surface, variance of what each number
+    does alone, variance of a trial's effect, variance of the noise, growth of the surface; a length scale per input;
+    the bend, a number per input of `Rows.bends`. Variances are shares of that of all values, lengths shares of a range.
+    The priors say: a surface about as large as the differences seen, as smooth as a parabola, with noise well below;
+    each by a factor of 2 or more either way.
     """
 
     mean: np.ndarray
@@ -69,36 +75,41 @@ class Prior:
     @classmethod
     def of(cls, rows: Rows) -> Prior:
         inputs, bends = rows.x.shape[1], len(rows.bends)
-        mean = [0.0, math.log(0.3), math.log(0.005), math.log(0.005), 0.3, *[math.log(1.2)] * inputs, *[0.0] * bends]
-        deviation = [1.5, 1.5, 1.5, 1.5, 0.7, *[0.9] * inputs, *[1.0] * bends]
+        variances = np.log([1.0, 0.3, 0.1, 0.005, 0.005])
+        mean = [*variances, 0.3, *[math.log(1.2)] * inputs, *[0.0] * bends]
+        deviation = [*[1.5] * len(variances), 0.7, *[0.9] * inputs, *[1.0] * bends]
         return cls(np.array(mean), np.array(deviation))
 
 
 def matern(squares: np.ndarray) -> np.ndarray:
     """The Matern-5/2 correlation at squared scaled distances."""
-    scaled = ROOT5 * np.sqrt(squares)
-    return (1 + scaled + 5 / 3 * squares) * np.exp(-scaled)
+    return _matern(squares)[0]
 
 
-def _slope(squares: np.ndarray) -> np.ndarray:
-    """The derivative of `matern` by the squared distance."""
+def _matern(squares: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The Matern-5/2 correlation, and the two factors of -6/5 of its derivative by the squared distance."""
     scaled = ROOT5 * np.sqrt(squares)
-    return -5 / 6 * (1 + scaled) * np.exp(-scaled)
+    fall, first = np.exp(-scaled), 1 + scaled
+    return (first + 5 / 3 * squares) * fall, first, fall
 
 
 class Kernel:
-    """The covariance for one set of hyperparameters, in the order of `Prior`.
+    """The covariance for one set of hyperparameters of `rows`, in the order of `Prior`.
 
-    shared x Matern(epoch) + surface x Matern(parameters, epoch) + the effect of a trial + noise. The squared distance
-    of the second is sum_i (d_i / l_i)^2 + (bend . d)^2: the second term lets a ridge run diagonally. Its standard
-    deviation changes by a factor of exp(growth) from the first epoch to the last: trials mostly drift apart.
+    shared x Matern(epoch) + surface x Matern(parameters, epoch) + alone x sum_i Matern(number i, epoch) + the effect of
+    a trial + noise. The squared distance of the second is sum_i (d_i / l_i)^2 + (bend . d)^2: the second term lets a
+    ridge run diagonally. The third is what each number does whatever the others are. A search leaves the bad end of a
+    range almost without trials; there the second alone falls back to the mean of all, and the number would seem to
+    matter less than it does. The standard deviation of both changes by a factor of exp(growth) from the first epoch to
+    the last: trials mostly drift apart.
     """
 
-    def __init__(self, values: np.ndarray, inputs: int, bends: tuple[int, ...]):
-        self.shared, self.surface, self.effect, self.noise = np.exp(values[:4])
-        self.growth, self.lengths = values[4], np.exp(values[FIRST:FIRST + inputs])
+    def __init__(self, values: np.ndarray, rows: Rows):
+        inputs, self.numbers = rows.x.shape[1], rows.numbers
+        self.shared, self.surface, self.alone, self.effect, self.noise = np.exp(values[:FIRST - 1])
+        self.growth, self.lengths = values[FIRST - 1], np.exp(values[FIRST:FIRST + inputs])
         self.bend = np.zeros(inputs)
-        self.bend[list(bends)] = values[FIRST + inputs:]
+        self.bend[list(rows.bends)] = values[FIRST + inputs:]
 
     @property
     def factor(self) -> np.ndarray:
@@ -106,18 +117,26 @@ class Kernel:
         return np.column_stack([np.diag(1 / self.lengths), self.bend])
 
     def between(self, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-        """The covariance of the surface, without effects of trials and noise, at (m, d) and (n, d): (m, n)."""
+        """The covariance of the first three parts, without effects of trials and noise, at (m, d), (n, d): (m, n).
+        """
         factor = self.factor
         left, right = one @ factor, other @ factor
         squares = (left**2).sum(1)[:, None] + (right**2).sum(1) - 2 * left @ right.T
         at = one[:1, -1:] if np.ptp(one[:, -1]) == 0 else one[:, -1:]  # points mostly lie at one epoch
         epochs = ((at - other[:, -1]) / self.lengths[-1]) ** 2
-        return (self.shared * matern(epochs)
-                + np.outer(self.deviation(one), self.deviation(other)) * matern(np.maximum(squares, 0)))
+        both = self.surface * matern(np.maximum(squares, 0))
+        for number in self.numbers:
+            apart = (one[:, number, None] - other[:, number]) / self.lengths[number]
+            both += self.alone * matern(apart**2 + epochs)
+        return self.shared * matern(epochs) + np.outer(self.grown(one), self.grown(other)) * both
 
-    def deviation(self, points: np.ndarray) -> np.ndarray:
-        """The standard deviation (m,) of the surface at (m, d)."""
-        return math.sqrt(self.surface) * np.exp(self.growth * (points[:, -1] - 1))
+    def grown(self, points: np.ndarray) -> np.ndarray:
+        """By what factor (m,) the second and third part differ at (m, d) from the last epoch."""
+        return np.exp(self.growth * (points[:, -1] - 1))
+
+    def variance(self, points: np.ndarray) -> np.ndarray:
+        """The diagonal (m,) of `between` these points and themselves."""
+        return self.shared + (self.surface + self.alone * len(self.numbers)) * self.grown(points)**2
 
 
 def log_posterior(values: np.ndarray, rows: Rows, prior: Prior, slope: bool = True) -> tuple[float, np.ndarray]:
@@ -126,14 +145,18 @@ def log_posterior(values: np.ndarray, rows: Rows, prior: Prior, slope: bool = Tr
     Without `slope` the gradient is left at zero, which takes a third of the time.
     """
     count, inputs = rows.x.shape
-    kernel, bends = Kernel(values, inputs, rows.bends), list(rows.bends)
-    across, size = rows.x @ kernel.bend, kernel.deviation(rows.x)
+    kernel, bends = Kernel(values, rows), list(rows.bends)
+    across, grown = rows.x @ kernel.bend, kernel.grown(rows.x)
     along = across[:, None] - across
     squares = np.tensordot(kernel.lengths**-2, rows.squares, 1)
     squares += along**2
     epochs = rows.squares[-1] / kernel.lengths[-1] ** 2
-    curve, surface = kernel.shared * matern(epochs), np.outer(size, size) * matern(squares)
-    total = curve + surface + kernel.effect * rows.same
+    size = np.outer(grown, grown)
+    correlation, *surface_slope = _matern(squares)
+    curve, surface = kernel.shared * matern(epochs), kernel.surface * size * correlation
+    parts = [_matern(rows.squares[number] / kernel.lengths[number] ** 2 + epochs) for number in rows.numbers]
+    alone = kernel.alone * size * sum(part[0] for part in parts)
+    total = curve + surface + alone + kernel.effect * rows.same
     total[np.diag_indices(count)] += kernel.noise + 1e-8
     apart = (values - prior.mean) / prior.deviation
     gradient = np.zeros(len(values))
@@ -145,12 +168,18 @@ def log_posterior(values: np.ndarray, rows: Rows, prior: Prior, slope: bool = Tr
     value = -0.5 * rows.y @ weights - np.log(np.diag(lower)).sum() - 0.5 * apart @ apart
     if slope:
         inner = 0.5 * (np.outer(weights, weights) - cho_solve((lower, True), np.eye(count), check_finite=False))
-        gradient[:4] = ((inner * curve).sum(), (inner * surface).sum(), kernel.effect * (inner * rows.same).sum(),
-                        kernel.noise * np.trace(inner))
-        gradient[4] = 2 * (inner * surface).sum(1) @ (rows.x[:, -1] - 1)
-        steep = inner * np.outer(size, size) * _slope(squares)
-        gradient[FIRST:FIRST + inputs] = -2 * np.tensordot(rows.squares, steep, 2) / kernel.lengths**2
-        gradient[FIRST + inputs - 1] -= 2 * (inner * kernel.shared * _slope(epochs) * epochs).sum()
+        gradient[:FIRST - 1] = ((inner * curve).sum(), (inner * surface).sum(), (inner * alone).sum(),
+                                kernel.effect * (inner * rows.same).sum(), kernel.noise * np.trace(inner))
+        gradient[FIRST - 1] = 2 * (inner * (surface + alone)).sum(1) @ (rows.x[:, -1] - 1)
+        inner_size, lengths = -5 / 6 * inner * size, gradient[FIRST:FIRST + inputs]
+        steep = kernel.surface * inner_size * surface_slope[0] * surface_slope[1]
+        lengths -= 2 * np.tensordot(rows.squares, steep, 2) / kernel.lengths**2
+        for number, (_, first, fall) in zip(rows.numbers, parts, strict=True):
+            own = kernel.alone * inner_size * first * fall
+            lengths[number] -= 2 * (rows.squares[number] * own).sum() / kernel.lengths[number] ** 2
+            lengths[-1] -= 2 * (own * epochs).sum()
+        _, first, fall = _matern(epochs)
+        lengths[-1] += 5 / 3 * (inner * kernel.shared * first * fall * epochs).sum()
         steep *= along
         gradient[FIRST + inputs:] = 2 * ((steep.sum(1) - steep.sum(0)) @ rows.x[:, bends])
         gradient -= apart / prior.deviation
@@ -233,7 +262,7 @@ class Member:
     """The process given one set of hyperparameters."""
 
     def __init__(self, values: np.ndarray, rows: Rows):
-        self.rows, self.kernel = rows, Kernel(values, rows.x.shape[1], rows.bends)
+        self.rows, self.kernel = rows, Kernel(values, rows)
         total = self.kernel.between(rows.x, rows.x) + self.kernel.effect * rows.same
         total[np.diag_indices(len(rows.y))] += self.kernel.noise + 1e-8
         self.lower = cholesky(total, lower=True, check_finite=False)
@@ -252,8 +281,7 @@ class Member:
         """
         across = self.kernel.between(points, self.rows.x)
         half = solve_triangular(self.lower, across.T, lower=True, check_finite=False)
-        total = self.kernel.shared + self.kernel.surface
-        left = np.maximum(total - np.einsum("ij,ij->j", half, half), 0)
+        left = np.maximum(self.kernel.variance(points) - np.einsum("ij,ij->j", half, half), 0)
         if exact:
             draws = self._exact_draws(points, across, half, count, random)
         else:
@@ -273,7 +301,11 @@ class Member:
         """
         kernel, rows = self.kernel, self.rows
         both = np.vstack([points, rows.x])
-        prior = kernel.deviation(both)[:, None] * _features(both @ kernel.factor, count, random)
+        prior = math.sqrt(kernel.surface) * _features(both @ kernel.factor, count, random)
+        for number in kernel.numbers:
+            own = both[:, [number, -1]] / kernel.lengths[[number, -1]]
+            prior += math.sqrt(kernel.alone) * _features(own, count, random)
+        prior *= kernel.grown(both)[:, None]
         epochs, place = np.unique(both[:, -1:], return_inverse=True)
         curve = _features(epochs[:, None] / kernel.lengths[-1], count, random)
         prior += math.sqrt(kernel.shared) * curve[place.ravel()]

@@ -13,7 +13,7 @@ from kdstudy.analysis.study_files import ARMS, StudyFiles
 
 ENOUGH_PER_PARAMETER = 3  # trials at the budget; with fewer the intervals are too narrow
 TRUSTED_COVERAGE = 0.80
-SUPPORTED = 0.9  # of the space; where trials are near less of it, a better region may have been missed
+SUPPORTED = 0.96  # of the space; where trials are near less of it, a better region may have been missed
 NEGLIGIBLE = 1.0  # points; a price that is surely smaller is no reason to search on
 EDGE = 0.05  # a winner within this share of a range is at its edge
 LIMITS = {"alpha": (0, 1), "warmup": (0, 1)}  # bounds that cannot be moved; for other parameters 0 alone
