@@ -207,8 +207,8 @@ def main() -> None:
     parser.add_argument("--trials", type=int, nargs="+", choices=list(SIZES), default=[TRIALS])
     parser.add_argument("--words", action="store_true", help="score prices and best points on all families")
     parser.add_argument("--families", nargs="+", choices=list(FAMILIES), default=list(FAMILIES), help="of --words")
-    parser.add_argument("--first", type=int, default=0, help="seed of the first study of --words; of those from 0 on, "
-                                                             "some served to choose the analysis's constants")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first study of --words; of 0 to 99 and "
+                                                             "300 to 425, some served to choose the constants")
     parser.add_argument("--out", type=Path, help="write a row per study and price to this CSV file (of --words)")
     arguments = parser.parse_args()
     started = time.monotonic()
