@@ -205,6 +205,7 @@ def test_where_every_confirmation_run_diverges_the_study_ends_and_there_is_nothi
 
 
 @pytest.mark.slow
+@pytest.mark.fault
 @pytest.mark.parametrize("name", FAULTS)
 def test_nothing_is_lost_or_done_twice(ground, name):
     fault, _ = FAULTS[name]
