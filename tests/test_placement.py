@@ -73,7 +73,7 @@ def study(tmp_path_factory):
         nodes.start("late", 1, 1)
         wait_until(driver, all_at_work)
         (home / "orders" / "slow-always").unlink()
-        output, errors = driver.communicate(timeout=300)
+        output, errors = driver.communicate(timeout=600)
         assert driver.returncode == 0, output + errors
         names = nodes.names()
     finally:
