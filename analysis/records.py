@@ -21,6 +21,12 @@ def read_events(path: Path) -> list[Event]:
     return events
 
 
+def stops_of(events: list[Event]) -> dict[int, int]:
+    """The epoch at which each trial was stopped by a later decision."""
+    return {event["trial"]: event["epoch"] for event in events
+            if event["event"] == "decision" and event["decision"] == "stop"}
+
+
 def settled(events: Iterable[Event]) -> list[Event]:
     """The events that count, with each decision in the report that it is about.
 
@@ -30,7 +36,7 @@ def settled(events: Iterable[Event]) -> list[Event]:
     events = list(events)
     decisions = {(event["trial"], event["epoch"]): event["decision"] for event in events
                  if event["event"] == "decision"}
-    stops = _stops(events)
+    stops = stops_of(events)
     return [_with_decision(event, decisions) for event in events
             if event["event"] != "decision" and not _is_after_stop(event, stops)]
 
@@ -38,7 +44,7 @@ def settled(events: Iterable[Event]) -> list[Event]:
 def discarded(events: Iterable[Event]) -> list[Event]:
     """The reports of trials after the epoch at which they were stopped."""
     events = list(events)
-    stops = _stops(events)
+    stops = stops_of(events)
     return [event for event in events if event["event"] == "report" and _is_after_stop(event, stops)]
 
 
@@ -50,12 +56,6 @@ def virtual_order(events: Iterable[Event]) -> list[Event]:
     if None in map(starts.get, (report["trial"] for report in reports)):
         return reports
     return sorted(reports, key=lambda report: (starts[report["trial"]] + report["epoch"], report["trial"]))
-
-
-def _stops(events: list[Event]) -> dict[int, int]:
-    """The epoch at which each trial was stopped by a later decision."""
-    return {event["trial"]: event["epoch"] for event in events
-            if event["event"] == "decision" and event["decision"] == "stop"}
 
 
 def _is_after_stop(event: Event, stops: dict[int, int]) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 
-from kdstudy.analysis.records import discarded, read_events, settled, virtual_order
+from kdstudy.analysis.records import discarded, read_events, settled, stops_of, virtual_order
 
 CONFIRM_STAGES = ("confirm_baseline", "confirm")
 FINALIST_STAGES = ("finalists_baseline", "finalists")
@@ -332,7 +332,7 @@ def read_columns(path: Path, *columns: str) -> pd.DataFrame:
 
 def _discarded_row(stage: str, events: list[dict[str, Any]]) -> tuple[str, str, int, int, float] | None:
     """A row of `StudyFiles.spent` about the training that stopped trials did in vain."""
-    stops = {event["trial"]: event["epoch"] for event in events if event.get("decision") == "stop"}
+    stops = stops_of(events)
     seconds = {(event["trial"], event["epoch"]): event["metrics"].get("seconds") or 0.0 for event in events
                if event["event"] == "report" and event["decision"] != "failed"}
     beyond: dict[int, int] = {}  # the last epoch of each trial that went on after its stop

@@ -471,7 +471,7 @@ def worker_hangs(ground: Ground, times: int) -> Tally:
     """A worker is stopped for ever in the middle of a trial; how long it may be silent is set to seconds."""
     tally, slowest = Tally(), 0.0
     for stage in ("baseline", "distill", "confirm")[:times]:
-        study = ground.study("resources.hang_minutes=0.1", "resources.worker_retries=1")
+        study = ground.study("resources.hang_minutes=0.1", "resources.worker_retries=1", concurrent=1)  # one note
         study.order("slow")
         driver = study.start()
         wait_until(driver, lambda study=study, stage=stage: study.reports(stage) >= 2)

@@ -315,6 +315,8 @@ def test_the_record_of_two_trials_is_as_it_should_be(tmp_path):
     ({"line7": {"epoch": 6}}, "there is no report of trial 1 at epoch 6"),
     ({"more": [{"event": "decision", "trial": 1, "epoch": 2, "decision": "continue"}]},
      "trial 1 was decided on before, at epoch 2"),
+    ({"more": [{"event": "report", "trial": 1, "epoch": 6, "decision": "continue", "reason": None, "metrics": {}}]},
+     "trial 1 reports after it was stopped"),
     ({"line7": {"decision": "perhaps"}}, "decision"),
 ])
 def test_decisions_that_cannot_be_are_refused(tmp_path, changes, why):

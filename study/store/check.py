@@ -137,6 +137,7 @@ class _RecordCheck:
         self._begun: dict[int, Trial] = {}
         self._decided: dict[int, Decided] = {}  # the last decision on each trial
         self._most_epochs, self._rungs = 0, None
+        self._in_virtual_time: bool | None = None  # whether trials say when they began there; None before the first
 
     def check(self, content: bytes) -> dict[int, float | None]:
         """Return the last validation accuracy (0 to 1) of each trial. The last line may be half written.
@@ -178,23 +179,21 @@ class _RecordCheck:
             raise _MisplacedError(f"trial {trial.trial} begins a second time")
         if not self._expected.has(trial):
             raise _MisplacedError(f"its trial does not belong to {self._stage}")
-        if any((other.start is None) != (trial.start is None) for other in [*self._begun.values()][-1:]):
+        if self._in_virtual_time not in (None, trial.start is not None):
             raise _MisplacedError("only some trials say when they began in virtual time")
         self._trials[trial.trial], self._begun[trial.trial] = None, trial
+        self._in_virtual_time = trial.start is not None
 
     def _report(self, report: Report) -> None:
         if self._most_epochs and report.epoch > self._most_epochs:
             raise _MisplacedError(f"epoch {report.epoch} is beyond the last, {self._most_epochs}")
+        if report.trial in self._decided and self._decided[report.trial].decision == "stop":
+            raise _MisplacedError(f"trial {report.trial} reports after it was stopped")
         if report.decision == "failed":  # may repeat an epoch that was already reported
             return
         if (report.trial, report.epoch) in self._seen:
             raise _MisplacedError(f"trial {report.trial} reports epoch {report.epoch} again")
-        accuracy = self._seen[report.trial, report.epoch] = report.metrics.validation_accuracy
-        if not self._is_stopped(report.trial):
-            self._trials[report.trial] = accuracy
-
-    def _is_stopped(self, trial: int) -> bool:
-        return trial in self._decided and self._decided[trial].decision == "stop"
+        self._trials[report.trial] = self._seen[report.trial, report.epoch] = report.metrics.validation_accuracy
 
     def _decide(self, decided: Decided) -> None:
         if (decided.trial, decided.epoch) not in self._seen:

@@ -190,11 +190,7 @@ class Record:
                                              start=event.get("start"))
         elif kind == "report":
             trial = self.trials[number]
-            report = {key: event[key] for key in ("sequence", "time", "epoch", "decision", "metrics")}
-            if trial.state == "stopped":
-                trial.discarded.append(report)
-                return
-            trial.reports.append(report)
+            trial.reports.append({key: event[key] for key in ("sequence", "time", "epoch", "decision", "metrics")})
             trial.state = ENDINGS.get(event["decision"], "running")
             trial.reason, trial.where = event["reason"], event.get("where", trial.where)
         elif kind == "decision":

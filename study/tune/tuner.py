@@ -211,7 +211,8 @@ class _JobCallback(_DriverOnly, tune.Callback):
     def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
         """A trial's worker died, or could not save. The trial is handed out again unless its workers died too often."""
         (stage, number), reason = _name(trial), self._watchdog.reason(_name(trial)) or why_worker_died(trial)
-        job, manager = _job(self._work, stage), _job(self._work, stage).trials
+        job = _job(self._work, stage)
+        manager = job.trials
         self.at_work.discard((stage, number))
         self._count()
         _, not_saved, why = reason.partition(f"{NotSavedError.__name__}: ")
