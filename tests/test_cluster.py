@@ -1,5 +1,8 @@
 """Which cluster is used, and how it is divided among trials."""
 
+import subprocess
+import sys
+
 import pytest
 
 from kdstudy.config.settings import ResourceSettings
@@ -58,3 +61,28 @@ def test_a_cluster_without_cpus_is_not_ready(nodes):
 def test_the_address_is_what_is_given_or_else_what_the_environment_says(given, variable, used, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", variable)
     assert cluster_address(given) == used
+
+
+STARTS_LATE_ONCE = """
+from ray._private.node import Node
+from kdstudy.tune.cluster import connected
+
+own, starts = Node.start_ray_processes, []
+
+def late(node):
+    own(node)
+    starts.append(node)
+    if len(starts) == 1:
+        raise Exception("The current node timed out during startup. This could happen because the GCS is overloaded.")
+
+Node.start_ray_processes = late
+with connected() as ours:
+    import ray._private.worker
+    print(ours, len(starts), *sorted(ray._private.worker._global_node.all_processes))
+"""
+
+
+def test_a_ray_of_our_own_is_only_what_a_study_needs_and_gets_a_second_chance_to_start(tmp_path):
+    """On a busy machine Ray may give up on a process that it has just begun to read from disk."""
+    started = subprocess.run([sys.executable, "-c", STARTS_LATE_ONCE], cwd=tmp_path, capture_output=True, text=True)
+    assert started.stdout == "True 2 gcs_server raylet\n", started.stderr

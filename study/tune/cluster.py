@@ -21,7 +21,7 @@ from kdstudy.config.settings import ResourceSettings
 from kdstudy.errors import StudyFailedError, UserError
 from kdstudy.trainables import functions
 from kdstudy.trainables.messages import one_line
-from kdstudy.tune.own_ray import without_epitaph
+from kdstudy.tune.own_ray import without_epitaph, without_unused_processes
 
 QUIET = {
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -43,6 +43,7 @@ LOOPBACK = "127.0.0.1"
 RAY_BYTES = 64 * 2**20
 # Address space, measured with CUDA torch: 8.5 GiB with Ray's object store, which takes a share of the memory.
 LIBRARIES_BYTES, OBJECT_STORE_SHARE, LARGEST_OBJECT_STORE = 8 * 2**30, 0.3, 200e9
+STARTS_LATE = "timed out during startup"  # on a busy machine; a second start finds everything in memory
 CONNECT_SECONDS = 30.0  # Ray's own default is a quarter of an hour
 ADDRESS = re.compile(r"auto|[^\s/@]+:\d+")
 TRY_TO_CONNECT = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False, logging_level='CRITICAL')"
@@ -174,10 +175,17 @@ def _start(address: str | None) -> None:
         with contextlib.ExitStack() as started:
             if not address:
                 started.enter_context(_on_loopback())
+                started.enter_context(without_unused_processes())
                 started.enter_context(_functions_found())
             if not (address and functions.may_be_called()):  # on a cluster, Ray itself tells workers of this folder
                 options["job_config"] = _job_apart_from_here()
-            ray.init(address=address or "local", log_to_driver=False, logging_level="CRITICAL", **options)
+            options |= {"address": address or "local", "log_to_driver": False, "logging_level": "CRITICAL"}
+            try:
+                ray.init(**options)
+            except Exception as error:
+                if STARTS_LATE not in str(error):
+                    raise
+                ray.init(**options)
     except SystemExit:  # Ray turns SIGTERM into this
         raise KeyboardInterrupt from None
     except Exception as error:

@@ -1,6 +1,6 @@
-"""Notices that the Ray which a study started on this machine has lost one of its processes.
+"""The Ray that a study starts on this machine: of which processes it consists, and noticing that one of them died.
 
-Ray itself waits a minute for them, and then ends the driver's process without an exception.
+Ray itself waits a minute for a process that died, and then ends the driver's process without an exception.
 """
 
 import contextlib
@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from typing import Any
 
 NEEDED = ("gcs_server", "raylet")
+# Ray's dashboard, the monitor of its autoscaler, and what prints the logs of workers: kdstudy uses none of them, and
+# together they take half of Ray's start.
+UNUSED = ("start_api_server", "start_monitor", "start_log_monitor")
 EPITAPH = "Raylet is terminated"  # with which Ray prints the end of a log into the study's lines
 
 
@@ -24,6 +27,21 @@ def check_own_ray() -> None:
     for kind, process in node.dead_processes() if node else ():
         if kind in NEEDED:
             raise RayLostError(f"Ray's {kind} on this machine has died (exit code {process.returncode})")
+
+
+@contextlib.contextmanager
+def without_unused_processes() -> Iterator[None]:
+    """Let a Ray that starts in this context leave out the processes that a study does not use."""
+    from ray._private.node import Node  # takes seconds
+
+    own = {name: getattr(Node, name) for name in UNUSED if hasattr(Node, name)}  # another version of Ray may differ
+    try:
+        for name in own:
+            setattr(Node, name, lambda node, **options: None)
+        yield
+    finally:
+        for name, method in own.items():
+            setattr(Node, name, method)
 
 
 @contextlib.contextmanager
