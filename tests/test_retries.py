@@ -1,14 +1,21 @@
 """What becomes of a trial whose workers die, and of a study whose own Ray dies, without Ray."""
 
+import json
+import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from synthetic import POINTS, on_study
 
+from kdstudy.config.load import load_study
 from kdstudy.errors import StudyFailedError
 from kdstudy.search.manager import TrialManager
 from kdstudy.search.runs import ListProposer, has_died
 from kdstudy.stages.search import BaselineSearch
 from kdstudy.store.record import Record, TrialState
+from kdstudy.store.storage import Storage
+from kdstudy.study import Study
 from kdstudy.tune import own_ray
 from kdstudy.tune.own_ray import RayLostError, check_own_ray, without_epitaph
 from kdstudy.tune.slots import Slots
@@ -95,6 +102,22 @@ def test_where_no_worker_lives_to_report_the_study_ends(tmp_path):
     assert stage.handed_out() == TRIES - 1
     with pytest.raises(StudyFailedError, match=f"the workers of {TRIES} trials in a row died"):
         stage.dies(TRIES - 1)
+
+
+def test_the_plan_of_a_finished_study_says_what_a_run_would_try_again(synthetic_study, tmp_path):
+    study = Path(shutil.copytree(synthetic_study, tmp_path / "study"))
+    again = "distill: `kdstudy run` tries the trials whose workers died again"
+    assert again not in on_study(("plan",), study, tmp_path)[1]
+    search = Study(load_study(study), Storage(study)).stages["distill"].folder
+    kept = search.record_path.read_text().splitlines(keepends=True)[:-1]  # without the last report of the last trial
+    search.record_path.write_text("".join(kept))
+    search.record().fail(2, "the actor died")
+    search.finish(json.loads((search.path / "done.json").read_text()) | {
+        "complete": 2, "failed": 1, "winner": 1, "ranking": [1, 0], "parameters": POINTS[1],
+        "best_validation": 0.5})
+    code, planned, err = on_study(("plan",), study, tmp_path)
+    assert code == 0, err
+    assert again in planned.splitlines()
 
 
 def test_a_search_tries_again_what_died_and_not_what_failed_by_itself(tmp_path):

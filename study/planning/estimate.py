@@ -30,7 +30,7 @@ class StagePlan:
 
     flop_per_image: floating-point operations. seconds: per epoch, reports included, or None if unknown. estimated:
     whether the seconds are derived from the operations. overhead: seconds per trial outside its epochs. took: seconds,
-    if the stage is done.
+    if the stage is done. retries: whether a run would nevertheless try failed trials again.
     """
 
     name: str
@@ -41,6 +41,7 @@ class StagePlan:
     overhead: float
     estimated: bool
     took: float | None = None
+    retries: bool = False
 
     @property
     def done(self) -> bool:
@@ -91,7 +92,8 @@ def _stage_plan(stage: Stage, load: Workload, pace: Pace | None, overhead: float
     estimated = bool(flop_rate) and not pace
     seconds = load.images * flop / flop_rate / load.workers if estimated else pace and pace.epoch
     took = stage.folder.done["seconds"] if stage.is_finished else None
-    return StagePlan(stage.name, stage.needs, load, flop, seconds, overhead, estimated, took)
+    retries = stage.is_finished and stage.may_improve(stage.folder)
+    return StagePlan(stage.name, stage.needs, load, flop, seconds, overhead, estimated, took, retries)
 
 
 # -- models -----------------------------------------------------------------------------------------------------------

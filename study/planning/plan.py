@@ -148,6 +148,9 @@ def _show_times(console: Console, config: StudyConfig, plans: list[StagePlan], m
     whole = forecast(works, machine.concurrent, config.search.reduction_factor, START_SECONDS)
     console.print(_plan_table(plans, whole, timed))
     left = [plan for plan in plans if not plan.done]
+    for plan in ordered:
+        if plan.retries:
+            print_prose(console, f"{plan.name}: `kdstudy run` tries the trials whose workers died again")
     flop = sum(plan.flop(_expected(plan, whole)) for plan in left)
     console.print(f"\nleft to do: {flop / 1e12:,.3g} TFLOP" if left else "\nleft to do: nothing")
     if not timed:
