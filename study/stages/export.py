@@ -99,6 +99,8 @@ def _export(config: StudyConfig, settings: ModelSettings, weights: Path, target:
     except ValueError as error:
         raise UserError(str(error)) from None
     _check_images(config, splits, predictions)
+    if not normalised:
+        settings = models.with_measured(settings, splits.student_train)
     correct = (predictions["label"] == predictions["prediction"]).to_numpy()
     image_size = config.data.image_size or splits.image_size
     shape = {"classes": len(splits.class_names), "channels": splits.channels, "image_size": image_size}

@@ -4,11 +4,20 @@ This module gathers what the rest of the code uses.
 """
 
 from kdstudy.trainables.functions import is_function
-from kdstudy.trainables.models.building import build, create, create_arguments, kind_of, normalisation
+from kdstudy.trainables.models.building import (
+    build,
+    create,
+    create_arguments,
+    kind_of,
+    normalisation,
+    set_normalisation,
+)
+from kdstudy.trainables.models.checkpoint import part_of
 from kdstudy.trainables.models.checks import check, check_normalisation, check_weights
 from kdstudy.trainables.models.classifier import Classifier, load_weights, save_weights, wants_channels_last
+from kdstudy.trainables.models.normalising import show_normalisation, with_measured
 from kdstudy.trainables.models.pretrained import check_hub, pretrained_weights
-from kdstudy.trainables.models.trained import Trained, check_trained, read_trained
+from kdstudy.trainables.models.trained import Trained, check_trained, read_trained, read_trained_file
 
 __all__ = [
     "Classifier",
@@ -25,8 +34,13 @@ __all__ = [
     "kind_of",
     "load_weights",
     "normalisation",
+    "part_of",
     "pretrained_weights",
     "read_trained",
+    "read_trained_file",
     "save_weights",
+    "set_normalisation",
+    "show_normalisation",
     "wants_channels_last",
+    "with_measured",
 ]
