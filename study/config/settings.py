@@ -98,8 +98,8 @@ class TeacherSettings(ModelSettings, TrainSettings):
     def _one_origin(self) -> "TeacherSettings":
         given = [name for name in ("model", "trained", "logits") if getattr(self, name)]
         if len(given) != 1 and given != ["model", "trained"]:
-            raise ValueError("needs one of model (to be trained), trained = [folders], model with trained = [files of "
-                             f"its weights] and logits = file, not {' and '.join(given) or 'none'}"
+            raise ValueError("needs exactly one of model (to be trained), trained = [folders], logits = file, and both "
+                             f"model and trained = [files of its weights], not {' and '.join(given) or 'none'}"
                              + ("; --set teacher.model= removes the study's own model" if "model" in given else ""))
         return self
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # avoids importing torch, which a finished study does not nee
 WEIGHTS = "model.safetensors"
 REPORTS = 20  # per teacher run
 NORMALISATION = ("mean", "std", "normalise")  # settings
+Normalised = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std, a number per channel each
 
 
 class MemberFile(Part):
@@ -208,7 +209,7 @@ class TeacherStage(Stage):
             raise UserError(f"teacher.{error}") from None
         return models.read_trained_file(path, teacher.model_settings, **self.context.shape)
 
-    def _set_normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    def _set_normalisation(self) -> Normalised | None:
         """Return the mean and std per channel that the settings name or have measured; None if the models' own are
         used. Raises UserError."""
         from kdstudy.trainables import models  # imports torch
@@ -231,20 +232,43 @@ class TeacherStage(Stage):
         """Raises UserError if the given teacher does not fit the study."""
         _ = self.given_logits if self.config.teacher.logits else self.given_members
 
-    def given_teacher(self) -> Teacher:
-        """Return the given models as a teacher."""
+    def given_teacher(self, normalised: Normalised | None = None) -> Teacher:
+        """Return the given models as a teacher. normalised: mean and std in place of their own."""
         from kdstudy.trainables.task import Member, Teacher  # imports torch
 
         return Teacher(tuple(Member(member.model, self.config.teacher.train_settings, member.weights,
-                                    (member.mean, member.std)) for member in self.given_members))
+                                    normalised or (member.mean, member.std)) for member in self.given_members))
 
-    def doubt(self, predictions: np.ndarray) -> str | None:
-        """Say what speaks against a given teacher, from its predictions (N,) for the validation images; None if
-        nothing does."""
+    def doubt(self, predictions: np.ndarray, predict: Callable[[Task], np.ndarray] | None = None) -> str | None:
+        """Say what speaks against a given teacher, from its predictions (N,) for the validation images; None if nothing
+        is known to.
+
+        predict: as for `take_given`; if it is given and the teacher's files do not say how images are normalised, the
+        usual ways are tried on a few hundred images.
+        """
         from kdstudy.stages import doubts  # imports scipy
 
         splits = self.context.splits
-        return doubts.of_teacher(predictions, splits.validation.labels, splits.class_names, self.shown_normalisation)
+        labels, few = splits.validation.labels, doubts.few_of(len(splits.validation))
+        if said := doubts.of_order(predictions, labels, splits.class_names):
+            return said
+        others = self._otherwise_normalised(predict, few) if predict and self.config.teacher.model else {}
+        return (doubts.of_normalisation(predictions[few], labels[few], self.shown_normalisation, others)
+                or doubts.of_guessing(predictions, labels, splits.class_names, self.shown_normalisation))
+
+    def _otherwise_normalised(self, predict: Callable[[Task], np.ndarray], few: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the teacher's predictions for the validation images at `few` (M,), by other means and stds in words.
+        """
+        from kdstudy.trainables import models  # imports torch
+
+        splits, settings = self.context.splits, self.given_members[0].model
+        task = students.plain_task(self.context)
+        task = replace(task, validation=splits.validation.take(few))
+        own, measured = task.build_model(settings), models.mean_and_std(splits.train.images)
+        ways = [(own.mean, own.std), *models.usual(splits.channels), *([measured] if min(measured[1]) else [])]
+        shown = {models.show_normalisation(*way): way for way in ways}
+        return {words: predict(replace(task, teacher=self.given_teacher(way))) for words, way in shown.items()
+                if words != self.shown_normalisation}
 
     def take_given(self, folder: StageFolder, predict: Callable[[Task], np.ndarray]) -> str | None:
         """Copy the given weights into the study, and see how good the teacher is on the validation images."""
@@ -257,6 +281,7 @@ class TeacherStage(Stage):
 
         # Predict first, on a worker: if that fails, no files are left behind.
         predictions = predict(replace(students.plain_task(self.context), teacher=self.given_teacher()))
+        doubt = self.doubt(predictions, predict)
         accuracy = float((predictions == self.context.splits.validation.labels).mean())
         members, digests, parameters = [], [], 0
         for index, member in enumerate(self.given_members):
@@ -272,7 +297,7 @@ class TeacherStage(Stage):
             # The result also depends on how the weights are used: image size, mean and std.
             "weights": fingerprint(digests, [{**member, "weights": None} for member in members]),
             "members": members, "model_parameters": parameters, "kind": kind, "family": family})
-        return self.doubt(predictions)
+        return doubt
 
     def _finish_given(self, folder: StageFolder, accuracy: float, started: float, facts: dict[str, Any]) -> None:
         title, count = self.config.teacher.title, len(facts["members"])

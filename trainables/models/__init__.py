@@ -15,7 +15,7 @@ from kdstudy.trainables.models.building import (
 from kdstudy.trainables.models.checkpoint import part_of
 from kdstudy.trainables.models.checks import check, check_normalisation, check_weights
 from kdstudy.trainables.models.classifier import Classifier, load_weights, save_weights, wants_channels_last
-from kdstudy.trainables.models.normalising import show_normalisation, with_measured
+from kdstudy.trainables.models.normalising import mean_and_std, show_normalisation, usual, with_measured
 from kdstudy.trainables.models.pretrained import check_hub, pretrained_weights
 from kdstudy.trainables.models.trained import Trained, check_trained, read_trained, read_trained_file
 
@@ -33,6 +33,7 @@ __all__ = [
     "is_function",
     "kind_of",
     "load_weights",
+    "mean_and_std",
     "normalisation",
     "part_of",
     "pretrained_weights",
@@ -41,6 +42,7 @@ __all__ = [
     "save_weights",
     "set_normalisation",
     "show_normalisation",
+    "usual",
     "wants_channels_last",
     "with_measured",
 ]

@@ -1,14 +1,18 @@
-"""Mean and std of images, measured per channel."""
+"""Mean and std of images: measured per channel, and those that training programs usually take."""
 
 import math
 
 import numpy as np
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from kdstudy.trainables.images import ImageSet
 from kdstudy.trainables.settings import ModelSettings
 
 CHUNK = 1024  # images counted at a time
 LEVELS = 256  # of a uint8
+# ImageNet's, that of many transformers, and none.
+USUAL = ((IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD), ((0.5,), (0.5,)), ((0.0,), (1.0,)))
+Normalisation = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std, a number per channel each
 
 
 def with_measured(settings: ModelSettings, images: ImageSet) -> ModelSettings:
@@ -25,7 +29,7 @@ def with_measured(settings: ModelSettings, images: ImageSet) -> ModelSettings:
     return settings.model_copy(update={"mean": mean, "std": std, "normalise": "model"})
 
 
-def mean_and_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def mean_and_std(images: np.ndarray) -> Normalisation:
     """The mean and the population standard deviation over all pixels of images (N, C, H, W) uint8, per channel, as
     shares of 255. Counting levels makes them exact, and the same on every machine."""
     channels = images.shape[1]
@@ -36,6 +40,12 @@ def mean_and_std(images: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ..
             counts[channel] += np.bincount(part[:, channel].ravel(), minlength=LEVELS)
     means, deviations = zip(*(_moments(row.tolist()) for row in counts), strict=True)
     return means, deviations
+
+
+def usual(channels: int) -> list[Normalisation]:
+    """What images of so many channels are usually normalised with."""
+    return [tuple(values if len(values) == channels else (sum(values) / len(values),) * channels for values in pair)
+            for pair in USUAL]
 
 
 def _moments(counts: list[int]) -> tuple[float, float]:
