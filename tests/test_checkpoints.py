@@ -1,6 +1,7 @@
 """Files of weights as training programs leave them: to start from, and as a teacher that is already trained."""
 
 import argparse
+import json
 import pickle
 import struct
 import types
@@ -13,7 +14,8 @@ import timm
 import tomli_w
 import torch
 from safetensors.torch import save_file
-from synthetic import here, is_one_line
+from synthetic import SHORT, here, is_one_line, write_finished
+from timm.models import save_for_hf
 from timm.utils import CheckpointSaver, ModelEmaV3
 from torch import nn
 from torch.nn import functional
@@ -466,6 +468,41 @@ def test_each_model_is_normalised_with_what_it_learns_from():
     expected = model.net((image - splits.student_train.images.mean() / 255) / splits.student_train.images.std() * 255)
     # std is that of images in 0..1, so dividing by that of bytes and multiplying by 255 is the same.
     torch.testing.assert_close(model(image), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [("student.mean=0.3", "student.std=[0.4]"), ("student.normalise=images",)])
+def test_what_is_exported_carries_its_mean_and_std(settings, tmp_path):
+    folder = write_finished(tmp_path / "s", *settings)
+    study = Study(load_study("digits", (*SHORT, *settings), smoke=True), Storage(folder))
+    code, _, err = here("export", str(folder), str(tmp_path / "out"))
+    assert code == 0, err
+    exported, own = timm.create_model(f"local-dir:{tmp_path}/out", pretrained=True), study.context.model("student")
+    config = timm.data.resolve_model_data_config(exported)
+    assert (tuple(config["mean"]), tuple(config["std"])) == models.set_normalisation(own, 1)
+    assert f"normalised with {models.show_normalisation(config['mean'], config['std'])}." in (
+        tmp_path / "out" / "README.md").read_text()
+    inside = models.build(own, **SHAPE)
+    models.load_weights(inside, tmp_path / "out" / "model.safetensors")
+    images = torch.from_numpy(study.context.splits.test.images).float() / 255
+    mean, std = config["mean"][0], config["std"][0]
+    with torch.no_grad():
+        assert torch.equal(exported.eval()((images - mean) / std), inside.eval()(images))
+
+
+def test_a_folders_mean_and_std_can_be_replaced(net, digits, tmp_path):
+    """timm's save_for_hf writes those of its configuration, whatever the model was trained with."""
+    save_for_hf(net, str(tmp_path / "t"), model_args=NET, model_config={"num_classes": 10})
+    config = json.loads((tmp_path / "t" / "config.json").read_text())
+    config["pretrained_cfg"] |= {"input_size": [1, SIZE, SIZE], "mean": [0.0], "std": [1.0]}
+    (tmp_path / "t" / "config.json").write_text(json.dumps(config))
+    folder = {"model": None, "args": None, "image_size": None}
+    without = given(tmp_path, tmp_path / "t", **folder, mean=None, std=None)
+    replaced = given(tmp_path, tmp_path / "t", **folder)
+    for study, (mean, std) in ((without, (0, 1)), (replaced, (0.3, 0.4))):
+        right = predictions_of(net, digits.validation.images, mean, std) == digits.validation.labels
+        done, _ = taken(study)
+        assert done["best_validation"] == right.mean() and done["members"][0]["normalised"] == [[mean], [std]]
+    assert without.stages["teacher"].done["weights"] != replaced.stages["teacher"].done["weights"]
 
 
 def test_a_constant_channel_has_no_std(tmp_path):
