@@ -9,10 +9,12 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import tomli_w
 import torch
+from running import kdstudy
 from safetensors.torch import save_file
 from synthetic import SHORT, here, is_one_line, write_finished
 from timm.models import save_for_hf
@@ -373,6 +375,40 @@ def test_a_file_that_is_no_teacher_for_the_study_is_one_line_of_the_plan(teacher
     assert code == 2 and said in err and is_one_line(err), err
 
 
+def test_a_cluster_must_find_the_file_where_the_settings_say(net, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given(tmp_path, "w.pth")
+    words = ("submit", "given.toml", "--to", "slurm", "--dir", "/shared/study", "--print")
+    code, _, err = here(*words)
+    assert code == 2 and is_one_line(err) and "teacher.trained.0 = 'w.pth' is relative; the cluster reads it" in err
+    code, out, err = here(*words, "--set", "teacher.trained=/shared/w.pth")
+    assert code == 0 and "/shared/w.pth" in out, err
+
+
+@pytest.mark.slow
+def test_a_run_with_a_checkpoint_as_teacher_and_what_it_exports(net, digits, tmp_path):
+    """The logits that the student learns from are plain timm's, and so are those of the exported folder."""
+    file = timms_checkpoint(net, tmp_path)
+    given(tmp_path, file)
+    study = tmp_path / "study"
+    run = kdstudy("run", tmp_path / "given.toml", "--dir", study, "--until", "teacher_logits", "--set",
+                  "train.epochs=2", "--set", "search.baseline_trials=5", "--set", "search.report_every=1", "--set",
+                  "search.checkpoint_every=1", "--set", "confirm.seeds=1", cwd=tmp_path).stdout
+    assert "resnet18 from model_best.pth.tar (its state_dict) · given" in run and "note:" not in run
+    with torch.no_grad():
+        expected = net(normalised(digits.test.images, **TRAINED_WITH)).numpy()
+    found = np.stack(pd.read_parquet(next(study.glob("teacher_logits-*/test.parquet")))["logits"])
+    np.testing.assert_allclose(found.astype(np.float32), expected, rtol=2e-3, atol=2e-2)  # fp16
+    file.unlink()  # a study keeps its own copy
+    kdstudy("export", study, tmp_path / "teacher", "--model", "teacher", cwd=tmp_path)
+    exported = timm.create_model(f"local-dir:{tmp_path}/teacher", pretrained=True).eval()
+    config = timm.data.resolve_model_data_config(exported)
+    assert config["input_size"] == (1, SIZE, SIZE) and (config["mean"], config["std"]) == ((0.3,), (0.4,))
+    with torch.no_grad():
+        again = exported(normalised(digits.test.images, config["mean"][0], config["std"][0])).numpy()
+    np.testing.assert_array_equal(again, expected)
+
+
 def test_a_plan_shows_the_files_the_part_read_and_the_normalisation(net, tmp_path):
     file = timms_checkpoint(net, tmp_path)
     torch.save({"state_dict_ema": timm.create_model("resnet18", **NET).state_dict()}, tmp_path / "s.pth")
@@ -478,7 +514,7 @@ def test_what_is_exported_carries_its_mean_and_std(settings, tmp_path):
     assert code == 0, err
     exported, own = timm.create_model(f"local-dir:{tmp_path}/out", pretrained=True), study.context.model("student")
     config = timm.data.resolve_model_data_config(exported)
-    assert (tuple(config["mean"]), tuple(config["std"])) == models.set_normalisation(own, 1)
+    assert (tuple(config["mean"]), tuple(config["std"])) == models.chosen_normalisation(own, 1)
     assert f"normalised with {models.show_normalisation(config['mean'], config['std'])}." in (
         tmp_path / "out" / "README.md").read_text()
     inside = models.build(own, **SHAPE)

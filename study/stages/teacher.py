@@ -30,13 +30,12 @@ from kdstudy.trainables.seeds import small_seed
 from kdstudy.trainables.settings import ModelSettings
 
 if TYPE_CHECKING:  # avoids importing torch, which a finished study does not need
-    from kdstudy.trainables.models import Trained
+    from kdstudy.trainables.models import Normalisation, Trained
     from kdstudy.trainables.task import Member, Task, Teacher
 
 WEIGHTS = "model.safetensors"
 REPORTS = 20  # per teacher run
 NORMALISATION = ("mean", "std", "normalise")  # settings
-Normalised = tuple[tuple[float, ...], tuple[float, ...]]  # mean and std, a number per channel each
 
 
 class MemberFile(Part):
@@ -148,7 +147,7 @@ class TeacherStage(Stage):
             files.copy_file(inside(self.context.folder, best.checkpoint["path"]) / WEIGHTS, weights)
         remove(folder.path / "runs", folder.path, if_possible=True)
         parameters, tried = count_parameters(files.read_weights(weights)), len(teacher.learning_rates)
-        normalised = self._set_normalisation()
+        normalised = self._chosen_normalisation()
         member = {"model": _stored(teacher.model_settings), "weights": WEIGHTS,
                   "normalised": list(map(list, normalised)) if normalised else None}
         folder.finish({
@@ -174,7 +173,7 @@ class TeacherStage(Stage):
     def _given_member(self, folder: str) -> Trained:
         from kdstudy.trainables import models  # imports torch
 
-        names, normalised = self.context.splits.class_names, self._set_normalisation()
+        names, normalised = self.context.splits.class_names, self._chosen_normalisation()
         try:
             member = self._read_given(Path(os.path.expanduser(folder)))
             if normalised:
@@ -209,13 +208,13 @@ class TeacherStage(Stage):
             raise UserError(f"teacher.{error}") from None
         return models.read_trained_file(path, teacher.model_settings, **self.context.shape)
 
-    def _set_normalisation(self) -> Normalised | None:
+    def _chosen_normalisation(self) -> Normalisation | None:
         """Return the mean and std per channel that the settings name or have measured; None if the models' own are
         used. Raises UserError."""
         from kdstudy.trainables import models  # imports torch
 
         try:
-            return models.set_normalisation(self.context.model("teacher"), self.context.splits.channels)
+            return models.chosen_normalisation(self.context.model("teacher"), self.context.splits.channels)
         except ValueError as error:
             raise UserError(f"teacher.{error}") from None
 
@@ -232,7 +231,7 @@ class TeacherStage(Stage):
         """Raises UserError if the given teacher does not fit the study."""
         _ = self.given_logits if self.config.teacher.logits else self.given_members
 
-    def given_teacher(self, normalised: Normalised | None = None) -> Teacher:
+    def given_teacher(self, normalised: Normalisation | None = None) -> Teacher:
         """Return the given models as a teacher. normalised: mean and std in place of their own."""
         from kdstudy.trainables.task import Member, Teacher  # imports torch
 

@@ -6,21 +6,22 @@ This module gathers what the rest of the code uses.
 from kdstudy.trainables.functions import is_function
 from kdstudy.trainables.models.building import (
     build,
+    chosen_normalisation,
     create,
     create_arguments,
     kind_of,
     normalisation,
-    set_normalisation,
 )
 from kdstudy.trainables.models.checkpoint import part_of
 from kdstudy.trainables.models.checks import check, check_normalisation, check_weights
 from kdstudy.trainables.models.classifier import Classifier, load_weights, save_weights, wants_channels_last
-from kdstudy.trainables.models.normalising import mean_and_std, show_normalisation, usual, with_measured
+from kdstudy.trainables.models.normalising import Normalisation, mean_and_std, show_normalisation, usual, with_measured
 from kdstudy.trainables.models.pretrained import check_hub, pretrained_weights
 from kdstudy.trainables.models.trained import Trained, check_trained, read_trained, read_trained_file
 
 __all__ = [
     "Classifier",
+    "Normalisation",
     "Trained",
     "build",
     "check",
@@ -28,6 +29,7 @@ __all__ = [
     "check_normalisation",
     "check_trained",
     "check_weights",
+    "chosen_normalisation",
     "create",
     "create_arguments",
     "is_function",
@@ -40,7 +42,6 @@ __all__ = [
     "read_trained",
     "read_trained_file",
     "save_weights",
-    "set_normalisation",
     "show_normalisation",
     "usual",
     "wants_channels_last",

@@ -40,7 +40,7 @@ def build(settings: ModelSettings, *, classes: int, channels: int, image_size: i
     net = create(settings.model, **arguments)
     if weights is not None:
         net.load_state_dict({name: torch.tensor(array) for name, array in weights.items()}, strict=False)
-    mean, std = normalised or set_normalisation(settings, channels) or normalisation(net, channels)
+    mean, std = normalised or chosen_normalisation(settings, channels) or normalisation(net, channels)
     return Classifier(net, mean, std, settings.image_size or image_size)
 
 
@@ -65,7 +65,7 @@ def create(name: str, **arguments: Any) -> nn.Module:
     return timm.create_model(name, pretrained=False, **arguments)
 
 
-def set_normalisation(settings: ModelSettings,
+def chosen_normalisation(settings: ModelSettings,
                       channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """The mean and std that the settings name, per channel; None if they name none.
 

@@ -16,7 +16,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from kdstudy.trainables import functions
 from kdstudy.trainables.functions import is_function
 from kdstudy.trainables.messages import one_line
-from kdstudy.trainables.models.building import build, create, create_arguments, set_normalisation
+from kdstudy.trainables.models.building import build, chosen_normalisation, create, create_arguments
 from kdstudy.trainables.settings import ModelSettings
 
 # Far beyond timm's largest. More is a typing error, and takes memory even on the meta device.
@@ -30,7 +30,7 @@ def check(settings: ModelSettings, *, classes: int, channels: int, image_size: i
     The message is one line and begins with the key that is wrong: `model`, `args`, `image_size`, `mean` or `std`.
     """
     _check_name(settings.model)
-    set_normalisation(settings, channels)
+    chosen_normalisation(settings, channels)
     for name in {"num_classes", "in_chans"} & settings.args.keys():
         raise ValueError(f"args must not hold {name}: the data determine it")
     net = _build_without_weights(settings, create_arguments(settings, classes=classes, channels=channels,
