@@ -23,6 +23,7 @@ from kdstudy.trainables.seeds import small_seed
 from kdstudy.trainables.task import Member, Task, Teacher, save, start
 from kdstudy.trainables.teacher_logits import held_out
 from kdstudy.trainables.trainable import describe, not_finite
+from kdstudy.watch.console import print_prose
 
 KEY_FILE = "teacher.json"  # identifies the settings that a separately trained teacher belongs to
 
@@ -116,7 +117,10 @@ def _teacher(study: Study, console: Console, own_seed: bool) -> Teacher:
     task = replace(study.stages["baseline"].task(), teacher=teacher)
     device = default_device()
     logits = held_out(task.load_teacher(device), *to_device(task.validation, device))
-    return replace(teacher, validation_predictions=logits.argmax(1).cpu().numpy().astype(np.int64))
+    predictions = logits.argmax(1).cpu().numpy().astype(np.int64)
+    if study.config.teacher.is_given and (doubt := study.stages["teacher"].doubt(predictions)):
+        print_prose(console, f"note: {doubt}")
+    return replace(teacher, validation_predictions=predictions)
 
 
 def _find_teacher(study: Study, console: Console, own_seed: bool) -> Teacher:
@@ -132,8 +136,7 @@ def _find_teacher(study: Study, console: Console, own_seed: bool) -> Teacher:
     if study.stages["teacher"].folder.done is not None:
         return Teacher(study.stages["teacher"].members())
     if config.teacher.trained:
-        return Teacher(tuple(Member(member.model, config.teacher.train_settings, member.weights,
-                                    (member.mean, member.std)) for member in study.stages["teacher"].given_members))
+        return study.stages["teacher"].given_teacher()
     own = study.folder / "train" / "teacher"
     key = files.read_json(own / KEY_FILE)
     if not (isinstance(key, dict) and key.get("teacher") == study.stages["teacher"].folder.path.name):
@@ -143,5 +146,5 @@ def _find_teacher(study: Study, console: Console, own_seed: bool) -> Teacher:
         study.storage.publish(own)
         key = files.read_json(own / KEY_FILE)
     console.print(f"teacher: {own}, lr {key['lr']}", highlight=False, soft_wrap=True, markup=False)
-    return Teacher((Member(config.teacher.model_settings, config.teacher.train_settings,
+    return Teacher((Member(study.context.model("teacher"), config.teacher.train_settings,
                            files.read_weights(own / "model.safetensors")),))

@@ -98,7 +98,7 @@ def write_finished(folder: Path, *settings: str) -> Path:
 
 
 def _model(study, section):
-    return models.build(getattr(study.config, section).model_copy(update={"pretrained": False}), classes=10, channels=1,
+    return models.build(study.context.model(section).model_copy(update={"pretrained": False}), classes=10, channels=1,
                         image_size=8)
 
 

@@ -1,5 +1,6 @@
 """Nothing that anybody hands in is unpickled, and no function is called that the study's own settings do not name."""
 
+import argparse
 import io
 import json
 import os
@@ -13,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import timm
 import torch
 from PIL import Image
 from running import KDSTUDY
@@ -96,6 +98,18 @@ def evil_teacher(weights: str, **config):
     return make
 
 
+def evil_checkpoint(setting: str):
+    """As timm's training leaves it, with sound weights of the very model, but for what its arguments hold."""
+
+    def make(folder: Path, mark: Path) -> list[str]:
+        net = timm.create_model("resnet18", in_chans=1, num_classes=10, layers=[1, 1, 1, 1], channels=[16, 32, 64, 64])
+        torch.save({"state_dict": net.state_dict(), "args": argparse.Namespace(model="resnet18", hook=Evil(mark))},
+                   folder / "model_best.pth.tar")
+        return ["plan", "digits", "--set", f"{setting}={folder}/model_best.pth.tar"]
+
+    return make
+
+
 def evil_logits(folder: Path, mark: Path) -> list[str]:
     (folder / "l.safetensors").write_bytes(pickle.dumps(Evil(mark)))
     return ["plan", "digits", "--set", "teacher.model=", "--set", f"teacher.logits={folder}/l.safetensors"]
@@ -120,6 +134,8 @@ HANDED_IN = {
     "a teacher's other checkpoint": evil_teacher("model.safetensors", model_args={"checkpoint_path": "HERE/evil.npy"}),
     "a teacher's other weights": evil_teacher(
         "pytorch_model.bin", model_args={"pretrained_cfg": {"file": "HERE/evil.npy"}, "pretrained": True}),
+    "a checkpoint's arguments": evil_checkpoint("teacher.pretrained"),
+    "the arguments of a teacher's checkpoint": evil_checkpoint("teacher.trained"),
     "logits": evil_logits, "a data set of torchvision": evil_cifar,
 }
 

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 # Upper bounds are far above useful values: they keep a typing error from taking an hour or all memory.
@@ -94,8 +94,22 @@ def _check_argument(name: str, value: Any, depth: int) -> None:
         raise ValueError(f"{name} must be a number, a string, true, false, a list or a table")
 
 
+def _of_unit_images(value: float | tuple[float, ...]) -> float | tuple[float, ...]:
+    if max(value if isinstance(value, tuple) else (value,)) > 1:
+        raise ValueError("must be at most 1, since images are normalised from 0..1; divide numbers for images of "
+                         "0..255 by 255")
+    return value
+
+
+def _per_channel(number: Any) -> Any:
+    """A number for each channel, or one for all of them."""
+    several = Annotated[tuple[number, ...], Field(min_length=1, max_length=100)]
+    return Annotated[number | several, FromList, AfterValidator(_of_unit_images)]
+
+
 class ModelSettings(Settings):
-    """A model by its name and keyword arguments. Nothing else changes it, and they suffice to rebuild it."""
+    """A model by its name and keyword arguments, and how it normalises images. Nothing else changes it, and they
+    suffice to rebuild it."""
 
     model: Line = Field(description="a timm model, with or without a tag, or package.module:function")
     args: Annotated[dict[str, Any], AfterValidator(_plain_arguments)] = Field(
@@ -103,6 +117,24 @@ class ModelSettings(Settings):
     )
     pretrained: bool | Line = Field(False, description="true for timm's weights from its hub, or a weights file's path")
     image_size: Pixels | None = Field(None, description="pixels; by default data.image_size")
+    mean: _per_channel(Annotated[float, Field(ge=0)]) | None = Field(
+        None, description="subtracted from images in 0..1: a list per channel or one number; by default the model's own"
+    )
+    std: _per_channel(Annotated[float, Field(gt=0)]) | None = Field(
+        None, description="what is left is divided by it; a list per channel, or one number"
+    )
+    normalise: Literal["model", "images"] = Field(
+        "model", description="images: mean and std are measured on the training images that the model learns from"
+    )
+
+    @model_validator(mode="after")
+    def _one_normalisation(self) -> "ModelSettings":
+        if (self.mean is None) != (self.std is None):
+            given, missing = ("mean", "std") if self.std is None else ("std", "mean")
+            raise ValueError(f"{given} needs {missing} beside it")
+        if self.mean is not None and self.normalise == "images":
+            raise ValueError("takes mean and std, or normalise = 'images', which measures them, not both")
+        return self
 
 
 class TrainSettings(Settings):

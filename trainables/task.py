@@ -87,7 +87,10 @@ class Task:
 
     def build_model(self, settings: ModelSettings, seed: int = 0, weights: dict[str, np.ndarray] | None = None,
                     normalised: tuple[tuple[float, ...], tuple[float, ...]] | None = None) -> Classifier:
-        """A model for this task's images and classes; the arguments are those of `models.build`."""
+        """A model for this task's images and classes; the arguments are those of `models.build`. Raises ValueError if
+        the mean and std that it asks for have not been measured."""
+        if settings.normalise == "images" and normalised is None:
+            raise ValueError("normalise = 'images' is not measured yet: models.with_measured(settings, images) does it")
         return models.build(settings, classes=self.classes, channels=self.train.images.shape[1],
                             image_size=self.image_size, seed=seed, weights=weights, normalised=normalised)
 

@@ -85,8 +85,8 @@ class TeacherSettings(ModelSettings, TrainSettings):
 
     model: Line = Field("", description="the model to train, as for the student; or set trained or logits instead")
     trained: Annotated[tuple[Line, ...] | None, FromOne] = Field(
-        None, description="folders of trained models; the logits of several are averaged", min_length=1,
-        max_length=100
+        None, description="folders of trained models, or files of weights of teacher.model; the logits of several are "
+                          "averaged", min_length=1, max_length=100
     )
     function: Line | None = Field(None, description="package.module:function that a trained folder may name and call")
     logits: Line | None = Field(None, description="a file that `kdstudy logits` wrote")
@@ -97,21 +97,24 @@ class TeacherSettings(ModelSettings, TrainSettings):
     @model_validator(mode="after")
     def _one_origin(self) -> "TeacherSettings":
         given = [name for name in ("model", "trained", "logits") if getattr(self, name)]
-        if len(given) != 1:
-            raise ValueError("needs exactly one of model (to be trained), trained = [folders] and logits = file, not "
-                             f"{' and '.join(given) or 'none'}"
-                             + ("; --set teacher.model= removes the study's own model" if len(given) > 1 else ""))
+        if len(given) != 1 and given != ["model", "trained"]:
+            raise ValueError("needs exactly one of model (to be trained), trained = [folders], logits = file, and both "
+                             f"model and trained = [files of its weights], not {' and '.join(given) or 'none'}"
+                             + ("; --set teacher.model= removes the study's own model" if "model" in given else ""))
         return self
 
     @property
     def is_given(self) -> bool:
         """Whether the teacher is given, so that nothing is trained."""
-        return not self.model
+        return bool(self.trained or self.logits)
 
     @property
     def title(self) -> str:
         """The teacher's display name: its model, or what is given."""
-        return self.model or self.logits or " + ".join(Path(folder).name for folder in self.trained)
+        if not self.trained:
+            return self.model or self.logits
+        names = " + ".join(Path(path).name for path in self.trained)
+        return f"{self.model} from {names}" if self.model else names
 
     @property
     def learning_rates(self) -> tuple[float, ...]:

@@ -123,6 +123,11 @@ class ModelSizes:
         """Return the input size of a model in pixels."""
         return self._model(settings).size
 
+    def normalisation(self, settings: ModelSettings) -> str:
+        """Return the mean and std of a model's images in words."""
+        model = self._model(settings)
+        return models.show_normalisation(model.mean, model.std)
+
     def forward_flop(self, settings: ModelSettings) -> float:
         """Return the floating-point operations of a forward pass of one image; a multiply-add counts as two."""
         key = settings.model_dump_json()

@@ -35,14 +35,16 @@ def show_plan(study: Study, console: Console, measure: bool = False, gpus: int |
     machine, described = _machine(study, console, address, gpus)
     plans = make_plan(study, measure and not gpus, tflops * 1e12 if gpus else None, only_gpu=bool(gpus))
     sizes = ModelSizes.of(study.context)
-    student = sizes.parameters(config.student)
+    student = sizes.parameters(study.context.model("student"))
     teacher = sum(map(sizes.parameters, study.context.stage("teacher").models))
     print_prose(console, f"[bold]{config.name}[/bold]  {escape(config.about)}\n", markup=True)
     facts = {
         "data": _show_data(study, sizes),
-        "teacher": config.teacher.title + (f", {teacher:,} parameters" if teacher else ", given as logits"),
+        "teacher": config.teacher.title + (f", {teacher:,} parameters" if teacher else ", given as logits")
+                   + _show_weights(study, sizes, "teacher"),
         "student": f"{config.student.model}, {student:,} parameters"
-                   + (f", {teacher / student:.1f}x smaller" if teacher else ""),
+                   + (f", {teacher / student:.1f}x smaller" if teacher else "")
+                   + _show_weights(study, sizes, "student"),
         "searched": ", ".join(f"{name} {_show_range(range_)}" for name, range_ in config.space("distill").items())
                     or "nothing: the default point alone; give ranges in [search], e.g. lr = {log = [1e-4, 1e-2]}",
         "stopping": f"below the best 1/{config.search.reduction_factor} at epoch "
@@ -112,6 +114,16 @@ def _show_seen(study: Study, sizes: ModelSizes) -> str:
     seen = {(name, sizes.image_size(model)) for name, model in [*models, ("student", study.config.student)]}
     others = sorted((name, size) for name, size in seen if size != study.context.splits.image_size)
     return f" ({', '.join(f'the {name} sees {size}x{size}' for name, size in others)})" if others else ""
+
+
+def _show_weights(study: Study, sizes: ModelSizes, section: str) -> str:
+    """Say which weights of a file a model has or begins with, and with which mean and std its images are normalised."""
+    settings, stage = study.context.model(section), study.context.stage("teacher")
+    if section == "teacher" and stage.is_given:
+        normalised, weights = stage.shown_normalisation, stage.parts
+    else:
+        normalised, weights = sizes.normalisation(settings), study.context.show_weights(section)
+    return weights + (f", images normalised with {normalised}" if normalised else "")
 
 
 def _show_start(study: Study) -> str | None:

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
+
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import MissingTeacherError
 from kdstudy.search.runs import ListProposer, Proposer, run_key
@@ -270,8 +272,9 @@ class Stage(ABC):
         """Whether the settings name the result, so that nothing has to run."""
         return False
 
-    def take_given(self, folder: StageFolder, measure: Callable[[Task], float]) -> None:
-        """Complete the stage from the given result. measure: returns a teacher's validation accuracy, 0 to 1."""
+    def take_given(self, folder: StageFolder, predict: Callable[[Task], np.ndarray]) -> str | None:
+        """Complete the stage from the given result. predict: returns a teacher's predictions (N,) for the validation
+        images. Returns what the user should know of the result, None if nothing."""
         raise NotImplementedError
 
     # -- for the plan -------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from kdstudy.store.fingerprints import existing, hash_images
 from kdstudy.store.schema import StageFiles
 from kdstudy.store.storage import Storage
 from kdstudy.trainables.seeds import small_seed
+from kdstudy.trainables.settings import ModelSettings
 
 if TYPE_CHECKING:
     from kdstudy.trainables.data import Splits
@@ -31,6 +32,7 @@ class Context:
         self.config, self.storage, self.folder = config, storage, storage.folder
         self._stages = {kind.name: kind(self) for kind in kinds}
         self._weights: dict[str, dict[str, np.ndarray] | None] = {}
+        self._models: dict[str, ModelSettings] = {}
 
     # -- the stages ---------------------------------------------------------------------------------------------------
 
@@ -76,6 +78,22 @@ class Context:
         return {"classes": len(self.splits.class_names), "channels": self.splits.channels,
                 "image_size": self.image_size}
 
+    def model(self, section: str) -> ModelSettings:
+        """Return the model of a section, `teacher` or `student`. If its mean and std are to be measured, they are: on
+        the labelled images that it learns from, the same in both arms. Raises UserError."""
+        settings = self.config.student if section == "student" else self.config.teacher.model_settings
+        if settings.normalise != "images":
+            return settings
+        if section not in self._models:
+            from kdstudy.trainables import models  # imports torch
+
+            images = self.splits.student_train if section == "student" else self.splits.train
+            try:
+                self._models[section] = models.with_measured(settings, images)
+            except ValueError as error:
+                raise UserError(f"{section}.{error}") from None
+        return self._models[section]
+
     def initial_weights(self, section: str) -> dict[str, np.ndarray] | None:
         """Return the weights with which a section's training starts, or None for random weights.
 
@@ -104,6 +122,19 @@ class Context:
         if isinstance(settings.pretrained, str):
             existing(settings.pretrained, f"{section}.pretrained")
             self.initial_weights(section)
+
+    def show_weights(self, section: str) -> str:
+        """Say which weights file a section's training begins with, and which part of it; "" if with none."""
+        from kdstudy.trainables import models  # imports torch
+
+        path = trained_models(self.config)[section].pretrained
+        if not isinstance(path, str):
+            return ""
+        try:
+            part = models.part_of(path)
+        except ValueError as error:
+            raise UserError(f"{section}.pretrained = {path!r}: {error}") from None
+        return f", begins with {path}" + (f" (its {part})" if part else "")
 
     def family(self, section: str) -> dict[str, str]:
         """Return the `kind` and the `family` of a section's model; see `trainables.models.kind_of`."""

@@ -99,6 +99,8 @@ def _export(config: StudyConfig, settings: ModelSettings, weights: Path, target:
     except ValueError as error:
         raise UserError(str(error)) from None
     _check_images(config, splits, predictions)
+    if not normalised:
+        settings = models.with_measured(settings, splits.student_train)
     correct = (predictions["label"] == predictions["prediction"]).to_numpy()
     image_size = config.data.image_size or splits.image_size
     shape = {"classes": len(splits.class_names), "channels": splits.channels, "image_size": image_size}
@@ -112,7 +114,9 @@ def _export(config: StudyConfig, settings: ModelSettings, weights: Path, target:
             _write_plain_folder(model, settings, splits, draft)
         else:
             _write_timm_folder(model, splits, draft, bool(settings.pretrained))
-        measured = [f"Test accuracy of these very weights: {100 * correct.mean():.2f} % on {len(correct)} images.", ""]
+        measured = [f"Test accuracy of these very weights: {100 * correct.mean():.2f} % on {len(correct)} images.", "",
+                    f"Its images have {model.size}x{model.size} pixels, are in 0..1, and are normalised with "
+                    f"{models.show_normalisation(model.mean, model.std)}.", ""]
         (draft / "README.md").write_text("\n".join([*card, *measured, *_usage(target, settings)]), encoding="utf-8")
         again = _predict_from(draft, splits, settings) == splits.test.labels
         # On the device that trained it every prediction is the same; elsewhere, rounding may change ties.

@@ -45,7 +45,8 @@ def plain_task(context: Context) -> Task:
 
     config, splits = context.config, context.splits
     return Task(train=splits.student_train, validation=splits.validation, classes=len(splits.class_names),
-                image_size=context.image_size, model=config.student, training=config.train, views=config.views,
+                image_size=context.image_size, model=context.model("student"), training=config.train,
+                views=config.views,
                 report_every=config.report_every, checkpoint_every=config.checkpoint_every,
                 threads=config.resources.cpus_per_trial, unlabelled=splits.unlabelled,
                 unlabelled_ratio=config.data.unlabelled)
@@ -63,7 +64,7 @@ def workload(context: Context, arm: str, runs: int) -> Workload:
     """Return the work of a stage that trains students of an arm; see `Workload`."""
     config = context.config
     return Workload(runs=runs, epochs=config.train.epochs, images=len(context.splits.student_train),
-                    models=(config.student,), passes=_passes(context, arm), paced_by=_paced_by(context, arm))
+                    models=(context.model("student"),), passes=_passes(context, arm), paced_by=_paced_by(context, arm))
 
 
 def _passes(context: Context, arm: str) -> float:

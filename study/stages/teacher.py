@@ -30,11 +30,12 @@ from kdstudy.trainables.seeds import small_seed
 from kdstudy.trainables.settings import ModelSettings
 
 if TYPE_CHECKING:  # avoids importing torch, which a finished study does not need
-    from kdstudy.trainables.models import Trained
-    from kdstudy.trainables.task import Member, Task
+    from kdstudy.trainables.models import Normalisation, Trained
+    from kdstudy.trainables.task import Member, Task, Teacher
 
 WEIGHTS = "model.safetensors"
 REPORTS = 20  # per teacher run
+NORMALISATION = ("mean", "std", "normalise")  # settings
 
 
 class MemberFile(Part):
@@ -81,13 +82,29 @@ class TeacherStage(Stage):
         if teacher.logits:
             return ["logits", hash_input(existing(teacher.logits, "teacher.logits"))]
         if teacher.trained:
-            found = [file for folder in teacher.trained
-                     for file in sorted(existing(folder, "teacher.trained", folder=True).glob("*")) if file.is_file()]
-            digests = [hash_input(file) for file in found if file.suffix in (".json", ".safetensors", ".bin")]
-            return ["trained", digests, images["validation"], self.context.image_size, teacher.precision]
+            digests = [hash_input(file) for path in teacher.trained for file in self._files_of(path)]
+            return ["trained", digests, images["validation"], self.context.image_size, teacher.precision,
+                    *self._how_given()]
         return [config.seed, model_inputs("teacher", teacher.model_settings), changed(teacher.train_settings),
                 teacher.lr, students.view_inputs(config, exclude=("count",)), images["train"], images["validation"],
                 self.context.image_size]
+
+    def _files_of(self, path: str) -> list[Path]:
+        """Return the files that a given model is read from: a file of weights, or those of a folder."""
+        if self.config.teacher.model:
+            return [existing(path, "teacher.trained")]
+        found = sorted(existing(path, "teacher.trained", folder=True).glob("*"))
+        return [file for file in found if file.is_file() and file.suffix in (".json", ".safetensors", ".bin")]
+
+    def _how_given(self) -> list[Any]:
+        """Return what the settings, not the files, say of given models: the model of files, its mean and std."""
+        settings = self.config.teacher.model_settings
+        if settings.model:
+            said = model_inputs("teacher", settings.model_copy(update={"pretrained": False}))
+        else:
+            said = {name: value for name, value in changed(settings).items() if name in NORMALISATION}
+        measured = [self.context.image_hashes["train"]] if settings.normalise == "images" else []
+        return [said, *measured] if said else []
 
     # -- trained by the study -----------------------------------------------------------------------------------------
 
@@ -110,7 +127,7 @@ class TeacherStage(Stage):
         # views.count limits how many views have stored logits; the teacher itself sees a new view every epoch.
         views = config.views.model_copy(update={"count": None})
         return replace(students.plain_task(self.context), train=self.context.splits.train,
-                       model=config.teacher.model_settings, training=training, views=views, report_every=every,
+                       model=self.context.model("teacher"), training=training, views=views, report_every=every,
                        checkpoint_every=5 * every, keep_weights=True, unlabelled=None,
                        weights=self.context.initial_weights("teacher"))
 
@@ -130,8 +147,9 @@ class TeacherStage(Stage):
             files.copy_file(inside(self.context.folder, best.checkpoint["path"]) / WEIGHTS, weights)
         remove(folder.path / "runs", folder.path, if_possible=True)
         parameters, tried = count_parameters(files.read_weights(weights)), len(teacher.learning_rates)
-        member = {"model": teacher.model_settings.model_copy(update={"pretrained": False}).model_dump(),
-                  "weights": WEIGHTS, "normalised": None}
+        normalised = self._chosen_normalisation()
+        member = {"model": _stored(teacher.model_settings), "weights": WEIGHTS,
+                  "normalised": list(map(list, normalised)) if normalised else None}
         folder.finish({
             "model": teacher.title, **self.context.family("teacher"), "members": [member],
             "outcome": f"{teacher.model} · {100 * best.metric(METRIC):.1f} % validation · {parameters:,} parameters"
@@ -150,18 +168,22 @@ class TeacherStage(Stage):
     @cached_property
     def given_members(self) -> list[Trained]:
         """Load the models of a given teacher. Raises UserError if they do not fit the data."""
-        return [self._given_member(folder) for folder in self.config.teacher.trained or ()]
+        return [self._given_member(path) for path in self.config.teacher.trained or ()]
 
     def _given_member(self, folder: str) -> Trained:
         from kdstudy.trainables import models  # imports torch
 
-        names = self.context.splits.class_names
+        names, normalised = self.context.splits.class_names, self._chosen_normalisation()
         try:
-            member = models.read_trained(Path(os.path.expanduser(folder)), self.config.teacher.function)
+            member = self._read_given(Path(os.path.expanduser(folder)))
+            if normalised:
+                member = replace(member, mean=normalised[0], std=normalised[1])
             if member.classes == len(names):
                 models.check_trained(member, **self.context.shape)
         except ValueError as error:
-            raise UserError(f"teacher.trained: {folder}: {error}") from None
+            trained_with = ("; set teacher.args and teacher.image_size to what it was trained with"
+                            if self.config.teacher.model and "do not fit" in str(error) else "")
+            raise UserError(f"teacher.trained: {folder}: {error}{trained_with}") from None
         if member.classes != len(names):
             raise UserError(f"teacher.trained: {folder} has {member.classes} classes, but the data have "
                             f"{len(names)}; train it on these data, or choose data.classes accordingly")
@@ -169,6 +191,32 @@ class TeacherStage(Stage):
             raise UserError(f"teacher.trained: the classes of {folder} are not those of the data in the same "
                             f"order: {member.class_names[:3]} … against {names[:3]} …")
         return member
+
+    def _read_given(self, path: Path) -> Trained:
+        """Read one of the models of a given teacher. Raises ValueError."""
+        from kdstudy.trainables import models  # imports torch
+
+        teacher = self.config.teacher
+        if not teacher.model:
+            return models.read_trained(path, teacher.function)
+        if path.is_dir():
+            raise ValueError("it is a folder, whose config.json names its model; --set teacher.model= removes the "
+                             "study's own model")
+        try:
+            models.check(teacher.model_settings, **self.context.shape)
+        except ValueError as error:
+            raise UserError(f"teacher.{error}") from None
+        return models.read_trained_file(path, teacher.model_settings, **self.context.shape)
+
+    def _chosen_normalisation(self) -> Normalisation | None:
+        """Return the mean and std per channel that the settings name or have measured; None if the models' own are
+        used. Raises UserError."""
+        from kdstudy.trainables import models  # imports torch
+
+        try:
+            return models.chosen_normalisation(self.context.model("teacher"), self.context.splits.channels)
+        except ValueError as error:
+            raise UserError(f"teacher.{error}") from None
 
     @cached_property
     def given_logits(self) -> LogitsFile:
@@ -183,25 +231,62 @@ class TeacherStage(Stage):
         """Raises UserError if the given teacher does not fit the study."""
         _ = self.given_logits if self.config.teacher.logits else self.given_members
 
-    def take_given(self, folder: StageFolder, measure: Callable[[Task], float]) -> None:
-        """Copy the given weights into the study, and measure the teacher on the validation images."""
+    def given_teacher(self, normalised: Normalisation | None = None) -> Teacher:
+        """Return the given models as a teacher. normalised: mean and std in place of their own."""
+        from kdstudy.trainables.task import Member, Teacher  # imports torch
+
+        return Teacher(tuple(Member(member.model, self.config.teacher.train_settings, member.weights,
+                                    normalised or (member.mean, member.std)) for member in self.given_members))
+
+    def doubt(self, predictions: np.ndarray, predict: Callable[[Task], np.ndarray] | None = None) -> str | None:
+        """Say what speaks against a given teacher, from its predictions (N,) for the validation images; None if nothing
+        is known to.
+
+        predict: as for `take_given`; if it is given and the teacher's files do not say how images are normalised, the
+        usual ways are tried on a few hundred images.
+        """
+        from kdstudy.stages import doubts  # imports scipy
+
+        splits = self.context.splits
+        labels, few = splits.validation.labels, doubts.few_of(len(splits.validation))
+        if said := doubts.of_order(predictions, labels, splits.class_names):
+            return said
+        others = self._otherwise_normalised(predict, few) if predict and self.config.teacher.model else {}
+        return (doubts.of_normalisation(predictions[few], labels[few], self.shown_normalisation, others)
+                or doubts.of_guessing(predictions, labels, splits.class_names, self.shown_normalisation))
+
+    def _otherwise_normalised(self, predict: Callable[[Task], np.ndarray], few: np.ndarray) -> dict[str, np.ndarray]:
+        """Return the teacher's predictions for the validation images at `few` (M,), by other means and stds in words.
+        """
+        from kdstudy.trainables import models  # imports torch
+
+        splits, settings = self.context.splits, self.given_members[0].model
+        task = students.plain_task(self.context)
+        task = replace(task, validation=splits.validation.take(few))
+        own, measured = task.build_model(settings), models.mean_and_std(splits.train.images)
+        ways = [(own.mean, own.std), *models.usual(splits.channels), *([measured] if min(measured[1]) else [])]
+        shown = {models.show_normalisation(*way): way for way in ways}
+        return {words: predict(replace(task, teacher=self.given_teacher(way))) for words, way in shown.items()
+                if words != self.shown_normalisation}
+
+    def take_given(self, folder: StageFolder, predict: Callable[[Task], np.ndarray]) -> str | None:
+        """Copy the given weights into the study, and see how good the teacher is on the validation images."""
         started = time.monotonic()
         if self.config.teacher.logits:
             self._finish_given(folder, self.given_logits.accuracy, started, {
                 "weights": self.inputs()[1], "members": [], "model_parameters": None, "kind": None, "family": None})
-            return
-        from kdstudy.trainables import models  # both import torch
-        from kdstudy.trainables.task import Member, Teacher
+            return self.doubt(self.given_logits.validation)
+        from kdstudy.trainables import models  # imports torch
 
-        given = tuple(Member(member.model, self.config.teacher.train_settings, member.weights,
-                             (member.mean, member.std)) for member in self.given_members)
-        # Measure first, on a worker: if that fails, no files are left behind.
-        accuracy = measure(replace(students.plain_task(self.context), teacher=Teacher(given)))
+        # Predict first, on a worker: if that fails, no files are left behind.
+        predictions = predict(replace(students.plain_task(self.context), teacher=self.given_teacher()))
+        doubt = self.doubt(predictions, predict)
+        accuracy = float((predictions == self.context.splits.validation.labels).mean())
         members, digests, parameters = [], [], 0
         for index, member in enumerate(self.given_members):
             path = folder.path / f"member-{index}.safetensors"
             save_file(member.weights, path)
-            members.append({"model": member.model.model_dump(), "weights": path.name,
+            members.append({"model": _stored(member.model), "weights": path.name,
                             "normalised": [list(member.mean), list(member.std)]})
             digests.append(hash_file(path))
             parameters += count_parameters(member.weights)
@@ -211,14 +296,29 @@ class TeacherStage(Stage):
             # The result also depends on how the weights are used: image size, mean and std.
             "weights": fingerprint(digests, [{**member, "weights": None} for member in members]),
             "members": members, "model_parameters": parameters, "kind": kind, "family": family})
+        return doubt
 
     def _finish_given(self, folder: StageFolder, accuracy: float, started: float, facts: dict[str, Any]) -> None:
         title, count = self.config.teacher.title, len(facts["members"])
         folder.finish({
-            "model": title, **facts, "outcome": f"{title} · given · {100 * accuracy:.1f} % validation"
+            "model": title, **facts, "outcome": f"{title}{self.parts} · given · {100 * accuracy:.1f} % validation"
             + (f" · mean logits of {count} models" if count > 1 else ""),
             "seconds": time.monotonic() - started, "parameters": {}, "best_validation": accuracy, "trials": 0,
         })
+
+    @property
+    def shown_normalisation(self) -> str:
+        """Say with which mean and std given models get their images; "" for a file of logits."""
+        from kdstudy.trainables import models  # imports torch
+
+        shown = dict.fromkeys(models.show_normalisation(member.mean, member.std) for member in self.given_members)
+        return " / ".join(shown)
+
+    @property
+    def parts(self) -> str:
+        """Say which part of the given files was read, for a file with several."""
+        found = dict.fromkeys(member.part for member in self.given_members if member.part)
+        return f" (its {', '.join(found)})" if found else ""
 
     # -- for other stages ---------------------------------------------------------------------------------------------
 
@@ -264,7 +364,7 @@ class TeacherStage(Stage):
         """The models whose logits the student learns from; empty if only a file of logits is given."""
         if self.config.teacher.is_given:
             return tuple(member.model for member in self.given_members)
-        return (self.config.teacher.model_settings,)
+        return (self.context.model("teacher"),)
 
     # -- for the plan -------------------------------------------------------------------------------------------------
 
@@ -278,6 +378,12 @@ class TeacherStage(Stage):
         weights = sum(map(size, self.models))
         return Space(COPIES_IN_CHECKPOINT * weights, (runs + 1) * weights,
                      "trained teachers (one for each teacher.lr)")
+
+
+def _stored(settings: ModelSettings) -> dict[str, Any]:
+    """Return a trained model's settings for the done-mark, which keeps its mean and std beside them. Fingerprints are
+    made of these, so settings of how it is trained stay out."""
+    return settings.model_copy(update={"pretrained": False}).model_dump(exclude=set(NORMALISATION))
 
 
 def check_function(model: str, config: StudyConfig) -> None:

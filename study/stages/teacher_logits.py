@@ -181,7 +181,7 @@ class TeacherLogitsStage(Stage):
     def is_given(self) -> bool:
         return bool(self.config.teacher.logits)
 
-    def take_given(self, folder: StageFolder, measure: Callable[[Task], float]) -> None:
+    def take_given(self, folder: StageFolder, predict: Callable[[Task], np.ndarray]) -> None:
         """Unpack the file at teacher.logits into the files that computed logits would have."""
         import torch
 

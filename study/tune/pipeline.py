@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
+import numpy as np
 import ray
 import torch
 
@@ -105,8 +106,10 @@ class Pipeline:
             self._begin_work(folder)
             if stage.is_given:
                 with remote_work(stage.name):
-                    stage.take_given(folder, self._measure)
+                    doubt = stage.take_given(folder, self._predict)
                 self._ended(folder)
+                if doubt:
+                    self._display.note(doubt)
                 return
             self._read_at_begin[stage.name] = self._meter.read()
             self._add_job(stage, folder)
@@ -157,10 +160,10 @@ class Pipeline:
         trials.record.begin_session(epochs=trials.epochs, rungs=trials.rungs, wanted=trials.total,
                                     protected=trials.protected, share=str(share))
 
-    def _measure(self, task: Task) -> float:
-        """Measure a teacher's validation accuracy (0 to 1) on a worker. Raises Ray's errors."""
+    def _predict(self, task: Task) -> np.ndarray:
+        """Let a teacher predict the validation images (N,) on a worker. Raises Ray's errors."""
         share = self._connection.share
-        return ray.get(ray.remote(num_cpus=share.cpus, num_gpus=share.gpus)(measure_teacher).remote(task))
+        return ray.get(ray.remote(num_cpus=share.cpus, num_gpus=share.gpus)(teacher_predictions).remote(task))
 
     # -- closing ------------------------------------------------------------------------------------------------------
 
@@ -227,13 +230,12 @@ class Pipeline:
         return {"utilisation": used / offered, "slots": offered / seconds} if offered else {}
 
 
-def measure_teacher(task: Task) -> float:
-    """A Ray task: return the teacher's accuracy on the validation images, 0 to 1."""
+def teacher_predictions(task: Task) -> np.ndarray:
+    """A Ray task: return the classes (N,) that the teacher predicts for the validation images."""
     torch.set_num_threads(task.threads)
     device = default_device()
-    images, labels = to_device(task.validation, device)
-    logits = held_out(task.load_teacher(device), images, labels)
-    return (logits.argmax(1) == labels).double().mean().item()
+    logits = held_out(task.load_teacher(device), *to_device(task.validation, device))
+    return logits.argmax(1).cpu().numpy()
 
 
 class Meter:

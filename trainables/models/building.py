@@ -32,15 +32,15 @@ def build(settings: ModelSettings, *, classes: int, channels: int, image_size: i
     """Create a model whose random weights depend on `seed` alone.
 
     image_size: pixels of the stored images, for models whose settings name no size. weights: a state_dict that replaces
-    the random weights, all of them or all but the head's. normalised: mean and std per channel, unless the model's own
-    are used.
+    the random weights, all of them or all but the head's. normalised: mean and std per channel, unless those of the
+    settings, or else the model's own, are used.
     """
     arguments = create_arguments(settings, classes=classes, channels=channels, image_size=image_size)
     torch.manual_seed(seed)
     net = create(settings.model, **arguments)
     if weights is not None:
         net.load_state_dict({name: torch.tensor(array) for name, array in weights.items()}, strict=False)
-    mean, std = normalised or normalisation(net, channels)
+    mean, std = normalised or chosen_normalisation(settings, channels) or normalisation(net, channels)
     return Classifier(net, mean, std, settings.image_size or image_size)
 
 
@@ -63,6 +63,26 @@ def create(name: str, **arguments: Any) -> nn.Module:
     for argument in sorted(arguments.keys() & set(NOT_OF_THE_MODEL)):
         raise ValueError(f"{argument} is not an argument of a model; to start from trained weights set pretrained")
     return timm.create_model(name, pretrained=False, **arguments)
+
+
+def chosen_normalisation(settings: ModelSettings,
+                      channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """The mean and std that the settings name, per channel; None if they name none.
+
+    Raises ValueError, in one line that begins with `mean` or `std`, if they name another number of channels.
+    """
+    if settings.mean is None:
+        return None
+    mean, std = (_per_channel(name, getattr(settings, name), channels) for name in ("mean", "std"))
+    return mean, std
+
+
+def _per_channel(name: str, value: float | tuple[float, ...], channels: int) -> tuple[float, ...]:
+    values = value if isinstance(value, tuple) else (value,) * channels
+    if len(values) != channels:
+        raise ValueError(f"{name} = {list(values)} has {len(values)} numbers, but the images have {channels} channels; "
+                         "one number alone holds for all")
+    return values
 
 
 def normalisation(net: nn.Module, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

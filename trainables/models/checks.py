@@ -16,7 +16,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 from kdstudy.trainables import functions
 from kdstudy.trainables.functions import is_function
 from kdstudy.trainables.messages import one_line
-from kdstudy.trainables.models.building import build, create, create_arguments
+from kdstudy.trainables.models.building import build, chosen_normalisation, create, create_arguments
 from kdstudy.trainables.settings import ModelSettings
 
 # Far beyond timm's largest. More is a typing error, and takes memory even on the meta device.
@@ -27,9 +27,10 @@ LONGEST_SHOWN = 200  # characters of arguments in a message
 def check(settings: ModelSettings, *, classes: int, channels: int, image_size: int) -> None:
     """Raises ValueError if the model cannot be built, does not take the images, or does not return one logit per class.
 
-    The message is one line and begins with the key that is wrong: `model`, `args` or `image_size`.
+    The message is one line and begins with the key that is wrong: `model`, `args`, `image_size`, `mean` or `std`.
     """
     _check_name(settings.model)
+    chosen_normalisation(settings, channels)
     for name in {"num_classes", "in_chans"} & settings.args.keys():
         raise ValueError(f"args must not hold {name}: the data determine it")
     net = _build_without_weights(settings, create_arguments(settings, classes=classes, channels=channels,

@@ -2,8 +2,6 @@
 
 import contextlib
 import io
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,12 +9,12 @@ import timm
 import torch
 from huggingface_hub import constants, try_to_load_from_cache
 from huggingface_hub.utils import get_session
-from timm.models import load_state_dict
 from torch import nn
 
 from kdstudy.trainables.functions import is_function
 from kdstudy.trainables.messages import one_line
 from kdstudy.trainables.models.building import create, create_arguments
+from kdstudy.trainables.models.checkpoint import RefusedError, read_state, unwrapped
 from kdstudy.trainables.settings import ModelSettings
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
@@ -35,16 +33,18 @@ def pretrained_weights(settings: ModelSettings, *, classes: int, channels: int,
     if not settings.pretrained:
         return None
     arguments = create_arguments(settings, classes=classes, channels=channels, image_size=image_size)
+    shown = "true" if settings.pretrained is True else repr(settings.pretrained)
+    none = f"pretrained = {shown}: no weights for {settings.model}"
     try:
-        state = read_state(settings.pretrained) if isinstance(settings.pretrained, str) else None
+        state = read_state(settings.pretrained).weights if isinstance(settings.pretrained, str) else None
         if is_function(settings.model):
             return _fitting(create(settings.model, **arguments), state)
         return _adapted(settings.model, arguments, state)
+    except RefusedError as error:
+        raise ValueError(f"{none}: {error}") from None
     except Exception as error:
-        shown = "true" if settings.pretrained is True else repr(settings.pretrained)
         remedy = LOCAL_FILE if settings.pretrained is True else f"the file must hold weights of {settings.model}"
-        raise ValueError(f"pretrained = {shown}: no weights for {settings.model} ({one_line(error)[:120]}); "
-                         f"{remedy}") from None
+        raise ValueError(f"{none} ({one_line(error)}); {remedy}") from None
 
 
 def check_hub(settings: ModelSettings) -> None:
@@ -67,23 +67,12 @@ def check_hub(settings: ModelSettings) -> None:
                          f"({one_line(error)[:120]}); {LOCAL_FILE}") from None
 
 
-def read_state(path: str) -> dict[str, torch.Tensor]:
-    """A state_dict from a safetensors file, or from a .pth file that holds nothing but tensors: no code is unpickled.
-
-    Raises ValueError if there is no such file, and whatever timm raises if it is damaged.
-    """
-    file = Path(os.path.expanduser(path))
-    if not file.is_file():
-        raise ValueError(f"{path} {'is a folder' if file.is_dir() else 'does not exist'}")
-    return load_state_dict(str(file), weights_only=True)
-
-
 def _fitting(net: nn.Module, state: dict[str, torch.Tensor] | None) -> dict[str, np.ndarray]:
     """The weights of a file that a function's model has too, in the same shape."""
     if state is None:
         raise ValueError("there is no hub for a function's model")
-    own = net.state_dict()
-    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    own = {unwrapped(name): (name, value.shape) for name, value in net.state_dict().items()}
+    fitting = {own[name][0]: value for name, value in state.items() if name in own and own[name][1] == value.shape}
     if len(fitting) < FITTING * len(own):
         raise ValueError(f"{len(fitting)} of {len(own)} tensors fit")
     return {name: value.numpy() for name, value in fitting.items()}

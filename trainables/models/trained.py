@@ -1,4 +1,4 @@
-"""A trained classifier in a folder, as `kdstudy export` and timm write them."""
+"""A trained classifier: in a folder, as `kdstudy export` and timm write them, or in a file of weights."""
 
 import json
 from dataclasses import dataclass
@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from kdstudy.trainables.functions import is_function
 from kdstudy.trainables.messages import one_line
+from kdstudy.trainables.models.building import build
+from kdstudy.trainables.models.checkpoint import read_state, unwrapped
 from kdstudy.trainables.models.checks import check, check_normalisation, check_weights
-from kdstudy.trainables.models.pretrained import read_state
 from kdstudy.trainables.settings import ModelSettings
 
 WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that is there is read
@@ -20,7 +22,8 @@ WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")  # the first that is 
 class Trained:
     """A trained classifier: how to rebuild it, its weights, and what its folder says about it.
 
-    weights: its state_dict. mean, std: a number per channel. class_names: None if the folder does not name them.
+    weights: its state_dict. mean, std: a number per channel. class_names: None if nothing names them. part: where in
+    its file the weights were, as in `checkpoint.State`.
     """
 
     model: ModelSettings
@@ -29,6 +32,7 @@ class Trained:
     std: tuple[float, ...]
     classes: int
     class_names: tuple[str, ...] | None
+    part: str | None = None
 
 
 def read_trained(folder: Path, function: str | None = None) -> Trained:
@@ -46,6 +50,9 @@ def read_trained(folder: Path, function: str | None = None) -> Trained:
 
 
 def _weights_file(folder: Path) -> Path:
+    if folder.is_file():
+        raise ValueError("it is a file, which does not say of which model its weights are; set teacher.model, and "
+                         "teacher.args if it has any")
     if not folder.is_dir():
         raise ValueError("the folder does not exist")
     if (folder / "study.toml").is_file():
@@ -67,12 +74,43 @@ def _trained(config: dict[str, Any], weights_file: Path, function: str | None) -
     if is_function(settings.model) and settings.model != function:
         raise ValueError(f"its model is the function {settings.model}, which is called only if the study names it: "
                          f"set teacher.function = {settings.model!r}")
-    weights = {name: tensor.numpy() for name, tensor in read_state(str(weights_file)).items()}
+    weights = {name: tensor.numpy() for name, tensor in read_state(weights_file).weights.items()}
     classes = config.get("num_classes") or own["num_classes"]
     mean, std = tuple(map(float, own["mean"])), tuple(map(float, own["std"]))
     if not isinstance(classes, int):
         raise ValueError("num_classes in its config.json is not a number")
     return Trained(settings, weights, mean, std, classes, tuple(map(str, names)) if names else None)
+
+
+def read_trained_file(file: Path, settings: ModelSettings, *, classes: int, channels: int, image_size: int) -> Trained:
+    """Read a file of weights of a known model, which normalises as the model's own configuration says.
+
+    classes, channels, image_size: of the images. Its own number of classes is the result's `classes`. Raises ValueError
+    with the reason.
+    """
+    state = read_state(file)
+    settings = ModelSettings(model=settings.model, args=settings.args, image_size=settings.image_size)
+    with torch.device("meta"):
+        model, other = (build(settings, classes=number, channels=channels, image_size=image_size)
+                        for number in (classes, classes + 1))
+    names = {unwrapped(name): name for name in model.net.state_dict()}
+    weights = {names.get(name, name): tensor.numpy() for name, tensor in state.weights.items()}
+    own = _classes_in(weights, model.net.state_dict(), other.net.state_dict())
+    return Trained(settings, weights, model.mean, model.std, own or classes, None, state.part)
+
+
+def _classes_in(weights: dict[str, np.ndarray], one: dict[str, torch.Tensor],
+                other: dict[str, torch.Tensor]) -> int | None:
+    """The number of classes of weights, read off the first tensor whose shape depends on it; None if they lack it.
+
+    one, other: the state_dict of the same model with n and with n + 1 classes.
+    """
+    for name, tensor in one.items():
+        if name in weights and weights[name].ndim == tensor.ndim:
+            for axis, (first, second) in enumerate(zip(tensor.shape, other[name].shape, strict=True)):
+                if first + 1 == second:
+                    return weights[name].shape[axis]
+    return None
 
 
 def check_trained(trained: Trained, *, classes: int, channels: int, image_size: int) -> None:
