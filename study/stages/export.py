@@ -16,11 +16,12 @@ from timm.models import save_for_hf
 from kdstudy.analysis.number_text import counted, show_interval
 from kdstudy.analysis.outcome import results
 from kdstudy.analysis.study_files import EXPORT_KEY_FILE, StudyFiles, find_row
-from kdstudy.analysis.tables import plain
+from kdstudy.analysis.tables import OTHERS, plain
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import StudyFailedError, UserError
 from kdstudy.stages.teacher import check_function
 from kdstudy.store import files
+from kdstudy.store.fingerprints import changed
 from kdstudy.trainables import data, models
 from kdstudy.trainables.device import default_device, to_device
 from kdstudy.trainables.evaluator import Evaluator
@@ -188,6 +189,8 @@ def _student_card(config: StudyConfig, outcome: dict[str, Any], row: dict[str, A
                   is_chosen: bool) -> list[str]:
     name, distilled = f"{row['arm']} {row['configuration']}", row["arm"] == "distilled"
     shown = ", ".join(f"{setting} {row[setting]:.4g}" for setting in ("temperature", "alpha", "lr") if setting in row)
+    recipe = changed(config.train) | {"epochs": config.train.epochs} | {
+        name: row[name] for name in OTHERS if row.get(name) is not None}
     mean = f"{row['test_mean']:.2f} %" + (f" ± {row['test_sd']:.2f}" if row["test_sd"] is not None else "")
     sizes = outcome["data"]
     what = "distilled" if distilled else "trained on labels alone"
@@ -201,11 +204,13 @@ def _student_card(config: StudyConfig, outcome: dict[str, Any], row: dict[str, A
         f"{by_teacher}; {sizes['test']} test images |",
         *teacher,
         f"| hyperparameters | {shown} |",
+        f"| training | {plain(', '.join(f'{name} {value}' for name, value in recipe.items()))} |",
         f"| parameters | {row['parameters']:,} |",
         f"| test accuracy over {counted(row['seeds'], 'seed')} | {mean} |",
         f"| gain | {_gain_in_card(outcome, row)} |", "",
         *other, outcome["verdict"], "", outcome["scope"], "",
-        f"These are the weights of the confirmation run with seed {seed}, after its last epoch.", "",
+        f"These are the {'averaged weights (EMA)' if recipe.get('ema') else 'weights'} of the confirmation run with "
+        f"seed {seed}, after its last epoch.", "",
     ]
 
 
