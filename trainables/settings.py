@@ -114,7 +114,7 @@ class TrainSettings(Settings):
     """How a model is trained. The learning rate is not a setting here: each run has its own."""
 
     epochs: PositiveInt = Field(10, description="passes over the training images; the last one counts")
-    batch_size: PositiveInt = Field(128, description="labelled images per batch, and per update unless accumulate is set")
+    batch_size: PositiveInt = Field(128, description="labelled images per batch; an update takes `accumulate` of these")
     accumulate: PositiveInt = Field(1, description="batches per update, whose gradients are averaged")
     optimizer: Line = Field("adamw", description="the name of any timm optimizer")
     weight_decay: Annotated[float, Field(ge=0, le=1000)] = Field(0.05, description="of the optimizer")

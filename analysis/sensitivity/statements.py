@@ -17,7 +17,8 @@ TRUSTED_COVERAGE = 0.80
 SUPPORTED = 0.96  # of the space; where trials are near less of it, a better region may have been missed
 NEGLIGIBLE = 1.0  # points; a price that is surely smaller is no reason to search on
 EDGE = 0.05  # a winner within this share of a range is at its edge
-LIMITS = {"alpha": (0, 1), "warmup": (0, 1), "layer_decay": (1,)}  # bounds that cannot be moved; for other parameters 0 alone
+# Bounds that cannot be moved; for other parameters 0 alone.
+LIMITS = {"alpha": (0, 1), "warmup": (0, 1), "layer_decay": (1,)}
 
 
 def statements(study: StudyFiles, found: dict[str, Any], correlations: pd.DataFrame) -> list[tuple[str, str]]:
