@@ -6,11 +6,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from kdstudy.analysis.number_text import counted
 from kdstudy.config.settings import ARMS, Range, ResourceSettings, StudyConfig
 from kdstudy.planning import preflight
 from kdstudy.planning.estimate import ModelSizes, StagePlan, make_plan
 from kdstudy.planning.forecast import Forecast, forecast
 from kdstudy.stages.order import priority
+from kdstudy.store.fingerprints import changed
 from kdstudy.study import Study
 from kdstudy.tune.cluster import Share, cluster_address, describe_machine, share
 from kdstudy.tune.connection import checked
@@ -43,6 +45,7 @@ def show_plan(study: Study, console: Console, measure: bool = False, gpus: int |
         "teacher": config.teacher.title + (f", {teacher:,} parameters" if teacher else ", given as logits"),
         "student": f"{config.student.model}, {student:,} parameters"
                    + (f", {teacher / student:.1f}x smaller" if teacher else ""),
+        "training": _show_training(config),
         "searched": ", ".join(f"{name} {_show_range(range_)}" for name, range_ in config.space("distill").items())
                     or "nothing: the default point alone; give ranges in [search], e.g. lr = {log = [1e-4, 1e-2]}",
         "stopping": f"below the best 1/{config.search.reduction_factor} at epoch "
@@ -112,6 +115,16 @@ def _show_seen(study: Study, sizes: ModelSizes) -> str:
     seen = {(name, sizes.image_size(model)) for name, model in [*models, ("student", study.config.student)]}
     others = sorted((name, size) for name, size in seen if size != study.context.splits.image_size)
     return f" ({', '.join(f'the {name} sees {size}x{size}' for name, size in others)})" if others else ""
+
+
+def _show_training(config: StudyConfig) -> str:
+    """The training settings that are not the defaults, and how many epochs there are."""
+    trained = {"student": config.train} | ({} if config.teacher.is_given else {"teacher":
+                                                                              config.teacher.train_settings})
+    shown = {name: ", ".join(f"{setting} {value}" for setting, value in changed(settings, exclude=("epochs",)).items())
+             for name, settings in trained.items()}
+    return "; ".join(f"{name}: {counted(settings.epochs, 'epoch')}{shown[name] and ', '}{shown[name]}"
+                     for name, settings in trained.items())
 
 
 def _show_start(study: Study) -> str | None:
