@@ -42,7 +42,8 @@ def task(images=21, **settings):
     model = ModelSettings(model="vit_tiny_patch16_224",
                           args={"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2})
     return Task(train=some(images), validation=some(10), classes=3, image_size=8, model=model,
-                training=TrainSettings(epochs=3, batch_size=8, **settings), views=ViewSettings(shift=1, mixup=0.3), report_every=1)
+                training=TrainSettings(epochs=3, batch_size=8, **settings), views=ViewSettings(shift=1, mixup=0.3),
+                report_every=1)
 
 
 TASKS = {"21": {"images": 21}, "25": {"images": 25}, "recipe": RECIPE}

@@ -1,4 +1,4 @@
-"""The recipe in the study file: what is refused, what is searched, where rungs lie, and what a trial run makes of it."""
+"""The recipe in the study file: what is refused and searched, where rungs lie, and what a trial run makes of it."""
 
 import tomllib
 
@@ -30,11 +30,13 @@ PROBLEMS = {
                                                    "warmup at 0.1, or remove warmup_epochs",
     ("train.warmup_epochs=3", "search.warmup={linear=[0.05,0.2]}"): "search.warmup reaches 0.05: warmup = 0.05 and "
                                                                     "warmup_epochs = 3 say the same",
-    ("search.warmup_epochs={linear=[0,9]}",): "search.warmup_epochs needs train.warmup_epochs, the default point's",
-    ("search.drop_path={linear=[0,0.3]}",): "search.drop_path needs train.drop_path, the default point's value",
+    ("search.warmup_epochs={linear=[0,9]}",): "search.warmup_epochs needs train.warmup_epochs, a value within the "
+                                              "range, for the default point",
+    ("search.drop_path={linear=[0,0.3]}",): "search.drop_path needs train.drop_path, a value within the range, for "
+                                           "the default point",
     ("search.ema={choice=[0,0.99,1]}",): "search.ema reaches 1: must be less than 1",
-    ("train.min_lr=0.1",): "train.min_lr or search.min_lr reaches 0.1, above the learning rate 0.0003, which default.lr "
-                           "or search.lr reaches",
+    ("train.min_lr=0.1",): "train.min_lr or search.min_lr reaches 0.1, above the learning rate 0.0003, which "
+                           "default.lr or search.lr reaches",
     ("teacher.min_lr=1",): "teacher.min_lr = 1 is above teacher.lr = 0.003",
 }
 
@@ -108,8 +110,9 @@ def test_a_trial_run_keeps_the_recipe_within_its_few_epochs():
 
 def test_settings_at_their_defaults_are_no_part_of_a_fingerprint():
     assert changed(TrainSettings()) == {}
-    off = TrainSettings(ema=0, freeze=0, clip_grad=0, accumulate=1, layer_decay=1, head_lr=1, label_smoothing=0, min_lr=0)
-    assert changed(off) == {} and changed(TrainSettings(freeze="all", drop_path=0)) == {"freeze": "all", "drop_path": 0}
+    off = dict.fromkeys(("ema", "freeze", "clip_grad", "label_smoothing", "min_lr"), 0)
+    assert changed(TrainSettings(**off, accumulate=1, layer_decay=1, head_lr=1)) == {}
+    assert changed(TrainSettings(freeze="all", drop_path=0)) == {"freeze": "all", "drop_path": 0}
 
 
 def test_the_plan_counts_the_average_and_the_frozen_epochs():

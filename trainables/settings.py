@@ -163,11 +163,6 @@ class TrainSettings(Settings):
                              "head alone throughout")
         return self
 
-    @property
-    def needs_head(self) -> tuple[str, ...]:
-        """The settings, as far as they are set, that concern the model's head alone."""
-        return (*(["head_lr"] if self.head_lr != 1 else []), *(["freeze"] if self.freeze else []))
-
     def drop_rates(self) -> dict[str, float]:
         """The keyword arguments of timm's models that these settings imply."""
         return {argument: rate for name, argument in DROP_ARGUMENTS.items()

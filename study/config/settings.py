@@ -315,8 +315,8 @@ class StudyConfig(Settings):
             default = self.default_parameters("distill")[name]
             where = "default" if name in DefaultPoint.model_fields else "train"
             if default is None:
-                raise ValueError(f"search.{name} needs {where}.{name}, the default point's value, which must be one of "
-                                 "the range")
+                raise ValueError(f"search.{name} needs {where}.{name}, a value within the range, for the "
+                                 "default point")
             if not dimension.contains(default):
                 raise ValueError(f"search.{name} must include {where}.{name} = {default}")
         for trials, protected in (("trials", "protected"), ("baseline_trials", "baseline_protected")):

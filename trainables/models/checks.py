@@ -58,7 +58,7 @@ def check_recipe(settings: ModelSettings, wanted: dict[str, str], *, classes: in
             raise ValueError(f"{shown} does not tell which layer is its head, which {wanted[name]} needs to know; give "
                              f"the model a method get_classifier that returns it, or remove {wanted[name]}")
     if "layer_decay" in wanted and not hasattr(net, "group_matcher"):
-        raise ValueError(f"{shown} does not tell the order of its layers, as timm's models do with a method "
+        raise ValueError(f"{shown} does not tell the order of its layers, as most of timm's do with a method "
                          f"group_matcher; give it one, or remove {wanted['layer_decay']}")
     for name, argument in DROP_ARGUMENTS.items():
         if name in wanted:
