@@ -30,12 +30,18 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def significant(value: float, digits: int = 3) -> str:
+    """So many significant digits, but 0.9999 not as 1: the decay of an average is one minus a small number."""
+    text = f"{value:.{digits}g}"
+    return f"{value:.6g}" if text == "1" and value != 1 else text
+
+
 def show_number(value: float, digits: int = 3) -> str:
     """4, 0.5, 8.1e-4: short, and never with more zeros than one can count."""
     if 0 < abs(value) < 0.01:
         mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
         return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(exponent)}"
-    return f"{value:.{digits}g}"
+    return significant(value, digits)
 
 
 NUMBERS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")

@@ -86,9 +86,9 @@ class StudyFiles:
         """A row per report: stage, trial, epoch, decision and the metrics. This is curves.csv.
 
         Units: validation_accuracy and agreement (with the teacher's predictions) are shares, 0 to 1. The losses are
-        means per image, in nats; soft_loss is T^2 KL(teacher || student), hard_loss the cross-entropy, train_loss the
-        two weighted by alpha. lr is the learning rate after the epoch's last step. seconds is the trial's training time
-        up to this report.
+        means per image, in nats; soft_loss is T^2 KL(teacher || student), hard_loss the cross-entropy (with
+        train.label_smoothing, if that is set), train_loss the two weighted by alpha. lr is the learning rate after the
+        epoch's last step, before layer_decay and head_lr. seconds is the trial's training time up to this report.
         """
         rows = [
             {"stage": stage, "trial": event["trial"], "epoch": event["epoch"], "decision": event["decision"],
@@ -112,8 +112,9 @@ class StudyFiles:
     def trials(self) -> pd.DataFrame:
         """A row per trial: stage, trial, parameters, epochs run, how and why it ended, accuracies. This is trials.csv.
 
-        Units: last_validation_accuracy and best_validation_accuracy are shares, 0 to 1; alpha and warmup are shares
-        too (of the loss, and of the updates). The other hyperparameters have no unit.
+        Units: last_validation_accuracy and best_validation_accuracy are shares, 0 to 1; alpha, warmup and
+        label_smoothing are shares too (of the loss, of the updates, and of the target), drop_path and dropout
+        probabilities; warmup_epochs and freeze are in epochs. The other hyperparameters have no unit.
         """
         rows = [self._trial_row(stage, event) for stage, event in self._trial_events()]
         return pd.DataFrame(rows, columns=[*TRIAL_COLUMNS[:2], *self.parameter_names, *TRIAL_COLUMNS[2:]])

@@ -12,6 +12,8 @@ from kdstudy.analysis.number_text import show_number, show_points
 COLUMNS = ("model", "configuration", "parameters", "compression", "trials", "best validation (selected)", "seeds",
            "test accuracy", "gain over tuned baseline [95 %]", "gap closed")
 NUMERIC = COLUMNS[2:]
+OTHERS = ("weight_decay", "warmup", "batch_size", "optimizer", "accumulate", "warmup_epochs", "min_lr", "layer_decay",
+          "head_lr", "freeze", "clip_grad", "ema", "label_smoothing", "drop_path", "dropout")
 TAKEAWAYS = ("type of transfer", "teacher → student", "data", "seeds", "teacher", "baseline", "distilled",
              "gain [95 %]", "both at the default point: gain [95 %]", "published gain (single run, best test epoch)")
 TAKEAWAYS_BLOCK = "takeaways"
@@ -39,7 +41,7 @@ def _trials(row: dict[str, Any]) -> str:
 
 
 def _configuration(row: dict[str, Any]) -> str:
-    shown = show_hyperparameters(row)
+    shown = ", ".join(filter(None, [show_hyperparameters(row), show_others(row)]))
     return shown or "given" if row["arm"] == "teacher" else f"{row['configuration']}: {shown}"
 
 
@@ -47,6 +49,12 @@ def show_hyperparameters(row: dict[str, Any], digits: int = 3) -> str:
     """T 10.4, α 0.644, lr 1.85e-3: those of the three that the row has."""
     names = (("temperature", "T"), ("alpha", "α"), ("lr", "lr"))
     return ", ".join(f"{label} {show_number(row[name], digits)}" for name, label in names if name in row)
+
+
+def show_others(row: dict[str, Any]) -> str:
+    """weight_decay 0.05, ema 0.999: the other hyperparameters that the row has, under their settings' names."""
+    return ", ".join(f"{name} {value if isinstance(value, str) else show_number(value)}" for name in OTHERS
+                     if (value := row.get(name)) is not None)
 
 
 def markdown(outcome: dict[str, Any]) -> str:

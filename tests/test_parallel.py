@@ -28,7 +28,11 @@ TOGETHER = with_set(["resources.teacher_workers=2", "teacher.epochs=16"])
 PARAMETERS, SEEDS = {"lr": 1e-3}, {"seed": 5, "view_seed": 7}
 
 
-def task(images=21):
+# All that changes what the processes exchange and when: the head alone at first, several batches per update, a norm.
+RECIPE = {"freeze": 1, "accumulate": 2, "clip_grad": 0.3, "ema": 0.6, "layer_decay": 0.8, "label_smoothing": 0.1}
+
+
+def task(images=21, **settings):
     """Batches of 8, 8 and 5: the last cannot be halved."""
     draw = np.random.default_rng(0)
 
@@ -38,43 +42,44 @@ def task(images=21):
     model = ModelSettings(model="vit_tiny_patch16_224",
                           args={"patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2})
     return Task(train=some(images), validation=some(10), classes=3, image_size=8, model=model,
-                training=TrainSettings(epochs=3, batch_size=8), views=ViewSettings(shift=1, mixup=0.3), report_every=1)
+                training=TrainSettings(epochs=3, batch_size=8, **settings), views=ViewSettings(shift=1, mixup=0.3),
+                report_every=1)
 
 
-IMAGES = (21, 25)
+TASKS = {"21": {"images": 21}, "25": {"images": 25}, "recipe": RECIPE}
 
 
 def take_part(rank, size, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=size)
-    for images in IMAGES:
-        training = start(task(images), PARAMETERS, **SEEDS, kind=ParallelTraining)
+    for name, settings in TASKS.items():
+        training = start(task(**settings), PARAMETERS, **SEEDS, kind=ParallelTraining)
         training.join_group()
         report = training.run(3)
         if rank == 0:
-            (folder / str(images)).mkdir()
-            training.save(folder / str(images))
-            (folder / str(images) / "report.json").write_text(json.dumps(report))
+            (folder / name).mkdir()
+            training.save(folder / name)
+            (folder / name / "report.json").write_text(json.dumps(report))
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def trained_by_two(tmp_path_factory):
-    """For each number of images, a folder with the model and the last report of two processes."""
+    """For each task, a folder with the model and the last report of two processes."""
     folder = tmp_path_factory.mktemp("together")
     mp.spawn(take_part, (2, folder), nprocs=2)
     return folder
 
 
-@pytest.mark.parametrize("images", IMAGES)
-def test_two_processes_take_the_steps_that_one_takes(trained_by_two, images):
+@pytest.mark.parametrize("name", TASKS)
+def test_two_processes_take_the_steps_that_one_takes(trained_by_two, name):
     """Also where a last batch of one is left for two: 25 images in batches of 8, the last of which then has 9."""
-    alone = start(task(images), PARAMETERS, **SEEDS)
+    alone = start(task(**TASKS[name]), PARAMETERS, **SEEDS)
     expected = alone.run(3)
-    report = json.loads((trained_by_two / str(images) / "report.json").read_text())
+    report = json.loads((trained_by_two / name / "report.json").read_text())
     assert report["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-4)
-    together = load_file(trained_by_two / str(images) / "model.safetensors")
-    for name, weight in alone.model.net.state_dict().items():
-        assert torch.allclose(torch.from_numpy(together[name]), weight, atol=2e-4), name
+    together = load_file(trained_by_two / name / "model.safetensors")
+    for key, weight in alone.result.net.state_dict().items():
+        assert torch.allclose(torch.from_numpy(together[key]), weight, atol=2e-4), key
 
 
 def test_more_workers_than_there_is_room_for_are_refused():

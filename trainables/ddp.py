@@ -3,7 +3,9 @@
 `train` runs in each worker of Ray Train's TorchTrainer, which joins the workers to a process group.
 """
 
+import contextlib
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import torch.distributed as dist
 from timm.layers import convert_sync_batchnorm
 from torch.nn.parallel import DistributedDataParallel
 
-from kdstudy.trainables.loop import Training
+from kdstudy.trainables.loop import Batch, Training
 from kdstudy.trainables.losses import Loss
 from kdstudy.trainables.object_store import fetch_task
 from kdstudy.trainables.task import Task, save, start
@@ -29,19 +31,29 @@ class ParallelTraining(Training):
     each process's own share.
     """
 
+    _alone: Callable | None = None  # what it computes with by itself, once it has joined the others
+
     def join_group(self) -> None:
         """Train together with the other processes from now on. Call it when the weights are those to start from."""
         if self.device.type == "cuda":
             self.model.net = convert_sync_batchnorm(self.model.net)
-        self.forward = DistributedDataParallel(self.forward)
+        self._alone = self.forward
+        self.forward = DistributedDataParallel(self._alone)
         self._rank, self._size = dist.get_rank(), dist.get_world_size()
 
-    def _step(self, indices: torch.Tensor, unlabelled: torch.Tensor | None) -> Loss:
+    def _begin_phase(self) -> None:
+        super()._begin_phase()
+        if self._alone is not None:  # it exchanges only the gradients of what learned when it was made
+            self.forward = DistributedDataParallel(self._alone)
+
+    def _backward(self, batch: Batch, share: float, last: bool) -> Loss:
+        indices, unlabelled = batch
         own = indices[self._rank::self._size]
         weight = len(own) * self._size / len(indices)
-        # If a last batch is too small for all processes, those without a share take one image with weight 0.
-        loss = self._loss(own if len(own) else indices[:1], unlabelled)
-        self._update(loss.total * weight)
+        with contextlib.nullcontext() if last else self.forward.no_sync():
+            # If a last batch is too small for all processes, those without a share take one image with weight 0.
+            loss = self._loss(own if len(own) else indices[:1], unlabelled)
+            (loss.total * (weight * share)).backward()
         parts = [part for part in loss if part is not None]
         values = torch.stack(parts).detach() * weight / self._size
         dist.all_reduce(values)

@@ -10,19 +10,25 @@ from typing import Protocol
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from timm.utils import ModelEmaV3
+from torch.nn.utils import clip_grad_norm_
 
 from kdstudy.trainables import models
 from kdstudy.trainables.device import autocast_dtype, move_model
 from kdstudy.trainables.evaluator import Evaluator
 from kdstudy.trainables.files import CHECKPOINT_MARK, WEIGHTS
+from kdstudy.trainables.freezing import body_parameters, hold_statistics
 from kdstudy.trainables.losses import Loss, distillation_loss
 from kdstudy.trainables.models import Classifier
-from kdstudy.trainables.optimizer import make_optimizer, make_scheduler, optimizer_state, restore_optimizer
+from kdstudy.trainables.optimizer import current_lr, make_optimizer, make_scheduler, optimizer_state, restore_optimizer
 from kdstudy.trainables.seeds import derive_seed
 from kdstudy.trainables.settings import TrainSettings
 from kdstudy.trainables.views import Views
 
 OPTIMIZER_FILE = "optimizer.safetensors"
+RAW_WEIGHTS = "raw.safetensors"  # those that are trained, where the model is their average
+
+Batch = tuple[torch.Tensor, torch.Tensor | None]  # indices of its images, and of those for the soft loss alone
 
 
 class Targets(Protocol):
@@ -65,15 +71,34 @@ class Training:
         self.model = move_model(model, settings, self.device)
         self.forward = torch.compile(self.model) if settings.compile else self.model
         self.autocast = autocast_dtype(settings, self.device)
+        self.ema = ModelEmaV3(self.model, settings.ema, use_warmup=True) if settings.ema else None
         self.epoch = 0
-        self.steps_per_epoch = len(batches(torch.arange(len(train)), settings.batch_size))
-        self.optimizer = make_optimizer(self.model, settings, lr)
-        self.scheduler = make_scheduler(self.optimizer, settings, self.steps_per_epoch)
+        parts = batches(torch.arange(len(train)), settings.batch_size)
+        self.steps_per_epoch = len(in_groups(parts, settings.accumulate))
+        self.lr, self.body = lr, body_parameters(self.model.net) if settings.freeze else []
+        self._begin_phase()
         self._seconds = 0.0
+
+    def _begin_phase(self) -> None:
+        """Make an optimizer for what learns from now on: the head alone at first if the settings say so, then all."""
+        for parameter in self.body:
+            parameter.requires_grad_(not self.frozen)
+        self.optimizer = make_optimizer(self.model, self.settings, self.lr)
+        self.scheduler = make_scheduler(self.optimizer, self.settings, self.steps_per_epoch)
+
+    @property
+    def frozen(self) -> bool:
+        """Whether only the head learns in this epoch."""
+        return self.settings.freeze == "all" or self.epoch < self.settings.freeze
 
     @property
     def finished(self) -> bool:
         return self.epoch >= self.settings.epochs
+
+    @property
+    def result(self) -> Classifier:
+        """The model to evaluate and to keep: the moving average of the weights if there is one."""
+        return self.model if self.ema is None else self.ema.module
 
     def run(self, epochs: int) -> dict[str, float]:
         """Train for up to `epochs` more epochs, evaluate once, and report.
@@ -86,7 +111,7 @@ class Training:
             metrics = self.train_epoch()
             if not math.isfinite(metrics["train_loss"]):
                 break
-        report = {"epoch": self.epoch, **metrics, **self.validation.report(self.model, self.autocast)}
+        report = {"epoch": self.epoch, **metrics, **self.validation.report(self.result, self.autocast)}
         report["seconds"] = self._seconds
         return report
 
@@ -95,29 +120,35 @@ class Training:
         means over the epoch's images, the last lr, and images_per_second."""
         started = time.perf_counter()
         self.model.train()
+        if self.frozen:
+            hold_statistics(self.model.net)
         torch.manual_seed(derive_seed(self.seed, self.epoch, 1))
         train_loss, hard_loss, soft_loss = self._train_on_batches()
         self.epoch += 1
         seconds = time.perf_counter() - started
         self._seconds += seconds
-        return {
+        metrics = {
             "train_loss": train_loss,
             "hard_loss": hard_loss,
             "soft_loss": soft_loss if self.objective.alpha else None,
-            "lr": self.optimizer.param_groups[0]["lr"],
+            "lr": current_lr(self.optimizer),
             "images_per_second": len(self.train) / seconds,
         }
+        if self.epoch == self.settings.freeze:
+            self._begin_phase()
+        return metrics
 
     def _train_on_batches(self) -> list[float]:
         """Take the epoch's steps; returns total, hard and soft loss, each the mean over the training images."""
         order = np.random.default_rng(derive_seed(self.seed, self.epoch, 0)).permutation(len(self.train))
         parts = batches(torch.from_numpy(order).to(self.device), self.settings.batch_size)
+        pairs = list(zip(parts, self._unlabelled_parts(parts), strict=True))
         sums = [torch.zeros(3, device=self.device)]  # kept on the device: reading each would stall a GPU
-        for step, (indices, unlabelled) in enumerate(zip(parts, self._unlabelled_parts(parts), strict=True)):
-            self.scheduler.step_update(self.epoch * self.steps_per_epoch + step)
-            loss = self._step(indices, unlabelled)
-            soft = torch.zeros_like(loss.hard) if loss.soft is None else loss.soft
-            sums.append(torch.stack([loss.total, loss.hard, soft]).detach() * len(indices))
+        for step, group in enumerate(in_groups(pairs, self.settings.accumulate)):
+            losses = self._update(group, self.epoch * self.steps_per_epoch + step)
+            for (indices, _), loss in zip(group, losses, strict=True):
+                soft = torch.zeros_like(loss.hard) if loss.soft is None else loss.soft
+                sums.append(torch.stack([loss.total, loss.hard, soft]).detach() * len(indices))
         return (torch.stack(sums).sum(0) / len(self.train)).tolist()
 
     def _unlabelled_parts(self, parts: list[torch.Tensor]) -> list[torch.Tensor | None]:
@@ -133,9 +164,23 @@ class Training:
         drawn = torch.from_numpy(order[: sum(sizes)]).to(self.device).split(sizes)
         return [part if len(part) else None for part in drawn]
 
-    def _step(self, indices: torch.Tensor, unlabelled: torch.Tensor | None) -> Loss:
-        loss = self._loss(indices, unlabelled)
-        self._update(loss.total)
+    def _update(self, group: list[Batch], before: int) -> list[Loss]:
+        """Update the weights once, from the batches of a group as if they were one. before: the number of updates."""
+        self.scheduler.step_update(before)
+        self.optimizer.zero_grad(set_to_none=True)
+        images = sum(len(indices) for indices, _ in group)
+        losses = [self._backward(batch, len(batch[0]) / images, last=batch is group[-1]) for batch in group]
+        if self.settings.clip_grad:
+            clip_grad_norm_(self.model.parameters(), self.settings.clip_grad)
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update(self.model, before + 1)
+        return losses
+
+    def _backward(self, batch: Batch, share: float, last: bool) -> Loss:
+        """Add a batch's gradients, weighted by its share of the update's images. last: of the batches of an update."""
+        loss = self._loss(*batch)
+        (loss.total * share).backward()
         return loss
 
     def _loss(self, indices: torch.Tensor, unlabelled: torch.Tensor | None) -> Loss:
@@ -151,17 +196,15 @@ class Training:
         return distillation_loss(
             logits[: len(indices)], batch.labels, teacher_logits, temperature=objective.temperature,
             alpha=objective.alpha, partner_labels=batch.partner_labels, partner_weight=batch.partner_weight,
+            label_smoothing=self.settings.label_smoothing,
             unlabelled_logits=None if unlabelled is None else logits[len(indices):],
         )
 
-    def _update(self, total: torch.Tensor) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        self.optimizer.step()
-
     def save(self, folder: Path) -> None:
         """Write weights, optimizer and epoch as safetensors and JSON: loading them runs no code."""
-        models.save_weights(self.model, folder / WEIGHTS)
+        models.save_weights(self.result, folder / WEIGHTS)
+        if self.ema is not None:
+            models.save_weights(self.model, folder / RAW_WEIGHTS)
         tensors, scalars = optimizer_state(self.optimizer)
         save_file(tensors, folder / OPTIMIZER_FILE)
         state = {"epoch": self.epoch, "seconds": self._seconds, "optimizer": scalars}
@@ -171,9 +214,13 @@ class Training:
         """Continue from a folder that `save` wrote. Raises ValueError, OSError or KeyError, or what safetensors and
         torch raise, if it is incomplete or damaged."""
         state = json.loads((folder / CHECKPOINT_MARK).read_text())
-        models.load_weights(self.model, folder / WEIGHTS)
-        restore_optimizer(self.optimizer, load_file(folder / OPTIMIZER_FILE), state["optimizer"])
+        models.load_weights(self.result, folder / WEIGHTS)
+        if self.ema is not None:
+            models.load_weights(self.model, folder / RAW_WEIGHTS)
         self.epoch, self._seconds = state["epoch"], state["seconds"]
+        if self.settings.freeze:
+            self._begin_phase()
+        restore_optimizer(self.optimizer, load_file(folder / OPTIMIZER_FILE), state["optimizer"])
 
 
 def batches(order: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
@@ -182,3 +229,8 @@ def batches(order: torch.Tensor, batch_size: int) -> list[torch.Tensor]:
     if len(parts) > 1 and len(parts[-1]) == 1 and batch_size > 1:
         parts[-2:] = [torch.cat(parts[-2:])]
     return parts
+
+
+def in_groups(items: list, size: int) -> list[list]:
+    """Cut a list into groups of `size`; the last may be smaller."""
+    return [items[start:start + size] for start in range(0, len(items), size)]

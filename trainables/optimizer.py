@@ -4,12 +4,12 @@ import json
 from typing import Any
 
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, param_groups_layer_decay, param_groups_weight_decay
 from timm.scheduler import CosineLRScheduler
 from torch import nn
 
 from kdstudy.trainables.messages import one_line
-from kdstudy.trainables.models import Classifier
+from kdstudy.trainables.models import Classifier, head_names
 from kdstudy.trainables.settings import TrainSettings
 
 # timm creates torch's own optimizers under these names; they have a fused kernel: one call per step, not per tensor.
@@ -17,17 +17,53 @@ FUSED_OPTIMIZERS = ("adam", "adamw", "sgd", "momentum")
 
 
 def make_optimizer(model: Classifier, settings: TrainSettings, lr: float) -> torch.optim.Optimizer:
-    """The optimizer that the settings name, for all weights of a model."""
+    """The optimizer that the settings name, for all weights of a model that require gradients."""
     fused = {"fused": True} if settings.optimizer.lower() in FUSED_OPTIMIZERS else {}
-    return create_optimizer_v2(model.net, settings.optimizer, lr=lr, weight_decay=settings.weight_decay, **fused)
+    own_groups = settings.layer_decay != 1 or settings.head_lr != 1
+    return create_optimizer_v2(model.net, settings.optimizer, lr=lr, weight_decay=settings.weight_decay,
+                               param_group_fn=(lambda net: parameter_groups(net, settings)) if own_groups else None,
+                               **fused)
+
+
+def parameter_groups(net: nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:
+    """timm's groups of the parameters that require gradients, the head's apart if it has a learning rate of its own.
+
+    A group's `lr_scale` is what timm's schedulers multiply its learning rate by.
+    """
+    decayed = {"weight_decay": settings.weight_decay,
+               "no_weight_decay_list": getattr(net, "no_weight_decay", frozenset)()}
+    if settings.layer_decay != 1:
+        groups = param_groups_layer_decay(net, layer_decay=settings.layer_decay, **decayed)
+    else:
+        groups = param_groups_weight_decay(net, **decayed)
+    if settings.head_lr == 1:
+        return groups
+    names = head_names(net)
+    head = {id(parameter) for name, parameter in net.named_parameters() if name in names}
+    return [part for group in groups for part in _with_head_apart(group, head, settings.head_lr)]
+
+
+def _with_head_apart(group: dict[str, Any], head: set[int], factor: float) -> list[dict[str, Any]]:
+    """The group without the head's parameters (by id), and a group of these alone; either only if it is not empty."""
+    body = [parameter for parameter in group["params"] if id(parameter) not in head]
+    own = [parameter for parameter in group["params"] if id(parameter) in head]
+    parts = [group | {"params": body}, group | {"params": own, "lr_scale": factor * group.get("lr_scale", 1.0)}]
+    return [part for part in parts if part["params"]]
 
 
 def make_scheduler(optimizer: torch.optim.Optimizer, settings: TrainSettings, steps: int) -> CosineLRScheduler:
-    """Linear warm-up, then cosine to zero over all epochs of `steps` updates each, even if the run is stopped earlier.
-    """
-    warmup = round(settings.warmup * settings.epochs * steps)
-    return CosineLRScheduler(optimizer, t_initial=max(2, settings.epochs * steps - warmup), warmup_t=warmup,
-                             warmup_prefix=True, t_in_epochs=False)
+    """Linear warm-up, then cosine to `min_lr` over all epochs of `steps` updates each, even if the run is stopped
+    earlier."""
+    epochs = settings.warmup * settings.epochs if settings.warmup_epochs is None else settings.warmup_epochs
+    warmup = round(epochs * steps)
+    return CosineLRScheduler(optimizer, t_initial=max(2, settings.epochs * steps - warmup), lr_min=settings.min_lr,
+                             warmup_t=warmup, warmup_prefix=True, t_in_epochs=False)
+
+
+def current_lr(optimizer: torch.optim.Optimizer) -> float:
+    """The schedule's learning rate at the last update, before `layer_decay` and `head_lr`."""
+    group = optimizer.param_groups[0]
+    return group["lr"] / group.get("lr_scale", 1.0)
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

@@ -8,6 +8,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 # Upper bounds are far above useful values: they keep a typing error from taking an hour or all memory.
 PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
 Count = Annotated[int, Field(ge=1, le=10**12)]  # a count above the data set's size means all
+Natural = Annotated[int, Field(ge=0, le=1_000_000)]
 Pixels = Annotated[int, Field(ge=1, le=4096)]
 PositiveFloat = Annotated[float, Field(gt=0, le=1_000_000)]
 LearningRate = Annotated[float, Field(gt=0, le=1000)]
@@ -137,14 +138,64 @@ class ModelSettings(Settings):
         return self
 
 
+DEFAULT_WARMUP = 0.1
+DROP_ARGUMENTS = {"drop_path": "drop_path_rate", "dropout": "drop_rate"}  # what timm's models call these settings
+
+
 class TrainSettings(Settings):
     """How a model is trained. The learning rate is not a setting here: each run has its own."""
 
     epochs: PositiveInt = Field(10, description="passes over the training images; the last one counts")
-    batch_size: PositiveInt = Field(128, description="labelled images per update")
+    batch_size: PositiveInt = Field(128, description="labelled images per batch; an update takes `accumulate` of these")
+    accumulate: PositiveInt = Field(1, description="batches per update, whose gradients are averaged")
     optimizer: Line = Field("adamw", description="the name of any timm optimizer")
     weight_decay: Annotated[float, Field(ge=0, le=1000)] = Field(0.05, description="of the optimizer")
-    warmup: Fraction = Field(0.1, description="share of all updates during which the learning rate rises linearly")
+    warmup: Fraction = Field(DEFAULT_WARMUP,
+                             description="share of all updates during which the learning rate rises linearly")
+    warmup_epochs: Annotated[float, Field(ge=0, le=1_000_000)] | None = Field(
+        None, description="the same in epochs, instead of warmup"
+    )
+    min_lr: Annotated[float, Field(ge=0, le=1000)] = Field(
+        0.0, description="learning rate at the end of the cosine, absolute; not above any learning rate"
+    )
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0, description="learning rate of each layer relative to the next, up to the head's; 1: all alike"
+    )
+    head_lr: PositiveFloat = Field(1.0, description="factor on the learning rate of the head")
+    freeze: Natural | Literal["all"] = Field(
+        0, description='first epochs in which only the head learns; "all": it alone learns throughout (linear probe)'
+    )
+    clip_grad: Annotated[float, Field(ge=0, le=1_000_000)] = Field(
+        0.0, description="largest norm of all gradients together, clipped before each update; 0: none"
+    )
+    ema: Fraction = Field(
+        0.0, description="decay of the exponential moving average of the weights, which then is the model; 0: none"
+    )
+    label_smoothing: Fraction = Field(0.0, description="share of the hard loss's target spread over all classes")
+    drop_path: Fraction | None = Field(
+        None, description="stochastic depth, timm's drop_path_rate; by default as args or the model have it"
+    )
+    dropout: Fraction | None = Field(
+        None, description="timm's drop_rate, mostly before the head; by default as args or the model have it"
+    )
     precision: Literal["auto", "fp32", "bf16"] = Field("auto", description="fp32 or bf16; auto means bf16 on GPUs")
     channels_last: Literal["auto", "yes", "no"] = Field("auto", description="memory format; auto means yes for CNNs")
     compile: bool = Field(False, description="use torch.compile; worthwhile for long runs on GPUs")
+
+    @model_validator(mode="after")
+    def _within_the_epochs(self) -> "TrainSettings":
+        if self.warmup_epochs is not None:
+            if self.warmup != DEFAULT_WARMUP:
+                raise ValueError(f"warmup = {self.warmup:g} and warmup_epochs = {self.warmup_epochs:g} say the same: "
+                                 f"leave warmup at {DEFAULT_WARMUP}, or remove warmup_epochs")
+            if self.warmup_epochs >= self.epochs:
+                raise ValueError(f"warmup_epochs = {self.warmup_epochs:g} must be smaller than epochs = {self.epochs}")
+        if self.freeze != "all" and self.freeze >= self.epochs:
+            raise ValueError(f"freeze = {self.freeze} must be smaller than epochs = {self.epochs}; \"all\" trains the "
+                             "head alone throughout")
+        return self
+
+    def drop_rates(self) -> dict[str, float]:
+        """The keyword arguments of timm's models that these settings imply."""
+        return {argument: rate for name, argument in DROP_ARGUMENTS.items()
+                if (rate := getattr(self, name)) is not None}

@@ -127,7 +127,8 @@ def start(task: Task, parameters: dict, *, seed: int, view_seed: int, objective:
     torch.set_num_threads(task.threads)
     overrides = {name: value for name, value in parameters.items() if name in TrainSettings.model_fields}
     settings = TrainSettings.model_validate(task.training.model_dump() | overrides)
-    model = task.build_model(task.model, seed, task.weights)
+    own = task.model.model_copy(update={"args": task.model.args | settings.drop_rates()})
+    model = task.build_model(own, seed, task.weights)
     predictions = task.teacher.validation_predictions if task.teacher else None
     validation = Evaluator(
         *to_device(task.validation, device), model.size,
@@ -141,4 +142,4 @@ def save(training: Training, task: Task, folder: Path) -> None:
     """Write a checkpoint and, after the last epoch, the predictions for the test images if the task has any."""
     training.save(folder)
     if training.finished and task.test is not None:
-        write_predictions(training.model, task.test, folder / TEST_PREDICTIONS)
+        write_predictions(training.result, task.test, folder / TEST_PREDICTIONS)

@@ -6,6 +6,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from kdstudy.analysis.number_text import significant
+
 # From the palette of Okabe and Ito, whose colours colour-blind readers can tell apart.
 COLOURS = {"teacher": "#009E73", "baseline": "#D55E00", "distill": "#0072B2"}
 # Brighter shades, which the page uses instead on a dark background.
@@ -16,7 +18,11 @@ INK = "#1f2328"
 ORIGINS = {"default": "default point", "sobol": "Sobol point", "tpe": "proposed by TPE"}  # of a trial's parameters
 SYMBOLS = {"temperature": "T", "alpha": "α"}
 TITLES = {"temperature": "temperature T", "alpha": "α, weight of the soft loss", "lr": "learning rate",
-          "weight_decay": "weight decay", "warmup": "warm-up, share of the epochs", "batch_size": "batch size"}
+          "weight_decay": "weight decay", "warmup": "warm-up, share of the epochs", "batch_size": "batch size",
+          "accumulate": "batches per update", "warmup_epochs": "warm-up, epochs", "min_lr": "minimum learning rate",
+          "layer_decay": "layer-wise learning-rate decay", "head_lr": "learning rate of the head, relative",
+          "freeze": "frozen epochs", "clip_grad": "gradient clipping, norm", "ema": "EMA decay",
+          "drop_path": "drop path rate", "dropout": "dropout rate"}
 ACCURACY = "validation accuracy, %"
 
 
@@ -46,7 +52,7 @@ def rounded(value: float) -> float:
 
 def show(value: Any) -> str:
     """A parameter's value, escaped for HTML: 1024, 0.0015, adamw."""
-    return html.escape(value) if isinstance(value, str) else f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
+    return html.escape(value) if isinstance(value, str) else f"{value:.0f}" if value >= 1000 else significant(value)
 
 
 def faint(colour: str, opacity: float) -> str:

@@ -9,8 +9,9 @@ from kdstudy.analysis.figures.style import ORIGINS, show
 from kdstudy.analysis.number_text import show_number
 from kdstudy.analysis.study_files import StudyFiles
 
-NUMERIC = {"trial", "temperature", "alpha", "lr", "weight_decay", "warmup", "batch_size", "epochs", "last %", "best %",
-           "seconds"}
+NUMERIC = {"trial", "temperature", "alpha", "lr", "weight_decay", "warmup", "batch_size", "accumulate",
+           "warmup_epochs", "min_lr", "layer_decay", "head_lr", "freeze", "clip_grad", "ema", "label_smoothing",
+           "drop_path", "dropout", "epochs", "last %", "best %", "seconds"}
 
 
 def trials_section(study: StudyFiles) -> str:

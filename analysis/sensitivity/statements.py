@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from kdstudy.analysis.number_text import significant
 from kdstudy.analysis.sensitivity.budget_model import CONFIDENCE
 from kdstudy.analysis.sensitivity.reports import FEWEST_FULL
 from kdstudy.analysis.sensitivity.rungs import PREDICTIVE_RANKS
@@ -16,7 +17,8 @@ TRUSTED_COVERAGE = 0.80
 SUPPORTED = 0.96  # of the space; where trials are near less of it, a better region may have been missed
 NEGLIGIBLE = 1.0  # points; a price that is surely smaller is no reason to search on
 EDGE = 0.05  # a winner within this share of a range is at its edge
-LIMITS = {"alpha": (0, 1), "warmup": (0, 1)}  # bounds that cannot be moved; for other parameters 0 alone
+# Bounds that cannot be moved; for other parameters 0 alone.
+LIMITS = {"alpha": (0, 1), "warmup": (0, 1), "layer_decay": (1,)}
 
 
 def statements(study: StudyFiles, found: dict[str, Any], correlations: pd.DataFrame) -> list[tuple[str, str]]:
@@ -67,7 +69,7 @@ def _name(row: dict[str, Any]) -> str:
 def _shown(value: Any) -> str:
     if isinstance(value, str):
         return value
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:.0f}" if abs(value) >= 1000 else significant(value)
 
 
 def cautions(found: dict[str, Any], ended: bool) -> list[str]:

@@ -118,4 +118,7 @@ def _loop_parameters(config: StudyConfig, loop: str, **given: float | None) -> d
             raise UserError(f"--{name} does not apply to the {loop} loop, only to `kdstudy train distill`")
         check_parameter(name, value)
         defaults[name] = value
+    section = "teacher" if loop == "teacher" else "train"
+    if defaults["lr"] < (floor := getattr(config, section).min_lr):
+        raise UserError(f"--lr = {defaults['lr']:g} is below {section}.min_lr = {floor:g}, at which the schedule ends")
     return defaults

@@ -5,7 +5,9 @@ from typing import Any
 
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
-from kdstudy.trainables.settings import ModelSettings
+from kdstudy.trainables.settings import DROP_ARGUMENTS, ModelSettings, TrainSettings
+
+OF_THE_MODEL = ("head_lr", "freeze", "layer_decay", *DROP_ARGUMENTS)  # training settings that a model must support
 
 
 def check_models(config: StudyConfig, *, classes: int, channels: int, image_size: int) -> None:
@@ -17,9 +19,12 @@ def check_models(config: StudyConfig, *, classes: int, channels: int, image_size
 
     from kdstudy.trainables import models
 
+    shape = {"classes": classes, "channels": channels, "image_size": image_size}
     for section, settings in trained_models(config).items():
         try:
-            models.check(settings, classes=classes, channels=channels, image_size=image_size)
+            models.check(settings, **shape)
+            if wanted := _asked_of_the_model(config, section):
+                models.check_recipe(settings, wanted, **shape)
         except ValueError as error:
             raise UserError(f"{section}.{error}") from None
     wanted = {"teacher.optimizer": config.teacher.optimizer, "train.optimizer": config.train.optimizer}
@@ -34,6 +39,16 @@ def trained_models(config: StudyConfig) -> dict[str, ModelSettings]:
     """Return the models that the study trains itself, by section."""
     student = {"student": config.student}
     return student if config.teacher.is_given else {"teacher": config.teacher.model_settings} | student
+
+
+def _asked_of_the_model(config: StudyConfig, section: str) -> dict[str, str]:
+    """The training settings, as far as they are set or searched, that not every model can follow, by full name."""
+    name = "teacher" if section == "teacher" else "train"
+    own, defaults = getattr(config, name), TrainSettings()
+    wanted = {setting: f"{name}.{setting}" for setting in OF_THE_MODEL
+              if getattr(own, setting) != getattr(defaults, setting)}
+    searched = config.space("baseline") if section == "student" else {}
+    return {setting: f"search.{setting}" for setting in OF_THE_MODEL if setting in searched} | wanted
 
 
 def _check_optimizer(key: str, name: Any, known: list[str]) -> None:

@@ -19,6 +19,7 @@ from kdstudy.trainables.settings import (
     LearningRate,
     Line,
     ModelSettings,
+    Natural,
     PositiveFloat,
     PositiveInt,
     Settings,
@@ -26,7 +27,6 @@ from kdstudy.trainables.settings import (
     ViewSettings,
 )
 
-Natural = Annotated[int, Field(ge=0, le=1_000_000)]
 Trials = Annotated[int, Field(ge=1, le=10_000)]
 Seeds = Annotated[int, Field(ge=1, le=1000)]
 Looks = Annotated[tuple[Annotated[int, Field(ge=2, le=1000)], ...], Field(min_length=1, max_length=20)]
@@ -169,12 +169,26 @@ class SearchSettings(Settings):
     warmup: Range | None = Field(None, description="a range for both arms")
     batch_size: Range | None = Field(None, description="{choice = [64, 128]}")
     optimizer: Range | None = Field(None, description="{choice = ['adamw', 'lamb']}")
+    accumulate: Range | None = Field(None, description="{choice = [1, 4]}")
+    warmup_epochs: Range | None = Field(None, description="a range for both arms, instead of warmup")
+    min_lr: Range | None = Field(None, description="a range for both arms, not above any learning rate")
+    layer_decay: Range | None = Field(None, description="a range for both arms; 1 is none")
+    head_lr: Range | None = Field(None, description="a range for both arms; 1 is none")
+    freeze: Range | None = Field(None, description="{choice = [0, 2, 'all']}")
+    clip_grad: Range | None = Field(None, description="a range for both arms; 0 is none")
+    ema: Range | None = Field(None, description="{choice = [0, 0.99, 0.999]}, or a range for both arms")
+    label_smoothing: Range | None = Field(None, description="a range for both arms")
+    drop_path: Range | None = Field(None, description="a range for both arms")
+    dropout: Range | None = Field(None, description="a range for both arms")
 
 
 DEEPEST = 50  # levels of tables and lists in a study file
 ARMS = {"baseline": "baseline", "distill": "distillation"}  # the ways to train a student, and what to call them
 DISTILLATION_ONLY = ("temperature", "alpha")
-SEARCHABLE = (*DISTILLATION_ONLY, "lr", "weight_decay", "warmup", "batch_size", "optimizer")
+SEARCHABLE = (*DISTILLATION_ONLY, "lr", "weight_decay", "warmup", "batch_size", "optimizer", "accumulate",
+              "warmup_epochs", "min_lr", "layer_decay", "head_lr", "freeze", "clip_grad", "ema", "label_smoothing",
+              "drop_path", "dropout")
+CHOICE_ONLY = ("batch_size", "optimizer", "accumulate", "freeze")
 
 
 @dataclass(frozen=True)
@@ -300,10 +314,13 @@ class StudyConfig(Settings):
     @model_validator(mode="after")
     def _consistent(self) -> "StudyConfig":
         for name, dimension in self.space("distill").items():
-            _check_dimension(name, dimension)
+            _check_dimension(name, dimension, self.train)
             default = self.default_parameters("distill")[name]
+            where = "default" if name in DefaultPoint.model_fields else "train"
+            if default is None:
+                raise ValueError(f"search.{name} needs {where}.{name}, a value within the range, for the "
+                                 "default point")
             if not dimension.contains(default):
-                where = "default" if name in DefaultPoint.model_fields else "train"
                 raise ValueError(f"search.{name} must include {where}.{name} = {default}")
         for trials, protected in (("trials", "protected"), ("baseline_trials", "baseline_protected")):
             needed = getattr(self.search, protected) + 1
@@ -313,11 +330,27 @@ class StudyConfig(Settings):
         if self.search.early_stopping and self.search.grace_period and not self.rungs:
             raise ValueError(f"search.grace_period = {self.search.grace_period} leaves no rung before 70 % of "
                              f"{self.train.epochs} epochs; make it smaller, or set search.early_stopping = false")
+        self._check_learning_rates()
         if (self.data.validation or 0) + (self.data.test or 0) >= 1:
             raise ValueError("data.validation + data.test must be smaller than 1")
         if self.data.unlabelled and self.data.student_images is None:
             raise ValueError("data.unlabelled needs data.student_images: it uses the images that these leave out")
         return self
+
+    def _check_learning_rates(self) -> None:
+        """Raises ValueError where a cosine would end above its peak."""
+        floors, peaks = self.extremes("min_lr", self.train.min_lr), self.extremes("lr", self.default.lr)
+        if max(floors) > min(peaks):
+            raise ValueError(f"train.min_lr or search.min_lr reaches {max(floors):g}, above the learning rate "
+                             f"{min(peaks):g}, which default.lr or search.lr reaches")
+        if not self.teacher.is_given and self.teacher.min_lr > min(self.teacher.learning_rates):
+            raise ValueError(f"teacher.min_lr = {self.teacher.min_lr:g} is above teacher.lr = "
+                             f"{min(self.teacher.learning_rates):g}")
+
+    def extremes(self, name: str, default: Any) -> tuple[Any, ...]:
+        """The extreme values, or all of the choices, that trials have for a parameter of both arms."""
+        dimension = getattr(self.search, name)
+        return (default,) if dimension is None else dimension.extremes
 
     def space(self, arm: str) -> dict[str, Range]:
         """The search space of an arm, `baseline` or `distill`, by parameter."""
@@ -401,20 +434,29 @@ class StudyConfig(Settings):
     def rungs(self) -> list[int]:
         """The epochs at which trials may be stopped, all multiples of report_every.
 
-        The first comes after the warm-up, once rankings are informative. None comes after 70 % of the epochs, where
-        stopping saves little.
+        The first comes after the warm-up and, where only the head learns at first, after that, once rankings are
+        informative. None comes after 70 % of the epochs, where stopping saves little.
         """
         search, epochs = self.search, self.train.epochs
         if not search.early_stopping:
             return []
-        most_warmup = max([self.train.warmup, *(search.warmup.extremes if search.warmup else ())])
-        grace = search.grace_period or max(2, math.ceil(epochs / 9), math.ceil(most_warmup * epochs) + 1)
+        grace = search.grace_period or max(2, math.ceil(epochs / 9), math.ceil(self._slow_start) + 1)
         rung = math.ceil(grace / self.report_every) * self.report_every
         rungs = []
         while rung <= 0.7 * epochs:
             rungs.append(rung)
             rung *= search.reduction_factor
         return rungs
+
+    @property
+    def _slow_start(self) -> float:
+        """How many epochs the longest warm-up takes, or the longest time in which only the head learns."""
+        train, search = self.train, self.search
+        if train.warmup_epochs is None and search.warmup_epochs is None:
+            warmup = max([train.warmup, *self.extremes("warmup", train.warmup)]) * train.epochs
+        else:
+            warmup = max(self.extremes("warmup_epochs", train.warmup_epochs))
+        return max([warmup, *(epochs for epochs in self.extremes("freeze", train.freeze) if epochs != "all")])
 
     def to_values(self) -> dict[str, Any]:
         """Return the settings as they would appear in a study file."""
@@ -443,14 +485,14 @@ def named_texts(values: Any, name: str = "", levels: int = DEEPEST) -> Iterator[
             yield from named_texts(value, name, levels - 1)
 
 
-def _check_dimension(name: str, dimension: Range) -> None:
-    """Check that the setting accepts all values of its search range. Raises ValueError."""
-    if name in ("batch_size", "optimizer") and dimension.choice is None:
+def _check_dimension(name: str, dimension: Range, train: TrainSettings) -> None:
+    """Check that the setting accepts all values of its search range, beside the other settings. Raises ValueError."""
+    if name in CHOICE_ONLY and dimension.choice is None:
         raise ValueError(f"search.{name} takes choice = [...] only")
-    settings = DefaultPoint if name in DefaultPoint.model_fields else TrainSettings
+    settings, others = (DefaultPoint, {}) if name in DefaultPoint.model_fields else (TrainSettings, train.model_dump())
     for value in dimension.extremes:
         try:
-            settings.model_validate({name: value})
+            settings.model_validate(others | {name: value})
         except ValidationError as error:
             raise ValueError(f"search.{name} reaches {shown(value)}: {wording(error.errors())}") from None
 

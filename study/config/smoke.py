@@ -3,7 +3,8 @@
 from typing import Any
 
 from kdstudy.config.messages import validate
-from kdstudy.config.settings import StudyConfig
+from kdstudy.config.settings import Range, StudyConfig
+from kdstudy.trainables.settings import TrainSettings
 
 SMOKE_PIXELS = 1.2e6  # per split; keeps a first try at 224 pixels within minutes on a CPU
 SMOKE_IMAGES = 12  # at least, enough for a few images of a few classes
@@ -14,19 +15,23 @@ def smoke_study(config: StudyConfig) -> StudyConfig:
     size = max(config.data.image_size or 0, config.teacher.image_size or 0, config.student.image_size or 0, 32)
     limit, large = max(SMOKE_IMAGES, round(SMOKE_PIXELS / size**2)), size > 64
     trials = 3 if large else 6
+    teacher_epochs = max(2, config.teacher.epochs // (8 if large else 4))
+    epochs = max(2, config.train.epochs // 10)
     changes = {
         "name": f"{config.name}-smoke",
         "smoke": True,
         "data": {"limit": min(limit, config.data.limit or limit), "classes": _classes(config, limit // 6),
                  "train_images": _portion(config.data.train_images),
                  "student_images": _portion(config.data.student_images)},
-        "teacher": {"epochs": max(2, config.teacher.epochs // (8 if large else 4)),
+        "teacher": {"epochs": teacher_epochs, **_at_the_start(config.teacher, teacher_epochs),
                     "lr": config.teacher.learning_rates[:1], "pretrained": False},
         "student": {"pretrained": False},
-        "train": {"epochs": max(2, config.train.epochs // 10)},
+        "train": {"epochs": epochs, **_at_the_start(config.train, epochs)},
         "search": {"trials": trials, "baseline_trials": trials, "protected": trials // 2,
                    "baseline_protected": trials // 2,
-                   "grace_period": None, "report_every": None, "checkpoint_every": None},
+                   "grace_period": None, "report_every": None, "checkpoint_every": None,
+                   "warmup_epochs": _fewer(config.search.warmup_epochs, epochs),
+                   "freeze": _fewer(config.search.freeze, epochs)},
         # By default none: they choose, and from a trial run there is nothing to choose.
         "finalists": {"configurations": min(2, config.finalists.configurations or 0), "seeds": 1},
         "confirm": {"seeds": 2},
@@ -37,6 +42,24 @@ def smoke_study(config: StudyConfig) -> StudyConfig:
         changes["train"]["batch_size"] = min(8, config.train.batch_size)
         changes["search"]["batch_size"] = None
     return validate(_merge(config.model_dump(), changes))
+
+
+def _at_the_start(settings: TrainSettings, epochs: int) -> dict[str, Any]:
+    """What is counted in epochs from the beginning, made to end before the last of so many."""
+    return {name: _before_the_last(getattr(settings, name), epochs) for name in ("warmup_epochs", "freeze")}
+
+
+def _before_the_last(value: Any, epochs: int) -> Any:
+    return min(value, epochs - 1) if isinstance(value, int | float) else value
+
+
+def _fewer(dimension: Range | None, epochs: int) -> dict[str, Any] | None:
+    """The same range as far as it ends before the last of so many epochs; None if that leaves nothing to search."""
+    if dimension is None:
+        return None
+    kind, values = next((kind, values) for kind, values in dimension.model_dump(exclude_none=True).items())
+    left = list(dict.fromkeys(_before_the_last(value, epochs) for value in values))
+    return {kind: left} if len(left) > 1 else None
 
 
 def _classes(config: StudyConfig, most: int) -> int | tuple[str, ...] | None:

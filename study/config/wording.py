@@ -7,7 +7,7 @@ from kdstudy.trainables.credentials import redact
 
 LONGEST_SHOWN = 80  # characters of a value in a message
 # Union branches that pydantic adds to an error's location; they are not part of the setting's name.
-BRANCHES = re.compile(r"(function-|tuple|dict\[|list\[|constrained|nullable).*|float|int|str|bool")
+BRANCHES = re.compile(r"(function-|tuple|dict\[|list\[|constrained|nullable|literal\[).*|float|int|str|bool")
 
 
 def location_of(problem: dict[str, Any]) -> list[str]:

@@ -194,12 +194,13 @@ def _measure(stage: Stage) -> float:
     task = stage.task()
     few = task.train.take(torch.arange(min(MEASURED_BATCH, len(task.train), task.training.batch_size)).numpy())
     seen = task.validation.take(torch.arange(min(MEASURED_BATCH, len(task.validation))).numpy())
-    training = start(replace(task, train=few, validation=seen), {"lr": 1e-4}, seed=0, view_seed=0)
+    whole = {} if task.training.freeze == "all" else {"freeze": 0}  # most epochs train all weights
+    training = start(replace(task, train=few, validation=seen), {"lr": 1e-4, **whole}, seed=0, view_seed=0)
     training.run(1)
     started = time.perf_counter()
     for _ in range(MEASURED_STEPS):
         training.train_epoch()
     trained = time.perf_counter()
-    training.validation.report(training.model, training.autocast)
+    training.validation.report(training.result, training.autocast)
     reported = (time.perf_counter() - trained) / len(seen) * len(task.validation)
     return (trained - started) / MEASURED_STEPS / len(few) * len(task.train) + reported / task.report_every

@@ -6,11 +6,13 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from kdstudy.analysis.number_text import counted
 from kdstudy.config.settings import ARMS, Range, ResourceSettings, StudyConfig
 from kdstudy.planning import preflight
 from kdstudy.planning.estimate import ModelSizes, StagePlan, make_plan
 from kdstudy.planning.forecast import Forecast, forecast
 from kdstudy.stages.order import priority
+from kdstudy.store.fingerprints import changed
 from kdstudy.study import Study
 from kdstudy.tune.cluster import Share, cluster_address, describe_machine, share
 from kdstudy.tune.connection import checked
@@ -45,6 +47,7 @@ def show_plan(study: Study, console: Console, measure: bool = False, gpus: int |
         "student": f"{config.student.model}, {student:,} parameters"
                    + (f", {teacher / student:.1f}x smaller" if teacher else "")
                    + _show_weights(study, sizes, "student"),
+        "training": _show_training(config),
         "searched": ", ".join(f"{name} {_show_range(range_)}" for name, range_ in config.space("distill").items())
                     or "nothing: the default point alone; give ranges in [search], e.g. lr = {log = [1e-4, 1e-2]}",
         "stopping": f"below the best 1/{config.search.reduction_factor} at epoch "
@@ -124,6 +127,16 @@ def _show_weights(study: Study, sizes: ModelSizes, section: str) -> str:
     else:
         normalised, weights = sizes.normalisation(settings), study.context.show_weights(section)
     return weights + (f", images normalised with {normalised}" if normalised else "")
+
+
+def _show_training(config: StudyConfig) -> str:
+    """The training settings that are not the defaults, and how many epochs there are."""
+    trained = {"student": config.train} | ({} if config.teacher.is_given else {"teacher":
+                                                                              config.teacher.train_settings})
+    shown = {name: ", ".join(f"{setting} {value}" for setting, value in changed(settings, exclude=("epochs",)).items())
+             for name, settings in trained.items()}
+    return "; ".join(f"{name}: {counted(settings.epochs, 'epoch')}{shown[name] and ', '}{shown[name]}"
+                     for name, settings in trained.items())
 
 
 def _show_start(study: Study) -> str | None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # avoids importing torch, which a finished study does not nee
 
 BYTES_PER_WEIGHT = 4
 BACKWARD = 3  # a forward and backward pass together cost about three forward passes
-COPIES_IN_CHECKPOINT = 3  # the weights, and the two moments of Adam-like optimizers
+COPIES_IN_CHECKPOINT = 3  # the weights, and the two moments of Adam-like optimizers; besides, perhaps their average
 
 
 _READ: dict[Path, tuple[tuple[int, int, int] | None, Record]] = {}  # each record read last, and of which version

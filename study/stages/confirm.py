@@ -17,7 +17,7 @@ from pydantic import Field
 from kdstudy.errors import StudyFailedError
 from kdstudy.search.runs import ListProposer, has_diverged, run_key
 from kdstudy.stages import students
-from kdstudy.stages.base import COPIES_IN_CHECKPOINT, Space, Stage, StageFolder, Workload
+from kdstudy.stages.base import Space, Stage, StageFolder, Workload
 from kdstudy.stages.finalists import FINALISTS
 from kdstudy.stages.looks import Looks, PastLook
 from kdstudy.stages.search import SEARCHES
@@ -251,7 +251,7 @@ class ConfirmationStage(Stage):
     def space(self, runs: int, size: Callable[[ModelSettings], int]) -> Space:
         student, splits = size(self.config.student), self.context.splits
         predictions = len(splits.test) * (2 * len(splits.class_names) + 16)
-        return Space(COPIES_IN_CHECKPOINT * student, runs * (student + predictions),
+        return Space(students.copies_in_checkpoint(self.config) * student, runs * (student + predictions),
                      "confirmed runs (fewer with fewer confirm.seeds)")
 
 

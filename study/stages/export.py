@@ -16,17 +16,18 @@ from timm.models import save_for_hf
 from kdstudy.analysis.number_text import counted, show_interval
 from kdstudy.analysis.outcome import results
 from kdstudy.analysis.study_files import EXPORT_KEY_FILE, StudyFiles, find_row
-from kdstudy.analysis.tables import plain
+from kdstudy.analysis.tables import OTHERS, plain
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import StudyFailedError, UserError
 from kdstudy.stages.teacher import check_function
 from kdstudy.store import files
+from kdstudy.store.fingerprints import changed
 from kdstudy.trainables import data, models
 from kdstudy.trainables.device import default_device, to_device
 from kdstudy.trainables.evaluator import Evaluator
 from kdstudy.trainables.models import Classifier
 from kdstudy.trainables.paths import remove
-from kdstudy.trainables.settings import ModelSettings
+from kdstudy.trainables.settings import ModelSettings, TrainSettings
 
 CHOSEN = "distilled tuned"  # the row that the study exports
 
@@ -77,6 +78,8 @@ def export_teacher(config: StudyConfig, folder: Path, target: Path) -> float:
     check_function(member["model"]["model"], config)
     settings = ModelSettings.model_validate(member["model"] | {"pretrained": config.teacher.pretrained})
     card = [f"# {plain(done['model'])}, teacher of the study {config.name}", "", plain(config.about), ""]
+    if not config.teacher.is_given:
+        card += [f"Training: {_show(_recipe(config.teacher.train_settings, done['parameters']))}.", ""]
     return _export(config, settings, weights, target, card, predictions, {"teacher": study.stage("teacher").name},
                    normalised=member["normalised"])
 
@@ -192,6 +195,7 @@ def _student_card(config: StudyConfig, outcome: dict[str, Any], row: dict[str, A
                   is_chosen: bool) -> list[str]:
     name, distilled = f"{row['arm']} {row['configuration']}", row["arm"] == "distilled"
     shown = ", ".join(f"{setting} {row[setting]:.4g}" for setting in ("temperature", "alpha", "lr") if setting in row)
+    recipe = _recipe(config.train, row)
     mean = f"{row['test_mean']:.2f} %" + (f" ± {row['test_sd']:.2f}" if row["test_sd"] is not None else "")
     sizes = outcome["data"]
     what = "distilled" if distilled else "trained on labels alone"
@@ -205,12 +209,24 @@ def _student_card(config: StudyConfig, outcome: dict[str, Any], row: dict[str, A
         f"{by_teacher}; {sizes['test']} test images |",
         *teacher,
         f"| hyperparameters | {shown} |",
+        f"| training | {_show(recipe)} |",
         f"| parameters | {row['parameters']:,} |",
         f"| test accuracy over {counted(row['seeds'], 'seed')} | {mean} |",
         f"| gain | {_gain_in_card(outcome, row)} |", "",
         *other, outcome["verdict"], "", outcome["scope"], "",
-        f"These are the weights of the confirmation run with seed {seed}, after its last epoch.", "",
+        f"These are the {'averaged weights (EMA)' if recipe.get('ema') else 'weights'} of the confirmation run with "
+        f"seed {seed}, after its last epoch.", "",
     ]
+
+
+def _recipe(training: TrainSettings, row: dict[str, Any]) -> dict[str, Any]:
+    """The training settings that are not the defaults, with the values that a row of the results table has."""
+    given = {"epochs": training.epochs} | changed(training)
+    return given | {name: row[name] for name in OTHERS if row.get(name) is not None}
+
+
+def _show(recipe: dict[str, Any]) -> str:
+    return plain(", ".join(f"{name} {value}" for name, value in recipe.items()))
 
 
 def _gain_in_card(outcome: dict[str, Any], row: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import StudyFailedError
 from kdstudy.search.runs import METRIC, ListProposer, has_diverged, run_key, search_view_seed
 from kdstudy.stages import students
-from kdstudy.stages.base import COPIES_IN_CHECKPOINT, Space, Stage, StageFolder, Workload
+from kdstudy.stages.base import Space, Stage, StageFolder, Workload
 from kdstudy.stages.search import SEARCHES
 from kdstudy.store.record import Record, TrialState
 from kdstudy.store.schema import Done, Parameters, Part, Share, StageFiles, Whole
@@ -198,7 +198,7 @@ class FinalistsStage(Stage):
         return students.workload(self.context, self.arm, retrained * finalists.seeds)
 
     def space(self, runs: int, size: Callable[[ModelSettings], int]) -> Space:
-        return Space(COPIES_IN_CHECKPOINT * size(self.config.student))
+        return Space(students.copies_in_checkpoint(self.config) * size(self.config.student))
 
 
 class BaselineFinalists(FinalistsStage):

@@ -16,7 +16,7 @@ from kdstudy.errors import UserError
 from kdstudy.search import warm_start
 from kdstudy.search.runs import METRIC, Proposer, best_or_fail, has_died, search_view_seed
 from kdstudy.stages import students
-from kdstudy.stages.base import COPIES_IN_CHECKPOINT, Space, Stage, StageFolder, Workload
+from kdstudy.stages.base import Space, Stage, StageFolder, Workload
 from kdstudy.store import check
 from kdstudy.store.record import Record, TrialState
 from kdstudy.store.schema import Done, Parameters, Share, StageFiles, Whole
@@ -211,7 +211,7 @@ class SearchStage(Stage):
                        rungs=tuple(self.config.rungs), parallel=self.parallel)
 
     def space(self, runs: int, size: Callable[[ModelSettings], int]) -> Space:
-        return Space(COPIES_IN_CHECKPOINT * size(self.config.student))
+        return Space(students.copies_in_checkpoint(self.config) * size(self.config.student))
 
 
 def _states(record: Record) -> dict[str, int]:

@@ -9,9 +9,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from kdstudy.config.settings import StudyConfig
-from kdstudy.stages.base import BACKWARD, Workload
+from kdstudy.stages.base import BACKWARD, COPIES_IN_CHECKPOINT, Workload
 from kdstudy.stages.context import Context
 from kdstudy.store.fingerprints import changed, model_inputs
+from kdstudy.trainables.settings import TrainSettings
 
 if TYPE_CHECKING:  # avoids importing torch, which a finished study does not need
     from kdstudy.trainables.task import Task
@@ -67,10 +68,24 @@ def workload(context: Context, arm: str, runs: int) -> Workload:
                     models=(context.model("student"),), passes=_passes(context, arm), paced_by=_paced_by(context, arm))
 
 
+def copies_in_checkpoint(config: StudyConfig) -> int:
+    """Return how many times a checkpoint of a student holds the student's weights, at most."""
+    return COPIES_IN_CHECKPOINT + (max(config.extremes("ema", config.train.ema)) > 0)
+
+
+def passes(training: TrainSettings) -> float:
+    """Return the cost of one image in forward passes. While only the head learns, gradients end there."""
+    if not training.freeze:
+        return BACKWARD
+    frozen = training.epochs if training.freeze == "all" else training.freeze
+    return BACKWARD - (BACKWARD - 1) * frozen / training.epochs
+
+
 def _passes(context: Context, arm: str) -> float:
     """Return the cost of one labelled image in forward passes of the student. With a soft loss, images without labels
     add to it."""
-    return BACKWARD * (1 + context.config.data.unlabelled) if arm == "distill" else BACKWARD
+    each = passes(context.config.train)
+    return each * (1 + context.config.data.unlabelled) if arm == "distill" else each
 
 
 def _paced_by(context: Context, arm: str) -> dict[str, float]:

@@ -19,7 +19,7 @@ from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import MissingTeacherError, StudyFailedError, UserError
 from kdstudy.search.runs import METRIC, best_or_fail
 from kdstudy.stages import logits_file, students
-from kdstudy.stages.base import BACKWARD, COPIES_IN_CHECKPOINT, Space, Stage, StageFolder, Workload
+from kdstudy.stages.base import COPIES_IN_CHECKPOINT, Space, Stage, StageFolder, Workload
 from kdstudy.stages.logits_file import LogitsFile
 from kdstudy.store import files
 from kdstudy.store.fingerprints import changed, existing, fingerprint, hash_file, hash_input, model_inputs
@@ -371,13 +371,13 @@ class TeacherStage(Stage):
     def workload(self) -> Workload:
         teacher = self.config.teacher
         return Workload(runs=0 if teacher.is_given else len(teacher.learning_rates), epochs=teacher.epochs,
-                        images=len(self.context.splits.train), models=self.models, passes=BACKWARD,
-                        workers=self.workers)
+                        images=len(self.context.splits.train), models=self.models,
+                        passes=students.passes(teacher.train_settings), workers=self.workers)
 
     def space(self, runs: int, size: Callable[[ModelSettings], int]) -> Space:
         weights = sum(map(size, self.models))
-        return Space(COPIES_IN_CHECKPOINT * weights, (runs + 1) * weights,
-                     "trained teachers (one for each teacher.lr)")
+        copies = COPIES_IN_CHECKPOINT + (self.config.teacher.ema > 0)
+        return Space(copies * weights, (runs + 1) * weights, "trained teachers (one for each teacher.lr)")
 
 
 def _stored(settings: ModelSettings) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 from kdstudy.errors import StudyFailedError
 from kdstudy.search.runs import run_key
 from kdstudy.stages import students
-from kdstudy.stages.base import BACKWARD, Space, Stage, StageFolder, Workload
+from kdstudy.stages.base import Space, Stage, StageFolder, Workload
 from kdstudy.store import files
 from kdstudy.store.predictions import copy_predictions
 from kdstudy.store.record import TrialState
@@ -223,8 +223,9 @@ class TeacherLogitsStage(Stage):
         views = len(self._kept_seeds) * self.config.view_count if models else 0
         runs = min(PIECES, self.config.view_count) * len(self._kept_seeds) if views else 0
         workers, share = self.config.resources.teacher_workers, splits.seen_by_student / len(splits.train)
+        trained = students.passes(self.config.teacher.train_settings)
         return Workload(runs=runs, epochs=views / runs if runs else 0, images=splits.seen_by_student, models=models,
-                        passes=1, paced_by={"teacher": workers * share / BACKWARD})
+                        passes=1, paced_by={"teacher": workers * share / trained})
 
     def space(self, runs: int, size: Callable[[ModelSettings], int]) -> Space:
         context = self.context

@@ -54,6 +54,17 @@ class Parameters(Part):
     warmup: Share | None = None
     batch_size: Annotated[Whole, Field(ge=1)] | None = None
     optimizer: Line | None = None
+    accumulate: Annotated[Whole, Field(ge=1)] | None = None
+    warmup_epochs: Annotated[float, Field(ge=0)] | None = None
+    min_lr: Annotated[float, Field(ge=0)] | None = None
+    layer_decay: Share | None = None
+    head_lr: Positive | None = None
+    freeze: Whole | Literal["all"] | None = None
+    clip_grad: Annotated[float, Field(ge=0)] | None = None
+    ema: Share | None = None
+    label_smoothing: Share | None = None
+    drop_path: Share | None = None
+    dropout: Share | None = None
     first_view: Whole | None = None  # of a chunk of the teacher's logits
     view_count: Whole | None = None
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from kdstudy.analysis.number_text import significant
 from kdstudy.store.record import METRIC, Record, TrialState
 
 LEAST_SECONDS = 8.0  # of reports before estimating the time left
@@ -132,6 +133,6 @@ def best(trials: Iterable[TrialState]) -> TrialState | None:
 def show_parameters(parameters: dict[str, Any]) -> str:
     """Format parameters as T=4, alpha=0.5, lr=0.001."""
     names = {"temperature": "T", "alpha": "alpha", "lr": "lr"}
-    shown = [f"{names.get(name, name)}={value:.3g}" if isinstance(value, float) else f"{names.get(name, name)}={value}"
+    shown = [f"{names.get(name, name)}={significant(value) if isinstance(value, float) else value}"
              for name, value in parameters.items()]
     return ", ".join(shown)

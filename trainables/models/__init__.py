@@ -13,8 +13,9 @@ from kdstudy.trainables.models.building import (
     normalisation,
 )
 from kdstudy.trainables.models.checkpoint import part_of
-from kdstudy.trainables.models.checks import check, check_normalisation, check_weights
+from kdstudy.trainables.models.checks import check, check_normalisation, check_recipe, check_weights
 from kdstudy.trainables.models.classifier import Classifier, load_weights, save_weights, wants_channels_last
+from kdstudy.trainables.models.head import head_names
 from kdstudy.trainables.models.normalising import Normalisation, mean_and_std, show_normalisation, usual, with_measured
 from kdstudy.trainables.models.pretrained import check_hub, pretrained_weights
 from kdstudy.trainables.models.trained import Trained, check_trained, read_trained, read_trained_file
@@ -27,11 +28,13 @@ __all__ = [
     "check",
     "check_hub",
     "check_normalisation",
+    "check_recipe",
     "check_trained",
     "check_weights",
     "chosen_normalisation",
     "create",
     "create_arguments",
+    "head_names",
     "is_function",
     "kind_of",
     "load_weights",

@@ -17,7 +17,8 @@ from kdstudy.trainables import functions
 from kdstudy.trainables.functions import is_function
 from kdstudy.trainables.messages import one_line
 from kdstudy.trainables.models.building import build, chosen_normalisation, create, create_arguments
-from kdstudy.trainables.settings import ModelSettings
+from kdstudy.trainables.models.head import head_names
+from kdstudy.trainables.settings import DROP_ARGUMENTS, ModelSettings
 
 # Far beyond timm's largest. More is a typing error, and takes memory even on the meta device.
 MOST_TENSORS, MOST_PARAMETERS = 10_000, 20_000_000_000
@@ -42,6 +43,42 @@ def check(settings: ModelSettings, *, classes: int, channels: int, image_size: i
         returned = f"logits of the shape {shape}" if shape else f"a {type(logits).__name__}"
         raise ValueError(f"model = {settings.model!r} returns {returned} for 2 images and {classes} classes, not "
                          f"(2, {classes}); a model must return one logit per class")
+
+
+def check_recipe(settings: ModelSettings, wanted: dict[str, str], *, classes: int, channels: int,
+                 image_size: int) -> None:
+    """Raises ValueError if the model cannot be trained with some settings.
+
+    wanted: the training settings that are set, each with its name in the study file. The message is one line and begins
+    with `model` or `args`.
+    """
+    arguments = create_arguments(settings, classes=classes, channels=channels, image_size=image_size)
+    net, shown = _build_without_weights(settings, arguments), f"model = {settings.model!r}"
+    for name in ("head_lr", "freeze"):
+        if name in wanted and not head_names(net):
+            raise ValueError(f"{shown} does not tell which layer is its head, which {wanted[name]} needs to know; give "
+                             f"the model a method get_classifier that returns it, or remove {wanted[name]}")
+    if "layer_decay" in wanted and not hasattr(net, "group_matcher"):
+        raise ValueError(f"{shown} does not tell the order of its layers, as most of timm's do with a method "
+                         f"group_matcher; give it one, or remove {wanted['layer_decay']}")
+    for name, argument in DROP_ARGUMENTS.items():
+        if name in wanted:
+            _check_drop_rate(settings, arguments, argument, wanted[name], set(net.state_dict()))
+
+
+def _check_drop_rate(settings: ModelSettings, arguments: dict[str, Any], argument: str, wanted: str,
+                     weights: set[str]) -> None:
+    if argument in settings.args:
+        raise ValueError(f"args holds {argument}, which {wanted} sets too; remove one of the two")
+    try:
+        with torch.device("meta"):
+            dropping = create(settings.model, **arguments, **{argument: 0.1})
+    except Exception:
+        raise ValueError(f"model = {settings.model!r} takes no {argument}, which {wanted} sets; remove {wanted}"
+                         ) from None
+    if set(dropping.state_dict()) != weights:
+        raise ValueError(f"model = {settings.model!r} has other weights with {argument} than without, so {wanted} "
+                         f"cannot be a setting of its training; set {argument} in args instead")
 
 
 def _check_name(name: str) -> None:
