@@ -131,7 +131,10 @@ def _problems(context: Context, metadata: dict[str, str], shapes: dict[str, tupl
 
 
 def view_settings(context: Context) -> dict[str, Any]:
-    return context.config.views.model_dump(exclude={"cache_gib", "count"})
+    """The augmentation as JSON values: the four oldest settings, and of the others those that are not the default."""
+    views = context.config.views.written_out
+    values = views.model_dump(mode="json", include={"shift", "flip", "scale", "mixup"})
+    return values | views.model_dump(mode="json", exclude={"cache_gib", "count"}, exclude_defaults=True)
 
 
 def write(context: Context, out: Path) -> int:

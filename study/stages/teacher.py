@@ -86,8 +86,8 @@ class TeacherStage(Stage):
             digests = [hash_input(file) for file in found if file.suffix in (".json", ".safetensors", ".bin")]
             return ["trained", digests, images["validation"], self.context.image_size, teacher.precision]
         return [config.seed, model_inputs("teacher", teacher.model_settings), changed(teacher.train_settings),
-                teacher.lr, students.view_inputs(config, exclude=("count",)), images["train"], images["validation"],
-                self.context.image_size]
+                teacher.lr, students.view_inputs(config, exclude=("count", "erase_teacher")), images["train"],
+                images["validation"], self.context.image_size]
 
     # -- trained by the study -----------------------------------------------------------------------------------------
 
