@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from kdstudy.trainables.device import default_device
 from kdstudy.trainables.loop import Objective, Targets, Training

@@ -73,14 +73,15 @@ class DataSettings(Settings):
     )
 
 
-# What `views.augment` stands for; trainables/README.md says where the values come from. Studies are stored by the name, so
+# What `views.augment` stands for; trainables/README.md says where the values come from. A stored study has the name, so
 # the values of a name never change.
 AUGMENT: dict[str, dict[str, Any]] = {
     "light": {"flip": True, "crop_scale": (0.5, 1.0)},
     "timm": {"flip": True, "crop_scale": (0.08, 1.0), "brightness": 0.4, "contrast": 0.4, "saturation": 0.4},
-    "deit": {"flip": True, "crop_scale": (0.08, 1.0), "auto_augment": "randaugment", "randaugment_ops": 1,
-             "randaugment_magnitude": 27, "erase": 0.25, "mixup": 0.5, "cutmix": 1.0},
+    "deit": {"flip": True, "crop_scale": (0.08, 1.0), "auto_augment": "randaugment", "randaug_ops": 1,
+             "randaug_magnitude": 27, "erase": 0.25, "mixup": 0.5, "cutmix": 1.0},
 }
+JITTER = ("brightness", "contrast", "saturation", "hue")
 Share = Annotated[float, Field(ge=0, le=1)]
 AreaShare = Annotated[float, Field(gt=0, le=1)]
 Ratio = Annotated[float, Field(ge=0.01, le=100)]
@@ -104,8 +105,8 @@ class ViewSettings(Settings):
     auto_augment: Literal["none", "randaugment", "trivialaugment"] = Field(
         "none", description="random operations, as torchvision's RandAugment or TrivialAugmentWide"
     )
-    randaugment_ops: Annotated[int, Field(ge=1, le=10)] = Field(2, description="operations for each image")
-    randaugment_magnitude: Annotated[int, Field(ge=0, le=30)] = Field(9, description="their strength, of 30")
+    randaug_ops: Annotated[int, Field(ge=1, le=10)] = Field(2, description="operations for each image")
+    randaug_magnitude: Annotated[int, Field(ge=0, le=30)] = Field(9, description="their strength, of 30")
     brightness: Share = Field(0.0, description="colour jitter: largest relative change of the brightness")
     contrast: Share = Field(0.0, description="likewise of the contrast")
     saturation: Share = Field(0.0, description="likewise of the saturation; grey images have none")
@@ -138,8 +139,10 @@ class ViewSettings(Settings):
 
     @model_serializer(mode="wrap")
     def _as_given(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves out what `augment` stands for, so that another preset can replace it in a stored study."""
-        implied = AUGMENT.get(self.augment, {})
+        """Leaves out what `augment`, or its absence, stands for: in a stored study another preset can then replace it.
+        """
+        own = {name: type(self).model_fields[name].default for values in AUGMENT.values() for name in values}
+        implied = own | AUGMENT.get(self.augment, {})
         return {name: value for name, value in dump(self).items()
                 if name not in implied or getattr(self, name) != implied[name]}
 
@@ -153,9 +156,9 @@ class ViewSettings(Settings):
         return self.crop_scale != (1, 1)
 
     @property
-    def jitter(self) -> tuple[float, float, float, float]:
-        """The strengths of the colour jitter."""
-        return self.brightness, self.contrast, self.saturation, self.hue
+    def jitter(self) -> tuple[float, ...]:
+        """The strengths of the colour jitter, (4,) in the order of JITTER."""
+        return tuple(getattr(self, name) for name in JITTER)
 
     @property
     def mixes(self) -> bool:

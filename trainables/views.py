@@ -83,7 +83,7 @@ def _draw_others(settings: ViewSettings, view_seed: int, view: int, images: int)
         drawn["crop"] = crop.draw(numbers("crop", boxes.COLUMNS), settings.crop_scale, settings.crop_ratio)
     if settings.auto_augment != "none":
         trivial = settings.auto_augment == "trivialaugment"
-        count, magnitude = (1, None) if trivial else (settings.randaugment_ops, settings.randaugment_magnitude)
+        count, magnitude = (1, None) if trivial else (settings.randaug_ops, settings.randaug_magnitude)
         drawn["ops"], drawn["magnitudes"] = auto.draw(numbers("auto_augment", count * auto.COLUMNS),
                                                       settings.auto_augment, magnitude)
     if any(settings.jitter):

@@ -11,7 +11,9 @@ from kdstudy.planning import preflight
 from kdstudy.planning.estimate import ModelSizes, StagePlan, make_plan
 from kdstudy.planning.forecast import Forecast, forecast
 from kdstudy.stages.order import priority
+from kdstudy.store.fingerprints import changed
 from kdstudy.study import Study
+from kdstudy.trainables.settings import ViewSettings
 from kdstudy.tune.cluster import Share, cluster_address, describe_machine, share
 from kdstudy.tune.connection import checked
 from kdstudy.watch.console import print_columns, print_prose
@@ -43,6 +45,7 @@ def show_plan(study: Study, console: Console, measure: bool = False, gpus: int |
         "teacher": config.teacher.title + (f", {teacher:,} parameters" if teacher else ", given as logits"),
         "student": f"{config.student.model}, {student:,} parameters"
                    + (f", {teacher / student:.1f}x smaller" if teacher else ""),
+        **({"views": _show_views(config.views)} if config.views.augment else {}),
         "searched": ", ".join(f"{name} {_show_range(range_)}" for name, range_ in config.space("distill").items())
                     or "nothing: the default point alone; give ranges in [search], e.g. lr = {log = [1e-4, 1e-2]}",
         "stopping": f"below the best 1/{config.search.reduction_factor} at epoch "
@@ -112,6 +115,13 @@ def _show_seen(study: Study, sizes: ModelSizes) -> str:
     seen = {(name, sizes.image_size(model)) for name, model in [*models, ("student", study.config.student)]}
     others = sorted((name, size) for name, size in seen if size != study.context.splits.image_size)
     return f" ({', '.join(f'the {name} sees {size}x{size}' for name, size in others)})" if others else ""
+
+
+def _show_views(views: ViewSettings) -> str:
+    """Spell out what a preset of the augmentation stands for."""
+    given = changed(views.written_out, exclude=("count", "cache_gib"))
+    shown = [f"{name} = {list(value) if isinstance(value, tuple) else value}" for name, value in given.items()]
+    return f"{views.augment}: {', '.join(shown)}"
 
 
 def _show_start(study: Study) -> str | None:

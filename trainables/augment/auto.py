@@ -51,7 +51,7 @@ def apply(images: torch.Tensor, ops: torch.Tensor, magnitudes: torch.Tensor) -> 
     return images
 
 
-# -- the operations: images (B, C, size, size) in 0..1, which may be returned, and magnitudes (B,) ----------------------
+# -- the operations on images (B, C, size, size) in 0..1, with magnitudes (B,) -----------------------------------------
 
 
 def shear_x(images: torch.Tensor, tangents: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,6 @@ Source: Yun et al., "CutMix", 2019, arXiv:1905.04899.
 """
 
 import numpy as np
-import torch
 
 from kdstudy.trainables.augment import boxes
 

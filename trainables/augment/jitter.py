@@ -4,26 +4,27 @@ import numpy as np
 import torch
 from torchvision.transforms.v2 import functional
 
-KINDS = ("brightness", "contrast", "saturation", "hue")
-COLUMNS = 2 * len(KINDS)
+from kdstudy.trainables.settings import JITTER
+
+COLUMNS = 2 * len(JITTER)
 
 
-def draw(uniform: np.ndarray, strengths: tuple[float, float, float, float]) -> tuple[np.ndarray, np.ndarray]:
-    """The order of the changes, (N, 4) int64 indices of KINDS, and their amounts, (N, 4) in the order of KINDS: three
+def draw(uniform: np.ndarray, strengths: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """The order of the changes, (N, 4) int64 indices of JITTER, and their amounts, (N, 4) in the order of JITTER: three
     factors from 1 - strength to 1 + strength, and the hue's shift from -strength to strength, in turns.
 
     uniform: (N, COLUMNS) in [0, 1).
     """
-    amounts = np.array(strengths) * (2 * uniform[:, 4:] - 1)
-    return uniform[:, :4].argsort(1), amounts + (1, 1, 1, 0)
+    changes = np.array(strengths) * (2 * uniform[:, 4:] - 1)
+    return uniform[:, :4].argsort(1), changes + np.array([1, 1, 1, 0])
 
 
 def apply(images: torch.Tensor, order: torch.Tensor, amounts: torch.Tensor,
-          strengths: tuple[float, float, float, float]) -> torch.Tensor:
+          strengths: tuple[float, ...]) -> torch.Tensor:
     """Change images (B, C, H, W) in 0..1, in place. order, amounts: (B, 4), as `draw` returns them. Kinds of strength 0
     are left out."""
-    for place in range(len(KINDS)):
-        for index, (kind, strength) in enumerate(zip(KINDS, strengths, strict=True)):
+    for place in range(len(JITTER)):
+        for index, (kind, strength) in enumerate(zip(JITTER, strengths, strict=True)):
             rows = (order[:, place] == index).nonzero()[:, 0] if strength else ()
             if len(rows):
                 images[rows] = CHANGES[kind](images[rows], amounts[rows, index])
