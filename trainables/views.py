@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from kdstudy.trainables.augment import auto, boxes, crop, cutmix, erase, jitter
+from kdstudy.trainables.augment.crop import resize
 from kdstudy.trainables.augment.draws import uniform
 from kdstudy.trainables.settings import ViewSettings
 
@@ -170,27 +171,17 @@ def _geometry(images: torch.Tensor, parameters: ViewParameters, settings: ViewSe
         return _zoomed(images, shift_x, shift_y, flip, zoom, size)
     if settings.shift or settings.flip:
         images = _moved(images, shift_x, shift_y, flip)
-    return resize(images.float() / 255, size)
+    return resize(images.float().div_(255), size)
 
 
 def _cropped(images: torch.Tensor, parameters: ViewParameters, settings: ViewSettings, size: int) -> torch.Tensor:
-    """Shift and zoom the stored images, then cut out the crops, resize them, and mirror those."""
+    """Shift and zoom the stored images, then cut out the crops, mirror and resize them."""
     shift_x, shift_y, unflipped = parameters.shift_x, parameters.shift_y, torch.zeros_like(parameters.flip)
     if settings.scale:
         images = _sampled(images, shift_x, shift_y, unflipped, parameters.zoom, *images.shape[-2:])
     else:
-        images = (_moved(images, shift_x, shift_y, unflipped) if settings.shift else images).float() / 255
-    images = crop.apply(images, parameters.crop, size)
-    return torch.where(parameters.flip[:, None, None, None], images.flip(3), images) if settings.flip else images
-
-
-def resize(images: torch.Tensor, size: int) -> torch.Tensor:
-    """Resize images (B, C, H, W) in 0..1 to (B, C, size, size), as timm's transform at test time does for most models:
-    bicubic, antialiased when shrinking."""
-    if images.shape[-2:] == (size, size):
-        return images
-    resized = F.interpolate(images, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
-    return resized.clamp_(0, 1)
+        images = (_moved(images, shift_x, shift_y, unflipped) if settings.shift else images).float().div_(255)
+    return crop.apply(images, parameters.crop, parameters.flip, size)
 
 
 def _moved(images: torch.Tensor, shift_x: torch.Tensor, shift_y: torch.Tensor, flip: torch.Tensor) -> torch.Tensor:
@@ -226,4 +217,4 @@ def _sampled(images: torch.Tensor, shift_x: torch.Tensor, shift_y: torch.Tensor,
     theta[:, 0, 2] = torch.where(flip, -1.0, 1.0) * 2 * shift_x / width
     theta[:, 1, 2] = 2 * shift_y / height
     grid = F.affine_grid(theta, [batch, channels, rows, columns], align_corners=False)
-    return F.grid_sample(images.float() / 255, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return F.grid_sample(images.float().div_(255), grid, mode="bilinear", padding_mode="zeros", align_corners=False)

@@ -85,7 +85,7 @@ def _sampled(images: torch.Tensor, across: tuple[torch.Tensor, ...], down: tuple
     comes in from outside."""
     size = images.shape[-1]
     places = (2 * torch.arange(size, device=images.device) + 1) / size - 1
-    grid = torch.stack([x[:, None, None] * places + y[:, None, None] * places[:, None] + shift[:, None, None]
+    grid = torch.stack([(x[:, None] * places)[:, None, :] + (y[:, None] * places + shift[:, None])[:, :, None]
                         for x, y, shift in (across, down)], 3)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 

@@ -2,8 +2,7 @@
 
 import numpy as np
 import torch
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional
+import torch.nn.functional as F
 
 from kdstudy.trainables.augment import boxes
 
@@ -16,20 +15,24 @@ def draw(uniform: np.ndarray, scale: tuple[float, float], ratio: tuple[float, fl
     return boxes.within(uniform, scale, ratio, otherwise=middle)
 
 
-def apply(images: torch.Tensor, crops: torch.Tensor, size: int) -> torch.Tensor:
-    """Cut a box (B, 4) out of each image (B, C, H, W) in 0..1 and resize it: (B, C, size, size).
-
-    Bicubic and antialiased, as at test time. Each image has a box of another size, so they are resized one by one.
-    """
-    height, width = images.shape[-2:]
-    places = boxes.pixels(crops, height, width).tolist()
-    cut = [_cut(image, *place, size) for image, place in zip(images, places, strict=True)]
-    return torch.stack(cut).clamp_(0, 1)
+def apply(images: torch.Tensor, crops: torch.Tensor, flip: torch.Tensor, size: int) -> torch.Tensor:
+    """Cut a box (B, 4) out of each image (B, C, H, W) in 0..1, mirror it where `flip` (B,) says so, and resize it:
+    (B, C, size, size). Each box has a size of its own, so they are resized one by one."""
+    places = boxes.pixels(crops, *images.shape[-2:]).tolist()
+    return torch.cat([resize(_cut(image, place, mirrored), size)
+                      for image, place, mirrored in zip(images.split(1), places, flip.tolist(), strict=True)])
 
 
-def _cut(image: torch.Tensor, left: int, top: int, right: int, bottom: int, size: int) -> torch.Tensor:
-    left, top = min(left, image.shape[-1] - 1), min(top, image.shape[-2] - 1)
-    return functional.resized_crop_image(
-        image, top, left, max(1, bottom - top), max(1, right - left), [size, size], InterpolationMode.BICUBIC,
-        antialias=True,
-    )
+def _cut(image: torch.Tensor, place: list[int], mirrored: bool) -> torch.Tensor:
+    left, top = min(place[0], image.shape[-1] - 1), min(place[1], image.shape[-2] - 1)
+    cut = image[:, :, top : max(place[3], top + 1), left : max(place[2], left + 1)]
+    return cut.flip(3) if mirrored else cut
+
+
+def resize(images: torch.Tensor, size: int) -> torch.Tensor:
+    """Resize images (B, C, H, W) in 0..1 to (B, C, size, size), as timm's transform at test time does for most models:
+    bicubic, antialiased when shrinking."""
+    if images.shape[-2:] == (size, size):
+        return images
+    resized = F.interpolate(images, size=(size, size), mode="bicubic", antialias=True, align_corners=False)
+    return resized.clamp_(0, 1)

@@ -48,18 +48,34 @@ def contrast(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
 
 def saturation(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
     """Likewise; 0 is grey."""
-    return _blend(functional.adjust_saturation_image(images, 0.0), images, factors)
+    return _blend(functional.rgb_to_grayscale_image(images), images, factors)
 
 
 def sharpness(images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
-    """Likewise; 0 is blurred over 3x3 pixels."""
-    return _blend(functional.adjust_sharpness_image(images, 0.0), images, factors)
+    """Likewise; 0 is the mean over 3x3 pixels, the middle one counted five times, except at the edge."""
+    rows = images[:, :, :-2] + images[:, :, 1:-1] + images[:, :, 2:]
+    around = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+    blurred = images.clone()
+    blurred[:, :, 1:-1, 1:-1].mul_(4 / 13).add_(around, alpha=1 / 13)
+    return _blend(blurred, images, factors)
 
 
 def hue(images: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
-    """Images (B, C, H, W) in 0..1, shifts (B,) from -0.5 to 0.5 turns."""
-    return torch.stack([functional.adjust_hue_image(image, shift)
-                        for image, shift in zip(images, shifts.tolist(), strict=True)])
+    """Images (B, C, H, W) in 0..1, shifts (B,) from -0.5 to 0.5 turns.
+
+    From RGB to the hue in sixths of a turn, and back by a channel = value - chroma * min(k, 4 - k) within 0..1, where k
+    is the hue's distance from that channel. Source: Smith, "Color gamut transform pairs", 1978.
+    """
+    if images.shape[1] == 1:
+        return images
+    value = images.amax(1, keepdim=True)
+    chroma = value - images.amin(1, keepdim=True)
+    red, green, blue = (images / chroma.clamp(min=1e-12)).split(1, 1)
+    sixths = torch.where(value == images[:, :1], green - blue,
+                         torch.where(value == images[:, 1:2], 2 + blue - red, 4 + red - green))
+    sixths += 6 * shifts[:, None, None, None]
+    distance = (sixths + images.new_tensor([5, 3, 1])[:, None, None]).remainder_(6)
+    return value - chroma * torch.minimum(distance, 4 - distance).clamp_(0, 1)
 
 
 def _blend(none: torch.Tensor, images: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
