@@ -1,11 +1,11 @@
 """What rendering augmented views costs, beside the training that uses them.
 
-ViT-Tiny takes steps in fp32 on batches of 224 px images, stored at 256 px, on one thread. Each setting of [views]
-renders batches in between, image by image as for a data set that is too large to render ahead, and its time is compared
-with that of the steps beside it.
+ViT-Tiny takes steps in fp32 on batches of 224 px images, stored at 256 px, on one thread. Between two steps, each
+setting of [views] renders a batch, as for a data set that is too large to render ahead, and its time is compared with
+theirs.
 
-    nice -n 0 python tests/render_costs.py                 # about 5 minutes; on a GPU it measures that
-    python tests/render_costs.py --stored 32 --only plain deit
+    python tests/render_costs.py               # about 2 minutes on a CPU; where there is a GPU, it measures that
+    python tests/render_costs.py --stored 32   # as for CIFAR
 """
 
 import argparse
@@ -72,8 +72,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def measure(stored: int, names: list[str], repeats: int) -> None:
-    """Print for each setting the median time for an image, and its share of a step: also the median, of the ratios to
-    the step just before."""
+    """Print for each setting the median time for an image, and the median of its ratio to the steps around it."""
     pixels, labels = images(stored, default_device())
     model = training(pixels, labels)
     model.train.batch(0, torch.arange(BATCH))  # rendered ahead, so that a step is a step alone
@@ -81,17 +80,18 @@ def measure(stored: int, names: list[str], repeats: int) -> None:
     made = {name: Views(pixels, labels, ViewSettings(**SETTINGS[name]), view_seed=1, count=1000, size=SIZE)
             for name in names}
     steps, times, shares = [], {name: [] for name in names}, {name: [] for name in names}
-    order = np.random.default_rng(1)
+    order, _ = np.random.default_rng(1), seconds(model.train_epoch)  # the first of everything warms up
     for repeat in range(repeats + 1):
+        indices = torch.from_numpy(order.permutation(IMAGES)[:BATCH]).to(pixels.device)
+        before, took = seconds(model.train_epoch), {}
         for name, views in made.items():
-            step = seconds(model.train_epoch)
-            indices = torch.from_numpy(order.permutation(IMAGES)[:BATCH]).to(pixels.device)
             views._select(repeat)  # drawn once for a whole epoch
-            took = seconds(lambda views=views, indices=indices, repeat=repeat: views.batch(repeat, indices))
-            if repeat:  # the first warms up
-                steps.append(step)
-                times[name].append(took)
-                shares[name].append(took / step)
+            took[name] = seconds(lambda views=views, repeat=repeat, indices=indices: views.batch(repeat, indices))
+        step = (before + seconds(model.train_epoch)) / 2
+        for name in made if repeat else ():
+            times[name].append(took[name])
+            shares[name].append(took[name] / step)
+        steps.append(step)
     print(f"a step: {1000 * statistics.median(steps) / BATCH:.1f} ms an image\n\n"
           "| setting | rendering, ms an image | share of a step |\n|---|---:|---:|")
     for name in names:
@@ -103,7 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stored", type=int, default=256, help="pixels of the stored images")
     parser.add_argument("--only", nargs="+", choices=SETTINGS, default=list(SETTINGS), metavar="SETTING")
-    parser.add_argument("--repeats", type=int, default=9, help="steps and batches for each setting")
+    parser.add_argument("--repeats", type=int, default=11, help="batches for each setting")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     measure(arguments.stored, arguments.only, arguments.repeats)

@@ -85,8 +85,10 @@ def _sampled(images: torch.Tensor, across: tuple[torch.Tensor, ...], down: tuple
     comes in from outside."""
     size = images.shape[-1]
     places = (2 * torch.arange(size, device=images.device) + 1) / size - 1
-    grid = torch.stack([(x[:, None] * places)[:, None, :] + (y[:, None] * places + shift[:, None])[:, :, None]
-                        for x, y, shift in (across, down)], 3)
+    grid = images.new_empty(len(images), size, size, 2)
+    for axis, (x, y, shift) in enumerate((across, down)):
+        torch.add((x[:, None] * places)[:, None, :], (y[:, None] * places + shift[:, None])[:, :, None],
+                  out=grid[..., axis])
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
@@ -96,7 +98,7 @@ def posterize(images: torch.Tensor, bits: torch.Tensor) -> torch.Tensor:
 
 
 def solarize(images: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
-    return torch.where(images >= thresholds[:, None, None, None], 1 - images, images)
+    return torch.lerp(images, 1 - images, (images >= thresholds[:, None, None, None]).float())
 
 
 CHANGES = {
