@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kdstudy.config.load import STUDY_FILE
-from kdstudy.config.models import check_models
+from kdstudy.config.models import check_models, check_views
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
 from kdstudy.stages.base import Stage, StageFolder
@@ -44,8 +44,10 @@ class Study:
         return [stage for stage in self.stages.values() if isinstance(stage, SearchStage)]
 
     def check_models(self) -> None:
-        """Raises UserError where timm lacks a model, or a model or given teacher does not fit the images."""
+        """Raises UserError where timm lacks a model, or a model, given teacher or augmentation does not fit the images.
+        """
         check_models(self.config, **self.context.shape)
+        check_views(self.config, self.context.splits.channels)
         self.context.stage("teacher").check_given()
 
     # -- a stage's folder ---------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 
 from kdstudy.trainables.device import to_device
 from kdstudy.trainables.distill import start_distillation
+from kdstudy.trainables.logits_pieces import LogitsPiece
 from kdstudy.trainables.loop import Objective, Training, batches
 from kdstudy.trainables.losses import soft_loss
 from kdstudy.trainables.predictions import write_predictions
@@ -111,6 +112,61 @@ def test_cached_logits_equal_live_ones_to_fp16(cached):
     live = LiveLogits(cached.load_teacher(CPU), partial(cached.make_views, view_seed=7, device=CPU))(4, rows)
     np.testing.assert_allclose(cached.teacher.logits[7][4, rows].astype(np.float32), live.float(), rtol=2e-3, atol=2e-3)
     assert cached.teacher.logits[7].dtype == np.float16 and cached.teacher.logits[7].shape == (6, 48, 4)
+
+
+AUGMENTED = {
+    "crop": ViewSettings(crop_scale=(0.2, 1.0), flip=True), "randaugment": ViewSettings(auto_augment="randaugment"),
+    "trivialaugment": ViewSettings(auto_augment="trivialaugment"), "jitter": ViewSettings(brightness=0.4, contrast=0.4),
+    "erase": ViewSettings(erase=0.5), "cutmix": ViewSettings(cutmix=1.0),
+    "light": ViewSettings(augment="light"), "timm": ViewSettings(augment="timm"), "deit": ViewSettings(augment="deit"),
+}
+
+
+@pytest.mark.parametrize("ahead", [0, 2**26])
+@pytest.mark.parametrize("views", AUGMENTED.values(), ids=AUGMENTED)
+def test_cached_logits_are_of_what_the_student_sees(task, views, ahead, monkeypatch):
+    """Against the teacher's own logits for the very images that the student's views hand out, at the teacher's size."""
+    monkeypatch.setattr("kdstudy.trainables.views.RENDER_AHEAD_BYTES", ahead)
+    task = replace(task, views=views)
+    ((teacher, _),) = loaded = task.load_teacher(CPU)
+    make_views = partial(task.make_views, view_seed=7, device=CPU)
+    cached = compute(loaded, make_views, chunk=16, only=range(3, 4))[0]
+    order = torch.from_numpy(np.random.default_rng(0).permutation(48))
+    with torch.no_grad():
+        for rows in order.split(10):
+            seen = teacher(make_views(teacher.size).batch(3, rows).images)
+            np.testing.assert_allclose(cached[rows].astype(np.float32), seen, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("erase_teacher", [True, False])
+def test_erasing_may_be_the_students_alone(task, tmp_path, erase_teacher):
+    whole = replace(task, unlabelled=task.train, unlabelled_ratio=1.0)
+    erased = replace(whole, views=ViewSettings(shift=1, mixup=0.5, erase=1.0, erase_teacher=erase_teacher))
+    for name, each in (("whole", whole), ("erased", erased)):
+        (tmp_path / name).mkdir()
+        piece = LogitsPiece(each, first_view=2, view_count=1, view_seed=7)
+        piece.run(1)
+        piece.save(tmp_path / name)
+    for kind in ("views.npy", "unlabelled.npy"):
+        one, other = (np.load(tmp_path / name / kind) for name in ("whole", "erased"))
+        assert np.array_equal(one, other) != erase_teacher
+    rows = torch.arange(48)
+    runs = [start_distillation(each, PARAMETERS, seed=1, view_seed=7) for each in (whole, erased)]
+    for live in ("targets", "unlabelled_targets"):
+        one, other = (getattr(each.objective, live)(2, rows) for each in runs)
+        assert torch.equal(one, other) != erase_teacher
+    for views in (lambda each: each.train, lambda each: each.objective.unlabelled):
+        assert not torch.equal(*(views(each).batch(2, rows).images for each in runs))
+
+
+@pytest.mark.parametrize("logits_cached", [True, False])
+def test_an_augmented_run_that_was_saved_goes_on_as_if_nothing_had_been(task, tmp_path, logits_cached):
+    task = replace(task, views=ViewSettings(augment="deit", hue=0.1, shift=1))
+    if logits_cached:
+        logits = compute(task.load_teacher(CPU), partial(task.make_views, view_seed=7, device=CPU))
+        task = replace(task, teacher=replace(task.teacher, logits={7: logits}))
+    whole, _ = run(task, epochs=4)
+    assert torch.equal(weights(whole), weights(interrupted(task, tmp_path, epochs=4)))
 
 
 def test_cached_and_live_teacher_train_the_same_student(cached):

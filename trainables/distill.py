@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-import torch
 
 from kdstudy.trainables.device import default_device
 from kdstudy.trainables.loop import Objective, Targets, Training
@@ -27,12 +26,12 @@ def with_teacher(objective: Objective, task: Task, view_seed: int) -> Objective:
     """Add the teacher to an objective: its cached logits if it has any for this view seed, else the teacher itself."""
     device, teacher = default_device(), None
 
-    def targets(cached: dict[int, np.ndarray], make_views: Callable[[int, int, torch.device], Views]) -> Targets:
+    def targets(cached: dict[int, np.ndarray], make_views: Callable[..., Views]) -> Targets:
         nonlocal teacher
         if view_seed in cached:
             return CachedLogits(cached[view_seed], device)
         teacher = teacher or task.load_teacher(device)
-        return LiveLogits(teacher, lambda size: make_views(size, view_seed, device))
+        return LiveLogits(teacher, lambda size: make_views(size, view_seed, device, for_logits=True))
 
     objective = replace(objective, targets=targets(task.teacher.logits, task.make_views))
     if task.unlabelled is None:

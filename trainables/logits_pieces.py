@@ -55,7 +55,8 @@ class LogitsPiece:
         teacher = self.task.load_teacher(device)
 
         def logits(make_views: Callable[..., MakeViews]) -> np.ndarray:
-            return compute(teacher, partial(make_views, view_seed=self.view_seed, device=device), only=self.views)
+            views = partial(make_views, view_seed=self.view_seed, device=device, for_logits=True)
+            return compute(teacher, views, only=self.views)
 
         self._arrays[VIEW_LOGITS] = logits(self.task.make_views)
         if self.task.unlabelled is not None:

@@ -2,7 +2,17 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 # Upper bounds are far above useful values: they keep a typing error from taking an hour or all memory.
@@ -64,15 +74,102 @@ class DataSettings(Settings):
     )
 
 
+# What `views.augment` stands for; trainables/README.md says where the values come from. A stored study has the name, so
+# the values of a name never change.
+AUGMENT: dict[str, dict[str, Any]] = {
+    "light": {"flip": True, "crop_scale": (0.5, 1.0)},
+    "timm": {"flip": True, "crop_scale": (0.08, 1.0), "brightness": 0.4, "contrast": 0.4, "saturation": 0.4},
+    "deit": {"flip": True, "crop_scale": (0.08, 1.0), "auto_augment": "randaugment", "randaug_ops": 1,
+             "randaug_magnitude": 27, "erase": 0.25, "mixup": 0.5, "cutmix": 1.0},
+}
+JITTER = ("brightness", "contrast", "saturation", "hue")
+Share = Annotated[float, Field(ge=0, le=1)]
+AreaShare = Annotated[float, Field(gt=0, le=1)]
+Ratio = Annotated[float, Field(ge=0.01, le=100)]
+
+
 class ViewSettings(Settings):
     """The augmentation. A view of an image is a pure function of (view seed, view, image)."""
 
+    augment: Literal["light", "timm", "deit"] | None = Field(
+        None, description="values for the settings of this section that you do not give"
+    )
     shift: Annotated[int, Field(ge=0, le=4096)] = Field(0, description="largest shift, in stored pixels; zero padded")
     flip: bool = Field(False, description="mirror images, with probability 1/2")
     scale: Fraction = Field(0.0, description="largest zoom in or out, relative to the image")
+    crop_scale: Annotated[tuple[AreaShare, AreaShare], FromList] = Field(
+        (1.0, 1.0), description="random resized crop: smallest and largest share of the image's area; [1, 1]: no crop"
+    )
+    crop_ratio: Annotated[tuple[Ratio, Ratio], FromList] = Field(
+        (3 / 4, 4 / 3), description="smallest and largest width / height of the crop"
+    )
+    auto_augment: Literal["none", "randaugment", "trivialaugment"] = Field(
+        "none", description="random operations, as torchvision's RandAugment or TrivialAugmentWide"
+    )
+    randaug_ops: Annotated[int, Field(ge=1, le=10)] = Field(2, description="operations for each image")
+    randaug_magnitude: Annotated[int, Field(ge=0, le=30)] = Field(9, description="their strength, of 30")
+    brightness: Share = Field(0.0, description="colour jitter: largest relative change of the brightness")
+    contrast: Share = Field(0.0, description="likewise of the contrast")
+    saturation: Share = Field(0.0, description="likewise of the saturation; grey images have none")
+    hue: Annotated[float, Field(ge=0, le=0.5)] = Field(0.0, description="largest shift of the hue, in turns")
+    erase: Share = Field(0.0, description="random erasing: the probability that a box of an image is erased")
+    erase_fill: Literal["noise", "constant"] = Field("noise", description="what fills it; constant is middle grey")
+    erase_teacher: bool = Field(
+        True, description="false: the teacher's logits are for the image before erasing, which only the student sees"
+    )
     mixup: Annotated[float, Field(ge=0, le=0.5)] = Field(0.0, description="largest weight of the mixup partner")
+    cutmix: Share = Field(
+        0.0, description="largest share of the image that a box of its partner covers; with mixup, each image takes "
+                         "one or the other, with probability 1/2"
+    )
     count: PositiveInt | None = Field(None, description="how many different views; by default one per epoch")
     cache_gib: PositiveFloat = Field(4.0, description="GiB of memory for the teacher's logits, all view seeds together")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, values: Any) -> Any:
+        named = values.get("augment") if isinstance(values, dict) else None
+        return {**AUGMENT[named], **values} if isinstance(named, str) and named in AUGMENT else values
+
+    @field_validator("crop_scale", "crop_ratio")
+    @classmethod
+    def _ordered(cls, bounds: tuple[float, float]) -> tuple[float, float]:
+        if bounds[0] > bounds[1]:
+            raise ValueError(f"needs [smallest, largest], not {list(bounds)}")
+        return bounds
+
+    @model_serializer(mode="wrap")
+    def _as_given(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leaves out what `augment`, or its absence, stands for: in a stored study another preset can then replace it.
+        """
+        own = {name: type(self).model_fields[name].default for values in AUGMENT.values() for name in values}
+        implied = own | AUGMENT.get(self.augment, {})
+        return {name: value for name, value in dump(self).items()
+                if name not in implied or getattr(self, name) != implied[name]}
+
+    @property
+    def written_out(self) -> "ViewSettings":
+        """The same settings without the name of a preset, for fingerprints: only the values count."""
+        return self.model_copy(update={"augment": None})
+
+    @property
+    def crops(self) -> bool:
+        return self.crop_scale != (1, 1)
+
+    @property
+    def jitter(self) -> tuple[float, ...]:
+        """The strengths of the colour jitter, (4,) in the order of JITTER."""
+        return tuple(getattr(self, name) for name in JITTER)
+
+    @property
+    def mixes(self) -> bool:
+        return bool(self.mixup or self.cutmix)
+
+    @property
+    def augments(self) -> bool:
+        """Whether views differ from the plain images."""
+        return bool(self.shift or self.flip or self.scale or self.crops or self.auto_augment != "none"
+                    or any(self.jitter) or self.erase or self.mixes)
 
 
 def _plain_arguments(arguments: dict[str, Any]) -> dict[str, Any]:

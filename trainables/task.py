@@ -94,17 +94,21 @@ class Task:
         return models.build(settings, classes=self.classes, channels=self.train.images.shape[1],
                             image_size=self.image_size, seed=seed, weights=weights, normalised=normalised)
 
-    def make_views(self, size: int, view_seed: int, device: torch.device) -> Views:
-        """The views of the training images, rendered at `size` pixels."""
-        images, labels = to_device(self.train, device)
-        return Views(images, labels, self.views, view_seed=view_seed, count=self.view_count, size=size)
+    def make_views(self, size: int, view_seed: int, device: torch.device, for_logits: bool = False) -> Views:
+        """The views of the training images, rendered at `size` pixels. for_logits: as the teacher sees them, whose
+        logits the student learns from."""
+        return self._views(self.train, size, view_seed, device, for_logits)
 
-    def make_unlabelled_views(self, size: int, view_seed: int, device: torch.device) -> Views:
+    def make_unlabelled_views(self, size: int, view_seed: int, device: torch.device, for_logits: bool = False) -> Views:
         """The views of the unlabelled images. They have a seed of their own, so that their number does not change the
         views of the others."""
-        images, labels = to_device(self.unlabelled, device)
-        return Views(images, labels, self.views, view_seed=derive_seed(view_seed, "unlabelled"),
-                     count=self.view_count, size=size)
+        return self._views(self.unlabelled, size, derive_seed(view_seed, "unlabelled"), device, for_logits)
+
+    def _views(self, images: ImageSet, size: int, view_seed: int, device: torch.device, for_logits: bool) -> Views:
+        settings = self.views
+        if for_logits and not settings.erase_teacher:
+            settings = settings.model_copy(update={"erase": 0.0})
+        return Views(*to_device(images, device), settings, view_seed=view_seed, count=self.view_count, size=size)
 
     def load_teacher(self, device: torch.device) -> list[TeacherModel]:
         """The teacher's models on the device, in evaluation mode."""

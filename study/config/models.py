@@ -1,11 +1,12 @@
-"""Check that timm knows the models and optimizers in the settings, and that the models accept the images."""
+"""Check that timm knows the models and optimizers in the settings, and that the models and the augmentation accept the
+images."""
 
 import difflib
 from typing import Any
 
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
-from kdstudy.trainables.settings import DROP_ARGUMENTS, ModelSettings, TrainSettings
+from kdstudy.trainables.settings import DROP_ARGUMENTS, JITTER, ModelSettings, TrainSettings
 
 OF_THE_MODEL = ("head_lr", "freeze", "layer_decay", *DROP_ARGUMENTS)  # training settings that a model must support
 
@@ -33,6 +34,15 @@ def check_models(config: StudyConfig, *, classes: int, channels: int, image_size
         _check_optimizer("search.optimizer", value, list_optimizers())
     for key, name in wanted.items():
         _check_optimizer(key, name, list_optimizers())
+
+
+def check_views(config: StudyConfig, channels: int) -> None:
+    """Check that the augmentation can change images of so many channels. Raises UserError."""
+    views = config.views
+    named = {"auto_augment": views.auto_augment != "none", **{name: getattr(views, name) > 0 for name in JITTER}}
+    for name in [name for name, wanted in named.items() if wanted and channels not in (1, 3)]:
+        raise UserError(f"views.{name} = {getattr(views, name)!r} changes grey and RGB images only, and these have "
+                        f"{channels} channels; set it to {'none' if name == 'auto_augment' else 0}")
 
 
 def trained_models(config: StudyConfig) -> dict[str, ModelSettings]:

@@ -511,6 +511,8 @@ def settings_table() -> dict[str, list[tuple[str, str, str]]]:
 
 def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
+    if isinstance(value, tuple):
+        return f"= [{', '.join(f'{number:.4g}' for number in value)}]"
     return "" if value is None or field.is_required() else f"= {tomli_w.dumps({'v': value})[4:].strip() or '{}'}"
 
 

@@ -14,6 +14,7 @@ from kdstudy.planning.forecast import Forecast, forecast
 from kdstudy.stages.order import priority
 from kdstudy.store.fingerprints import changed
 from kdstudy.study import Study
+from kdstudy.trainables.settings import ViewSettings
 from kdstudy.tune.cluster import Share, cluster_address, describe_machine, share
 from kdstudy.tune.connection import checked
 from kdstudy.watch.console import print_columns, print_prose
@@ -48,6 +49,7 @@ def show_plan(study: Study, console: Console, measure: bool = False, gpus: int |
                    + (f", {teacher / student:.1f}x smaller" if teacher else "")
                    + _show_weights(study, sizes, "student"),
         "training": _show_training(config),
+        **({"views": _show_views(config.views)} if config.views.augment else {}),
         "searched": ", ".join(f"{name} {_show_range(range_)}" for name, range_ in config.space("distill").items())
                     or "nothing: the default point alone; give ranges in [search], e.g. lr = {log = [1e-4, 1e-2]}",
         "stopping": f"below the best 1/{config.search.reduction_factor} at epoch "
@@ -137,6 +139,13 @@ def _show_training(config: StudyConfig) -> str:
              for name, settings in trained.items()}
     return "; ".join(f"{name}: {counted(settings.epochs, 'epoch')}{shown[name] and ', '}{shown[name]}"
                      for name, settings in trained.items())
+
+
+def _show_views(views: ViewSettings) -> str:
+    """Spell out what a preset of the augmentation stands for."""
+    given = changed(views.written_out, exclude=("count", "cache_gib"))
+    shown = [f"{name} = {list(value) if isinstance(value, tuple) else value}" for name, value in given.items()]
+    return f"{views.augment}: {', '.join(shown)}"
 
 
 def _show_start(study: Study) -> str | None:

@@ -158,8 +158,7 @@ class Context:
     @property
     def augments(self) -> bool:
         """Whether views differ from the plain images."""
-        views = self.config.views
-        return bool(views.shift or views.flip or views.scale or views.mixup)
+        return self.config.views.augments
 
     @property
     def logits_bytes(self) -> int:

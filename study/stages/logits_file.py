@@ -4,7 +4,8 @@ It is a safetensors file with these tensors:
 
 - `views.SEED`, (V, N, C) fp16: the logits for V views of the N images that the student learns from, in the order of
   `trainables.data.load(...).student_train`. View v of image i is `trainables.views.Views(..., view_seed=SEED)`, a pure
-  function of (SEED, v, i). A study needs one SEED for its search and one for every confirmation seed.
+  function of (SEED, v, i), before erasing where views.erase_teacher = false. A study needs one SEED for its search and
+  one for every confirmation seed.
 - `train`, (N, C) fp16: may replace all of these if the study has no augmentation, so that every view is the same.
 - `unlabelled.SEED`, (V, U, C) fp16: the same for the images without labels, if there are any.
 - `validation`, (N_validation,) int64: the predicted classes of the validation images.
@@ -131,7 +132,10 @@ def _problems(context: Context, metadata: dict[str, str], shapes: dict[str, tupl
 
 
 def view_settings(context: Context) -> dict[str, Any]:
-    return context.config.views.model_dump(exclude={"cache_gib", "count"})
+    """The augmentation as JSON values: the four oldest settings, and of the others those that are not the default."""
+    views = context.config.views.written_out
+    values = {name: getattr(views, name) for name in ("shift", "flip", "scale", "mixup")}
+    return values | views.model_dump(mode="json", exclude={"cache_gib", "count"}, exclude_defaults=True)
 
 
 def write(context: Context, out: Path) -> int:

@@ -20,14 +20,15 @@ if TYPE_CHECKING:  # avoids importing torch, which a finished study does not nee
 
 def view_inputs(config: StudyConfig, exclude: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return the augmentation settings for a fingerprint."""
-    return changed(config.views, exclude=("cache_gib", *exclude))
+    return changed(config.views.written_out, exclude=("cache_gib", *exclude))
 
 
 def shared_inputs(context: Context) -> list[Any]:
     """Return the inputs of student training that both arms share, for a fingerprint."""
     config, images = context.config, context.image_hashes
-    return [config.seed, model_inputs("student", config.student), changed(config.train), view_inputs(config),
-            images["student_train"], images["validation"], context.image_size]
+    return [config.seed, model_inputs("student", config.student), changed(config.train),
+            view_inputs(config, exclude=("erase_teacher",)), images["student_train"], images["validation"],
+            context.image_size]
 
 
 def soft_inputs(context: Context) -> list[Any]:
@@ -37,6 +38,8 @@ def soft_inputs(context: Context) -> list[Any]:
         inputs.append(config.teacher.precision)
     if config.data.unlabelled:
         inputs += [context.image_hashes["unlabelled"], config.data.unlabelled]
+    if not config.views.erase_teacher:
+        inputs.append("teacher sees images before erasing")
     return inputs
 
 

@@ -86,8 +86,8 @@ class TeacherStage(Stage):
             return ["trained", digests, images["validation"], self.context.image_size, teacher.precision,
                     *self._how_given()]
         return [config.seed, model_inputs("teacher", teacher.model_settings), changed(teacher.train_settings),
-                teacher.lr, students.view_inputs(config, exclude=("count",)), images["train"], images["validation"],
-                self.context.image_size]
+                teacher.lr, students.view_inputs(config, exclude=("count", "erase_teacher")), images["train"],
+                images["validation"], self.context.image_size]
 
     def _files_of(self, path: str) -> list[Path]:
         """Return the files that a given model is read from: a file of weights, or those of a folder."""
