@@ -17,7 +17,7 @@ from kdstudy.trainables import data
 from kdstudy.trainables.data import load
 from kdstudy.trainables.images import ImageSet, Raw
 from kdstudy.trainables.settings import DataSettings
-from kdstudy.trainables.sources import image_folder
+from kdstudy.trainables.sources import assembly
 
 NAMES = ("bird", "cat", "dog")
 
@@ -102,7 +102,7 @@ def test_images_of_any_size_are_brought_to_the_stored_size_and_grey_ones_stay_gr
 def test_decoded_images_are_kept_until_a_file_changes(tmp_path, monkeypatch):
     folder = write_folder(tmp_path / "pets")
     first = read(folder)
-    monkeypatch.setattr(image_folder, "decode", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(assembly, "decode", lambda *_: pytest.fail("decoded again"))
     again = read(folder)
     assert (first.train.images == again.train.images).all() and again.class_names == NAMES
     monkeypatch.undo()

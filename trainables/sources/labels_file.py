@@ -1,0 +1,243 @@
+"""Image files whose labels a CSV file lists: metadata.csv, as in Hugging Face's image folders, or `data.labels`."""
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from kdstudy.trainables.images import Raw
+from kdstudy.trainables.messages import one_line
+from kdstudy.trainables.settings import DataSettings
+from kdstudy.trainables.sources.assembly import assembled
+from kdstudy.trainables.sources.base import FileSource
+from kdstudy.trainables.sources.decoding import Encoded
+from kdstudy.trainables.sources.labels import SPLIT_NAMES, first_few, numbers_in_words, plain_labels
+from kdstudy.trainables.sources.location import Location
+from kdstudy.trainables.sources.store import File
+
+METADATA = "metadata.csv"
+DELIMITERS = (",", ";", "\t", "|")
+LABEL_COLUMNS = ("label", "labels", "class", "class_name", "target", "category")  # the first that is there
+SPLIT_COLUMNS = ("split", "set", "subset", "partition", "fold")
+SAMPLE = 200  # rows, to see which column names files
+
+
+def recognises(location: Location, settings: DataSettings) -> bool:
+    """metadata.csv is only read where there are no class folders: it may hold anything else about the images."""
+    if location.is_file or not any(file.is_image for file in location.files):
+        return False
+    return settings.labels is not None or (bool(_metadata(location)) and not _has_class_folders(location))
+
+
+def read(location: Location, settings: DataSettings) -> Raw:
+    """The images that the CSV files list, in their order. Raises ValueError."""
+    where, index = f"data.source = {location.source!r}", _Index(location)
+    rows = [row for name in _csv_names(location, settings) for row in _rows(location, name, index, settings)]
+    rows, notes = _without_repeats(rows, where)
+    if unlisted := index.count - len(rows):
+        notes.append(f"{unlisted} image file{'s' if unlisted > 1 else ''} that no row lists {_are(unlisted)} left out")
+    splits = _split(rows)
+    if "train" not in splits:
+        raise ValueError(f"{where}: the labels are of {' and '.join(splits) or 'no images'} alone; list images to train "
+                         "on")
+    kinds, listed = numbers_in_words([row.label for found in splits.values() for row in found]), {}
+    for split, found in splits.items():
+        own, kinds = kinds[:len(found)], kinds[len(found):]
+        listed[split] = ([Encoded(row.file, lambda file=row.file: location.read(file)) for row in found],
+                         plain_labels(own, f"{where}: labels of its {split} split"))
+    return assembled(listed, settings, notes=[*location.notes, *notes])
+
+
+# -- which files ------------------------------------------------------------------------------------------------------
+
+
+def _metadata(location: Location) -> list[str]:
+    return [file.name for file in location.files if file.name.rpartition("/")[2].lower() == METADATA]
+
+
+def _has_class_folders(location: Location) -> bool:
+    """Whether the images lie as `image_folder` reads them: in at least two folders, or two in the training folder."""
+    names = [file.name.split("/") for file in location.files if file.is_image]
+    if any(parts[0].lower() in SPLIT_NAMES and SPLIT_NAMES[parts[0].lower()] == "train" for parts in names):
+        names = [parts[1:] for parts in names if SPLIT_NAMES.get(parts[0].lower()) == "train"]
+    return all(len(parts) > 1 for parts in names) and len({parts[0] for parts in names}) > 1
+
+
+def _csv_names(location: Location, settings: DataSettings) -> list[str]:
+    if settings.labels is None:
+        return _metadata(location)
+    known = [file.name for file in location.files]
+    if settings.labels in known:
+        return [settings.labels]
+    there = [name for name in known if name.lower().endswith((".csv", ".tsv", ".txt"))]
+    raise ValueError(f"data.labels = {settings.labels!r} is not a file in data.source = {location.source!r}; it holds "
+                     f"{first_few(there) or 'no CSV file'}. Name it as it is called there, or name a folder in "
+                     "data.source that holds both the file and the images")
+
+
+class _Index:
+    """Finds the image file that a cell of a CSV file means."""
+
+    def __init__(self, location: Location):
+        self._files = [file for file in location.files if file.is_image]
+        self.count = len(self._files)
+
+    @cached_property
+    def _by_path(self) -> dict[str, File]:
+        return {file.name: file for file in self._files}
+
+    @cached_property
+    def _by_end(self) -> dict[str, list[str]]:
+        """The files by name without their folder, and by both with and without a suffix."""
+        found = defaultdict(set)
+        for file in self._files:
+            base = file.name.rpartition("/")[2]
+            for key in (base, _stem(base), _stem(file.name)):
+                found[key].add(file.name)
+        return {key: sorted(names) for key, names in found.items()}
+
+    def find(self, cell: str, folder: str) -> list[str]:
+        """The files that a cell may mean. folder: of the CSV file, with a slash; "" for the location itself."""
+        cell = cell.replace("\\", "/").removeprefix("./")
+        for path in (f"{folder}{cell}", cell):
+            if path in self._by_path:
+                return [path]
+        for key in (f"{folder}{cell}", cell, cell.rpartition("/")[2]):
+            if found := self._by_end.get(key):
+                return [name for name in found if name.startswith(folder)] or found
+        return []
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0] or name
+
+
+# -- rows -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What a CSV file says of an image. place: for messages; split: as written there; None without such a column."""
+
+    place: str
+    file: str
+    label: str
+    split: str | None
+
+
+def _rows(location: Location, name: str, index: _Index, settings: DataSettings) -> Iterator[_Row]:
+    """The rows of a CSV file. A file that does not exist counts as one that cannot be read. Raises ValueError."""
+    where, folder = f"data.source = {location.source!r}: {name}", name[:name.rfind("/") + 1]
+    header, cells = _table(_text(location, name, where), index, folder, where)
+    file_column = _file_column(header, cells, index, folder, settings, where)
+    label_column = _label_column(header, file_column, settings, where)
+    split_column = _split_column(header, cells, (file_column, label_column))
+    for number, row in enumerate(cells, 1):
+        place, cell = f"{where}, row {number}", row[file_column]
+        found = index.find(cell, folder)
+        if len(found) > 1:
+            raise ValueError(f"{place}: {cell!r} may be any of {first_few(found)}; write its path")
+        yield _Row(place, found[0] if found else f"{folder}{cell}", row[label_column].strip(),
+                   None if split_column is None else row[split_column].strip().lower())
+
+
+def _text(location: Location, name: str, where: str) -> str:
+    try:
+        return location.read(name).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{where} is not UTF-8; save it as CSV with that encoding") from None
+    except OSError as error:
+        raise ValueError(f"{where} cannot be read: {one_line(error)}") from None
+
+
+def _table(text: str, index: _Index, folder: str, where: str) -> tuple[list[str], list[list[str]]]:
+    """The names of the columns, or their numbers from 1 where there is no header, and the rows."""
+    first = text[:text.find("\n") + 1 or None]
+    delimiter = max(DELIMITERS, key=first.count)
+    try:
+        rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if any(row)]
+    except csv.Error as error:
+        raise ValueError(f"{where} is not a CSV file: {one_line(error)}") from None
+    if not rows:
+        raise ValueError(f"{where} is empty")
+    odd = [number for number, row in enumerate(rows) if len(row) != len(rows[0])]
+    if odd or len(rows[0]) < 2:
+        raise ValueError(f"{where} is no table with a column of files and one of labels: its first row has "
+                         f"{len(rows[0])} columns" + (f", row {odd[0]} {len(rows[odd[0]])}" if odd else ""))
+    if any(index.find(cell, folder) for cell in rows[0]):
+        return [str(number) for number in range(1, len(rows[0]) + 1)], rows
+    return [name.strip() for name in rows[0]], rows[1:]
+
+
+def _file_column(header: list[str], cells: list[list[str]], index: _Index, folder: str, settings: DataSettings,
+                 where: str) -> int:
+    if settings.image_column:
+        return _named(header, settings.image_column, "image_column")
+    sample = cells[:: max(1, len(cells) // SAMPLE)]
+    found = [sum(bool(index.find(row[column], folder)) for row in sample) for column in range(len(header))]
+    if not any(found):
+        raise ValueError(f"{where}: no column names image files of the data; the columns are {', '.join(header)}"
+                         + (f", and the first row is {', '.join(cells[0])}" if cells else ""))
+    return found.index(max(found))
+
+
+def _label_column(header: list[str], file_column: int, settings: DataSettings, where: str) -> int:
+    if settings.label_column:
+        return _named(header, settings.label_column, "label_column")
+    others = [column for column in range(len(header)) if column != file_column]
+    lower = [name.lower() for name in header]
+    for name in LABEL_COLUMNS:
+        if name in lower and lower.index(name) in others:
+            return lower.index(name)
+    others = [column for column in others if lower[column] not in SPLIT_COLUMNS] or others
+    if len(others) > 1:
+        raise ValueError(f"{where}: which column holds the labels? Set data.label_column to one of "
+                         f"{', '.join(header[column] for column in others)}")
+    return others[0]
+
+
+def _named(header: list[str], name: str, setting: str) -> int:
+    if name not in header:
+        raise ValueError(f"data.{setting} = {name!r} is not a column; the columns are {', '.join(header)}")
+    return header.index(name)
+
+
+def _split_column(header: list[str], cells: list[list[str]], taken: tuple[int, ...]) -> int | None:
+    """The column that says which split a row belongs to, if there is one."""
+    for column, name in enumerate(header):
+        if name.lower() in SPLIT_COLUMNS and column not in taken and all(
+                row[column].strip().lower() in SPLIT_NAMES for row in cells):
+            return column
+    return None
+
+
+def _without_repeats(rows: list[_Row], where: str) -> tuple[list[_Row], list[str]]:
+    """The rows with each file once, and a note if some were there more often. Raises ValueError if they disagree."""
+    known: dict[str, _Row] = {}
+    for row in rows:
+        first = known.setdefault(row.file, row)
+        if (first.label, first.split) != (row.label, row.split):
+            raise ValueError(f"{row.place}: {row.file} has the label {row.label!r}, but {first.label!r} in an earlier "
+                             "row; an image has one label and one split")
+    repeated = len(rows) - len(known)
+    return list(known.values()), [f"{repeated} row{'s' if repeated > 1 else ''} that repeat an earlier one "
+                                  f"{_are(repeated)} left out"] if repeated else []
+
+
+def _split(rows: list[_Row]) -> dict[str, list[_Row]]:
+    """The rows by split: that of their column, else of the folder of their file, else all for training."""
+    found = defaultdict(list)
+    for row in rows:
+        found[SPLIT_NAMES.get(row.split or row.file.split("/")[0].lower(), "train")].append(row)
+    return found
+
+
+def _are(count: int) -> str:
+    return "are" if count > 1 else "is"
+
+
+SOURCE = FileSource("image files with their labels in metadata.csv or data.labels", recognises, read)
