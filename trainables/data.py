@@ -2,6 +2,7 @@
 
 import difflib
 import hashlib
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -162,7 +163,7 @@ def _without_empty_classes(raw: Raw, source: str) -> Raw:
 
 
 def _names_note(names: tuple[str, ...]) -> str:
-    repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    repeated = [name for name, count in Counter(names).items() if count > 1]
     return f"several classes have one name: {first_few(repeated)}" if repeated else ""
 
 
@@ -206,15 +207,16 @@ def _held_out(raw: Raw, settings: DataSettings) -> tuple[ImageSet, ImageSet, Ima
     uses_own_validation = raw.validation is not None and settings.validation is None
     if (0 if raw.test is not None else test_share) + (0 if uses_own_validation else validation_share) >= 1:
         raise ValueError("data.validation + data.test must leave images to train on; make their sum smaller than 1")
-    train, validation, test, notes = raw.train, raw.validation, raw.test, []
+    train, validation, test, share_of_rest, notes = raw.train, raw.validation, raw.test, validation_share, []
     if test is None:
         hold_out = _stratified if settings.test else partial(_about_share, leave=1 if uses_own_validation else 2)
-        train, test = hold_out(train, test_share, settings.split_seed, "data.test")
+        train, test = hold_out(train, test_share, settings.split_seed, f"data.test = {test_share:g}")
         notes.append(_lacking_note("test", test, raw.class_names))
-        validation_share /= 1 - test_share  # both are shares of the images before either is held out
+        share_of_rest = validation_share / (1 - test_share)  # both are shares of the images before either is held out
     if not uses_own_validation:
         hold_out = _stratified if settings.validation else partial(_about_share, leave=1)
-        train, validation = hold_out(train, validation_share, settings.split_seed, "data.validation")
+        train, validation = hold_out(train, share_of_rest, settings.split_seed,
+                                     f"data.validation = {validation_share:g}")
         notes.append(_lacking_note("validation", validation, raw.class_names))
     return train, validation, test, [note for note in notes if note]
 
@@ -234,7 +236,7 @@ def _portion(images: ImageSet, amount: float | int | None, seed: int, setting: s
         raise ValueError(f"{setting} = {amount} is more than the {len(images)} training images there are")
     if amount is None or amount == (len(images) if isinstance(amount, int) else 1):
         return images, images.take(np.arange(0))
-    rest, portion = _stratified(images, amount, seed, setting)
+    rest, portion = _stratified(images, amount, seed, f"{setting} = {amount:g}")
     return portion, rest
 
 
@@ -243,7 +245,7 @@ def _at_most(images: ImageSet, limit: int, seed: int) -> ImageSet:
     if len(images) <= limit:
         return images
     try:
-        return _stratified(images, limit, seed, "data.limit")[1]
+        return _stratified(images, limit, seed, f"data.limit = {limit}")[1]
     except ValueError:
         pass
     classes = len(np.unique(images.labels))
@@ -263,11 +265,11 @@ def _one_of_each(labels: np.ndarray, number: int, seed: int) -> np.ndarray:
 def _stratified(images: ImageSet, amount: float | int, seed: int, setting: str) -> tuple[ImageSet, ImageSet]:
     """Split off a share or a number of the images, in which every class keeps its share. Returns (rest, split off).
 
-    Raises ValueError, which names the setting, if there are too few images for that.
+    setting: with its value, for messages. Raises ValueError, which names it, if there are too few images for that.
     """
     from sklearn.model_selection import train_test_split  # scikit-learn takes long to import
 
-    problem, classes = f"{setting} = {amount:.3g} cannot be stratified", np.bincount(images.labels)
+    problem, classes = f"{setting} cannot be stratified", np.bincount(images.labels)
     if classes.min() < 2:
         raise ValueError(f"{problem}: a class has {classes.min()} image; at least two are needed")
     try:
@@ -277,7 +279,7 @@ def _stratified(images: ImageSet, amount: float | int, seed: int, setting: str) 
     except ValueError:
         number = amount if isinstance(amount, int) else int(np.ceil(amount * len(images)))
         raise ValueError(f"{problem}: splitting off {number} of {len(images)} images leaves one side with fewer images "
-                         f"than the {len(classes)} classes") from None
+                         f"than the {len(classes)} classes; choose another amount") from None
     for name, part in (("split off", off), ("left", rest)):
         if (np.bincount(images.labels[part], minlength=len(classes)) == 0).any():
             raise ValueError(f"{problem}: the {len(part)} images {name} do not include all {len(classes)} classes; "
@@ -302,8 +304,8 @@ def _about_share(images: ImageSet, share: float, seed: int, setting: str, leave:
     few = np.flatnonzero((counts > 1) & (counts <= leave))
     numbers[few[::2]] = 1
     if not numbers.any():
-        raise ValueError(f"{setting} cannot be held out: no class has two images; add images, or give the data a split "
-                         "of its own, such as a folder test/")
+        raise ValueError(f"{setting} cannot be held out: there are no two images of a class; add images, or give the "
+                         "data a split of its own, such as a folder test/")
     random = np.random.default_rng(seed)
     off = np.concatenate([random.permutation(np.flatnonzero(images.labels == label))[:number]
                           for label, number in enumerate(numbers)])

@@ -46,8 +46,8 @@ class DataSettings(Settings):
         0, description="up to how many image files are left out if they cannot be read; the study names them"
     )
     stretch: Annotated[bool | tuple[float, float], FromList] = Field(
-        False, description="true: the darkest and the brightest pixel of the data set become 0 and 255; or [low, high]: "
-                           "these values do"
+        False, description="true: the darkest and the brightest pixel of the data set become 0 and 255; or these "
+                           "values: [low, high]"
     )
     classes: Annotated[Count | tuple[str, ...] | None, FromList] = Field(
         None, description="a subset: how many, spread evenly over the list of classes, or their names"

@@ -41,11 +41,13 @@ def read(settings: DataSettings) -> Raw:
     """
     for source in SOURCES:
         if isinstance(source, NamedSource) and settings.source in source.names:
+            _check_no_labels(settings, source)
             return source.read(settings)
     location = Location(settings.source)
     if not location.exists:
         raise ValueError(_not_found(location))
     if (source := _source_of(location, settings)) is not None:
+        _check_no_labels(settings, source)
         if not source.is_cached:
             return source.read(location, settings)
         return cached(location, settings, lambda: source.read(location, settings))
@@ -64,7 +66,14 @@ def _read_archives(location: Location, settings: DataSettings) -> Raw:
     opened = archives.opened(location)
     if (source := _source_of(opened, settings)) is None:
         raise ValueError(_not_recognised(opened))
+    _check_no_labels(settings, source)
     return source.read(opened, settings)
+
+
+def _check_no_labels(settings: DataSettings, source: NamedSource | FileSource) -> None:
+    if settings.labels and source is not labels_file.SOURCE:
+        raise ValueError(f"data.labels = {settings.labels!r} is for image files alone, and data.source = "
+                         f"{settings.source!r} has labels of its own; remove data.labels")
 
 
 def _not_found(location: Location) -> str:

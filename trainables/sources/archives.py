@@ -24,10 +24,10 @@ from kdstudy.trainables.sources.location import FILE_SYSTEM_ERRORS, Location
 from kdstudy.trainables.sources.sizes import check_memory
 from kdstudy.trainables.sources.store import File, Kind, Listing, is_hidden
 
-COMPRESSED_TAR = {(".tar.gz", ".tgz"): gzip.GzipFile, (".tar.bz2", ".tbz2"): bz2.BZ2File,
-                  (".tar.xz", ".txz"): lzma.LZMAFile}
+COMPRESSED_TAR = {(".tar.gz", ".tgz"): gzip.open, (".tar.bz2", ".tbz2"): bz2.open, (".tar.xz", ".txz"): lzma.open}
 SUFFIXES = (".zip", ".tar", *(suffix for suffixes in COMPRESSED_TAR for suffix in suffixes))
 LARGEST_MEMBER = 2**28  # bytes; several are read at a time
+LONGEST_NAME = 4096  # characters
 LARGEST_UNPACKED = 2**30  # bytes; more is allowed for an archive that is itself large:
 MOST_UNPACKED = 200  # times its size; an image hardly shrinks, and a bomb a thousandfold
 ARCHIVE_ERRORS = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError,
@@ -89,18 +89,21 @@ def opened(location: Location) -> Location:
     if not location.is_local:
         check_memory(sum(file.size for file in archives), where, "its archives")
     found: dict[str, Member] = {}
+    odd, links = set(), 0
     for file in archives:
-        members = _without_top_folder(_members(location, file, where), keep_split=len(archives) == 1)
+        members = _members(location, file, where)
+        odd |= {name for name in members if name.startswith("/") or ".." in name.split("/") or len(name) > LONGEST_NAME}
+        links += sum(member.read is None for member in members.values())
+        members = {name: member for name, member in members.items()
+                   if member.read is not None and name not in odd and not is_hidden(name)}
         prefix = "" if len(archives) == 1 else f"{_stem(file.name)}/"
+        members = _without_top_folder(members, keep_split=len(archives) == 1)
         found |= {f"{prefix}{name}": member for name, member in members.items()}
-    odd = [name for name in found if name.startswith("/") or ".." in name.split("/")]
-    usable = {name: member for name, member in found.items()
-              if member.read is not None and name not in odd and not is_hidden(name)}
-    links = sum(member.read is None for member in found.values())
     notes = [f"{links} of its members are links or devices, and are left out"] if links else []
-    notes += [f"members whose names lead out of it are left out (first: {min(odd)!r})"] if odd else []
+    notes += [f"{len(odd)} of its members have names that lead out of it, and are left out (first: {min(odd)[:100]!r})"
+              ] if odd else []
     root = f"{location.path}!"
-    return Location(location.source, ArchiveStore(root, usable, max(file.changed for file in archives), tuple(notes)),
+    return Location(location.source, ArchiveStore(root, found, max(file.changed for file in archives), tuple(notes)),
                     root)
 
 
@@ -112,13 +115,10 @@ def _stem(name: str) -> str:
 
 def _without_top_folder(members: dict[str, Member], keep_split: bool) -> dict[str, Member]:
     """The same without a folder that holds everything, unless it is a split's."""
-    tops = {name.partition("/")[0] for name in members if not is_hidden(name)}
-    if len(tops) != 1 or any("/" not in name for name in members if not is_hidden(name)):
+    tops = {name.partition("/")[0] for name in members}
+    if len(tops) != 1 or any("/" not in name for name in members) or (keep_split and min(tops).lower() in SPLIT_NAMES):
         return members
-    (top,) = tops
-    if keep_split and top.lower() in SPLIT_NAMES:
-        return members
-    return {name.partition("/")[2] if name.startswith(f"{top}/") else name: member for name, member in members.items()}
+    return {name.partition("/")[2]: member for name, member in members.items()}
 
 
 def _members(location: Location, file: File, where: str) -> dict[str, Member]:
@@ -128,7 +128,8 @@ def _members(location: Location, file: File, where: str) -> dict[str, Member]:
         kind = _zip if file.name.lower().endswith(".zip") else _tar
         members = {member.name: member for member in kind(_unpacked(buffer, file.name))}
     except ARCHIVE_ERRORS as error:
-        raise ValueError(f"{where}: {file.name} is not an archive that can be read: {one_line(error)}") from None
+        raise ValueError(f"{where}: {file.name} cannot be read as an archive, it may be incomplete: "
+                         f"{one_line(error)}") from None
     total, most = sum(member.size for member in members.values()), _limit(file.size)
     largest = max(members.values(), key=lambda member: member.size, default=None)
     if total > most or (largest and largest.size > LARGEST_MEMBER):

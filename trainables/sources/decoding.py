@@ -51,7 +51,8 @@ class _Row:
 
 @dataclass(frozen=True)
 class _Header:
-    """size: width and height in pixels. is_deep: has 16 bits. is_turned: has an EXIF orientation, which is not applied."""
+    """size: width and height in pixels. is_deep: of 16 bits. is_turned: has an EXIF orientation, which is not applied.
+    """
 
     size: tuple[int, int]
     is_grey: bool
@@ -121,9 +122,10 @@ class _Reader:
         most, first = self._settings.skip_unreadable, self.left_out[0]
         if len(self.left_out) <= most:
             return
-        which = f"more than data.skip_unreadable = {most} files, the first of them {first.file}," if most else first.file
-        raise ValueError(f"data.source = {self._settings.source!r}: {which} cannot be decoded ({first.reason}); remove "
-                         "it or replace it, or set data.skip_unreadable to the number of files that may be left out")
+        others = f", nor can {most} more, which is more than data.skip_unreadable allows" if most else ""
+        raise ValueError(f"data.source = {self._settings.source!r}: {first.file} cannot be decoded ({first.reason})"
+                         f"{others}; remove it or replace it, or set data.skip_unreadable to the number of files that "
+                         "may be left out")
 
     @property
     def note(self) -> str:

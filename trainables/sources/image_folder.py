@@ -10,7 +10,7 @@ from kdstudy.trainables.settings import DataSettings
 from kdstudy.trainables.sources.assembly import ORDER, assembled
 from kdstudy.trainables.sources.base import FileSource
 from kdstudy.trainables.sources.decoding import Encoded
-from kdstudy.trainables.sources.labels import SPLIT_NAMES, left_out
+from kdstudy.trainables.sources.labels import METADATA, SPLIT_NAMES, left_out
 from kdstudy.trainables.sources.location import Location
 from kdstudy.trainables.sources.store import IMAGE_SUFFIXES
 
@@ -37,7 +37,7 @@ def read(location: Location, settings: DataSettings) -> Raw:
         files = [(file, name) for name in sorted(found) for file in found[name]]
         splits[split] = ([Encoded(file, lambda file=file: location.read(file)) for file, _ in files],
                          np.array([name for _, name in files], object))
-    notes = [*location.notes, *_other_files(location, folders),
+    notes = [*location.notes, *_other_files(location, folders), *_metadata_note(location),
              *(left_out(split, why) for split, why in unlabelled.items())]
     names = sorted({name for found in classes.values() for name in found})
     return assembled(splits, settings, tuple(names), notes)
@@ -119,6 +119,12 @@ def _other_files(location: Location, folders: dict[str, str]) -> list[str]:
     one = len(others) == 1
     return [f"{len(others)} file{'' if one else 's'} among the images {'is' if one else 'are'} of a kind that is not "
             f"read ({shown}{', …' if len(suffixes) > MOST_SUFFIXES else ''}; first: {others[0]})"]
+
+
+def _metadata_note(location: Location) -> list[str]:
+    found = next((file.name for file in location.files if file.name.rpartition("/")[2].lower() == METADATA), None)
+    return [f"{found} is not read, because the images lie in class folders; data.labels = \"{found}\" takes the labels "
+            "from there"] if found else []
 
 
 SOURCE = FileSource(f"train/CLASS/* and for CLASS/* ({', '.join(IMAGE_SUFFIXES[:4])}, …)", recognises, read)

@@ -9,6 +9,7 @@ import numpy as np
 # How folders, files and arrays call their splits.
 SPLIT_NAMES = {"train": "train", "training": "train", "val": "validation", "valid": "validation",
                "validation": "validation", "dev": "validation", "test": "test", "testing": "test"}
+METADATA = "metadata.csv"  # lists the files of Hugging Face's image folders, with their labels
 LARGEST_LABEL = 100_000  # beyond, labels are identifiers and not classes
 HIDDEN = -1  # the label of an image whose label is not given, as in many published test sets
 
@@ -22,7 +23,7 @@ def check_largest_label(largest: int, where: str) -> None:
 
 
 def plain_labels(values: np.ndarray | Sequence[Any], where: str) -> np.ndarray:
-    """Labels of any accepted kind as (N,) int64, HIDDEN where there is none, or as words (N,), None where there is none.
+    """Labels of any accepted kind: (N,) int64, HIDDEN where there is none, or words (N,), None where there is none.
 
     Whole numbers may be stored as floats, and two classes as true and false. where: begins the message of ValueError.
     """
@@ -30,6 +31,8 @@ def plain_labels(values: np.ndarray | Sequence[Any], where: str) -> np.ndarray:
     if values.dtype.kind == "S":
         values = np.char.decode(values, "utf-8", "replace")
     if values.dtype.kind in "UO":
+        if all(value is None for value in values.tolist()):
+            return np.full(len(values), HIDDEN)
         if all(value is None or isinstance(value, str) for value in values.tolist()):
             return np.array([value or None for value in values.tolist()], object)
         values = np.array([np.nan if value is None else value for value in values.tolist()], float)
@@ -134,7 +137,7 @@ def first_few(names: Iterable[str]) -> str:
 
 
 def split_in(name: str) -> str | None:
-    """The split that a path names as a word in one of its parts, the last first, such as data/cifar-train-00001; None if
+    """The split that a path names as a word in one of its parts, the last first, such as data/cifar-train-01; None if
     it names none."""
     for part in reversed(name.lower().split("/")):
         for word in re.findall(r"[a-z]+", part):

@@ -5,9 +5,7 @@ import io
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
-
-import numpy as np
+from functools import cached_property, partial
 
 from kdstudy.trainables.images import Raw
 from kdstudy.trainables.messages import one_line
@@ -15,11 +13,10 @@ from kdstudy.trainables.settings import DataSettings
 from kdstudy.trainables.sources.assembly import assembled
 from kdstudy.trainables.sources.base import FileSource
 from kdstudy.trainables.sources.decoding import Encoded
-from kdstudy.trainables.sources.labels import SPLIT_NAMES, first_few, numbers_in_words, plain_labels
+from kdstudy.trainables.sources.labels import METADATA, SPLIT_NAMES, first_few, numbers_in_words, plain_labels
 from kdstudy.trainables.sources.location import Location
 from kdstudy.trainables.sources.store import File
 
-METADATA = "metadata.csv"
 DELIMITERS = (",", ";", "\t", "|")
 LABEL_COLUMNS = ("label", "labels", "class", "class_name", "target", "category")  # the first that is there
 SPLIT_COLUMNS = ("split", "set", "subset", "partition", "fold")
@@ -37,19 +34,25 @@ def read(location: Location, settings: DataSettings) -> Raw:
     """The images that the CSV files list, in their order. Raises ValueError."""
     where, index = f"data.source = {location.source!r}", _Index(location)
     rows = [row for name in _csv_names(location, settings) for row in _rows(location, name, index, settings)]
-    rows, notes = _without_repeats(rows, where)
-    if unlisted := index.count - len(rows):
+    rows, notes = _without_repeats(rows)
+    if unlisted := index.count - sum(row.is_there for row in rows):
         notes.append(f"{unlisted} image file{'s' if unlisted > 1 else ''} that no row lists {_are(unlisted)} left out")
     splits = _split(rows)
     if "train" not in splits:
-        raise ValueError(f"{where}: the labels are of {' and '.join(splits) or 'no images'} alone; list images to train "
-                         "on")
+        raise ValueError(f"{where}: the labels are of {' and '.join(splits) or 'no images'} alone; list images to "
+                         "train on")
     kinds, listed = numbers_in_words([row.label for found in splits.values() for row in found]), {}
     for split, found in splits.items():
         own, kinds = kinds[:len(found)], kinds[len(found):]
-        listed[split] = ([Encoded(row.file, lambda file=row.file: location.read(file)) for row in found],
+        listed[split] = ([Encoded(row.file, partial(_content, location, row)) for row in found],
                          plain_labels(own, f"{where}: labels of its {split} split"))
     return assembled(listed, settings, notes=[*location.notes, *notes])
+
+
+def _content(location: Location, row: "_Row") -> bytes:
+    if not row.is_there:
+        raise ValueError(f"{row.place} names it, but there is no such file")
+    return location.read(row.file)
 
 
 # -- which files ------------------------------------------------------------------------------------------------------
@@ -121,10 +124,11 @@ def _stem(name: str) -> str:
 
 @dataclass(frozen=True)
 class _Row:
-    """What a CSV file says of an image. place: for messages; split: as written there; None without such a column."""
+    """What a CSV file says of an image. place: for messages; split: as written there, None without such a column."""
 
     place: str
     file: str
+    is_there: bool
     label: str
     split: str | None
 
@@ -137,11 +141,11 @@ def _rows(location: Location, name: str, index: _Index, settings: DataSettings) 
     label_column = _label_column(header, file_column, settings, where)
     split_column = _split_column(header, cells, (file_column, label_column))
     for number, row in enumerate(cells, 1):
-        place, cell = f"{where}, row {number}", row[file_column]
+        place, cell = f"row {number} of {name}", row[file_column].strip()
         found = index.find(cell, folder)
         if len(found) > 1:
-            raise ValueError(f"{place}: {cell!r} may be any of {first_few(found)}; write its path")
-        yield _Row(place, found[0] if found else f"{folder}{cell}", row[label_column].strip(),
+            raise ValueError(f"{where}: {cell!r} in row {number} may be any of {first_few(found)}; write its path")
+        yield _Row(place, found[0] if found else f"{folder}{cell}", bool(found), row[label_column].strip(),
                    None if split_column is None else row[split_column].strip().lower())
 
 
@@ -215,17 +219,17 @@ def _split_column(header: list[str], cells: list[list[str]], taken: tuple[int, .
     return None
 
 
-def _without_repeats(rows: list[_Row], where: str) -> tuple[list[_Row], list[str]]:
+def _without_repeats(rows: list[_Row]) -> tuple[list[_Row], list[str]]:
     """The rows with each file once, and a note if some were there more often. Raises ValueError if they disagree."""
     known: dict[str, _Row] = {}
     for row in rows:
         first = known.setdefault(row.file, row)
         if (first.label, first.split) != (row.label, row.split):
-            raise ValueError(f"{row.place}: {row.file} has the label {row.label!r}, but {first.label!r} in an earlier "
-                             "row; an image has one label and one split")
+            raise ValueError(f"data.labels: {row.file} has the label {first.label!r} in {first.place}, but "
+                             f"{row.label!r} in {row.place}; an image has one label and one split")
     repeated = len(rows) - len(known)
-    return list(known.values()), [f"{repeated} row{'s' if repeated > 1 else ''} that repeat an earlier one "
-                                  f"{_are(repeated)} left out"] if repeated else []
+    return list(known.values()), [f"{repeated} row{'s' if repeated > 1 else ''} of the labels repeat"
+                                  f"{'' if repeated > 1 else 's'} an earlier one"] if repeated else []
 
 
 def _split(rows: list[_Row]) -> dict[str, list[_Row]]:

@@ -107,11 +107,15 @@ def _plain_columns(table: pa.Table) -> pa.Table:
 
 
 def _with_labels(tables: Tables, label_column: str) -> tuple[Tables, list[str]]:
-    """The splits that have a column of labels, and notes about the others."""
-    without = [split for split, parts in tables.items()
-               if split != "train" and not any(label_column in table.column_names for _, table in parts)]
+    """The splits that have rows and a column of labels, and notes about the others."""
+    without = {}
+    for split, parts in tables.items():
+        if split != "train" and not any(len(table) for _, table in parts):
+            without[split] = "it is empty"
+        elif split != "train" and not any(label_column in table.column_names for _, table in parts):
+            without[split] = f"its files have no column {label_column!r}"
     return ({split: parts for split, parts in tables.items() if split not in without},
-            [left_out(split, f"its files have no column {label_column!r}") for split in without])
+            [left_out(split, why) for split, why in without.items()])
 
 
 # -- columns ----------------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """The layout of WebDataset: KEY.jpg and KEY.cls side by side, usually in tar archives that are called shards."""
 
-import numpy as np
 
 from kdstudy.trainables.images import Raw
 from kdstudy.trainables.settings import DataSettings
