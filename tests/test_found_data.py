@@ -278,6 +278,10 @@ def test_metadata_in_the_folders_of_the_splits(tmp_path):
         flat(tmp_path / split, count)
         text(tmp_path / split / "metadata.csv", "file_name,label", *(f"{n:03d}.png,{n % 3}" for n in range(count)))
     assert all_counts(read(tmp_path)) == [[9, 9, 9], [1, 1, 1], [3, 3, 3]]
+    text(tmp_path / "test" / "metadata.csv", "file_name,id", *(f"{n:03d}.png,{n}" for n in range(9)))
+    splits = read(tmp_path)
+    assert all_counts(splits) == [[7, 7, 7], [1, 1, 1], [2, 2, 2]]
+    assert splits.notes[0].startswith("the test split of the data is left out (none of its 9 images has a label)")
 
 
 def test_columns_of_a_csv_file_are_chosen_by_name_and_splits_by_a_column(tmp_path):
@@ -308,9 +312,9 @@ BAD_CSV = {
     "no such image": (listed("nope.png,1"), {}, "nope.png cannot be decoded (row 31 of labels.csv names it, but there"),
     "no label": (listed("029.png,"), {}, "029.png has the label '2' in row 30 of labels.csv, but '' in row 31"),
     "two labels": (listed("000.png,1"), {}, "000.png has the label '0' in row 1 of labels.csv, but '1' in row 31"),
-    "rows of unlike length": (listed("000.png"), {}, "its first row has 2 columns, row 31 1"),
+    "rows of unlike length": (listed("000.png"), {}, "is no table: its first row has 2 columns, row 31 1"),
     "one column": (lambda tmp: [flat(tmp / "x"), text(tmp / "x" / "labels.csv", "file", "000.png"), tmp / "x"][2], {},
-                   "no table with a column of files and one of labels"),
+                   "labels.csv has no column beside that of the files; it needs one of labels"),
     "nothing in it": (lambda tmp: [flat(tmp / "x"), text(tmp / "x" / "labels.csv"), tmp / "x"][2], {}, "is empty"),
     "no column of files": (lambda tmp: [flat(tmp / "x"), text(tmp / "x" / "labels.csv", "a,b", "1,2"), tmp / "x"][2],
                            {}, "no column names image files of the data; the columns are a, b, and the first row is"),

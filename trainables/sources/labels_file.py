@@ -4,7 +4,7 @@ import csv
 import io
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 from kdstudy.trainables.images import Raw
@@ -33,7 +33,10 @@ def recognises(location: Location, settings: DataSettings) -> bool:
 def read(location: Location, settings: DataSettings) -> Raw:
     """The images that the CSV files list, in their order. Raises ValueError."""
     where, index = f"data.source = {location.source!r}", _Index(location)
-    rows = [row for name in _csv_names(location, settings) for row in _rows(location, name, index, settings)]
+    tables = [_read_table(location, name, index, where) for name in _csv_names(location, settings)]
+    tables.sort(key=lambda table: _split_of(table.folder) != "train")
+    label = _label_column(tables[0], index, settings)
+    rows = [row for table in tables for row in _rows(table, label, index, settings)]
     rows, notes = _without_repeats(rows)
     if unlisted := index.count - sum(row.is_there for row in rows):
         notes.append(f"{unlisted} image file{'s' if unlisted > 1 else ''} that no row lists {_are(unlisted)} left out")
@@ -133,74 +136,88 @@ class _Row:
     split: str | None
 
 
-def _rows(location: Location, name: str, index: _Index, settings: DataSettings) -> Iterator[_Row]:
-    """The rows of a CSV file. A file that does not exist counts as one that cannot be read. Raises ValueError."""
-    where, folder = f"data.source = {location.source!r}: {name}", name[:name.rfind("/") + 1]
-    header, cells = _table(_text(location, name, where), index, folder, where)
-    file_column = _file_column(header, cells, index, folder, settings, where)
-    label_column = _label_column(header, file_column, settings, where)
-    split_column = _split_column(header, cells, (file_column, label_column))
-    for number, row in enumerate(cells, 1):
-        place, cell = f"row {number} of {name}", row[file_column].strip()
-        found = index.find(cell, folder)
-        if len(found) > 1:
-            raise ValueError(f"{where}: {cell!r} in row {number} may be any of {first_few(found)}; write its path")
-        yield _Row(place, found[0] if found else f"{folder}{cell}", bool(found), row[label_column].strip(),
-                   None if split_column is None else row[split_column].strip().lower())
+@dataclass(frozen=True)
+class _Table:
+    """A CSV file. where: begins messages; header: the names of the columns, or their numbers from 1 if it has none."""
+
+    where: str
+    name: str
+    header: list[str]
+    cells: list[list[str]]
+
+    @property
+    def folder(self) -> str:
+        """Its folder with a slash; "" for the location itself."""
+        return self.name[:self.name.rfind("/") + 1]
 
 
-def _text(location: Location, name: str, where: str) -> str:
+def _read_table(location: Location, name: str, index: _Index, where: str) -> _Table:
+    where = f"{where}: {name}"
     try:
-        return location.read(name).decode("utf-8-sig")
+        text = location.read(name).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"{where} is not UTF-8; save it as CSV with that encoding") from None
     except OSError as error:
         raise ValueError(f"{where} cannot be read: {one_line(error)}") from None
-
-
-def _table(text: str, index: _Index, folder: str, where: str) -> tuple[list[str], list[list[str]]]:
-    """The names of the columns, or their numbers from 1 where there is no header, and the rows."""
-    first = text[:text.find("\n") + 1 or None]
-    delimiter = max(DELIMITERS, key=first.count)
+    delimiter = max(DELIMITERS, key=text[:text.find("\n") + 1 or None].count)
     try:
         rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if any(row)]
     except csv.Error as error:
         raise ValueError(f"{where} is not a CSV file: {one_line(error)}") from None
     if not rows:
         raise ValueError(f"{where} is empty")
-    odd = [number for number, row in enumerate(rows) if len(row) != len(rows[0])]
-    if odd or len(rows[0]) < 2:
-        raise ValueError(f"{where} is no table with a column of files and one of labels: its first row has "
-                         f"{len(rows[0])} columns" + (f", row {odd[0]} {len(rows[odd[0]])}" if odd else ""))
-    if any(index.find(cell, folder) for cell in rows[0]):
-        return [str(number) for number in range(1, len(rows[0]) + 1)], rows
-    return [name.strip() for name in rows[0]], rows[1:]
+    for number, row in enumerate(rows):
+        if len(row) != len(rows[0]):
+            raise ValueError(f"{where} is no table: its first row has {len(rows[0])} columns, row {number} {len(row)}")
+    table = _Table(where, name, [name.strip() for name in rows[0]], rows[1:])
+    if any(index.find(cell, table.folder) for cell in rows[0]):
+        return replace(table, header=[str(number) for number in range(1, len(rows[0]) + 1)], cells=rows)
+    return table
 
 
-def _file_column(header: list[str], cells: list[list[str]], index: _Index, folder: str, settings: DataSettings,
-                 where: str) -> int:
+def _rows(table: _Table, label: str, index: _Index, settings: DataSettings) -> Iterator[_Row]:
+    """A table's rows; their labels are empty where it has no such column. Raises ValueError."""
+    file_column = _file_column(table, index, settings)
+    label_column = table.header.index(label) if label in table.header else None
+    split_column = _split_column(table, (file_column, label_column))
+    for number, row in enumerate(table.cells, 1):
+        cell = row[file_column].strip()
+        found = index.find(cell, table.folder)
+        if len(found) > 1:
+            raise ValueError(f"{table.where}: {cell!r} in row {number} may be any of {first_few(found)}; write its "
+                             "path")
+        yield _Row(f"row {number} of {table.name}", found[0] if found else f"{table.folder}{cell}", bool(found),
+                   "" if label_column is None else row[label_column].strip(),
+                   None if split_column is None else row[split_column].strip().lower())
+
+
+def _file_column(table: _Table, index: _Index, settings: DataSettings) -> int:
     if settings.image_column:
-        return _named(header, settings.image_column, "image_column")
-    sample = cells[:: max(1, len(cells) // SAMPLE)]
-    found = [sum(bool(index.find(row[column], folder)) for row in sample) for column in range(len(header))]
+        return _named(table.header, settings.image_column, "image_column")
+    sample = table.cells[:: max(1, len(table.cells) // SAMPLE)]
+    found = [sum(bool(index.find(row[column], table.folder)) for row in sample) for column in range(len(table.header))]
     if not any(found):
-        raise ValueError(f"{where}: no column names image files of the data; the columns are {', '.join(header)}"
-                         + (f", and the first row is {', '.join(cells[0])}" if cells else ""))
+        raise ValueError(f"{table.where}: no column names image files of the data; the columns are "
+                         f"{', '.join(table.header)}"
+                         + (f", and the first row is {', '.join(table.cells[0])}" if table.cells else ""))
     return found.index(max(found))
 
 
-def _label_column(header: list[str], file_column: int, settings: DataSettings, where: str) -> int:
+def _label_column(table: _Table, index: _Index, settings: DataSettings) -> str:
+    """The name of the column of labels. Raises ValueError if it is not clear which one is meant."""
+    header, file_column = table.header, _file_column(table, index, settings)
     if settings.label_column:
-        return _named(header, settings.label_column, "label_column")
-    others = [column for column in range(len(header)) if column != file_column]
-    lower = [name.lower() for name in header]
-    for name in LABEL_COLUMNS:
-        if name in lower and lower.index(name) in others:
-            return lower.index(name)
-    others = [column for column in others if lower[column] not in SPLIT_COLUMNS] or others
+        return header[_named(header, settings.label_column, "label_column")]
+    others = [name for column, name in enumerate(header) if column != file_column]
+    for wanted in LABEL_COLUMNS:
+        if found := [name for name in others if name.lower() == wanted]:
+            return found[0]
+    others = [name for name in others if name.lower() not in SPLIT_COLUMNS] or others
+    if not others:
+        raise ValueError(f"{table.where} has no column beside that of the files; it needs one of labels")
     if len(others) > 1:
-        raise ValueError(f"{where}: which column holds the labels? Set data.label_column to one of "
-                         f"{', '.join(header[column] for column in others)}")
+        raise ValueError(f"{table.where}: which column holds the labels? Set data.label_column to one of "
+                         f"{', '.join(others)}")
     return others[0]
 
 
@@ -210,13 +227,18 @@ def _named(header: list[str], name: str, setting: str) -> int:
     return header.index(name)
 
 
-def _split_column(header: list[str], cells: list[list[str]], taken: tuple[int, ...]) -> int | None:
+def _split_column(table: _Table, taken: tuple[int | None, ...]) -> int | None:
     """The column that says which split a row belongs to, if there is one."""
-    for column, name in enumerate(header):
+    for column, name in enumerate(table.header):
         if name.lower() in SPLIT_COLUMNS and column not in taken and all(
-                row[column].strip().lower() in SPLIT_NAMES for row in cells):
+                row[column].strip().lower() in SPLIT_NAMES for row in table.cells):
             return column
     return None
+
+
+def _split_of(path: str) -> str:
+    """The split whose folder a path begins with; else the training split."""
+    return SPLIT_NAMES.get(path.partition("/")[0].lower(), "train")
 
 
 def _without_repeats(rows: list[_Row]) -> tuple[list[_Row], list[str]]:
@@ -236,7 +258,7 @@ def _split(rows: list[_Row]) -> dict[str, list[_Row]]:
     """The rows by split: that of their column, else of the folder of their file, else all for training."""
     found = defaultdict(list)
     for row in rows:
-        found[SPLIT_NAMES.get(row.split or row.file.split("/")[0].lower(), "train")].append(row)
+        found[SPLIT_NAMES[row.split] if row.split else _split_of(row.file)].append(row)
     return found
 
 
