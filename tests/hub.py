@@ -10,7 +10,10 @@ from urllib.parse import unquote, urlsplit
 
 
 class Hub:
-    """Serves the folders below `root`, each OWNER/NAME, as data sets of one commit. asked: every request that came."""
+    """Serves the folders below `root`, each OWNER/NAME, as data sets of one commit. asked: every request that came.
+    refused: the files that nobody gets."""
+
+    refused: tuple[str, ...] = ()
 
     def __init__(self, root: Path):
         self.root, self.asked, self.commit = root, [], "0" * 40
@@ -72,7 +75,7 @@ class Hub:
 
             def _file(self, name, revision, path):
                 file = hub.root / name / path
-                if not file.is_file():
+                if not file.is_file() or path in hub.refused:
                     return self._missing("EntryNotFound")
                 content = file.read_bytes()
                 self.send_response(200)

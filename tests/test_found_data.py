@@ -575,6 +575,12 @@ def tar_bomb(tmp):
     return tmp / "x.tar.gz"
 
 
+def unusual(tmp):
+    with zipfile.ZipFile(tmp / "x.zip", "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("a/0.png", bytes(10**7))
+    return tmp / "x.zip"
+
+
 def circle(tmp):
     """A header whose negative size leads back to itself."""
     header = tarfile.TarInfo("a/0.png").tobuf()
@@ -594,6 +600,7 @@ BAD_ARCHIVES = {
     "a bomb": (bomb, "would unpack to 0.1 GiB, up to 0.0 GiB for one file, from 0.1 MiB, which images never do"),
     "a compressed bomb": (tar_bomb, "it unpacks to more than 0.1 GiB; unpack it yourself, if you trust it"),
     "a header that goes back": (circle, "x.tar cannot be read as an archive"),
+    "a method that cannot be limited": (unusual, "'a/0.png' is compressed in an unusual way; zip it again"),
     "no zip": (lambda tmp: text(tmp / "x.zip", "PK"), "x.zip cannot be read as an archive, it may be incomplete"),
     "half a tar": (lambda tmp: cut(tar_of(write_folder(tmp / "pets"), tmp / "x.tar"), 30_000),
                    "x.tar cannot be read as an archive, it may be incomplete"),
@@ -656,6 +663,16 @@ def test_data_sets_of_the_hub_are_read_like_folders(hub, tmp_path):
     hub.commit = "1" * 40
     write_parquet(pets / "data" / "test-00000-of-00001.parquet", [0, 1, 2] * 8, seed=600)
     assert same(read("hf://datasets/me/pets"), read(pets))
+
+
+def test_a_file_that_the_network_does_not_give_counts_not_as_unreadable(hub, monkeypatch):
+    write_folder(hub.root / "me" / "photos", ("train",))
+    monkeypatch.setattr(Hub, "refused", ("train/cat/3.png",))
+    with pytest.raises(ValueError, match=r"train/cat/3\.png cannot be read \(.*\); try again"):
+        read("hf://datasets/me/photos", skip_unreadable=5)
+    monkeypatch.undo()
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    assert len(every_image(read("hf://datasets/me/photos", skip_unreadable=5))) == 36
 
 
 @pytest.mark.parametrize(("source", "expected"), [
@@ -860,6 +877,12 @@ def test_exif_orientation_is_noted_and_like_torchvision_not_applied(tmp_path):
     assert expected.tobytes() in as_set(every_image(splits))
     assert splits.notes == ("1 image asks to be turned when shown (EXIF orientation); like torchvision, kdstudy reads "
                             "images as they are stored",)
+
+
+def test_damaged_exif_does_not_matter(tmp_path):
+    folder = classes_of(tmp_path / "x", {"a": 6, "b": 6}, suffix="jpg")
+    picture(4).save(folder / "a" / "odd.jpg", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff" + b"\xff" * 40)
+    assert len(every_image(read(folder))) == 13 and read(folder).notes == ()
 
 
 # Digests of train, validation and test as earlier versions read them: existing studies keep their fingerprints.

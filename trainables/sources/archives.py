@@ -7,6 +7,7 @@ left out. What a member, and all of them, may unpack to is limited.
 
 import bz2
 import gzip
+import io
 import lzma
 import stat
 import tarfile
@@ -21,13 +22,14 @@ import pyarrow as pa
 from kdstudy.trainables.messages import one_line
 from kdstudy.trainables.sources.labels import SPLIT_NAMES
 from kdstudy.trainables.sources.location import FILE_SYSTEM_ERRORS, Location
-from kdstudy.trainables.sources.sizes import check_memory
+from kdstudy.trainables.sources.sizes import check_memory, memory
 from kdstudy.trainables.sources.store import File, Kind, Listing, is_hidden
 
 COMPRESSED_TAR = {(".tar.gz", ".tgz"): gzip.open, (".tar.bz2", ".tbz2"): bz2.open, (".tar.xz", ".txz"): lzma.open}
 SUFFIXES = (".zip", ".tar", *(suffix for suffixes in COMPRESSED_TAR for suffix in suffixes))
 LARGEST_MEMBER = 2**28  # bytes; several are read at a time
 LONGEST_NAME = 4096  # characters
+CHUNK = 2**24  # bytes that are unpacked at a time
 LARGEST_UNPACKED = 2**30  # bytes; more is allowed for an archive that is itself large:
 MOST_UNPACKED = 200  # times its size; an image hardly shrinks, and a bomb a thousandfold
 ARCHIVE_ERRORS = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, RuntimeError,
@@ -36,11 +38,12 @@ ARCHIVE_ERRORS = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAErr
 
 @dataclass(frozen=True)
 class Member:
-    """A file in an archive. read: returns its content, or raises what is in ARCHIVE_ERRORS."""
+    """A file in an archive. read: returns its content, or raises what is in ARCHIVE_ERRORS; None for a link or device.
+    """
 
     name: str
     size: int  # bytes
-    read: Callable[[], bytes]
+    read: Callable[[], bytes] | None
 
 
 class ArchiveStore:
@@ -122,7 +125,7 @@ def _without_top_folder(members: dict[str, Member], keep_split: bool) -> dict[st
 
 
 def _members(location: Location, file: File, where: str) -> dict[str, Member]:
-    """An archive's members by name; of several with one name the last. `read` is None for what is no plain file."""
+    """An archive's members by name; of several with one name the last."""
     try:
         buffer = location.view(file.name)
         kind = _zip if file.name.lower().endswith(".zip") else _tar
@@ -148,13 +151,14 @@ def _unpacked(buffer: pa.Buffer, name: str) -> pa.Buffer:
     """The archive itself where all of it is compressed, as in a .tar.gz. Raises ValueError if it becomes too large."""
     for suffixes, opener in COMPRESSED_TAR.items():
         if name.lower().endswith(suffixes):
-            most = _limit(buffer.size)
+            most, content = min(_limit(buffer.size), memory() // 2), io.BytesIO()
             with opener(pa.BufferReader(buffer)) as file:
-                content = file.read(most + 1)
-            if len(content) > most:
-                raise ValueError(f"it unpacks to more than {most / 2**30:.1f} GiB; unpack it yourself, if you trust "
-                                 "it, and name the folder")
-            return pa.py_buffer(content)
+                while chunk := file.read(CHUNK):
+                    if content.tell() + len(chunk) > most:
+                        raise ValueError(f"it unpacks to more than {most / 2**30:.1f} GiB; unpack it yourself, if you "
+                                         "trust it, and name the folder")
+                    content.write(chunk)
+            return pa.py_buffer(content.getbuffer())
     return buffer
 
 
@@ -165,6 +169,8 @@ def _zip(buffer: pa.Buffer) -> Iterator[Member]:
             continue
         if info.flag_bits & 1:
             raise ValueError("it is encrypted")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # zipfile unpacks others without limit
+            raise ValueError(f"{info.filename[:100]!r} is compressed in an unusual way; zip it again")
         mode = info.external_attr >> 16
         is_plain = not stat.S_IFMT(mode) or stat.S_ISREG(mode)
         yield Member(_name(info.filename), info.file_size, partial(_read_zipped, archive, info) if is_plain else None)

@@ -1,5 +1,6 @@
 """Encoded images (PNG, JPEG and so on) to arrays of one size and number of channels."""
 
+import contextlib
 import io
 import os
 from collections import Counter
@@ -17,6 +18,7 @@ from kdstudy.trainables.messages import one_line, printable
 from kdstudy.trainables.settings import DataSettings
 from kdstudy.trainables.sources.brightness import Range, from_sixteen_bits, stretch_of, stretched
 from kdstudy.trainables.sources.sizes import check_memory, pixels, size_note, square, stored_size
+from kdstudy.trainables.sources.store import UnreachableError
 
 DEEP = "I;16"  # how the names of Pillow's modes of 16 bits begin
 RANGE_UNKNOWN = ("I", "F")  # its modes of 32 bits
@@ -118,6 +120,9 @@ class _Reader:
 
     def _leave_out(self, file: str, error: Exception) -> None:
         reason = "it is not an image" if "cannot identify" in str(error) else one_line(error)
+        if isinstance(error, UnreachableError):  # the next time it may be there
+            raise ValueError(f"data.source = {self._settings.source!r}: {printable(file)} cannot be read "
+                             f"({printable(reason)}); try again, or look after the permission") from None
         self.left_out.append(Unreadable(printable(file), printable(reason)))
         most, first = self._settings.skip_unreadable, self.left_out[0]
         if len(self.left_out) <= most:
@@ -188,10 +193,16 @@ def _opened(row: _Row) -> Image.Image:
 
 def _header(row: _Row) -> _Header:
     with _opened(row) as picture:
-        mode, exif = picture.mode, picture.info.get("exif")
-        is_deep = mode.startswith(DEEP) or _is_deep_pgm(picture)
-        return _Header(picture.size, mode in ("1", "L", *RANGE_UNKNOWN) or is_deep, is_deep,
-                       bool(exif) and picture.getexif().get(ORIENTATION) not in UPRIGHT)
+        is_deep = picture.mode.startswith(DEEP) or _is_deep_pgm(picture)
+        is_grey = picture.mode in ("1", "L", *RANGE_UNKNOWN) or is_deep
+        return _Header(picture.size, is_grey, is_deep, _is_turned(picture))
+
+
+def _is_turned(picture: Image.Image) -> bool:
+    """Whether it has an EXIF orientation; damaged EXIF does not matter, for nothing else is read from it."""
+    with contextlib.suppress(Exception):
+        return bool(picture.info.get("exif")) and picture.getexif().get(ORIENTATION) not in UPRIGHT
+    return False
 
 
 def _is_deep_pgm(picture: Image.Image) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from kdstudy.trainables.messages import one_line
-from kdstudy.trainables.sources.store import File, Kind, Listing, is_hidden
+from kdstudy.trainables.sources.store import File, Kind, Listing, UnreachableError, is_hidden
 
 SCHEME = "hf://"
 DATA_SETS = "datasets/"
@@ -69,8 +69,8 @@ def opened(source: str) -> tuple[HubStore, str]:
 
 @contextlib.contextmanager
 def _in_one_line() -> Iterator[None]:
-    """The clients raise many kinds of errors, most of several lines. Raises OSError."""
+    """The clients raise many kinds of errors, most of several lines. Raises UnreachableError."""
     try:
         yield
     except Exception as error:
-        raise OSError(one_line(error)) from None
+        raise UnreachableError(one_line(error)) from None

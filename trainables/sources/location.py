@@ -10,7 +10,7 @@ import pyarrow.fs as pafs
 
 from kdstudy.trainables.messages import one_line
 from kdstudy.trainables.sources import hub
-from kdstudy.trainables.sources.store import File, Kind, Listing, Store, is_hidden
+from kdstudy.trainables.sources.store import File, Kind, Listing, Store, UnreachableError, is_hidden
 
 CLOUD_SECONDS = 20
 FILE_SYSTEM_ERRORS = (pa.ArrowException, ValueError, OSError)
@@ -140,8 +140,11 @@ class ArrowStore:
                        [name for name, info in named if info.type == pafs.FileType.Directory])
 
     def read(self, path: str) -> bytes:
-        with self._system.open_input_file(path) as file:
-            return file.read()
+        try:
+            with self._system.open_input_file(path) as file:
+                return file.read()
+        except FILE_SYSTEM_ERRORS as error:
+            raise UnreachableError(one_line(error)) from None
 
     def view(self, path: str) -> pa.Buffer:
         return pa.py_buffer(self.read(path))

@@ -78,11 +78,15 @@ def size_note(sizes: Sizes, settings: DataSettings) -> str:
 
 def check_memory(needed: int, where: str, what: str = "its images") -> None:
     """Raises ValueError if `what`, of `needed` bytes, cannot be kept in memory. where: begins the message."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if needed > 0.8 * memory:
+    if needed > 0.8 * memory():
         raise ValueError(f"{where}: {what} take {needed / 2**30:.0f} GiB of this machine's "
-                         f"{memory / 2**30:.0f} GiB of memory; make data.stored_size smaller, or give a folder with "
+                         f"{memory() / 2**30:.0f} GiB of memory; make data.stored_size smaller, or give a folder with "
                          "fewer images")
+
+
+def memory() -> int:
+    """This machine's memory in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def square(picture: Image.Image, size: int) -> Image.Image:

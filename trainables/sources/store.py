@@ -34,6 +34,10 @@ class Listing:
     notes: tuple[str, ...] = ()
 
 
+class UnreachableError(OSError):
+    """A store did not give a file, which may be sound: the network, or a permission."""
+
+
 class Store(Protocol):
     """Where files are. Everything may raise ValueError, OSError or pyarrow's ArrowException."""
 
