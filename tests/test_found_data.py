@@ -382,6 +382,7 @@ def test_twelve_bits_in_sixteen_are_noted_and_stretched_on_request(tmp_path):
     assert as_set(every_image(splits)) == as_set(stretched) and splits.notes == ()
     window = np.rint((np.clip(values, 100, 4000) - 100.0) * 255 / 3900).astype(np.uint8)
     assert as_set(every_image(read(folder, stretch=(100, 4000)))) == as_set(window)
+    assert read(folder, stretch=(0, 65535)).notes[0].startswith("the images are nearly black")
     grey = values[:, 0]
     for source in (arrays(tmp_path, X=grey, y=np.arange(20) % 2), parquet_of(tmp_path, grey)):
         assert as_set(every_image(read(source, stretch=True))) == as_set(stretched)
@@ -807,10 +808,11 @@ def test_litter_links_nesting_and_upper_case(tmp_path):
     (folder / "dog" / "link.png").symlink_to(tmp_path / "linked.png")
     (folder / "dog" / "dead.png").symlink_to(tmp_path / "nowhere.png")
     (folder / "cat" / "notes.txt").write_text("x")
+    (folder / "cat" / "phone.heic").write_text("x")
     splits = read(folder)
     assert np.sum(all_counts(splits), axis=0).tolist() == [10, 10, 12]
     assert splits.notes == ("1 link that leads nowhere is left out (first: dog/dead.png)",
-                            "1 file among the images is of a kind that is not read (.txt; first: cat/notes.txt)")
+                            "1 file among the images is of a kind that is not read (.heic; first: cat/phone.heic)")
 
 
 def test_a_class_that_one_split_lacks_can_be_left_out_by_name(tmp_path):

@@ -66,7 +66,7 @@ def load(settings: DataSettings) -> Splits:
     if not isinstance(settings.classes, tuple):
         raw = _without_empty_classes(raw, settings.source)
     check_classes(raw, settings.source)
-    dark = "" if settings.stretch else dark_note(images.images for images in raw.splits.values())
+    dark = dark_note(images.images for images in raw.splits.values())
     return split(raw.noting(dark, _names_note(raw.class_names)), settings)
 
 

@@ -16,6 +16,7 @@ from kdstudy.trainables.sources.store import IMAGE_SUFFIXES
 
 ClassFiles = dict[str, list[str]]  # the names of a class's image files, by class
 MOST_SUFFIXES = 3  # to name in a note
+TEXT_SUFFIXES = (".txt", ".json", ".xml", ".csv", ".md", ".html", ".yaml", ".yml")  # what is said about images
 
 
 def recognises(location: Location, settings: DataSettings) -> bool:
@@ -108,10 +109,11 @@ def _check_not_empty(classes: dict[str, ClassFiles], where: str) -> None:
 
 
 def _other_files(location: Location, folders: dict[str, str]) -> list[str]:
-    """A note about files among the images that are not called like images."""
+    """A note about files among the images that may be images, but are not called like those that are read."""
     above = [f"{folder}/" if folder else "" for folder in folders.values()]
-    others = [file.name for file in location.files if not file.is_image and any(
-        file.name.startswith(prefix) and "/" in file.name[len(prefix):] for prefix in above)]
+    others = [file.name for file in location.files
+              if not file.is_image and not file.name.lower().endswith(TEXT_SUFFIXES)
+              and any(file.name.startswith(prefix) and "/" in file.name[len(prefix):] for prefix in above)]
     if not others:
         return []
     suffixes = Counter(os.path.splitext(name)[1].lower() or "no suffix" for name in others)
