@@ -62,7 +62,8 @@ def markdown(outcome: dict[str, Any]) -> str:
     lines = ["| " + " | ".join(COLUMNS) + " |",
              "|" + "|".join("---:" if column in NUMERIC else "---" for column in COLUMNS) + "|"]
     lines += [_markdown_row(cells(row)) for row in outcome["rows"]]
-    return "\n".join([*lines, "", f"**{outcome['verdict']}**", "", outcome["scope"], "", plain(wall_time(outcome)), ""])
+    return "\n".join([*lines, "", f"**{outcome['verdict']}**", "", plain(outcome["scope"]), "",
+                      plain(wall_time(outcome)), ""])
 
 
 def _markdown_row(texts: list[str]) -> str:

@@ -72,8 +72,8 @@ def scope(study: StudyFiles, outcome: dict[str, Any]) -> str:
     on_gain = ([_samples(outcome["gain"]), _look(outcome), _family(outcome), _better_default(outcome)]
                if has_verdict(outcome) else [])
     failed = [_failed_points(study, arm) for arm in SEARCH_STAGES]
-    return " ".join(filter(None, [text, _duplicates(outcome), _given_teacher(outcome), *failed, _mismatches(study),
-                                  *on_gain]))
+    return " ".join(filter(None, [text, _duplicates(outcome), *_on_images(outcome), _given_teacher(outcome), *failed,
+                                  _mismatches(study), *on_gain]))
 
 
 def _tests(study: StudyFiles) -> str:
@@ -91,6 +91,11 @@ def _duplicates(outcome: dict[str, Any]) -> str:
     if not shared or outcome["data"].get("dropped"):
         return ""
     return f"{shared} of the training images {'is' if shared == 1 else 'are'} among the test images too."
+
+
+def _on_images(outcome: dict[str, Any]) -> list[str]:
+    """What must be known about how the images were read and split."""
+    return [f"{note[:1].upper()}{note[1:]}." for note in outcome["data"].get("notes") or []]
 
 
 def _given_teacher(outcome: dict[str, Any]) -> str:

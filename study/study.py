@@ -8,8 +8,11 @@ continue from their records, and finished stages of sibling studies with the sam
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import tomllib
 from collections.abc import Callable
+from dataclasses import astuple
 from typing import Any
 
 from kdstudy.config.load import STUDY_FILE
@@ -23,6 +26,7 @@ from kdstudy.stages.search import SearchStage
 from kdstudy.store import check, files
 from kdstudy.store.storage import Storage
 
+UNREADABLE_FILE = "unreadable.csv"
 MOST_CHANGES = 5  # to list individually in the note about changed settings
 
 
@@ -83,7 +87,8 @@ class Study:
     # -- files for readers of the study -------------------------------------------------------------------------------
 
     def begin(self, note: Callable[[str], None]) -> None:
-        """Write the settings and a description of the images. note: called with a message if settings have changed.
+        """Write the settings and a description of the images. note: called with what there is to know about the images,
+        and with a message if settings have changed.
 
         Raises UserError where the settings are invalid; the earlier settings are then kept.
         """
@@ -94,6 +99,10 @@ class Study:
                 note(changes)
             files.write_text(self.folder / STUDY_FILE, settings)
             self.storage.publish(self.folder / STUDY_FILE)
+        for text in splits.notes:
+            note(text)
+        if self._list_unreadable():
+            note(f"{self.storage}/{UNREADABLE_FILE} names the files that were left out, and why")
         counts = {name: len(getattr(splits, name)) for name in ("train", "student_train", "validation", "test")}
         counts["unlabelled"] = len(splits.unlabelled) if splits.unlabelled else 0
         earlier = files.read_json(self.folder / "stages.json")
@@ -101,7 +110,7 @@ class Study:
             "name": self.config.name,
             "data": {**counts, "classes": list(splits.class_names), "channels": splits.channels,
                      "image_size": self.context.image_size, "duplicates": splits.duplicates,
-                     "dropped": splits.dropped},
+                     "dropped": splits.dropped, **({"notes": list(splits.notes)} if splits.notes else {})},
             "epochs": self.config.train.epochs,
             "rungs": self.config.rungs,
             "wanted": list(self.stages),
@@ -109,6 +118,17 @@ class Study:
             **{name: earlier.get(name) if isinstance(earlier, dict) else None for name in ("machine", "expected")},
         }
         self._save_description()
+
+    def _list_unreadable(self) -> bool:
+        """Write which image files were left out, and why, as a table. Returns whether there are any."""
+        path, unreadable = self.folder / UNREADABLE_FILE, self.context.splits.unreadable
+        if unreadable or path.exists():  # an earlier list may be out of date
+            text = io.StringIO()
+            csv.writer(text, lineterminator="\n").writerows([("file", "reason"), *map(astuple, unreadable)])
+            if not files.has_text(path, text.getvalue()):
+                files.write_text(path, text.getvalue())
+                self.storage.publish(path)
+        return bool(unreadable)
 
     def _changes(self, settings: str) -> str | None:
         """Describe which settings differ from the earlier ones, since the user may have forgotten a --set."""

@@ -44,15 +44,29 @@ class DataSettings(Settings):
     """Which images there are and how they are split."""
 
     source: Annotated[Line, Field(min_length=1)] = Field(
-        "digits", description="digits, a data set of torchvision, or the path or URI of a folder or .npz file"
+        "digits", description="digits, a data set of torchvision, or the path or URI of a folder, archive or .npz file"
     )
-    label_column: Line | None = Field(None, description="label column of Parquet files, if several could be meant")
+    labels: Line | None = Field(None, description="a CSV file in the source that lists image files and their labels")
+    label_column: Line | None = Field(
+        None, description="label column of Parquet and CSV files, if several could be meant"
+    )
+    image_column: Line | None = Field(
+        None, description="likewise the column of images in Parquet, of image files in CSV files"
+    )
+    skip_unreadable: Annotated[int, Field(ge=0, le=1_000_000)] = Field(
+        0, description="up to how many image files are left out if they cannot be read; the study names them"
+    )
+    stretch: Annotated[bool | tuple[float, float], FromList] = Field(
+        False, description="true: the darkest and the brightest pixel of the data set become 0 and 255; or these "
+                           "values: [low, high]"
+    )
     classes: Annotated[Count | tuple[str, ...] | None, FromList] = Field(
         None, description="a subset: how many, spread evenly over the list of classes, or their names"
     )
     image_size: Pixels | None = Field(None, description="pixels, for models that do not set their own")
     stored_size: Pixels | None = Field(
-        None, description="pixels; larger images, and those that are not square, are resized to it when read"
+        None, description="pixels; larger images, and those that are not square, are resized to it when read; by "
+                          "default, if they differ, their median size, at most 224"
     )
     validation: Annotated[float, Field(gt=0, lt=1)] | None = Field(
         None, description="share held out for the search; by default the source's own split, else a tenth"
@@ -72,6 +86,13 @@ class DataSettings(Settings):
     split_seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(
         0, description="determines which images are held out or left out"
     )
+
+    @field_validator("stretch")
+    @classmethod
+    def _rising(cls, stretch: bool | tuple[float, float]) -> bool | tuple[float, float]:
+        if isinstance(stretch, tuple) and not stretch[0] < stretch[1]:
+            raise ValueError("needs low < high, as in [0, 4095]")
+        return stretch
 
 
 # What `views.augment` stands for; trainables/README.md says where the values come from. A stored study has the name, so

@@ -79,6 +79,7 @@ class Images(Part):
     image_size: Annotated[Whole, Field(ge=1)]
     duplicates: dict[str, Whole] | None = None
     dropped: Whole = 0
+    notes: list[Line] = Field(default_factory=list)  # earlier versions had none
 
 
 class Expected(Part):

@@ -1,4 +1,4 @@
-"""Where images come from: data sets by name, image folders, Parquet files and arrays.
+"""Where images come from: data sets by name, image folders, archives, Parquet files and arrays.
 
 To add a source, write one module that defines SOURCE, as those imported here do, and add one line to SOURCES.
 """
@@ -8,14 +8,26 @@ from pathlib import Path
 
 from kdstudy.trainables.images import Raw
 from kdstudy.trainables.settings import DataSettings
-from kdstudy.trainables.sources import arrays, digits, image_folder, parquet, torchvision_sets
+from kdstudy.trainables.sources import (
+    archives,
+    arrays,
+    digits,
+    image_folder,
+    labels_file,
+    parquet,
+    torchvision_sets,
+    webdataset,
+)
 from kdstudy.trainables.sources.base import FileSource, NamedSource
+from kdstudy.trainables.sources.cache import cached
 from kdstudy.trainables.sources.location import Location
 
 SOURCES: tuple[NamedSource | FileSource, ...] = (  # the first one that fits is read
     digits.SOURCE,
     torchvision_sets.SOURCE,
     parquet.SOURCE,
+    webdataset.SOURCE,
+    labels_file.SOURCE,
     image_folder.SOURCE,
     arrays.SOURCE,
 )
@@ -29,14 +41,39 @@ def read(settings: DataSettings) -> Raw:
     """
     for source in SOURCES:
         if isinstance(source, NamedSource) and settings.source in source.names:
+            _check_no_labels(settings, source)
             return source.read(settings)
     location = Location(settings.source)
     if not location.exists:
         raise ValueError(_not_found(location))
-    for source in SOURCES:
-        if isinstance(source, FileSource) and source.recognises(location):
+    if (source := _source_of(location, settings)) is not None:
+        _check_no_labels(settings, source)
+        if not source.is_cached:
             return source.read(location, settings)
+        return cached(location, settings, lambda: source.read(location, settings))
+    if archives.any_in(location):
+        return cached(location, settings, lambda: _read_archives(location, settings))
     raise ValueError(_not_recognised(location))
+
+
+def _source_of(location: Location, settings: DataSettings) -> FileSource | None:
+    """The first source that recognises a location's files."""
+    return next((source for source in SOURCES
+                 if isinstance(source, FileSource) and source.recognises(location, settings)), None)
+
+
+def _read_archives(location: Location, settings: DataSettings) -> Raw:
+    opened = archives.opened(location)
+    if (source := _source_of(opened, settings)) is None:
+        raise ValueError(_not_recognised(opened))
+    _check_no_labels(settings, source)
+    return source.read(opened, settings)
+
+
+def _check_no_labels(settings: DataSettings, source: NamedSource | FileSource) -> None:
+    if settings.labels and source is not labels_file.SOURCE:
+        raise ValueError(f"data.labels = {settings.labels!r} is for image files alone, and data.source = "
+                         f"{settings.source!r} has labels of its own; remove data.labels")
 
 
 def _not_found(location: Location) -> str:

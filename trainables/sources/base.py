@@ -27,10 +27,11 @@ class NamedSource:
 class FileSource:
     """One layout of files at a path or URI, such as a folder for each class.
 
-    looked_for: describes the layout in an error message, after "looked for". recognises: tells from names alone whether
-    a location has this layout.
+    looked_for: describes the layout in an error message, after "looked for". recognises: tells, from names and settings
+    alone, whether a location has this layout. is_cached: whether decoded images are kept on disk for the next time.
     """
 
     looked_for: str
-    recognises: Callable[[Location], bool]
+    recognises: Callable[[Location, DataSettings], bool]
     read: Callable[[Location, DataSettings], Raw]
+    is_cached: bool = True

@@ -6,16 +6,20 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from dataclasses import astuple
 from pathlib import Path
 
 import numpy as np
 
-from kdstudy.trainables.images import ImageSet, Raw
+from kdstudy.trainables.images import ImageSet, Raw, Unreadable
 from kdstudy.trainables.paths import cache_folder, remove
 from kdstudy.trainables.settings import DataSettings
 from kdstudy.trainables.sources.location import Location
 
-CACHE_FORMAT = 2  # raise it when decoding or the files below change: older ones are then no longer found
+CACHE_FORMAT = 3  # raise it when decoding or the files below change: older ones are then no longer found
+# All settings that reading uses; the others are for what is done with the images.
+READING = ("stored_size", "image_size", "label_column", "image_column", "labels", "stretch", "skip_unreadable")
+DESCRIPTION = "description.json"
 
 
 def cached(location: Location, settings: DataSettings, read: Callable[[], Raw]) -> Raw:
@@ -25,10 +29,10 @@ def cached(location: Location, settings: DataSettings, read: Callable[[], Raw]) 
     removed.
     """
     folder = cache_folder() / "images" / _key(location, settings)
-    if (folder / "classes.json").exists():
+    if (folder / DESCRIPTION).exists():
         try:
             return _load(folder)
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             remove(folder, folder.parent, if_possible=True)
     raw = read()
     with contextlib.suppress(OSError):  # without a cache, on a full or read-only disk, the next run only takes longer
@@ -37,7 +41,7 @@ def cached(location: Location, settings: DataSettings, read: Callable[[], Raw]) 
 
 
 def _key(location: Location, settings: DataSettings) -> str:
-    parts = [CACHE_FORMAT, location.path, settings.stored_size, settings.image_size, settings.label_column,
+    parts = [CACHE_FORMAT, location.path, *(getattr(settings, name) for name in READING), location.notes,
              *((file.name, file.size, file.changed) for file in location.files), *location.folders]
     return hashlib.blake2b(repr(parts).encode(), digest_size=10).hexdigest()
 
@@ -48,7 +52,8 @@ def _save(raw: Raw, folder: Path) -> None:
         for name, images in raw.splits.items():
             np.save(Path(draft) / f"{name}-images.npy", images.images)
             np.save(Path(draft) / f"{name}-labels.npy", images.labels)
-        (Path(draft) / "classes.json").write_text(json.dumps(raw.class_names), encoding="utf-8")
+        description = {"classes": raw.class_names, "notes": raw.notes, "unreadable": list(map(astuple, raw.unreadable))}
+        (Path(draft) / DESCRIPTION).write_text(json.dumps(description), encoding="utf-8")
         os.chmod(draft, 0o755)
         if not folder.exists():
             os.rename(draft, folder)
@@ -56,9 +61,10 @@ def _save(raw: Raw, folder: Path) -> None:
 
 
 def _load(folder: Path) -> Raw:
-    names = json.loads((folder / "classes.json").read_text(encoding="utf-8"))
+    description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
     splits = {}
     for name in ("train", "validation", "test"):
         if (path := folder / f"{name}-images.npy").exists():
             splits[name] = ImageSet(np.load(path, mmap_mode="r"), np.load(folder / f"{name}-labels.npy"))
-    return Raw.from_splits(tuple(names), splits)
+    return Raw.from_splits(tuple(description["classes"]), splits, tuple(description["notes"]),
+                           tuple(Unreadable(*one) for one in description["unreadable"]))

@@ -1,0 +1,269 @@
+"""Image files whose labels a CSV file lists: metadata.csv, as in Hugging Face's image folders, or `data.labels`."""
+
+import csv
+import io
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+
+from kdstudy.trainables.images import Raw
+from kdstudy.trainables.messages import one_line
+from kdstudy.trainables.settings import DataSettings
+from kdstudy.trainables.sources.assembly import assembled
+from kdstudy.trainables.sources.base import FileSource
+from kdstudy.trainables.sources.decoding import Encoded
+from kdstudy.trainables.sources.labels import METADATA, SPLIT_NAMES, first_few, numbers_in_words, plain_labels
+from kdstudy.trainables.sources.location import Location
+from kdstudy.trainables.sources.store import File
+
+DELIMITERS = (",", ";", "\t", "|")
+LABEL_COLUMNS = ("label", "labels", "class", "class_name", "target", "category")  # the first that is there
+SPLIT_COLUMNS = ("split", "set", "subset", "partition", "fold")
+SAMPLE = 200  # rows, to see which column names files
+
+
+def recognises(location: Location, settings: DataSettings) -> bool:
+    """metadata.csv is only read where there are no class folders: it may hold anything else about the images."""
+    if location.is_file or not any(file.is_image for file in location.files):
+        return False
+    return settings.labels is not None or (bool(_metadata(location)) and not _has_class_folders(location))
+
+
+def read(location: Location, settings: DataSettings) -> Raw:
+    """The images that the CSV files list, in their order. Raises ValueError."""
+    where, index = f"data.source = {location.source!r}", _Index(location)
+    tables = [_read_table(location, name, index, where) for name in _csv_names(location, settings)]
+    tables.sort(key=lambda table: _split_of(table.folder) != "train")
+    label = _label_column(tables[0], index, settings)
+    rows = [row for table in tables for row in _rows(table, label, index, settings)]
+    rows, notes = _without_repeats(rows)
+    if unlisted := index.count - sum(row.is_there for row in rows):
+        notes.append(f"{unlisted} image file{'s' if unlisted > 1 else ''} that no row lists {_are(unlisted)} left out")
+    splits = _split(rows)
+    if "train" not in splits:
+        raise ValueError(f"{where}: the labels are of {' and '.join(splits) or 'no images'} alone; list images to "
+                         "train on")
+    kinds, listed = numbers_in_words([row.label for found in splits.values() for row in found]), {}
+    for split, found in splits.items():
+        own, kinds = kinds[:len(found)], kinds[len(found):]
+        listed[split] = ([Encoded(row.file, partial(_content, location, row)) for row in found],
+                         plain_labels(own, f"{where}: labels of its {split} split"))
+    return assembled(listed, settings, notes=[*location.notes, *notes])
+
+
+def _content(location: Location, row: "_Row") -> bytes:
+    if not row.is_there:
+        raise ValueError(f"{row.place} names it, but there is no such file")
+    return location.read(row.file)
+
+
+# -- which files ------------------------------------------------------------------------------------------------------
+
+
+def _metadata(location: Location) -> list[str]:
+    return [file.name for file in location.files if file.name.rpartition("/")[2].lower() == METADATA]
+
+
+def _has_class_folders(location: Location) -> bool:
+    """Whether the images lie as `image_folder` reads them: in at least two folders, or two in the training folder."""
+    names = [file.name.split("/") for file in location.files if file.is_image]
+    if any(parts[0].lower() in SPLIT_NAMES and SPLIT_NAMES[parts[0].lower()] == "train" for parts in names):
+        names = [parts[1:] for parts in names if SPLIT_NAMES.get(parts[0].lower()) == "train"]
+    return all(len(parts) > 1 for parts in names) and len({parts[0] for parts in names}) > 1
+
+
+def _csv_names(location: Location, settings: DataSettings) -> list[str]:
+    if settings.labels is None:
+        return _metadata(location)
+    known = [file.name for file in location.files]
+    if settings.labels in known:
+        return [settings.labels]
+    there = [name for name in known if name.lower().endswith((".csv", ".tsv", ".txt"))]
+    raise ValueError(f"data.labels = {settings.labels!r} is not a file in data.source = {location.source!r}; it holds "
+                     f"{first_few(there) or 'no CSV file'}. Name it as it is called there, or name a folder in "
+                     "data.source that holds both the file and the images")
+
+
+class _Index:
+    """Finds the image file that a cell of a CSV file means."""
+
+    def __init__(self, location: Location):
+        self._files = [file for file in location.files if file.is_image]
+        self.count = len(self._files)
+
+    @cached_property
+    def _by_path(self) -> dict[str, File]:
+        return {file.name: file for file in self._files}
+
+    @cached_property
+    def _by_end(self) -> dict[str, list[str]]:
+        """The files by name without their folder, and by both with and without a suffix."""
+        found = defaultdict(set)
+        for file in self._files:
+            base = file.name.rpartition("/")[2]
+            for key in (base, _stem(base), _stem(file.name)):
+                found[key].add(file.name)
+        return {key: sorted(names) for key, names in found.items()}
+
+    def find(self, cell: str, folder: str) -> list[str]:
+        """The files that a cell may mean. folder: of the CSV file, with a slash; "" for the location itself."""
+        cell = cell.replace("\\", "/").removeprefix("./")
+        for path in (f"{folder}{cell}", cell):
+            if path in self._by_path:
+                return [path]
+        for key in (f"{folder}{cell}", cell, cell.rpartition("/")[2]):
+            if found := self._by_end.get(key):
+                return [name for name in found if name.startswith(folder)] or found
+        return []
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0] or name
+
+
+# -- rows -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Row:
+    """What a CSV file says of an image. place: for messages; split: as written there, None without such a column."""
+
+    place: str
+    file: str
+    is_there: bool
+    label: str
+    split: str | None
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A CSV file. where: begins messages; header: the names of the columns, or their numbers from 1 if it has none."""
+
+    where: str
+    name: str
+    header: list[str]
+    cells: list[list[str]]
+
+    @property
+    def folder(self) -> str:
+        """Its folder with a slash; "" for the location itself."""
+        return self.name[:self.name.rfind("/") + 1]
+
+
+def _read_table(location: Location, name: str, index: _Index, where: str) -> _Table:
+    where = f"{where}: {name}"
+    try:
+        text = location.read(name).decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ValueError(f"{where} is not UTF-8; save it as CSV with that encoding") from None
+    except OSError as error:
+        raise ValueError(f"{where} cannot be read: {one_line(error)}") from None
+    delimiter = max(DELIMITERS, key=text[:text.find("\n") + 1 or None].count)
+    try:
+        rows = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=delimiter) if any(row)]
+    except csv.Error as error:
+        raise ValueError(f"{where} is not a CSV file: {one_line(error)}") from None
+    if not rows:
+        raise ValueError(f"{where} is empty")
+    for number, row in enumerate(rows):
+        if len(row) != len(rows[0]):
+            raise ValueError(f"{where} is no table: its first row has {len(rows[0])} columns, row {number} {len(row)}")
+    table = _Table(where, name, [name.strip() for name in rows[0]], rows[1:])
+    if any(index.find(cell, table.folder) for cell in rows[0]):
+        return replace(table, header=[str(number) for number in range(1, len(rows[0]) + 1)], cells=rows)
+    return table
+
+
+def _rows(table: _Table, label: str, index: _Index, settings: DataSettings) -> Iterator[_Row]:
+    """A table's rows; their labels are empty where it has no such column. Raises ValueError."""
+    file_column = _file_column(table, index, settings)
+    label_column = table.header.index(label) if label in table.header else None
+    split_column = _split_column(table, (file_column, label_column))
+    for number, row in enumerate(table.cells, 1):
+        cell = row[file_column].strip()
+        found = index.find(cell, table.folder)
+        if len(found) > 1:
+            raise ValueError(f"{table.where}: {cell!r} in row {number} may be any of {first_few(found)}; write its "
+                             "path")
+        yield _Row(f"row {number} of {table.name}", found[0] if found else f"{table.folder}{cell}", bool(found),
+                   "" if label_column is None else row[label_column].strip(),
+                   None if split_column is None else row[split_column].strip().lower())
+
+
+def _file_column(table: _Table, index: _Index, settings: DataSettings) -> int:
+    if settings.image_column:
+        return _named(table.header, settings.image_column, "image_column")
+    sample = table.cells[:: max(1, len(table.cells) // SAMPLE)]
+    found = [sum(bool(index.find(row[column], table.folder)) for row in sample) for column in range(len(table.header))]
+    if not any(found):
+        raise ValueError(f"{table.where}: no column names image files of the data; the columns are "
+                         f"{', '.join(table.header)}"
+                         + (f", and the first row is {', '.join(table.cells[0])}" if table.cells else ""))
+    return found.index(max(found))
+
+
+def _label_column(table: _Table, index: _Index, settings: DataSettings) -> str:
+    """The name of the column of labels. Raises ValueError if it is not clear which one is meant."""
+    header, file_column = table.header, _file_column(table, index, settings)
+    if settings.label_column:
+        return header[_named(header, settings.label_column, "label_column")]
+    others = [name for column, name in enumerate(header) if column != file_column]
+    for wanted in LABEL_COLUMNS:
+        if found := [name for name in others if name.lower() == wanted]:
+            return found[0]
+    others = [name for name in others if name.lower() not in SPLIT_COLUMNS] or others
+    if not others:
+        raise ValueError(f"{table.where} has no column beside that of the files; it needs one of labels")
+    if len(others) > 1:
+        raise ValueError(f"{table.where}: which column holds the labels? Set data.label_column to one of "
+                         f"{', '.join(others)}")
+    return others[0]
+
+
+def _named(header: list[str], name: str, setting: str) -> int:
+    if name not in header:
+        raise ValueError(f"data.{setting} = {name!r} is not a column; the columns are {', '.join(header)}")
+    return header.index(name)
+
+
+def _split_column(table: _Table, taken: tuple[int | None, ...]) -> int | None:
+    """The column that says which split a row belongs to, if there is one."""
+    for column, name in enumerate(table.header):
+        if name.lower() in SPLIT_COLUMNS and column not in taken and all(
+                row[column].strip().lower() in SPLIT_NAMES for row in table.cells):
+            return column
+    return None
+
+
+def _split_of(path: str) -> str:
+    """The split whose folder a path begins with; else the training split."""
+    return SPLIT_NAMES.get(path.partition("/")[0].lower(), "train")
+
+
+def _without_repeats(rows: list[_Row]) -> tuple[list[_Row], list[str]]:
+    """The rows with each file once, and a note if some were there more often. Raises ValueError if they disagree."""
+    known: dict[str, _Row] = {}
+    for row in rows:
+        first = known.setdefault(row.file, row)
+        if (first.label, first.split) != (row.label, row.split):
+            raise ValueError(f"data.labels: {row.file} has the label {first.label!r} in {first.place}, but "
+                             f"{row.label!r} in {row.place}; an image has one label and one split")
+    repeated = len(rows) - len(known)
+    return list(known.values()), [f"{repeated} row{'s' if repeated > 1 else ''} of the labels repeat"
+                                  f"{'' if repeated > 1 else 's'} an earlier one"] if repeated else []
+
+
+def _split(rows: list[_Row]) -> dict[str, list[_Row]]:
+    """The rows by split: that of their column, else of the folder of their file, else all for training."""
+    found = defaultdict(list)
+    for row in rows:
+        found[SPLIT_NAMES[row.split] if row.split else _split_of(row.file)].append(row)
+    return found
+
+
+def _are(count: int) -> str:
+    return "are" if count > 1 else "is"
+
+
+SOURCE = FileSource("image files with their labels in metadata.csv or data.labels", recognises, read)
