@@ -448,7 +448,7 @@ def test_another_order_of_classes_is_noticed_when_the_run_evaluates_the_teacher(
     accuracy = float((predictions_of(net, digits.validation.images, **TRAINED_WITH) == digits.validation.labels).mean())
     assert 0.1 < done["best_validation"] < 0.3
     assert f"but would have {100 * accuracy:.1f} % if its classes stood in another order" in note
-    assert "its outputs must be in the order of the data's classes: 0, 1, 2, …" in note
+    assert "its outputs must be in the order of the classes of data.source (0, 1, 2, …): reorder the rows of" in note
 
 
 def test_a_teacher_that_guesses_is_said_to_with_both_causes(tmp_path):
@@ -457,7 +457,7 @@ def test_a_teacher_that_guesses_is_said_to_with_both_causes(tmp_path):
     _, note = taken(given(tmp_path, tmp_path / "w.pth"))
     assert note.startswith("the teacher is no better than guessing on the validation images (")
     assert "another mean and std than teacher.mean and teacher.std (now mean 0.3 and std 0.4)" in note
-    assert "or with its classes in another order" in note and "in the order of the data's classes: 0, 1, 2, …" in note
+    assert "or with its classes in another order" in note and "the classes of data.source (0, 1, 2, …)" in note
 
 
 @pytest.mark.parametrize("classes", [2, 10, 100])

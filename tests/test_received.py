@@ -368,8 +368,9 @@ def test_a_received_study_sends_its_curves_nowhere(received, tmp_path):
 
 
 @pytest.mark.parametrize("place", ["s3://bucket/x?endpoint_override=HOST&scheme=http",
-                                   "gs://bucket/x?endpoint_override=HOST&scheme=http", "http://HOST/x"])
-def test_a_received_study_has_no_host_of_its_own_asked_for_its_images(received, place):
+                                   "gs://bucket/x?endpoint_override=HOST&scheme=http", "http://HOST/x",
+                                   "hf://datasets/me/x"])
+def test_a_received_study_has_no_host_of_its_own_asked_for_its_images(received, place, monkeypatch):
     """It would be shown this machine's token for the store."""
     asked = []
 
@@ -386,6 +387,7 @@ def test_a_received_study_has_no_host_of_its_own_asked_for_its_images(received, 
     server = http.server.HTTPServer(("127.0.0.1", 0), Listener)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     place = place.replace("HOST", f"127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     replace_setting(received, 'source = "digits"', f'source = "{place}"')
     for command in ("run", "plan", "train", "export", "logits", "submit", "status", "report", "pack", "fetch"):
         code, _, err = give(received, command)

@@ -59,7 +59,8 @@ def of_guessing(predictions: np.ndarray, labels: np.ndarray, class_names: Sequen
 
 def _order(class_names: Sequence[str]) -> str:
     named = ", ".join(class_names[:MOST_NAMED]) + (", …" if len(class_names) > MOST_NAMED else "")
-    return f"its outputs must be in the order of the data's classes: {named}"
+    return (f"its outputs must be in the order of the classes of data.source ({named}): reorder the rows of its last "
+            "layer if they are not")
 
 
 def _is_better(one: float, other: float, images: int) -> bool:

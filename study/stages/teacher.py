@@ -261,8 +261,9 @@ class TeacherStage(Stage):
         from kdstudy.trainables import models  # imports torch
 
         splits, settings = self.context.splits, self.given_members[0].model
-        task = students.plain_task(self.context)
-        task = replace(task, validation=splits.validation.take(few))
+        images = splits.validation.take(few)
+        # Only what is needed, since every task is sent to a worker.
+        task = replace(students.plain_task(self.context), train=images, validation=images, unlabelled=None)
         own, measured = task.build_model(settings), models.mean_and_std(splits.train.images)
         ways = [(own.mean, own.std), *models.usual(splits.channels), *([measured] if min(measured[1]) else [])]
         shown = {models.show_normalisation(*way): way for way in ways}
