@@ -311,21 +311,24 @@ def test_a_checkpoint_of_timms_is_as_good_a_teacher_as_plain_timm_says(net, digi
 def test_files_of_any_kind_are_the_same_teacher_and_several_answer_with_their_mean(net, digits, tmp_path):
     state = net.state_dict()
     save_file({f"module.{name}": value for name, value in state.items()}, tmp_path / "a.safetensors")
-    torch.save({"model_ema": moved(state, 0.0), "model": moved(state, 9.0)}, tmp_path / "b.pt")
+    last = {name: value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value
+            for name, value in state.items()}  # as training with --channels-last leaves them
+    torch.save({"model_ema": last, "model": moved(state, 9.0)}, tmp_path / "b.pt")
     other = {name: value + torch.arange(10) if name == "fc.bias" else value for name, value in state.items()}
     torch.save(other, tmp_path / "c.bin")
-    accuracies = {}
+    accuracies, weights = {}, {}
     for names in (("a.safetensors",), ("b.pt",), ("c.bin",), ("a.safetensors", "c.bin")):
         folder = tmp_path / f"study of {'+'.join(names)}"
         folder.mkdir()
         done, _ = taken(given(folder, *(tmp_path / name for name in names)))
-        accuracies[names] = done["best_validation"]
+        accuracies[names], weights[names] = done["best_validation"], done["weights"]
     shifted = timm.create_model("resnet18", num_classes=10, in_chans=1, **NET).eval()
     shifted.load_state_dict(other)
     with torch.no_grad():
         images = normalised(digits.validation.images, **TRAINED_WITH)
         mean = ((net(images) + shifted(images)) / 2).argmax(1).numpy()
     assert accuracies[("a.safetensors",)] == accuracies[("b.pt",)] != accuracies[("c.bin",)]
+    assert weights[("a.safetensors",)] == weights[("b.pt",)] != weights[("c.bin",)]
     assert accuracies["a.safetensors", "c.bin"] == (mean == digits.validation.labels).mean()
 
 
@@ -419,8 +422,8 @@ def test_a_plan_shows_the_files_the_part_read_and_the_normalisation(net, tmp_pat
                           f"student.pretrained={tmp_path}/s.pth", "--set", "student.normalise=images")
     assert code == 0, err
     lines = {line.split(" ")[0]: line for line in out.partition("stage ")[0].splitlines()}
-    assert "resnet18 from model_best.pth.tar, " in lines["teacher"]
-    assert lines["teacher"].endswith(" (its state_dict), images normalised with mean 0.3 and std 0.4")
+    assert "resnet18 from model_best.pth.tar (its state_dict), " in lines["teacher"]
+    assert lines["teacher"].endswith(" parameters, images normalised with mean 0.3 and std 0.4")
     assert f"begins with {tmp_path}/s.pth (its state_dict_ema), images normalised with mean 0.307" in lines["student"]
 
 
