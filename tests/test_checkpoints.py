@@ -224,7 +224,7 @@ def test_a_namespace_is_no_way_to_run_code(case, tmp_path):
     content = BY_HAND[case].replace(unicode("touch MARK"), unicode(f"touch {mark}"))
     content = content.replace(unicode("open('MARK', 'w')"), unicode(f"open({str(mark)!r}, 'w')"))
     put_pickle(tmp_path / "w.pth", content)
-    with pytest.raises(ValueError, match="^it (holds|cannot be read)"):
+    with pytest.raises(ValueError, match=r"^it (holds|cannot be read)"):
         read_state(tmp_path / "w.pth")
     assert not mark.exists()
 
