@@ -43,7 +43,8 @@ def show_plan(study: Study, console: Console, measure: bool = False, gpus: int |
     print_prose(console, f"[bold]{config.name}[/bold]  {escape(config.about)}\n", markup=True)
     facts = {
         "data": _show_data(study, sizes),
-        "teacher": config.teacher.title + (f", {teacher:,} parameters" if teacher else ", given as logits")
+        "teacher": config.teacher.title + study.context.stage("teacher").parts_read
+                   + (f", {teacher:,} parameters" if teacher else ", given as logits")
                    + _show_weights(study, sizes, "teacher"),
         "student": f"{config.student.model}, {student:,} parameters"
                    + (f", {teacher / student:.1f}x smaller" if teacher else "")
@@ -124,12 +125,12 @@ def _show_seen(study: Study, sizes: ModelSizes) -> str:
 
 
 def _show_weights(study: Study, sizes: ModelSizes, section: str) -> str:
-    """Say which weights of a file a model has or begins with, and with which mean and std its images are normalised."""
-    settings, stage = study.context.model(section), study.context.stage("teacher")
-    if section == "teacher" and stage.is_given:
-        normalised, weights = stage.shown_normalisation, stage.parts
+    """Say which file a model's training begins with, and with which mean and std its images are normalised."""
+    if section == "teacher" and study.config.teacher.is_given:
+        weights, normalised = "", study.context.stage("teacher").shown_normalisation
     else:
-        normalised, weights = sizes.normalisation(settings), study.context.show_weights(section)
+        weights = study.context.show_weights(section)
+        normalised = sizes.normalisation(study.context.model(section))
     return weights + (f", images normalised with {normalised}" if normalised else "")
 
 

@@ -118,7 +118,7 @@ def _export(config: StudyConfig, settings: ModelSettings, weights: Path, target:
         else:
             _write_timm_folder(model, splits, draft, bool(settings.pretrained))
         measured = [f"Test accuracy of these very weights: {100 * correct.mean():.2f} % on {len(correct)} images.", "",
-                    f"Its images have {model.size}x{model.size} pixels, are in 0..1, and are normalised with "
+                    f"It takes images of {model.size}x{model.size} pixels in 0..1, normalised with "
                     f"{models.show_normalisation(model.mean, model.std)}.", ""]
         (draft / "README.md").write_text("\n".join([*card, *measured, *_usage(target, settings)]), encoding="utf-8")
         again = _predict_from(draft, splits, settings) == splits.test.labels

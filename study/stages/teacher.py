@@ -181,9 +181,7 @@ class TeacherStage(Stage):
             if member.classes == len(names):
                 models.check_trained(member, **self.context.shape)
         except ValueError as error:
-            trained_with = ("; set teacher.args and teacher.image_size to what it was trained with"
-                            if self.config.teacher.model and "do not fit" in str(error) else "")
-            raise UserError(f"teacher.trained: {folder}: {error}{trained_with}") from None
+            raise UserError(f"teacher.trained: {folder}: {error}") from None
         if member.classes != len(names):
             raise UserError(f"teacher.trained: {folder} has {member.classes} classes, but the data have "
                             f"{len(names)}; train it on these data, or choose data.classes accordingly")
@@ -302,7 +300,7 @@ class TeacherStage(Stage):
     def _finish_given(self, folder: StageFolder, accuracy: float, started: float, facts: dict[str, Any]) -> None:
         title, count = self.config.teacher.title, len(facts["members"])
         folder.finish({
-            "model": title, **facts, "outcome": f"{title}{self.parts} · given · {100 * accuracy:.1f} % validation"
+            "model": title, **facts, "outcome": f"{title}{self.parts_read} · given · {100 * accuracy:.1f} % validation"
             + (f" · mean logits of {count} models" if count > 1 else ""),
             "seconds": time.monotonic() - started, "parameters": {}, "best_validation": accuracy, "trials": 0,
         })
@@ -316,8 +314,8 @@ class TeacherStage(Stage):
         return " / ".join(shown)
 
     @property
-    def parts(self) -> str:
-        """Say which part of the given files was read, for a file with several."""
+    def parts_read(self) -> str:
+        """Say which part of given files is read, where they hold more than weights."""
         found = dict.fromkeys(member.part for member in self.given_members if member.part)
         return f" (its {', '.join(found)})" if found else ""
 

@@ -77,9 +77,9 @@ def _find_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], str | None
 
 
 def _own_copy(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy that no longer maps the file, in a type that NumPy has."""
-    tensor = tensor.detach()
-    return tensor.float() if tensor.dtype == torch.bfloat16 else tensor.clone()
+    """A contiguous copy that no longer maps the file, in a type that NumPy has."""
+    copy = tensor.detach().clone(memory_format=torch.contiguous_format)
+    return copy.float() if copy.dtype == torch.bfloat16 else copy
 
 
 def _load(file: Path) -> Any:

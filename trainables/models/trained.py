@@ -95,8 +95,12 @@ def read_trained_file(file: Path, settings: ModelSettings, *, classes: int, chan
                         for number in (classes, classes + 1))
     names = {unwrapped(name): name for name in model.net.state_dict()}
     weights = {names.get(name, name): tensor.numpy() for name, tensor in state.weights.items()}
-    own = _classes_in(weights, model.net.state_dict(), other.net.state_dict())
-    return Trained(settings, weights, model.mean, model.std, own or classes, None, state.part)
+    own = _classes_in(weights, model.net.state_dict(), other.net.state_dict()) or classes
+    try:
+        check_weights(settings, weights, classes=own, channels=channels, image_size=image_size)
+    except ValueError as error:
+        raise ValueError(f"{error}; set teacher.args and teacher.image_size to what it was trained with") from None
+    return Trained(settings, weights, model.mean, model.std, own, None, state.part)
 
 
 def _classes_in(weights: dict[str, np.ndarray], one: dict[str, torch.Tensor],
