@@ -1,11 +1,14 @@
 """A whole study whose search is over the recipe: from the record to the exported folder's config and card."""
 
 import json
+import os
+import signal
+import subprocess
 
 import optuna
 import pytest
 import timm
-from running import kdstudy, results_of
+from running import KDSTUDY, kdstudy, results_of, wait_until
 from safetensors.torch import load_file
 
 STUDY = """
@@ -40,6 +43,7 @@ trials = 8
 protected = 6
 baseline_trials = 7
 baseline_protected = 6
+checkpoint_every = 1
 lr = {log = [1e-3, 1e-2]}
 freeze = {choice = [0, 2, "all"]}
 ema = {choice = [0, 0.9, 0.999]}
@@ -60,12 +64,15 @@ def folder(tmp_path_factory):
     return home / "mine"
 
 
+def events_of(folder, stage):
+    (record,) = folder.glob(f"{stage}-*/record.jsonl")
+    return [json.loads(line) for line in record.read_text().splitlines()]
+
+
 @pytest.mark.slow
 def test_each_trial_has_its_own_recipe_and_the_table_says_which(folder):
     for arm in ("baseline", "distill"):
-        (record,) = folder.glob(f"{arm}-*/record.jsonl")
-        events = [json.loads(line) for line in record.read_text().splitlines()]
-        trials = [event["parameters"] for event in events if event["event"] == "trial"]
+        trials = [event["parameters"] for event in events_of(folder, arm) if event["event"] == "trial"]
         assert all(set(trial) >= SEARCHED for trial in trials)
         assert len({str(trial["freeze"]) for trial in trials}) > 1 and len({trial["ema"] for trial in trials}) > 1
         (database,) = folder.glob(f"{arm}-*/optuna.db")
@@ -98,3 +105,32 @@ def test_a_second_run_has_nothing_left_to_do(folder):
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("record.jsonl")}
     kdstudy("run", "mine", cwd=folder.parent)
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("record.jsonl")}
+
+
+def accuracies(events):
+    return {(event["trial"], event["epoch"]): (event["metrics"]["validation_accuracy"], event["metrics"]["train_loss"])
+            for event in events if event["event"] == "report"}
+
+
+@pytest.mark.slow
+def test_a_killed_search_goes_on_with_averages_and_frozen_weights_as_if_nothing_had_been(folder, tmp_path):
+    (tmp_path / "recipe.toml").write_text(STUDY)
+    command = [*KDSTUDY, "run", "recipe.toml", "--dir", "mine", "--until", "baseline"]
+    driver = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+    def has_begun():
+        saved = [event for event in events_of(tmp_path / "mine", "baseline") if event["event"] == "checkpoint"]
+        return len({event["trial"] for event in saved}) > 2 and saved[-1]["epoch"] < 8
+
+    wait_until(driver, lambda: any((tmp_path / "mine").glob("baseline-*/record.jsonl")) and has_begun())
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    kdstudy(*command[3:], cwd=tmp_path)
+    events = events_of(tmp_path / "mine", "baseline")
+    assert sum(event["event"] == "session" for event in events) == 2
+    assert not any(event["event"] == "mismatch" for event in events)
+    again, whole = accuracies(events), accuracies(events_of(folder, "baseline"))
+    both = again.keys() & whole.keys()  # what a trial runs while the decision to stop it waits depends on the machine
+    assert {key: again[key] for key in both} == {key: whole[key] for key in both}
+    assert {trial for trial, epoch in both if epoch == 9} >= set(range(7)) - {
+        event["trial"] for event in events if event.get("decision") == "stop"}

@@ -178,7 +178,7 @@ class Training:
         return losses
 
     def _backward(self, batch: Batch, share: float, last: bool) -> Loss:
-        """Add a batch's gradients, weighted by its share of the update's images. last: of the batches of an update."""
+        """Add a batch's gradients, weighted by its share of the update's labelled images. last: of these batches."""
         loss = self._loss(*batch)
         (loss.total * share).backward()
         return loss

@@ -136,12 +136,14 @@ def _show_weights(study: Study, sizes: ModelSizes, section: str) -> str:
 
 def _show_training(config: StudyConfig) -> str:
     """The training settings that are not the defaults, and how many epochs there are."""
-    trained = {"student": config.train} | ({} if config.teacher.is_given else {"teacher":
-                                                                              config.teacher.train_settings})
-    shown = {name: ", ".join(f"{setting} {value}" for setting, value in changed(settings, exclude=("epochs",)).items())
-             for name, settings in trained.items()}
-    return "; ".join(f"{name}: {counted(settings.epochs, 'epoch')}{shown[name] and ', '}{shown[name]}"
-                     for name, settings in trained.items())
+    trained = {"student": config.train}
+    if not config.teacher.is_given:
+        trained["teacher"] = config.teacher.train_settings
+    parts = []
+    for name, settings in trained.items():
+        others = [f"{setting} {value}" for setting, value in changed(settings, exclude=("epochs",)).items()]
+        parts.append(f"{name}: {', '.join([counted(settings.epochs, 'epoch'), *others])}")
+    return "; ".join(parts)
 
 
 def _show_views(views: ViewSettings) -> str:

@@ -13,7 +13,7 @@ import timm
 import torch
 from timm.models import save_for_hf
 
-from kdstudy.analysis.number_text import counted, show_interval
+from kdstudy.analysis.number_text import counted, show_interval, significant
 from kdstudy.analysis.outcome import results
 from kdstudy.analysis.study_files import EXPORT_KEY_FILE, StudyFiles, find_row
 from kdstudy.analysis.tables import OTHERS, plain
@@ -226,7 +226,8 @@ def _recipe(training: TrainSettings, row: dict[str, Any]) -> dict[str, Any]:
 
 
 def _show(recipe: dict[str, Any]) -> str:
-    return plain(", ".join(f"{name} {value}" for name, value in recipe.items()))
+    shown = {name: significant(value, 4) if isinstance(value, float) else value for name, value in recipe.items()}
+    return plain(", ".join(f"{name} {value}" for name, value in shown.items()))
 
 
 def _gain_in_card(outcome: dict[str, Any], row: dict[str, Any]) -> str:

@@ -6,15 +6,14 @@ from torch import nn
 def head_names(net: nn.Module) -> frozenset[str]:
     """The names of the head's parameters; empty if the model does not tell.
 
-    The head is what timm's `pretrained_cfg["classifier"]` names, or what a method `get_classifier` returns: a module,
-    or several of them.
+    The head is what timm's `pretrained_cfg["classifier"]` names, together with what a method `get_classifier` returns,
+    a module or several: of a model with a second head for distillation, timm may name only the first.
     """
     named = (getattr(net, "pretrained_cfg", None) or {}).get("classifier") or ()
     prefixes = tuple(f"{name}." for name in ([named] if isinstance(named, str) else named))
-    if found := frozenset(name for name, _ in net.named_parameters() if name.startswith(prefixes)):
-        return found
     given = net.get_classifier() if hasattr(net, "get_classifier") else ()
     modules = [module for module in (given if isinstance(given, (tuple, list)) else [given])
                if isinstance(module, nn.Module)]
     own = {id(parameter) for module in modules for parameter in module.parameters()}
-    return frozenset(name for name, parameter in net.named_parameters() if id(parameter) in own)
+    return frozenset(name for name, parameter in net.named_parameters()
+                     if name.startswith(prefixes) or id(parameter) in own)
