@@ -10,6 +10,8 @@ from kdstudy.config.load import load_study
 from kdstudy.config.models import check_views
 from kdstudy.errors import UserError
 from kdstudy.stages.students import view_inputs
+from kdstudy.store.storage import Storage
+from kdstudy.study import Study
 from kdstudy.trainables import views as views_module
 from kdstudy.trainables.augment import auto, boxes, crop, cutmix
 from kdstudy.trainables.augment.draws import noise, uniform
@@ -369,6 +371,15 @@ def test_a_fingerprint_depends_on_the_values_alone():
               for name, value in AUGMENT["deit"].items() if name != "flip"]
     assert view_inputs(by_name) == view_inputs(load_study("digits", tuple(values)))
     assert view_inputs(by_name) != view_inputs(load_study("digits", ("views.augment=deit",)))
+
+
+def test_what_the_teacher_sees_is_no_concern_of_its_training_nor_of_the_baseline(synthetic_study):
+    """With erase_teacher = false the logits and what learns from them are done again; the rest is not."""
+    either = [Study(load_study(str(synthetic_study), overrides), Storage(synthetic_study)).stages
+              for overrides in ((), ("views.erase_teacher=false",))]
+    again = {name for name in either[0] if either[0][name].inputs() != either[1][name].inputs()}
+    assert again == {"teacher_logits", "distill", "finalists", "confirm"} & set(either[0])
+    assert {"teacher_logits", "distill", "confirm"} <= again and {"teacher", "baseline"} <= set(either[0]) - again
 
 
 def test_images_of_other_channels_are_refused_in_one_line():
