@@ -1,5 +1,8 @@
 """The augmentations: each image's own draw, torchvision's own operations, the same at every batch and size."""
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,7 @@ from torchvision.transforms.v2 import functional
 from kdstudy.config.load import load_study
 from kdstudy.config.models import check_views
 from kdstudy.errors import UserError
+from kdstudy.stages.logits_file import view_settings
 from kdstudy.stages.students import view_inputs
 from kdstudy.store.storage import Storage
 from kdstudy.study import Study
@@ -371,6 +375,16 @@ def test_a_fingerprint_depends_on_the_values_alone():
               for name, value in AUGMENT["deit"].items() if name != "flip"]
     assert view_inputs(by_name) == view_inputs(load_study("digits", tuple(values)))
     assert view_inputs(by_name) != view_inputs(load_study("digits", ("views.augment=deit",)))
+
+
+def test_a_logits_file_names_the_augmentation_as_it_always_did_and_a_preset_by_its_values():
+    def named(*overrides):
+        return json.loads(json.dumps(view_settings(SimpleNamespace(config=load_study("digits", overrides)))))
+
+    assert json.dumps(named()) == '{"shift": 1, "flip": false, "scale": 0.0, "mixup": 0.5}'
+    assert named("views.augment=deit", "views.erase_teacher=false") == named() | {
+        "flip": True, "crop_scale": [0.08, 1.0], "auto_augment": "randaugment", "randaug_ops": 1,
+        "randaug_magnitude": 27, "erase": 0.25, "erase_teacher": False, "cutmix": 1.0}
 
 
 def test_what_the_teacher_sees_is_no_concern_of_its_training_nor_of_the_baseline(synthetic_study):
