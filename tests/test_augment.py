@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from synthetic import here
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
@@ -394,6 +395,14 @@ def test_what_the_teacher_sees_is_no_concern_of_its_training_nor_of_the_baseline
     again = {name for name in either[0] if either[0][name].inputs() != either[1][name].inputs()}
     assert again == {"teacher_logits", "distill", "finalists", "confirm"} & set(either[0])
     assert {"teacher_logits", "distill", "confirm"} <= again and {"teacher", "baseline"} <= set(either[0]) - again
+
+
+def test_a_plan_spells_a_preset_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = here("plan", "digits", "--set", "views.augment=timm", "--set", "views.flip=false")
+    assert code == 0, err
+    assert ("views timm: shift = 1, crop_scale = [0.08, 1.0], brightness = 0.4, contrast = 0.4, saturation = 0.4, "
+            "mixup = 0.5") in " ".join(out.split())
 
 
 def test_images_of_other_channels_are_refused_in_one_line():
