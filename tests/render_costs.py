@@ -2,7 +2,7 @@
 
 ViT-Tiny takes steps in fp32 on batches of 224 px images, stored at 256 px, on one thread. Between two steps, each
 setting of [views] renders a batch, as for a data set that is too large to render ahead, and its time is compared with
-theirs.
+theirs. On a CPU this is the time on the processor, so that other work on the machine counts less.
 
     python tests/render_costs.py               # about 2 minutes on a CPU; where there is a GPU, it measures that
     python tests/render_costs.py --stored 32   # as for CIFAR
@@ -64,11 +64,12 @@ def training(pixels: torch.Tensor, labels: torch.Tensor) -> Training:
 
 
 def seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
+    clock = time.perf_counter if torch.cuda.is_available() else time.process_time
+    started = clock()
     work()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def measure(stored: int, names: list[str], repeats: int) -> None:
@@ -85,7 +86,7 @@ def measure(stored: int, names: list[str], repeats: int) -> None:
         indices = torch.from_numpy(order.permutation(IMAGES)[:BATCH]).to(pixels.device)
         before, took = seconds(model.train_epoch), {}
         for name, views in made.items():
-            views._select(repeat)  # drawn once for a whole epoch
+            views.batch(repeat, indices[:1])  # draws the view, which happens once in an epoch
             took[name] = seconds(lambda views=views, repeat=repeat, indices=indices: views.batch(repeat, indices))
         step = (before + seconds(model.train_epoch)) / 2
         for name in made if repeat else ():

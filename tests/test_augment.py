@@ -1,15 +1,22 @@
 """The augmentations: each image's own draw, torchvision's own operations, the same at every batch and size."""
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
+from synthetic import here
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
 from kdstudy.config.load import load_study
 from kdstudy.config.models import check_views
 from kdstudy.errors import UserError
+from kdstudy.stages.logits_file import view_settings
 from kdstudy.stages.students import view_inputs
+from kdstudy.store.storage import Storage
+from kdstudy.study import Study
 from kdstudy.trainables import views as views_module
 from kdstudy.trainables.augment import auto, boxes, crop, cutmix
 from kdstudy.trainables.augment.draws import noise, uniform
@@ -349,15 +356,16 @@ def test_the_timm_preset_has_the_values_of_timms_own_transform():
 
 
 def test_what_is_set_beside_a_preset_wins_and_survives_being_stored(tmp_path):
-    config = load_study("digits", ("views.augment=deit", "views.flip=false", "views.erase=0", "views.mixup=0.5"))
+    config = load_study("digits", ("views.augment=deit", "views.flip=false", "views.erase=0"))
     assert (config.views.flip, config.views.erase, config.views.cutmix, config.views.shift) == (False, 0, 1, 1)
     (tmp_path / "study.toml").write_text(config.to_toml())
     stored = load_study(str(tmp_path / "study.toml"))
     assert stored.views == config.views
     other = load_study(str(tmp_path / "study.toml"), ("views.augment=light",)).views
     assert (other.flip, other.crop_scale, other.cutmix, other.shift) == (False, (0.5, 1.0), 0, 1)
-    smoke = load_study("digits", ("views.augment=light",), smoke=True)
-    assert smoke.views.crop_scale == (0.5, 1.0)
+    assert load_study(str(tmp_path / "study.toml"), ("views.augment=none",)).views == load_study("digits").views
+    smoke = load_study("digits", ("views.augment=light",), smoke=True).views
+    assert (smoke.flip, smoke.crop_scale, smoke.mixup) == (True, (0.5, 1.0), 0.5)
 
 
 def test_a_fingerprint_depends_on_the_values_alone():
@@ -368,6 +376,33 @@ def test_a_fingerprint_depends_on_the_values_alone():
               for name, value in AUGMENT["deit"].items() if name != "flip"]
     assert view_inputs(by_name) == view_inputs(load_study("digits", tuple(values)))
     assert view_inputs(by_name) != view_inputs(load_study("digits", ("views.augment=deit",)))
+
+
+def test_a_logits_file_names_the_augmentation_as_it_always_did_and_a_preset_by_its_values():
+    def named(*overrides):
+        return json.loads(json.dumps(view_settings(SimpleNamespace(config=load_study("digits", overrides)))))
+
+    assert json.dumps(named()) == '{"shift": 1, "flip": false, "scale": 0.0, "mixup": 0.5}'
+    assert named("views.augment=deit", "views.erase_teacher=false") == named() | {
+        "flip": True, "crop_scale": [0.08, 1.0], "auto_augment": "randaugment", "randaug_ops": 1,
+        "randaug_magnitude": 27, "erase": 0.25, "erase_teacher": False, "cutmix": 1.0}
+
+
+def test_what_the_teacher_sees_is_no_concern_of_its_training_nor_of_the_baseline(synthetic_study):
+    """With erase_teacher = false the logits and what learns from them are done again; the rest is not."""
+    either = [Study(load_study(str(synthetic_study), overrides), Storage(synthetic_study)).stages
+              for overrides in ((), ("views.erase_teacher=false",))]
+    again = {name for name in either[0] if either[0][name].inputs() != either[1][name].inputs()}
+    assert again == {"teacher_logits", "distill", "finalists", "confirm"} & set(either[0])
+    assert {"teacher_logits", "distill", "confirm"} <= again and {"teacher", "baseline"} <= set(either[0]) - again
+
+
+def test_a_plan_spells_a_preset_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = here("plan", "digits", "--set", "views.augment=timm", "--set", "views.flip=false")
+    assert code == 0, err
+    assert ("views timm: shift = 1, crop_scale = [0.08, 1.0], brightness = 0.4, contrast = 0.4, saturation = 0.4, "
+            "mixup = 0.5") in " ".join(out.split())
 
 
 def test_images_of_other_channels_are_refused_in_one_line():

@@ -112,8 +112,8 @@ Ratio = Annotated[float, Field(ge=0.01, le=100)]
 class ViewSettings(Settings):
     """The augmentation. A view of an image is a pure function of (view seed, view, image)."""
 
-    augment: Literal["light", "timm", "deit"] | None = Field(
-        None, description="values for the settings of this section that you do not give"
+    augment: Literal["none", "light", "timm", "deit"] = Field(
+        "none", description="values for the settings of this section that you do not give"
     )
     shift: Annotated[int, Field(ge=0, le=4096)] = Field(0, description="largest shift, in stored pixels; zero padded")
     flip: bool = Field(False, description="mirror images, with probability 1/2")
@@ -146,11 +146,12 @@ class ViewSettings(Settings):
     count: PositiveInt | None = Field(None, description="how many different views; by default one per epoch")
     cache_gib: PositiveFloat = Field(4.0, description="GiB of memory for the teacher's logits, all view seeds together")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _with_preset(cls, values: Any) -> Any:
-        named = values.get("augment") if isinstance(values, dict) else None
-        return {**AUGMENT[named], **values} if isinstance(named, str) and named in AUGMENT else values
+    @model_validator(mode="after")
+    def _with_preset(self) -> "ViewSettings":
+        # Not by assignment: the settings are frozen, and `model_fields_set` must name only what was given.
+        vars(self).update({name: value for name, value in AUGMENT.get(self.augment, {}).items()
+                           if name not in self.model_fields_set})
+        return self
 
     @field_validator("crop_scale", "crop_ratio")
     @classmethod
@@ -161,17 +162,16 @@ class ViewSettings(Settings):
 
     @model_serializer(mode="wrap")
     def _as_given(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leaves out what `augment`, or its absence, stands for: in a stored study another preset can then replace it.
-        """
+        """Leaves out what only `augment` says, also "none": in a stored study another preset can then replace it."""
         own = {name: type(self).model_fields[name].default for values in AUGMENT.values() for name in values}
         implied = own | AUGMENT.get(self.augment, {})
-        return {name: value for name, value in dump(self).items()
-                if name not in implied or getattr(self, name) != implied[name]}
+        return {name: value for name, value in dump(self).items() if name in self.model_fields_set
+                or name not in implied or getattr(self, name) != implied[name]}
 
     @property
     def written_out(self) -> "ViewSettings":
         """The same settings without the name of a preset, for fingerprints: only the values count."""
-        return self.model_copy(update={"augment": None})
+        return self.model_copy(update={"augment": "none"})
 
     @property
     def crops(self) -> bool:

@@ -64,7 +64,7 @@ def draw_view(settings: ViewSettings, view_seed: int, view: int, images: int) ->
         "partner": (drawn[:, 4] * images).astype(np.int64),
         "partner_weight": settings.mixup * drawn[:, 5],
     }
-    parameters |= _draw_others(settings, view_seed, view, images)
+    parameters |= _draw_own(settings, view_seed, view, images)
     if settings.cutmix:
         numbers = uniform("cutmix", view_seed, view, images, cutmix.COLUMNS)
         takes, parameters["pasted"] = cutmix.draw(numbers, settings.cutmix,
@@ -74,7 +74,7 @@ def draw_view(settings: ViewSettings, view_seed: int, view: int, images: int) ->
                              for name, value in parameters.items()})
 
 
-def _draw_others(settings: ViewSettings, view_seed: int, view: int, images: int) -> dict[str, np.ndarray]:
+def _draw_own(settings: ViewSettings, view_seed: int, view: int, images: int) -> dict[str, np.ndarray]:
     """What each image draws for itself; see the functions named `draw` in `augment`."""
     def numbers(kind: str, columns: int) -> np.ndarray:
         return uniform(kind, view_seed, view, images, columns)
@@ -179,8 +179,8 @@ def _cropped(images: torch.Tensor, parameters: ViewParameters, settings: ViewSet
     shift_x, shift_y, unflipped = parameters.shift_x, parameters.shift_y, torch.zeros_like(parameters.flip)
     if settings.scale:
         images = _sampled(images, shift_x, shift_y, unflipped, parameters.zoom, *images.shape[-2:])
-    else:
-        images = (_moved(images, shift_x, shift_y, unflipped) if settings.shift else images).float().div_(255)
+    elif settings.shift:
+        images = _moved(images, shift_x, shift_y, unflipped)
     return crop.apply(images, parameters.crop, parameters.flip, size)
 
 

@@ -512,7 +512,7 @@ def settings_table() -> dict[str, list[tuple[str, str, str]]]:
 def _default(field: FieldInfo) -> str:
     value = field.get_default(call_default_factory=True)
     if isinstance(value, tuple):
-        return f"= [{', '.join(f'{number:.4g}' for number in value)}]"
+        return f"= [{', '.join(f'{part:.4g}' if isinstance(part, float) else repr(part) for part in value)}]"
     return "" if value is None or field.is_required() else f"= {tomli_w.dumps({'v': value})[4:].strip() or '{}'}"
 
 

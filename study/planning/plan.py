@@ -50,7 +50,7 @@ def show_plan(study: Study, console: Console, measure: bool = False, gpus: int |
                    + (f", {teacher / student:.1f}x smaller" if teacher else "")
                    + _show_weights(study, sizes, "student"),
         "training": _show_training(config),
-        **({"views": _show_views(config.views)} if config.views.augment else {}),
+        **({"views": _show_views(config.views)} if config.views.augment != "none" else {}),
         "searched": ", ".join(f"{name} {_show_range(range_)}" for name, range_ in config.space("distill").items())
                     or "nothing: the default point alone; give ranges in [search], e.g. lr = {log = [1e-4, 1e-2]}",
         "stopping": f"below the best 1/{config.search.reduction_factor} at epoch "

@@ -4,6 +4,8 @@ Sources: Cubuk et al., "RandAugment", 2019, arXiv:1909.13719; Müller and Hutter
 arXiv:2103.10158.
 """
 
+from functools import partial
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -47,46 +49,31 @@ def apply(images: torch.Tensor, ops: torch.Tensor, magnitudes: torch.Tensor) -> 
     for op, magnitude in zip(ops.unbind(1), magnitudes.unbind(1), strict=True):
         for index in op.unique().tolist():
             rows = (op == index).nonzero()[:, 0]
-            images[rows] = CHANGES[OPS[index]](images[rows], magnitude[rows])
+            if OPS[index] != "Identity":
+                images[rows] = CHANGES[OPS[index]](images[rows], magnitude[rows])
     return images
 
 
 # -- the operations on images (B, C, size, size) in 0..1, with magnitudes (B,) -----------------------------------------
 
 
-def shear_x(images: torch.Tensor, tangents: torch.Tensor) -> torch.Tensor:
-    one, none = torch.ones_like(tangents), torch.zeros_like(tangents)
-    return _sampled(images, (one, tangents, tangents), (none, one, none))
+def geometric(name: str, images: torch.Tensor, magnitudes: torch.Tensor) -> torch.Tensor:
+    """Shears, translations and rotations, bilinear. Black comes in from outside.
 
-
-def shear_y(images: torch.Tensor, tangents: torch.Tensor) -> torch.Tensor:
-    one, none = torch.ones_like(tangents), torch.zeros_like(tangents)
-    return _sampled(images, (one, none, none), (tangents, one, tangents))
-
-
-def translate_x(images: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-    one, none = torch.ones_like(shares), torch.zeros_like(shares)
-    return _sampled(images, (one, none, -2 * shares), (none, one, none))
-
-
-def translate_y(images: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-    one, none = torch.ones_like(shares), torch.zeros_like(shares)
-    return _sampled(images, (one, none, none), (none, one, -2 * shares))
-
-
-def rotate(images: torch.Tensor, degrees: torch.Tensor) -> torch.Tensor:
-    angle = degrees.deg2rad()
-    none = torch.zeros_like(angle)
-    return _sampled(images, (angle.cos(), -angle.sin(), none), (angle.sin(), angle.cos(), none))
-
-
-def _sampled(images: torch.Tensor, across: tuple[torch.Tensor, ...], down: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Bilinear sampling at (across, down), each the factors (B,) of x, y and 1 where x and y run from -1 to 1. Black
-    comes in from outside."""
+    A pixel at (x, y) comes from where the factors of x, y and 1 say; both run from -1 to 1 over the image.
+    """
     size = images.shape[-1]
+    one, none, angle = torch.ones_like(magnitudes), torch.zeros_like(magnitudes), magnitudes.deg2rad()
+    sources = {
+        "ShearX": ((one, magnitudes, magnitudes), (none, one, none)),
+        "ShearY": ((one, none, none), (magnitudes, one, magnitudes)),
+        "TranslateX": ((one, none, -2 * magnitudes), (none, one, none)),
+        "TranslateY": ((one, none, none), (none, one, -2 * magnitudes)),
+        "Rotate": ((angle.cos(), -angle.sin(), none), (angle.sin(), angle.cos(), none)),
+    }[name]
     places = (2 * torch.arange(size, device=images.device) + 1) / size - 1
     grid = images.new_empty(len(images), size, size, 2)
-    for axis, (x, y, shift) in enumerate((across, down)):
+    for axis, (x, y, shift) in enumerate(sources):
         torch.add((x[:, None] * places)[:, None, :], (y[:, None] * places + shift[:, None])[:, :, None],
                   out=grid[..., axis])
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
@@ -102,8 +89,7 @@ def solarize(images: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
 
 
 CHANGES = {
-    "Identity": lambda images, _: images,
-    "ShearX": shear_x, "ShearY": shear_y, "TranslateX": translate_x, "TranslateY": translate_y, "Rotate": rotate,
+    **{name: partial(geometric, name) for name in OPS[1:6]},
     "Brightness": lambda images, change: jitter.brightness(images, 1 + change),
     "Color": lambda images, change: jitter.saturation(images, 1 + change),
     "Contrast": lambda images, change: jitter.contrast(images, 1 + change),

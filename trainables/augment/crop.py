@@ -16,8 +16,8 @@ def draw(uniform: np.ndarray, scale: tuple[float, float], ratio: tuple[float, fl
 
 
 def apply(images: torch.Tensor, crops: torch.Tensor, flip: torch.Tensor, size: int) -> torch.Tensor:
-    """Cut a box (B, 4) out of each image (B, C, H, W) in 0..1, mirror it where `flip` (B,) says so, and resize it:
-    (B, C, size, size). Each box has a size of its own, so they are resized one by one."""
+    """Cut a box (B, 4) out of each image (B, C, H, W), uint8 or float in 0..1, mirror it where `flip` (B,) says so, and
+    resize it: (B, C, size, size) float32 in 0..1. Each box has a size of its own, so they are resized one by one."""
     places = boxes.pixels(crops, *images.shape[-2:]).tolist()
     return torch.cat([resize(_cut(image, place, mirrored), size)
                       for image, place, mirrored in zip(images.split(1), places, flip.tolist(), strict=True)])
@@ -26,7 +26,8 @@ def apply(images: torch.Tensor, crops: torch.Tensor, flip: torch.Tensor, size: i
 def _cut(image: torch.Tensor, place: list[int], mirrored: bool) -> torch.Tensor:
     left, top = min(place[0], image.shape[-1] - 1), min(place[1], image.shape[-2] - 1)
     cut = image[:, :, top : max(place[3], top + 1), left : max(place[2], left + 1)]
-    return cut.flip(3) if mirrored else cut
+    cut = cut.flip(3) if mirrored else cut
+    return cut if cut.is_floating_point() else cut.float().div_(255)
 
 
 def resize(images: torch.Tensor, size: int) -> torch.Tensor:
