@@ -633,6 +633,36 @@ def test_an_encrypted_archive_is_refused(tmp_path):
         read(path)
 
 
+def spoilt(content: bytes, random: np.random.Generator) -> bytes:
+    """The same with a few bytes changed, and now and then the end cut off."""
+    changed = bytearray(content)
+    for place in random.integers(0, len(changed), random.choice([1, 3, 20])):
+        changed[place] = random.integers(0, 256)
+    return bytes(changed[:random.integers(1, len(changed))] if random.random() < 0.2 else changed)
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar", "x.tgz", "shard.tar", "a.npz", "labels.csv"])
+def test_damaged_bytes_are_read_or_refused_in_one_line(name, tmp_path):
+    folder, settings = classes_of(tmp_path / "pets", dict.fromkeys(NAMES, 4)), {}
+    if name == "labels.csv":
+        source, settings = listed()(tmp_path), {"labels": name}
+        path = source / name
+    elif name == "shard.tar":
+        path = source = shards(tmp_path, (name,)) / name
+    elif name == "a.npz":
+        path = source = arrays(tmp_path, X=U8, y=L)
+    else:
+        path = source = zip_of(folder, tmp_path / name) if name == "x.zip" else tar_of(
+            folder, tmp_path / name, "w:gz" if name == "x.tgz" else "w")
+    random, content = np.random.default_rng(0), path.read_bytes()
+    for _ in range(25):
+        path.write_bytes(spoilt(content, random))
+        try:
+            read(source, skip_unreadable=int(random.integers(0, 4)), **settings)
+        except ValueError as error:
+            assert str(error).startswith("data.") and "\n" not in str(error)
+
+
 # -- the hub and object stores ----------------------------------------------------------------------------------------
 
 
