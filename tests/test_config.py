@@ -100,7 +100,7 @@ def test_presets_are_valid_survive_writing_and_shrink(name):
     assert validate(tomllib.loads(config.to_toml())) == config
     smoke = smoke_study(config)
     search = smoke.search
-    trials = 3 if config.data.image_size == 224 else 6
+    trials = 3 if (config.data.image_size or 32) > 64 else 6
     counts = (search.trials, search.baseline_trials, search.protected, smoke.confirm.seeds)
     assert counts == (trials, trials, trials // 2, 2)
     assert smoke.train.epochs <= config.train.epochs / 5 and not smoke.student.pretrained
