@@ -4,7 +4,7 @@ ViT-Tiny takes steps in fp32 on batches of 224 px images, stored at 256 px, on o
 setting of [views] renders a batch, as for a data set that is too large to render ahead, and its time is compared with
 theirs. On a CPU this is the time on the processor, so that other work on the machine counts less.
 
-    python tests/render_costs.py               # about 2 minutes on a CPU; where there is a GPU, it measures that
+    python tests/render_costs.py               # some minutes on a CPU; where there is a GPU, it measures that
     python tests/render_costs.py --stored 32   # as for CIFAR
 """
 
