@@ -209,7 +209,8 @@ def test_every_shape_of_search_has_complete_results(tmp_path, shape):
     singles = [row for row in found["effects"] if row["other"] is None]
     assert [row["parameter"] for row in singles] == names
     assert len(found["effects"]) == len(names) * (len(names) + 1) // 2
-    assert sum(row["share"] for row in singles) == pytest.approx(1, abs=1e-4 if len(names) == 1 else 0.5)
+    shares = sum(row["share"] for row in found["effects"])  # all of the variance, where no three parameters interact
+    assert shares == pytest.approx(1, abs=1e-3) if len(names) < 3 else 0.5 < shares < 1.001
     assert all(row["low"] <= row["high"] for row in found["prices"] + found["effects"] + found["effects_near"])
     assert (found["map"] is None) == (len(names) == 1)
     for name, dimension in found["searched"].items():
