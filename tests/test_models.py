@@ -199,11 +199,13 @@ def test_a_folder_calls_no_function_that_the_study_does_not_name(tmp_path):
     config = {"architecture": "my_models:small", "model_args": {}, "num_classes": 5,
               "pretrained_cfg": {"input_size": [3, 32, 32], "mean": [0.5], "std": [0.5]}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    save_file({"module.x": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"set teacher\.function = 'my_models:small'"):
         models.read_trained(tmp_path)
     assert not (tmp_path / "sprung").exists()
-    assert models.read_trained(tmp_path, "my_models:small").model.model == "my_models:small"
+    trained = models.read_trained(tmp_path, "my_models:small")
+    assert trained.model.model == "my_models:small"
+    assert set(trained.weights) == {"module.x"}  # a model may have a part of that name: in a folder nothing wraps it
 
 
 @pytest.mark.parametrize(("files", "said"), [

@@ -40,6 +40,7 @@ class ParallelTraining(Training):
         self._alone = self.forward
         self.forward = DistributedDataParallel(self._alone)
         self._rank, self._size = dist.get_rank(), dist.get_world_size()
+        self.process = (self._rank,) if self._rank else ()
 
     def _begin_phase(self) -> None:
         super()._begin_phase()

@@ -10,7 +10,7 @@ def body_parameters(net: nn.Module) -> list[torch.nn.Parameter]:
     """The parameters that learn, without those of the head. Raises ValueError if the model does not tell its head."""
     head = head_names(net)
     if not head:
-        raise ValueError("the model's head cannot be found")
+        raise ValueError("the model's head cannot be found; give the model a method get_classifier that returns it")
     return [parameter for name, parameter in net.named_parameters() if parameter.requires_grad and name not in head]
 
 

@@ -62,6 +62,8 @@ class Training:
     and loaded continues exactly as if it had never been interrupted.
     """
 
+    process: tuple[int, ...] = ()  # of several that train together, which otherwise would drop out alike; () for one
+
     def __init__(self, model: Classifier, train: Views, validation: Evaluator, settings: TrainSettings, *,
                  lr: float, seed: int, objective: Objective | None = None):
         self.device = train.images.device
@@ -122,7 +124,7 @@ class Training:
         self.model.train()
         if self.frozen:
             hold_statistics(self.model.net)
-        torch.manual_seed(derive_seed(self.seed, self.epoch, 1))
+        torch.manual_seed(derive_seed(self.seed, self.epoch, 1, *self.process))
         train_loss, hard_loss, soft_loss = self._train_on_batches()
         self.epoch += 1
         seconds = time.perf_counter() - started

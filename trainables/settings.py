@@ -171,7 +171,7 @@ class ViewSettings(Settings):
     @property
     def written_out(self) -> "ViewSettings":
         """The same settings without the name of a preset, for fingerprints: only the values count."""
-        return self.model_copy(update={"augment": "none"})
+        return self.model_copy(update={"augment": "none", "erase_teacher": self.erase_teacher or not self.erase})
 
     @property
     def crops(self) -> bool:
@@ -239,7 +239,7 @@ class ModelSettings(Settings):
     mean: _per_channel(Annotated[float, Field(ge=0)]) | None = Field(
         None, description="subtracted from images in 0..1: a list per channel or one number; by default the model's own"
     )
-    std: _per_channel(Annotated[float, Field(gt=0)]) | None = Field(
+    std: _per_channel(Annotated[float, Field(ge=1e-6)]) | None = Field(
         None, description="what is left is divided by it; a list per channel, or one number"
     )
     normalise: Literal["model", "images"] = Field(
@@ -274,7 +274,8 @@ class TrainSettings(Settings):
         None, description="the same in epochs, instead of warmup"
     )
     min_lr: Annotated[float, Field(ge=0, le=1000)] = Field(
-        0.0, description="learning rate at the end of the cosine, absolute; not above any learning rate"
+        0.0, description="learning rate at the end of the cosine, before layer_decay and head_lr; not above any "
+                         "learning rate"
     )
     layer_decay: Annotated[float, Field(gt=0, le=1)] = Field(
         1.0, description="learning rate of each layer relative to the next, up to the head's; 1: all alike"

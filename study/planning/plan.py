@@ -53,8 +53,7 @@ def show_plan(study: Study, console: Console, measure: bool = False, gpus: int |
         **({"views": _show_views(config.views)} if config.views.augment != "none" else {}),
         "searched": ", ".join(f"{name} {_show_range(range_)}" for name, range_ in config.space("distill").items())
                     or "nothing: the default point alone; give ranges in [search], e.g. lr = {log = [1e-4, 1e-2]}",
-        "stopping": f"below the best 1/{config.search.reduction_factor} at epoch "
-                    f"{', '.join(map(str, config.rungs))} of {config.train.epochs}" if config.rungs else "none",
+        "stopping": _show_stopping(config),
         "parallel": _show_parallel(config, machine),
         "machine": described,
         "storage": str(study.storage),
@@ -159,6 +158,16 @@ def _show_start(study: Study) -> str | None:
     if not counts:
         return None
     return f"from {' and '.join(counts)} of {study.config.search.warm_start}, besides the study's own"
+
+
+def _show_stopping(config: StudyConfig) -> str:
+    if config.rungs:
+        return (f"below the best 1/{config.search.reduction_factor} at epoch {', '.join(map(str, config.rungs))} of "
+                f"{config.train.epochs}")
+    if not config.search.early_stopping:
+        return "none"
+    return (f"none: before 70 % of {config.train.epochs} epochs there is no rung after the warm-up and the epochs in "
+            "which only the head learns; search.grace_period can set an earlier one")
 
 
 def _show_parallel(config: StudyConfig, machine: Share) -> str:

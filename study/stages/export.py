@@ -79,7 +79,8 @@ def export_teacher(config: StudyConfig, folder: Path, target: Path) -> float:
     settings = ModelSettings.model_validate(member["model"] | {"pretrained": config.teacher.pretrained})
     card = [f"# {plain(done['model'])}, teacher of the study {config.name}", "", plain(config.about), ""]
     if not config.teacher.is_given:
-        card += [f"Training: {_show(_recipe(config.teacher.train_settings, done['parameters']))}.", ""]
+        recipe = _recipe(config.teacher.train_settings, done["parameters"]) | {"lr": done["parameters"]["lr"]}
+        card += [f"Training: {_show(recipe)}.", ""]
     return _export(config, settings, weights, target, card, predictions, {"teacher": study.stage("teacher").name},
                    normalised=member["normalised"])
 
@@ -213,7 +214,7 @@ def _student_card(config: StudyConfig, outcome: dict[str, Any], row: dict[str, A
         f"| parameters | {row['parameters']:,} |",
         f"| test accuracy over {counted(row['seeds'], 'seed')} | {mean} |",
         f"| gain | {_gain_in_card(outcome, row)} |", "",
-        *other, outcome["verdict"], "", outcome["scope"], "",
+        *other, outcome["verdict"], "", plain(outcome["scope"]), "",
         f"These are the {'averaged weights (EMA)' if recipe.get('ema') else 'weights'} of the confirmation run with "
         f"seed {seed}, after its last epoch.", "",
     ]

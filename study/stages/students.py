@@ -38,7 +38,7 @@ def soft_inputs(context: Context) -> list[Any]:
         inputs.append(config.teacher.precision)
     if config.data.unlabelled:
         inputs += [context.image_hashes["unlabelled"], config.data.unlabelled]
-    if not config.views.erase_teacher:
+    if config.views.erase and not config.views.erase_teacher:
         inputs.append("teacher sees images before erasing")
     return inputs
 

@@ -44,11 +44,15 @@ class State:
     part: str | None = None
 
 
-def read_state(path: str | Path) -> State:
-    """Read a file of weights. Raises ValueError, in one line, if there is none, it is damaged, or it holds no weights,
-    and RefusedError, which says what to do, if loading it could run code."""
+def read_state(path: str | Path, names_as_they_are: bool = False) -> State:
+    """Read a file of weights.
+
+    names_as_they_are: nothing wrapped the model when they were saved. Raises ValueError, in one line, if there is no
+    file, it is damaged, or it holds no weights, and RefusedError, which says what to do, if loading it could run code.
+    """
     weights, part = _find_weights(path)
-    return State({unwrapped(name): _own_copy(value) for name, value in weights.items()}, part)
+    name_of = str if names_as_they_are else unwrapped
+    return State({name_of(name): _own_copy(value) for name, value in weights.items()}, part)
 
 
 def part_of(path: str | Path) -> str | None:

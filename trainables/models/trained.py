@@ -74,7 +74,8 @@ def _trained(config: dict[str, Any], weights_file: Path, function: str | None) -
     if is_function(settings.model) and settings.model != function:
         raise ValueError(f"its model is the function {settings.model}, which is called only if the study names it: "
                          f"set teacher.function = {settings.model!r}")
-    weights = {name: tensor.numpy() for name, tensor in read_state(weights_file).weights.items()}
+    state = read_state(weights_file, names_as_they_are=True)  # a function's model may have a part called `module`
+    weights = {name: tensor.numpy() for name, tensor in state.weights.items()}
     classes = config.get("num_classes") or own["num_classes"]
     mean, std = tuple(map(float, own["mean"])), tuple(map(float, own["std"]))
     if not isinstance(classes, int):
