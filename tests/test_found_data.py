@@ -284,6 +284,107 @@ def test_metadata_in_the_folders_of_the_splits(tmp_path):
     assert splits.notes[0].startswith("the test split of the data is left out (none of its 9 images has a label)")
 
 
+def every_label(splits, count=30) -> dict[int, str]:
+    """The name of each picture's class, by the number of the picture."""
+    numbers = {np.asarray(picture(n)).transpose(2, 0, 1).tobytes(): n for n in range(count)}
+    return {numbers[image.tobytes()]: splits.class_names[label]
+            for part in (splits.train, splits.validation, splits.test)
+            for image, label in zip(part.images, part.labels, strict=True)}
+
+
+EXPECTED = {n: NAMES[n // 10] for n in range(30)}
+
+
+def test_an_index_column_is_not_taken_for_the_column_of_files(tmp_path):
+    for n in range(30):
+        picture(29 - n).save(tmp_path / f"{n}.png")  # row n lists 29 - n, so that an index gives the wrong labels
+    rows = [f"{n},{29 - n}.png,{NAMES[n // 10]}" for n in range(30)]
+    for header in (",image,label", "id,image,label", ",what,breed"):
+        text(tmp_path / "l.csv", header, *rows)
+        assert every_label(read(tmp_path, labels="l.csv")) == EXPECTED, header
+    text(tmp_path / "l.csv", ",image,label", *rows, "30,nope.png,cat", "31,31.png,cat")
+    assert every_label(read(tmp_path, labels="l.csv", skip_unreadable=2)) == EXPECTED
+    text(tmp_path / "l.csv", ",image,label", *(row.replace(".png", "") for row in rows))
+    assert every_label(read(tmp_path, labels="l.csv")) == EXPECTED
+    text(tmp_path / "l.csv", "one,other,label", *(f"{n}.png,{29 - n}.png,{NAMES[n // 10]}" for n in range(30)))
+    with pytest.raises(ValueError, match=r"l\.csv: several columns name image files; set data\.image_column to one of "
+                                         r"one, other$"):
+        read(tmp_path, labels="l.csv")
+    assert every_label(read(tmp_path, labels="l.csv", image_column="other")) == EXPECTED
+
+
+def test_a_missing_file_is_not_replaced_by_another_of_its_name(tmp_path):
+    flat(tmp_path / "a")
+    (tmp_path / "b").mkdir()
+    rows = [f"a/{n:03d}.png,{NAMES[n // 10]}" for n in range(30)]
+    text(tmp_path / "l.csv", "file,label", *rows, "b/003.png,cat")
+    with pytest.raises(ValueError, match=r"b/003\.png cannot be decoded \(line 32 of l\.csv names it, but there is no"):
+        read(tmp_path, labels="l.csv")
+    text(tmp_path / "l.csv", "file,label", *(f"/home/them/{row}" for row in rows))  # another machine's
+    assert every_label(read(tmp_path, labels="l.csv")) == EXPECTED
+    (tmp_path / "x").mkdir()
+    for split, count in (("train", 30), ("test", 31)):
+        flat(tmp_path / "x" / split, count)
+    text(tmp_path / "x" / "train" / "metadata.csv", "file_name,label", *(f"{n:03d}.png,{n % 3}" for n in range(31)))
+    with pytest.raises(ValueError, match=r"train/030\.png cannot be decoded \(line 32 of train/metadata\.csv names it"):
+        read(tmp_path / "x")
+
+
+def test_splits_are_named_by_any_folder_in_archives_too(tmp_path):
+    for split, count in (("train", 30), ("test", 9)):
+        flat(tmp_path / "x" / "data" / split, count)
+        text(tmp_path / "x" / "data" / split / "metadata.csv", "file_name,label", *(
+            f"{n:03d}.png,{n % 3}" for n in range(count)))
+        flat(tmp_path / "y" / f"{split}_images", count)
+    text(tmp_path / "y" / "l.csv", "file,label", *(f"{split}_images/{n:03d}.png,{n % 3}" for split, count in (
+        ("train", 30), ("test", 9)) for n in range(count)))
+    for name, settings in (("x", {}), ("y", {"labels": "l.csv"})):
+        splits = read(tmp_path / name, **settings)
+        assert all_counts(splits) == [[9, 9, 9], [1, 1, 1], [3, 3, 3]]
+        assert same(read(zip_of(tmp_path / name, tmp_path / "x.zip"), **settings), splits)
+    for name, count in (("test tube", 15), ("kettle", 15)):
+        flat(tmp_path / "kinds" / name, count)
+    text(tmp_path / "kinds" / "l.csv", "file,label", *(f"{name}/{n:03d}.png,{name}" for name in ("test tube", "kettle")
+                                                       for n in range(15)))
+    assert all_counts(read(tmp_path / "kinds", labels="l.csv")) == [[10, 11], [2, 1], [3, 3]]
+
+
+def test_a_column_of_splits_with_other_words_is_refused_and_without_any_noted(tmp_path):
+    flat(tmp_path)
+    rows = [f"{n:03d}.png,{n % 3},{'test' if n < 9 else 'train'}" for n in range(28)]
+    for last in ("extra", ""):
+        text(tmp_path / "l.csv", "file,label,split", *rows, f"028.png,0,{last}")
+        with pytest.raises(ValueError, match=rf"l\.csv: its column split holds '{last}' beside names of splits; write"):
+            read(tmp_path, labels="l.csv")
+    text(tmp_path / "l.csv", "file,label,fold", *(f"{n:03d}.png,{n % 3},{n % 2}" for n in range(30)))
+    splits = read(tmp_path, labels="l.csv")
+    assert len(splits.test) == 6 and splits.notes == ("the column fold of l.csv is not read, because it does not say "
+                                                      "train, validation or test, but '0', '1'",)
+
+
+def test_words_with_leading_zeros_are_not_numbers(tmp_path):
+    flat(tmp_path)
+    text(tmp_path / "l.csv", "file,label", *(f"{n:03d}.png,{('1', '01', '2.0')[n % 3]}" for n in range(30)))
+    assert read(tmp_path, labels="l.csv").class_names == ("01", "1", "2.0")
+    text(tmp_path / "l.csv", "file,label", *(f"{n:03d}.png,{('1', '0', '2.0')[n % 3]}" for n in range(30)))
+    assert read(tmp_path, labels="l.csv").class_names == ("0", "1", "2")
+
+
+def test_messages_name_the_line_of_the_file(tmp_path):
+    flat(tmp_path, 3)
+    text(tmp_path / "l.csv", "file,label,by", "", '000.png,0,"you', 'and me"', "001.png,1,me", "000.png,1,me")
+    with pytest.raises(ValueError, match=r"has the label '0' in line 3 of l\.csv, but '1' in line 6 of l\.csv"):
+        read(tmp_path, labels="l.csv")
+
+
+def test_the_cache_does_not_let_a_bad_source_pass(tmp_path):
+    classes_of(tmp_path / "x" / "train", dict.fromkeys(NAMES, 10))
+    classes_of(tmp_path / "x" / "test", dict.fromkeys(NAMES[:2], 4))
+    assert all_counts(read(tmp_path / "x", classes=NAMES[:2])) == [[9, 9], [1, 1], [4, 4]]
+    with pytest.raises(ValueError, match="the classes of train and test differ: test lacks 'dog'"):
+        read(tmp_path / "x")
+
+
 def test_columns_of_a_csv_file_are_chosen_by_name_and_splits_by_a_column(tmp_path):
     flat(tmp_path)
     text(tmp_path / "l.csv", "a,file,b,c,set", *(f"{n % 3},{n:03d}.png,{n % 2},{(n + 1) % 30:03d}.png,"
@@ -309,10 +410,10 @@ def listed(*changes):
 BAD_CSV = {
     "no such CSV": (listed(), {"labels": "label.csv"}, "data.labels = 'label.csv' is not a file in data.source = "),
     "a CSV elsewhere": (listed(), {"labels": "../x/labels.csv"}, "it holds 'labels.csv'"),
-    "no such image": (listed("nope.png,1"), {}, "nope.png cannot be decoded (row 31 of labels.csv names it, but there"),
-    "no label": (listed("029.png,"), {}, "029.png has the label '2' in row 30 of labels.csv, but '' in row 31"),
-    "two labels": (listed("000.png,1"), {}, "000.png has the label '0' in row 1 of labels.csv, but '1' in row 31"),
-    "rows of unlike length": (listed("000.png"), {}, "is no table: its first row has 2 columns, row 31 1"),
+    "no such image": (listed("nope.png,1"), {}, "nope.png cannot be decoded (line 32 of labels.csv names it, but "),
+    "no label": (listed("029.png,"), {}, "029.png has the label '2' in line 31 of labels.csv, but '' in line 32"),
+    "two labels": (listed("000.png,1"), {}, "000.png has the label '0' in line 2 of labels.csv, but '1' in line 32"),
+    "rows of unlike length": (listed("000.png"), {}, "is no table: its first row has 2 columns, line 32 1"),
     "one column": (lambda tmp: [flat(tmp / "x"), text(tmp / "x" / "labels.csv", "file", "000.png"), tmp / "x"][2], {},
                    "labels.csv has no column beside that of the files; it needs one of labels"),
     "nothing in it": (lambda tmp: [flat(tmp / "x"), text(tmp / "x" / "labels.csv"), tmp / "x"][2], {}, "is empty"),
@@ -322,7 +423,7 @@ BAD_CSV = {
                                                    encoding="latin-1"), tmp / "x"][2], {}, "is not UTF-8"),
     "two files of one name": (lambda tmp: [flat(tmp / "x" / "a", 3), flat(tmp / "x" / "b", 3), text(
         tmp / "x" / "labels.csv", "file,label", "000.png,1"), tmp / "x"][3], {},
-        "'000.png' in row 1 may be any of 'a/000.png', 'b/000.png'"),
+        "'000.png' in line 2 may be any of 'a/000.png', 'b/000.png'"),
     "fractions": (lambda tmp: [flat(tmp / "x"), text(tmp / "x" / "labels.csv", "file,score", *(
         f"{n:03d}.png,{n / 10}" for n in range(30))), tmp / "x"][2], {}, "have fractions, such as 0.1"),
     "unknown column": (listed(), {"label_column": "fine"}, "data.label_column = 'fine' is not a column; the columns "
