@@ -164,6 +164,11 @@ def test_some_labels_missing_is_a_mistake(tmp_path):
 
 # -- labels of every kind ---------------------------------------------------------------------------------------------
 
+def test_a_number_of_classes_is_of_those_that_have_images(tmp_path):
+    path = arrays(tmp_path, X=U8, y=np.array([1, 3, 5])[L])
+    assert read(path, classes=2).class_names == ("1", "3") and read(path, classes=3).class_names == ("1", "3", "5")
+
+
 KINDS = {
     "words": (np.array(NAMES)[L], NAMES, ""), "bytes": (np.array(NAMES).astype("S")[L], NAMES, ""),
     "true and false": (L > 0, ("0", "1"), ""), "whole floats": (L.astype(float), ("0", "1", "2"), ""),
@@ -231,6 +236,18 @@ def test_parquet_files_are_split_by_their_names(tmp_path, names, sizes):
                             if "other.parquet" in names else ())
     if len(names) == 1:
         assert (read(tmp_path / "p" / names[0]).test.images == splits.test.images).all()
+
+
+def test_parquet_files_of_several_configurations_are_refused(tmp_path):
+    for number, size in enumerate(("160px", "320px")):
+        for split in ("train", "test"):
+            write_parquet(tmp_path / "p" / size / f"{split}-00000.parquet", [0, 1, 2] * 8, seed=500 * number)
+    with pytest.raises(ValueError, match=r"files of its train split in several folders, '160px', '320px'; name"):
+        read(tmp_path / "p")
+    assert len(read(tmp_path / "p" / "160px").test) == 24
+    for part in "ab":
+        write_parquet(tmp_path / "q" / "data" / "train" / part / "0.parquet", [0, 1, 2] * 8, seed=ord(part))
+    assert sum(map(sum, all_counts(read(tmp_path / "q")))) == 48
 
 
 def test_parquet_images_may_be_plain_bytes(tmp_path):
@@ -628,6 +645,96 @@ def test_webdataset_shards(tmp_path):
         read(shards(tmp_path / "t", ("test-0.tar", "test-1.tar")))
 
 
+def test_several_archives_in_a_folder_are_parts_splits_or_classes(tmp_path):
+    pets, parts = write_folder(tmp_path / "pets"), tmp_path / "parts"
+    parts.mkdir()
+    for number in range(2):
+        with zipfile.ZipFile(parts / f"part{number}.zip", "w") as archive:
+            for file in sorted((pets / "train").rglob("*.png"))[number::2]:
+                archive.write(file, f"{file.relative_to(pets / 'train')}")
+    splits = read(parts)
+    assert same(splits, read(pets / "train"))
+    assert splits.notes == ("'part0.zip', 'part1.zip' are read as one folder",)
+    shutil.copy(parts / "part0.zip", parts / "part2.zip")
+    with pytest.raises(ValueError, match=r"part0\.zip and part2\.zip both hold bird/0\.png; unpack them into folders"):
+        read(parts)
+    for name, archive in (("splits", "{}_images.zip"), ("kinds", "{}.zip")):
+        (tmp_path / name).mkdir()
+        for folder in ("train", "test") if name == "splits" else NAMES:
+            zip_of(pets / ("" if name == "splits" else "train") / folder, tmp_path / name / archive.format(folder))
+    assert same(read(tmp_path / "splits"), read(pets))
+    assert same(read(tmp_path / "kinds"), read(pets / "train"))
+    zip_of(pets / "train", tmp_path / "splits" / "more.zip")
+    with pytest.raises(ValueError, match=r"more\.zip holds folders, but its name says no split, as those of other"):
+        read(tmp_path / "splits")
+
+
+def test_a_tar_that_lost_its_end_is_refused(tmp_path):
+    path = tar_of(write_folder(tmp_path / "pets", ("train",)), tmp_path / "x.tar")
+    whole = path.read_bytes()
+    with tarfile.open(path) as archive:
+        members = archive.getmembers()
+    broken = bytearray(whole)
+    broken[members[20].offset] ^= 1  # its header's check sum is wrong
+    for content in (whole[:members[20].offset], bytes(broken)):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"it ends early or is damaged after {members[19].name}$"):
+            read(path)
+    path.write_bytes(whole[:members[-1].offset_data + 512 * (-(-members[-1].size // 512)) + 512])  # one block of zeros
+    assert len(every_image(read(path))) == 36
+
+
+def test_hard_links_in_a_tar_are_files(tmp_path):
+    folder = classes_of(tmp_path / "pets", dict.fromkeys(NAMES, 10))
+    before = read(tar_of(folder, tmp_path / "x.tar"))
+    os.link(folder / "cat" / "000.png", folder / "cat" / "linked.png")
+    with tarfile.open(tar_of(folder, tmp_path / "y.tar")) as archive:
+        assert any(member.islnk() for member in archive)
+    assert len(every_image(before)) == 30 and len(every_image(read(tmp_path / "y.tar"))) == 31
+    assert read(tmp_path / "y.tar").notes == ()
+
+
+def test_compressed_archives_share_the_memory(tmp_path, monkeypatch):
+    (tmp_path / "x").mkdir()
+    for number, name in enumerate(NAMES):
+        folder = classes_of(tmp_path / name, {name: 4})
+        tar_of(folder, tmp_path / "x" / f"{number}.tgz", "w:gz", ".")
+    monkeypatch.setattr(archives, "memory", lambda: 2 * 25_000)  # each takes 10240 bytes
+    with pytest.raises(ValueError, match=r"2\.tgz cannot be read .* more than the 0\.0 GiB that are left for it"):
+        read(tmp_path / "x")
+    monkeypatch.setattr(archives, "memory", lambda: 2 * 31_000)
+    assert len(every_image(read(tmp_path / "x"))) == 12
+
+
+def test_two_images_of_one_key_are_refused(tmp_path):
+    folder = shards(tmp_path / "w", ("train-0.tar",))
+    with tarfile.open(folder / "train-0.tar", "a") as archive:
+        add(archive, "00003.jpg", png(picture(1)))
+    with pytest.raises(ValueError, match=r"00003\.jpg and 00003\.png are of one key; a sample has one image"):
+        read(folder)
+
+
+def test_archives_beside_images_are_noted_and_those_of_splits_refused(tmp_path):
+    write_folder(tmp_path / "pets")
+    shutil.copytree(tmp_path / "pets" / "train", tmp_path / "x" / "train")
+    zip_of(tmp_path / "pets" / "test", tmp_path / "x" / "more.zip")
+    assert read(tmp_path / "x").notes == ("1 archive beside the images is not read (first: more.zip)",)
+    (tmp_path / "x" / "more.zip").rename(tmp_path / "x" / "test.zip")
+    with pytest.raises(ValueError, match=r"test\.zip lies beside images that are not in an archive; unpack it, or"):
+        read(tmp_path / "x")
+
+
+def test_labels_beside_an_archive_must_be_in_it(tmp_path):
+    zip_of(flat(tmp_path / "flat"), tmp_path / "train.zip")
+    text(tmp_path / "train.csv", "file,label", "000.png,1")
+    (tmp_path / "x").mkdir()
+    for name in ("train.zip", "train.csv"):
+        shutil.move(tmp_path / name, tmp_path / "x" / name)
+    with pytest.raises(ValueError, match=r"^data\.labels = 'train\.csv' lies beside the archives in data\.source = .*; "
+                                         r"unpack 'train\.zip', or put the file into it$"):
+        read(tmp_path / "x", labels="train.csv")
+
+
 def test_an_archive_from_a_stranger_leads_nowhere(tmp_path):
     folder = classes_of(tmp_path / "pets", dict.fromkeys(NAMES, 10))
     secret = tmp_path / "secret.png"
@@ -700,7 +807,7 @@ def cut(path, size):
 BAD_ARCHIVES = {
     "a size that is a lie": (lying_zip, "a/0.png cannot be decoded (Bad CRC-32 for file 'a/0.png')"),
     "a bomb": (bomb, "would unpack to 0.1 GiB, up to 0.0 GiB for one file, from 0.1 MiB, which images never do"),
-    "a compressed bomb": (tar_bomb, "it unpacks to more than 0.1 GiB; unpack it yourself, if you trust it"),
+    "a compressed bomb": (tar_bomb, "it unpacks to more than the 0.1 GiB that are left for it; unpack it yourself"),
     "a header that goes back": (circle, "x.tar cannot be read as an archive"),
     "a method that cannot be limited": (unusual, "'a/0.png' is compressed in an unusual way; zip it again"),
     "no zip": (lambda tmp: text(tmp / "x.zip", "PK"), "x.zip cannot be read as an archive, it may be incomplete"),
