@@ -23,10 +23,11 @@ from kdstudy.trainables.messages import one_line
 from kdstudy.trainables.sources.labels import SPLIT_NAMES, first_few, split_in
 from kdstudy.trainables.sources.location import FILE_SYSTEM_ERRORS, Location
 from kdstudy.trainables.sources.sizes import check_memory, memory
-from kdstudy.trainables.sources.store import LABEL_SUFFIX, File, Kind, Listing, is_hidden
+from kdstudy.trainables.sources.store import IMAGE_SUFFIXES, LABEL_SUFFIX, File, Kind, Listing, is_hidden
 
 COMPRESSED_TAR = {(".tar.gz", ".tgz"): gzip.open, (".tar.bz2", ".tbz2"): bz2.open, (".tar.xz", ".txz"): lzma.open}
 SUFFIXES = (".zip", ".tar", *(suffix for suffixes in COMPRESSED_TAR for suffix in suffixes))
+READ_SUFFIXES = (*IMAGE_SUFFIXES, ".csv", ".parquet")  # of what data sets are made
 LARGEST_MEMBER = 2**28  # bytes; several are read at a time
 LONGEST_NAME = 4096  # characters
 CHUNK = 2**24  # bytes that are unpacked at a time
@@ -117,7 +118,11 @@ def opened(location: Location) -> Location:
         links += sum(member.read is None for member in members.values())
         members = {name: member for name, member in members.items()
                    if member.read is not None and name not in odd and not is_hidden(name)}
-        parts[file.name] = _without_top_folder(members, keep_split=split_in(stem(file.name)) is None)
+        is_split = split_in(stem(file.name)) is not None
+        inside = _without_top_folder(members, keep_split=not is_split)
+        if len(archives) > 1 and not is_split and not any("/" in name for name in inside):
+            inside = members  # the folder may be that of a class
+        parts[file.name] = inside
     prefixes = _prefixes(parts, where)
     found = _merged(parts, prefixes, where)
     merged = sorted(name for name, prefix in prefixes.items() if not prefix)
@@ -156,15 +161,19 @@ def _prefix(name: str, members: dict[str, Member]) -> str:
         return f"{name}/"
     if split := split_in(name):
         return f"{split}/"
-    return "" if members and all("/" in member for member in members) else f"{name}/"
+    images = [member for member in members if member.lower().endswith(IMAGE_SUFFIXES)] or members
+    return "" if images and all("/" in member for member in images) else f"{name}/"
 
 
 def _merged(parts: dict[str, dict[str, Member]], prefixes: dict[str, str], where: str) -> dict[str, Member]:
-    """All members with their prefixes. Raises ValueError if two archives hold one name."""
+    """All members with their prefixes. Raises ValueError if two archives hold one name, except of files that nobody
+    reads, such as README."""
     found, holders = {}, {}
     for archive, members in parts.items():
         for name, member in members.items():
             name = f"{prefixes[archive]}{name}"
+            if name in found and not name.lower().endswith(READ_SUFFIXES):
+                continue
             if name in found:
                 raise ValueError(f"{where}: {holders[name]} and {archive} both hold {name}; unpack them into folders, "
                                  "or remove one")
@@ -261,7 +270,7 @@ def _tar(buffer: pa.Buffer) -> Iterator[Member]:
                 member = replace(target, name=member.name)
             known[member.name] = member
             yield member
-        end = buffer.slice(min(archive.offset, buffer.size), tarfile.BLOCKSIZE).to_pybytes()
+        end = buffer[archive.offset:archive.offset + tarfile.BLOCKSIZE].to_pybytes()
     if end != bytes(tarfile.BLOCKSIZE):
         raise ValueError(f"it ends early or is damaged after {last or 'its beginning'}")
 
