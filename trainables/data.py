@@ -62,9 +62,9 @@ def load(settings: DataSettings) -> Splits:
     """
     raw = sources.read(settings)
     check(raw, settings.source)
-    raw = _subset(raw, settings.classes)
     if not isinstance(settings.classes, tuple):
         raw = _without_empty_classes(raw, settings.source)
+    raw = _subset(raw, settings.classes)
     check_classes(raw, settings.source)
     dark = dark_note(images.images for images in raw.splits.values())
     return split(raw.noting(dark, _names_note(raw.class_names)), settings)

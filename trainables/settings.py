@@ -44,7 +44,8 @@ class DataSettings(Settings):
     """Which images there are and how they are split."""
 
     source: Annotated[Line, Field(min_length=1)] = Field(
-        "digits", description="digits, a data set of torchvision, or the path or URI of a folder, archive or .npz file"
+        "digits", description="digits, a data set of torchvision, or the path or URI of a folder, archive, Parquet or "
+                              ".npz file, such as hf://datasets/OWNER/NAME; a CSV file in a folder may hold its labels"
     )
     labels: Line | None = Field(None, description="a CSV file in the source that lists image files and their labels")
     label_column: Line | None = Field(

@@ -20,6 +20,7 @@ from kdstudy.trainables.sources import (
 )
 from kdstudy.trainables.sources.base import FileSource, NamedSource
 from kdstudy.trainables.sources.cache import cached
+from kdstudy.trainables.sources.labels import first_few
 from kdstudy.trainables.sources.location import Location
 
 SOURCES: tuple[NamedSource | FileSource, ...] = (  # the first one that fits is read
@@ -48,9 +49,11 @@ def read(settings: DataSettings) -> Raw:
         raise ValueError(_not_found(location))
     if (source := _source_of(location, settings)) is not None:
         _check_no_labels(settings, source)
-        if not source.is_cached:
-            return source.read(location, settings)
-        return cached(location, settings, lambda: source.read(location, settings))
+        if source.is_cached:
+            raw = cached(location, settings, lambda: source.read(location, settings))
+        else:
+            raw = source.read(location, settings)
+        return raw.noting(archives.note_beside(location, set(raw.splits)))
     if archives.any_in(location):
         return cached(location, settings, lambda: _read_archives(location, settings))
     raise ValueError(_not_recognised(location))
@@ -64,6 +67,10 @@ def _source_of(location: Location, settings: DataSettings) -> FileSource | None:
 
 def _read_archives(location: Location, settings: DataSettings) -> Raw:
     opened = archives.opened(location)
+    if settings.labels in {file.name for file in location.files} - {file.name for file in opened.files}:
+        there = first_few(file.name for file in location.files if archives.is_archive(file.name))
+        raise ValueError(f"data.labels = {settings.labels!r} lies beside the archives in data.source = "
+                         f"{settings.source!r}; unpack {there}, or put the file into it")
     if (source := _source_of(opened, settings)) is None:
         raise ValueError(_not_recognised(opened))
     _check_no_labels(settings, source)

@@ -51,4 +51,5 @@ def dark_note(arrays: Iterable[np.ndarray]) -> str:
             if brightest >= DARK:
                 return ""
     return (f"the images are nearly black: the brightest pixel of all is {brightest} of 255. If they hold fewer bits "
-            "than their files allow, such as 12 of 16, data.stretch = true spreads them over the whole range")
+            "than their files allow, such as 12 of 16, data.stretch = true spreads them over the whole range; but "
+            "colours of 16 bits are cut to 8 when they are read, so spread those in the files themselves")

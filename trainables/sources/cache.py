@@ -41,8 +41,9 @@ def cached(location: Location, settings: DataSettings, read: Callable[[], Raw]) 
 
 
 def _key(location: Location, settings: DataSettings) -> str:
-    parts = [CACHE_FORMAT, location.path, *(getattr(settings, name) for name in READING), location.notes,
-             *((file.name, file.size, file.changed) for file in location.files), *location.folders]
+    # Whether there is a subset: what must be of the same classes depends on it.
+    parts = [CACHE_FORMAT, location.path, *(getattr(settings, name) for name in READING), settings.classes is None,
+             location.notes, *((file.name, file.size, file.changed) for file in location.files), *location.folders]
     return hashlib.blake2b(repr(parts).encode(), digest_size=10).hexdigest()
 
 

@@ -11,6 +11,7 @@ SPLIT_NAMES = {"train": "train", "training": "train", "val": "validation", "vali
                "validation": "validation", "dev": "validation", "test": "test", "testing": "test"}
 METADATA = "metadata.csv"  # lists the files of Hugging Face's image folders, with their labels
 LARGEST_LABEL = 100_000  # beyond, labels are identifiers and not classes
+NUMBER = re.compile(r"-?(0|[1-9][0-9]*)(\.[0-9]*)?|nan", re.IGNORECASE)
 HIDDEN = -1  # the label of an image whose label is not given, as in many published test sets
 
 Labels = dict[str, np.ndarray]  # by split: (N,) int64 with HIDDEN, or (N,) objects, words with None
@@ -54,11 +55,13 @@ def _whole(values: np.ndarray, where: str) -> np.ndarray:
 
 
 def numbers_in_words(words: Sequence[str | None]) -> np.ndarray:
-    """Words from a text file as numbers, if all are, such as 3 and 3.0, else as they are; None where one is empty."""
-    try:
-        return np.array([np.nan if not word else float(word) for word in words])
-    except ValueError:
-        return np.array([word or None for word in words], object)
+    """Words from a text file as numbers, if all are, such as 3 and 3.0, else as they are; None where one is empty.
+
+    With a leading zero they are words: 1 and 01 are two names.
+    """
+    if all(not word or NUMBER.fullmatch(word) for word in words):
+        return np.array([float(word or "nan") for word in words])
+    return np.array([word or None for word in words], object)
 
 
 def is_words(labels: np.ndarray) -> bool:

@@ -22,6 +22,7 @@ from kdstudy.trainables.sources.labels import (
     SPLIT_NAMES,
     Labels,
     check_largest_label,
+    first_few,
     is_words,
     left_out,
     plain_labels,
@@ -83,10 +84,29 @@ def _splits_of(names: list[str], where: str) -> tuple[dict[str, str], list[str]]
         splits = {name: split or "train" for name, split in splits.items()}
     if "train" not in splits.values():
         raise ValueError(f"{where} has Parquet files, but none called train*.parquet")
+    _check_one_configuration(splits, where)
     others = [name for name, split in splits.items() if split is None]
     notes = [f"{len(others)} Parquet file{'s' if len(others) > 1 else ''} whose names say no split "
              f"{'are' if len(others) > 1 else 'is'} left out (first: {others[0]})"] if others else []
     return {name: split for name, split in splits.items() if split}, notes
+
+
+def _check_one_configuration(splits: dict[str, str | None], where: str) -> None:
+    """Raises ValueError if files of one split are of several configurations, such as 160px/train-… and 320px/train-….
+    """
+    for split in ("train", "validation", "test"):
+        folders = {_configuration(name) for name, of in splits.items() if of == split} - {None}
+        if len(folders) > 1:
+            raise ValueError(f"{where} has Parquet files of its {split} split in several folders, "
+                             f"{first_few(folder or '.' for folder in folders)}; name the one that you want in "
+                             "data.source")
+
+
+def _configuration(name: str) -> str | None:
+    """The folder above the part of a name that says the split; None if none says one."""
+    parts = name.lower().removesuffix(SUFFIX).split("/")
+    last = next((place for place in reversed(range(len(parts))) if split_in(parts[place])), None)
+    return None if last is None else "/".join(name.split("/")[:last])
 
 
 def _split_of(name: str) -> str | None:

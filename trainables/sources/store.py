@@ -6,6 +6,7 @@ from typing import Literal, Protocol
 import pyarrow as pa
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+LABEL_SUFFIX = ".cls"  # of a label file in WebDataset's shards
 # What file managers leave behind. Synology's folder holds previews, which look like images.
 LITTER = ("thumbs.db", "desktop.ini", "@eadir")
 Kind = Literal["file", "folder"]

@@ -8,9 +8,8 @@ from kdstudy.trainables.sources.base import FileSource
 from kdstudy.trainables.sources.decoding import Encoded
 from kdstudy.trainables.sources.labels import first_few, numbers_in_words, plain_labels, split_in
 from kdstudy.trainables.sources.location import Location
-from kdstudy.trainables.sources.store import IMAGE_SUFFIXES
+from kdstudy.trainables.sources.store import IMAGE_SUFFIXES, LABEL_SUFFIX
 
-LABEL_SUFFIX = ".cls"
 LONGEST_LABEL = 1000  # bytes
 
 
@@ -21,8 +20,8 @@ def recognises(location: Location, settings: DataSettings) -> bool:
 def read(location: Location, settings: DataSettings) -> Raw:
     """The samples; a split is named in the name of a shard, such as train-0000.tar. Raises ValueError."""
     where = f"data.source = {location.source!r}"
-    images = _by_key(location, IMAGE_SUFFIXES)
-    labels = _by_key(location, (LABEL_SUFFIX,))
+    images = _by_key(location, IMAGE_SUFFIXES, where)
+    labels = _by_key(location, (LABEL_SUFFIX,), where)
     splits: dict[str, list[str]] = {}
     for key in images:
         splits.setdefault(split_in(key.rpartition("/")[0]) or "train", []).append(key)
@@ -47,9 +46,15 @@ def _key(name: str) -> tuple[str, str]:
     return f"{folder}{slash}{key}", f"{dot}{suffix}".lower()
 
 
-def _by_key(location: Location, suffixes: tuple[str, ...]) -> dict[str, str]:
-    """The names of the files with one of these suffixes, by key."""
-    return {key: file.name for file in location.files for key, suffix in [_key(file.name)] if suffix in suffixes}
+def _by_key(location: Location, suffixes: tuple[str, ...], where: str) -> dict[str, str]:
+    """The names of the files with one of these suffixes, by key. Raises ValueError if two have one key."""
+    found: dict[str, str] = {}
+    for file in location.files:
+        key, suffix = _key(file.name)
+        if suffix in suffixes and found.setdefault(key, file.name) != file.name:
+            raise ValueError(f"{where}: {found[key]} and {file.name} are of one key; a sample has one image and one "
+                             "label")
+    return found
 
 
 def _check_complete(splits: dict[str, list[str]], labels: dict[str, str], where: str) -> None:
