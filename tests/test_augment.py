@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from synthetic import here
+from synthetic import here, write_finished
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional
 
@@ -388,13 +388,19 @@ def test_a_logits_file_names_the_augmentation_as_it_always_did_and_a_preset_by_i
         "randaug_magnitude": 27, "erase": 0.25, "erase_teacher": False, "cutmix": 1.0}
 
 
-def test_what_the_teacher_sees_is_no_concern_of_its_training_nor_of_the_baseline(synthetic_study):
+def stages_done_again(study, *overrides):
+    """The names of a finished study's stages, and of those whose inputs are others with these settings."""
+    before, after = (Study(load_study(str(study), given), Storage(study)).stages for given in ((), overrides))
+    return set(before), {name for name in before if before[name].inputs() != after[name].inputs()}
+
+
+def test_what_the_teacher_sees_is_no_concern_of_its_training_nor_of_the_baseline(synthetic_study, tmp_path):
     """With erase_teacher = false the logits and what learns from them are done again; the rest is not."""
-    either = [Study(load_study(str(synthetic_study), overrides), Storage(synthetic_study)).stages
-              for overrides in ((), ("views.erase_teacher=false",))]
-    again = {name for name in either[0] if either[0][name].inputs() != either[1][name].inputs()}
-    assert again == {"teacher_logits", "distill", "finalists", "confirm"} & set(either[0])
-    assert {"teacher_logits", "distill", "confirm"} <= again and {"teacher", "baseline"} <= set(either[0]) - again
+    erasing = write_finished(tmp_path / "digits-smoke", "views.erase=0.25")
+    there, again = stages_done_again(erasing, "views.erase_teacher=false")
+    assert again == {"teacher_logits", "distill", "finalists", "confirm"} & there
+    assert {"teacher_logits", "distill", "confirm"} <= again and {"teacher", "baseline"} <= there - again
+    assert stages_done_again(synthetic_study, "views.erase_teacher=false")[1] == set()  # nothing is erased
 
 
 def test_a_plan_spells_a_preset_out(tmp_path, monkeypatch):

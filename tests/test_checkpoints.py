@@ -573,8 +573,8 @@ def test_a_mean_and_a_std_leave_other_fingerprints_alone(tmp_path):
      "student.mean = [123.7, 116.3, 103.5]: must be at most 1, since images are normalised from 0..1; divide numbers "
      "for images of 0..255 by 255"),
     (("student.mean=nan", "student.std=1"), "student.mean = nan: must be a finite number"),
-    (("student.mean=0.5", "student.std=0"), "student.std = 0: must be greater than 0"),
-    (("student.mean=0.5", "student.std=[0.5,0]"), "student.std.1 = 0: must be greater than 0"),
+    (("student.mean=0.5", "student.std=0"), "student.std = 0: must be at least 1e-06"),
+    (("student.mean=0.5", "student.std=[0.5,0]"), "student.std.1 = 0: must be at least 1e-06"),
     (("student.mean=[0.5,0.5]", "student.std=1"), "student.mean = [0.5, 0.5] has 2 numbers, but the images have 1 "),
     (("student.mean=0.5", "student.std=0.5", "student.normalise=images"),
      "student: takes mean and std, or normalise = 'images', which measures them, not both"),
