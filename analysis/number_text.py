@@ -36,6 +36,13 @@ def significant(value: float, digits: int = 3) -> str:
     return f"{value:.6g}" if text == "1" and value != 1 else text
 
 
+def show_value(value: Any) -> str:
+    """A parameter's value: 1024, 0.0015, adamw."""
+    if isinstance(value, str):
+        return value
+    return f"{value:.0f}" if abs(value) >= 1000 else significant(value)
+
+
 def show_number(value: float, digits: int = 3) -> str:
     """4, 0.5, 8.1e-4: short, and never with more zeros than one can count."""
     if 0 < abs(value) < 0.01:

@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from rich.console import Console
 from rich.markup import escape
@@ -16,12 +15,10 @@ from kdstudy.search.runs import search_view_seed
 from kdstudy.store import files
 from kdstudy.store.storage import Storage
 from kdstudy.study import Study
-from kdstudy.trainables.device import default_device, to_device
 from kdstudy.trainables.distill import start_distillation
 from kdstudy.trainables.loop import Training
 from kdstudy.trainables.seeds import small_seed
-from kdstudy.trainables.task import Member, Task, Teacher, save, start
-from kdstudy.trainables.teacher_logits import held_out
+from kdstudy.trainables.task import Member, Task, Teacher, save, start, teacher_predictions
 from kdstudy.trainables.trainable import describe, not_finite
 from kdstudy.watch.console import print_prose
 
@@ -114,10 +111,7 @@ def _teacher(study: Study, console: Console, own_seed: bool) -> Teacher:
     teacher = _find_teacher(study, console, own_seed)
     if not teacher.members:  # a logits file already has the teacher's predictions
         return teacher
-    task = replace(study.stages["baseline"].task(), teacher=teacher)
-    device = default_device()
-    logits = held_out(task.load_teacher(device), *to_device(task.validation, device))
-    predictions = logits.argmax(1).cpu().numpy().astype(np.int64)
+    predictions = teacher_predictions(replace(study.stages["baseline"].task(), teacher=teacher))
     if study.config.teacher.is_given and (doubt := study.stages["teacher"].doubt(predictions)):
         print_prose(console, f"note: {doubt}")
     return replace(teacher, validation_predictions=predictions)

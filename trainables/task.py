@@ -16,7 +16,7 @@ from kdstudy.trainables.models import Classifier
 from kdstudy.trainables.predictions import write_predictions
 from kdstudy.trainables.seeds import derive_seed
 from kdstudy.trainables.settings import ModelSettings, TrainSettings, ViewSettings
-from kdstudy.trainables.teacher_logits import TeacherModel
+from kdstudy.trainables.teacher_logits import TeacherModel, held_out
 from kdstudy.trainables.views import Views
 
 
@@ -140,6 +140,13 @@ def start(task: Task, parameters: dict, *, seed: int, view_seed: int, objective:
     )
     train = task.make_views(model.size, view_seed, device)
     return kind(model, train, validation, settings, lr=parameters["lr"], seed=seed, objective=objective)
+
+
+def teacher_predictions(task: Task) -> np.ndarray:
+    """The classes (N,) int64 that the task's teacher predicts for the validation images."""
+    device = default_device()
+    logits = held_out(task.load_teacher(device), *to_device(task.validation, device))
+    return logits.argmax(1).cpu().numpy()
 
 
 def save(training: Training, task: Task, folder: Path) -> None:

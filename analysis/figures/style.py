@@ -6,7 +6,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from kdstudy.analysis.number_text import significant
+from kdstudy.analysis.number_text import show_value
 
 # From the palette of Okabe and Ito, whose colours colour-blind readers can tell apart.
 COLOURS = {"teacher": "#009E73", "baseline": "#D55E00", "distill": "#0072B2"}
@@ -52,7 +52,7 @@ def rounded(value: float) -> float:
 
 def show(value: Any) -> str:
     """A parameter's value, escaped for HTML: 1024, 0.0015, adamw."""
-    return html.escape(value) if isinstance(value, str) else f"{value:.0f}" if value >= 1000 else significant(value)
+    return html.escape(show_value(value))
 
 
 def faint(colour: str, opacity: float) -> str:

@@ -8,10 +8,9 @@ import pandas as pd
 from kdstudy.analysis.figures.style import ORIGINS, show
 from kdstudy.analysis.number_text import show_number
 from kdstudy.analysis.study_files import StudyFiles
+from kdstudy.analysis.tables import OTHERS
 
-NUMERIC = {"trial", "temperature", "alpha", "lr", "weight_decay", "warmup", "batch_size", "accumulate",
-           "warmup_epochs", "min_lr", "layer_decay", "head_lr", "freeze", "clip_grad", "ema", "label_smoothing",
-           "drop_path", "dropout", "epochs", "last %", "best %", "seconds"}
+NUMERIC = {"trial", "temperature", "alpha", "lr", *OTHERS, "epochs", "last %", "best %", "seconds"} - {"optimizer"}
 
 
 def trials_section(study: StudyFiles) -> str:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from kdstudy.analysis.number_text import significant
+from kdstudy.analysis.number_text import show_value
 from kdstudy.analysis.sensitivity.budget_model import CONFIDENCE
 from kdstudy.analysis.sensitivity.reports import FEWEST_FULL
 from kdstudy.analysis.sensitivity.rungs import PREDICTIVE_RANKS
@@ -63,13 +63,7 @@ def _listed(texts: list[str]) -> str:
 
 
 def _name(row: dict[str, Any]) -> str:
-    return f"{row['parameter'].replace('_', ' ')} at {_shown(row['default'])}"
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return f"{value:.0f}" if abs(value) >= 1000 else significant(value)
+    return f"{row['parameter'].replace('_', ' ')} at {show_value(row['default'])}"
 
 
 def cautions(found: dict[str, Any], ended: bool) -> list[str]:
@@ -194,12 +188,13 @@ def _edge(arm: str, name: str, dimension: Dimension, value: float, price: dict[s
     bound, direction = (high, "raise") if word == "upper" else (low, "lower")
     if bound in LIMITS.get(name, (0,)):
         meaning = {0: ", the labels alone", 1: ", the teacher's predictions alone"}[bound] if name == "alpha" else ""
-        return [f"The {arm}'s winner has {name} {_shown(value)}, next to {bound:g}{meaning}: there is nothing beyond "
-                "that bound."]
-    where = f"The {arm}'s winner has {name} {_shown(value)}, at the {word} edge of [{_shown(low)}, {_shown(high)}]"
+        return [f"The {arm}'s winner has {name} {show_value(value)}, next to {bound:g}{meaning}: there is nothing "
+                "beyond that bound."]
+    where = (f"The {arm}'s winner has {name} {show_value(value)}, at the {word} edge of [{show_value(low)}, "
+             f"{show_value(high)}]")
     if price and price["low"] <= 0:
-        return [f"{where}. No cost of leaving {name} at {_shown(price['default'])} is shown, so this may be chance; if "
-                f"not, better values may lie beyond the {word} bound of search.{name}."]
+        return [f"{where}. No cost of leaving {name} at {show_value(price['default'])} is shown, so this may be "
+                f"chance; if not, better values may lie beyond the {word} bound of search.{name}."]
     return [f"{where}: better values may lie beyond; {direction} the {word} bound of search.{name} and run again."]
 
 

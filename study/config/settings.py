@@ -453,7 +453,7 @@ class StudyConfig(Settings):
         """How many epochs the longest warm-up takes, or the longest time in which only the head learns."""
         train, search = self.train, self.search
         if train.warmup_epochs is None and search.warmup_epochs is None:
-            warmup = max([train.warmup, *self.extremes("warmup", train.warmup)]) * train.epochs
+            warmup = max(self.extremes("warmup", train.warmup)) * train.epochs
         else:
             warmup = max(self.extremes("warmup_epochs", train.warmup_epochs))
         return max([warmup, *(epochs for epochs in self.extremes("freeze", train.freeze) if epochs != "all")])

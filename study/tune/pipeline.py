@@ -16,10 +16,8 @@ from kdstudy.search.manager import TrialManager
 from kdstudy.stages.base import Stage, StageFolder
 from kdstudy.stages.order import priority
 from kdstudy.study import Study
-from kdstudy.trainables.device import default_device, to_device
 from kdstudy.trainables.object_store import put_task
-from kdstudy.trainables.task import Task
-from kdstudy.trainables.teacher_logits import held_out
+from kdstudy.trainables.task import Task, teacher_predictions
 from kdstudy.tune import ddp
 from kdstudy.tune.cluster import remote_work
 from kdstudy.tune.connection import Connection
@@ -163,7 +161,7 @@ class Pipeline:
     def _predict(self, task: Task) -> np.ndarray:
         """Let a teacher predict the validation images (N,) on a worker. Raises Ray's errors."""
         share = self._connection.share
-        return ray.get(ray.remote(num_cpus=share.cpus, num_gpus=share.gpus)(teacher_predictions).remote(task))
+        return ray.get(ray.remote(num_cpus=share.cpus, num_gpus=share.gpus)(predict_on_worker).remote(task))
 
     # -- closing ------------------------------------------------------------------------------------------------------
 
@@ -230,12 +228,10 @@ class Pipeline:
         return {"utilisation": used / offered, "slots": offered / seconds} if offered else {}
 
 
-def teacher_predictions(task: Task) -> np.ndarray:
+def predict_on_worker(task: Task) -> np.ndarray:
     """A Ray task: return the classes (N,) that the teacher predicts for the validation images."""
     torch.set_num_threads(task.threads)
-    device = default_device()
-    logits = held_out(task.load_teacher(device), *to_device(task.validation, device))
-    return logits.argmax(1).cpu().numpy()
+    return teacher_predictions(task)
 
 
 class Meter:

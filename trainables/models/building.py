@@ -12,6 +12,7 @@ from torch import nn
 from kdstudy.trainables import functions
 from kdstudy.trainables.functions import is_function
 from kdstudy.trainables.models.classifier import Classifier, wants_channels_last
+from kdstudy.trainables.models.normalising import Normalisation, for_channels
 from kdstudy.trainables.settings import ModelSettings
 
 # timm logs how it maps weights at INFO, and a warning for every missing pretrained head.
@@ -28,7 +29,7 @@ CHANNELS = re.compile("Pool|SplitAttn|SelectiveKernel|ChannelAttn|SpatialAttn|Cb
 
 def build(settings: ModelSettings, *, classes: int, channels: int, image_size: int, seed: int = 0,
           weights: dict[str, np.ndarray] | None = None,
-          normalised: tuple[tuple[float, ...], tuple[float, ...]] | None = None) -> Classifier:
+          normalised: Normalisation | None = None) -> Classifier:
     """Create a model whose random weights depend on `seed` alone.
 
     image_size: pixels of the stored images, for models whose settings name no size. weights: a state_dict that replaces
@@ -65,8 +66,7 @@ def create(name: str, **arguments: Any) -> nn.Module:
     return timm.create_model(name, pretrained=False, **arguments)
 
 
-def chosen_normalisation(settings: ModelSettings,
-                      channels: int) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+def chosen_normalisation(settings: ModelSettings, channels: int) -> Normalisation | None:
     """The mean and std that the settings name, per channel; None if they name none.
 
     Raises ValueError, in one line that begins with `mean` or `std`, if they name another number of channels.
@@ -85,14 +85,11 @@ def _per_channel(name: str, value: float | tuple[float, ...], channels: int) -> 
     return values
 
 
-def normalisation(net: nn.Module, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def normalisation(net: nn.Module, channels: int) -> Normalisation:
     """The mean and std that a model expects, per channel: 0.5 if it names none; if it names other than `channels`
     values, their average for each channel."""
     config = getattr(net, "pretrained_cfg", None) or {}
-    mean, std = config.get("mean", (0.5,) * channels), config.get("std", (0.5,) * channels)
-    if len(mean) != channels:
-        mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
-    return tuple(mean), tuple(std)
+    return for_channels(config.get("mean", (0.5,)), channels), for_channels(config.get("std", (0.5,)), channels)
 
 
 def kind_of(settings: ModelSettings, *, classes: int, channels: int, image_size: int) -> tuple[str, str]:

@@ -44,8 +44,12 @@ def mean_and_std(images: np.ndarray) -> Normalisation:
 
 def usual(channels: int) -> list[Normalisation]:
     """What images of so many channels are usually normalised with."""
-    return [tuple(values if len(values) == channels else (sum(values) / len(values),) * channels for values in pair)
-            for pair in USUAL]
+    return [(for_channels(mean, channels), for_channels(std, channels)) for mean, std in USUAL]
+
+
+def for_channels(values: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """A number per channel: the values, or their average for each channel if there are others than `channels`."""
+    return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
 
 
 def _moments(counts: list[int]) -> tuple[float, float]:

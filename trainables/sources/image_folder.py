@@ -10,7 +10,7 @@ from kdstudy.trainables.settings import DataSettings
 from kdstudy.trainables.sources.assembly import ORDER, assembled
 from kdstudy.trainables.sources.base import FileSource
 from kdstudy.trainables.sources.decoding import Encoded
-from kdstudy.trainables.sources.labels import METADATA, SPLIT_NAMES, left_out
+from kdstudy.trainables.sources.labels import SPLIT_NAMES, is_metadata, left_out
 from kdstudy.trainables.sources.location import Location
 from kdstudy.trainables.sources.store import IMAGE_SUFFIXES
 
@@ -124,7 +124,7 @@ def _other_files(location: Location, folders: dict[str, str]) -> list[str]:
 
 
 def _metadata_note(location: Location) -> list[str]:
-    found = next((file.name for file in location.files if file.name.rpartition("/")[2].lower() == METADATA), None)
+    found = next((file.name for file in location.files if is_metadata(file.name)), None)
     return [f"{found} is not read, because the images lie in class folders; data.labels = \"{found}\" takes the labels "
             "from there"] if found else []
 

@@ -64,6 +64,15 @@ def numbers_in_words(words: Sequence[str | None]) -> np.ndarray:
     return np.array([word or None for word in words], object)
 
 
+def from_text(words: Mapping[str, Sequence[str | None]], where: str) -> Labels:
+    """Labels per split, as `plain_labels` gives them, of words from text files: numbers if those of all splits are."""
+    kinds, labels = numbers_in_words([word for found in words.values() for word in found]), {}
+    for split, found in words.items():
+        own, kinds = kinds[:len(found)], kinds[len(found):]
+        labels[split] = plain_labels(own, f"{where}: labels of its {split} split")
+    return labels
+
+
 def is_words(labels: np.ndarray) -> bool:
     return labels.dtype == object
 
@@ -131,6 +140,17 @@ def check_same_classes(names: Sequence[str], labels: Labels, where: str) -> None
         if differences:
             raise ValueError(f"{where}: the classes of train and {split} differ: {split} {', '.join(differences)}; "
                              "add images, or name the classes you want in data.classes")
+
+
+def check_column(names: Sequence[str], name: str, setting: str) -> None:
+    """Raises ValueError unless a table has the column that a setting of [data] names."""
+    if name not in names:
+        raise ValueError(f"data.{setting} = {name!r} is not a column; the columns are {', '.join(names)}")
+
+
+def is_metadata(file: str) -> bool:
+    """Whether a file, by its path, is METADATA in some folder."""
+    return file.rpartition("/")[2].lower() == METADATA
 
 
 def first_few(names: Iterable[str]) -> str:

@@ -14,11 +14,11 @@ from kdstudy.trainables.sources.assembly import assembled
 from kdstudy.trainables.sources.base import FileSource
 from kdstudy.trainables.sources.decoding import Encoded
 from kdstudy.trainables.sources.labels import (
-    METADATA,
     SPLIT_NAMES,
+    check_column,
     first_few,
-    numbers_in_words,
-    plain_labels,
+    from_text,
+    is_metadata,
     split_in,
 )
 from kdstudy.trainables.sources.location import Location
@@ -54,11 +54,9 @@ def read(location: Location, settings: DataSettings) -> Raw:
     if "train" not in splits:
         raise ValueError(f"{where}: the labels are of {' and '.join(splits) or 'no images'} alone; list images to "
                          "train on")
-    kinds, listed = numbers_in_words([row.label for found in splits.values() for row in found]), {}
-    for split, found in splits.items():
-        own, kinds = kinds[:len(found)], kinds[len(found):]
-        listed[split] = ([Encoded(row.file, partial(_content, location, row)) for row in found],
-                         plain_labels(own, f"{where}: labels of its {split} split"))
+    labels = from_text({split: [row.label for row in found] for split, found in splits.items()}, where)
+    listed = {split: ([Encoded(row.file, partial(_content, location, row)) for row in found], labels[split])
+              for split, found in splits.items()}
     return assembled(listed, settings, notes=[*location.notes, *notes])
 
 
@@ -72,7 +70,7 @@ def _content(location: Location, row: "_Row") -> bytes:
 
 
 def _metadata(location: Location) -> list[str]:
-    return [file.name for file in location.files if file.name.rpartition("/")[2].lower() == METADATA]
+    return [file.name for file in location.files if is_metadata(file.name)]
 
 
 def _has_class_folders(location: Location) -> bool:
@@ -295,8 +293,7 @@ def _label_column(table: _Table, index: _Index, settings: DataSettings) -> str:
 
 
 def _named(header: list[str], name: str, setting: str) -> int:
-    if name not in header:
-        raise ValueError(f"data.{setting} = {name!r} is not a column; the columns are {', '.join(header)}")
+    check_column(header, name, setting)
     return header.index(name)
 
 

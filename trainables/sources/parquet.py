@@ -14,13 +14,14 @@ import pyarrow.parquet as pq
 from kdstudy.trainables.images import Raw
 from kdstudy.trainables.messages import one_line
 from kdstudy.trainables.settings import DataSettings
-from kdstudy.trainables.sources.assembly import assembled
+from kdstudy.trainables.sources.assembly import ORDER, assembled
 from kdstudy.trainables.sources.base import FileSource
 from kdstudy.trainables.sources.decoding import Encoded
 from kdstudy.trainables.sources.labels import (
     HIDDEN,
     SPLIT_NAMES,
     Labels,
+    check_column,
     check_largest_label,
     first_few,
     is_words,
@@ -94,7 +95,7 @@ def _splits_of(names: list[str], where: str) -> tuple[dict[str, str], list[str]]
 def _check_one_configuration(splits: dict[str, str | None], where: str) -> None:
     """Raises ValueError if files of one split are of several configurations, such as 160px/train-… and 320px/train-….
     """
-    for split in ("train", "validation", "test"):
+    for split in ORDER:
         folders = {_configuration(name) for name, of in splits.items() if of == split} - {None}
         if len(folders) > 1:
             raise ValueError(f"{where} has Parquet files of its {split} split in several folders, "
@@ -145,9 +146,7 @@ def _image_column(schema: pa.Schema, settings: DataSettings, where: str) -> str:
     usable = [field.name for field in schema if pa.types.is_struct(field.type) and _has_bytes(field.type)]
     usable = usable or [field.name for field in schema if _is_bytes(field.type)]
     if settings.image_column:
-        if settings.image_column not in schema.names:
-            raise ValueError(f"data.image_column = {settings.image_column!r} is not a column; the columns are "
-                             f"{', '.join(schema.names)}")
+        check_column(schema.names, settings.image_column, "image_column")
         return settings.image_column
     if len(usable) > 1:
         raise ValueError(f"{where}: which column holds the images? Set data.image_column to one of "
@@ -168,11 +167,8 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def _label_column(schema: pa.Schema, settings: DataSettings, where: str) -> str:
-    columns = ", ".join(schema.names)
     if settings.label_column:
-        if settings.label_column not in schema.names:
-            raise ValueError(f"data.label_column = {settings.label_column!r} is not a column; the columns are "
-                             f"{columns}")
+        check_column(schema.names, settings.label_column, "label_column")
         return settings.label_column
     for name in LABEL_COLUMNS:
         if name in schema.names:
@@ -182,7 +178,8 @@ def _label_column(schema: pa.Schema, settings: DataSettings, where: str) -> str:
               or [name for name, kind in kinds.items() if _is_text(kind)]
               or [name for name, kind in kinds.items() if pa.types.is_boolean(kind)])
     if not usable:
-        raise ValueError(f"{where}: no column can hold labels, which are integers or words; the columns are {columns}")
+        raise ValueError(f"{where}: no column can hold labels, which are integers or words; the columns are "
+                         f"{', '.join(schema.names)}")
     if len(usable) > 1:
         raise ValueError(f"{where}: which column holds the labels? Set data.label_column to one of "
                          f"{', '.join(usable)}")

@@ -1,12 +1,11 @@
 """The layout of WebDataset: KEY.jpg and KEY.cls side by side, usually in tar archives that are called shards."""
 
-
 from kdstudy.trainables.images import Raw
 from kdstudy.trainables.settings import DataSettings
 from kdstudy.trainables.sources.assembly import assembled
 from kdstudy.trainables.sources.base import FileSource
 from kdstudy.trainables.sources.decoding import Encoded
-from kdstudy.trainables.sources.labels import first_few, numbers_in_words, plain_labels, split_in
+from kdstudy.trainables.sources.labels import first_few, from_text, split_in
 from kdstudy.trainables.sources.location import Location
 from kdstudy.trainables.sources.store import IMAGE_SUFFIXES, LABEL_SUFFIX
 
@@ -30,12 +29,9 @@ def read(location: Location, settings: DataSettings) -> Raw:
     words = {split: [_label(location, labels[key], where) if key in labels else None for key in keys]
              for split, keys in splits.items()}
     _check_complete(splits, labels, where)
-    kinds = numbers_in_words([word for found in words.values() for word in found])
-    listed = {}
-    for split, keys in splits.items():
-        own, kinds = kinds[:len(keys)], kinds[len(keys):]
-        listed[split] = ([Encoded(images[key], lambda file=images[key]: location.read(file)) for key in keys],
-                         plain_labels(own, f"{where}: labels of its {split} split"))
+    numbered = from_text(words, where)
+    listed = {split: ([Encoded(images[key], lambda file=images[key]: location.read(file)) for key in keys],
+                      numbered[split]) for split, keys in splits.items()}
     return assembled(listed, settings, notes=location.notes)
 
 
