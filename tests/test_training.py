@@ -11,8 +11,8 @@ from safetensors.numpy import load_file
 from kdstudy.trainables.device import to_device
 from kdstudy.trainables.distill import start_distillation
 from kdstudy.trainables.logits_pieces import LogitsPiece
-from kdstudy.trainables.loop import Objective, Training, batches
-from kdstudy.trainables.losses import soft_loss
+from kdstudy.trainables.loop import Training, batches
+from kdstudy.trainables.losses.hinton import hinton
 from kdstudy.trainables.predictions import write_predictions
 from kdstudy.trainables.settings import ModelSettings, TrainSettings, ViewSettings
 from kdstudy.trainables.task import Member, Task, Teacher, start
@@ -180,7 +180,7 @@ def test_cached_and_live_teacher_train_the_same_student(cached):
     with_cache, _ = run(cached, epochs=3)
     live = start_distillation(cached, PARAMETERS, seed=1, view_seed=7)
     targets = InChunks(cached.load_teacher(CPU), partial(cached.make_views, view_seed=7, device=CPU))
-    live.objective = Objective(4.0, 0.5, targets)
+    live.objective = replace(live.objective, targets=targets)
     live.run(3)
     assert (weights(with_cache) - weights(live)).abs().max() < 1e-4
 
@@ -295,7 +295,7 @@ def test_the_soft_loss_is_the_mean_over_all_images_the_hard_one_over_those_with_
     order = training._unlabelled_parts([torch.arange(20)])[0]  # 40 of 28: some come twice
     assert len(order) == 40 and set(order.tolist()) == set(range(28))
     rows = torch.cat([torch.arange(20), 20 + order])
-    expected = soft_loss(student[rows], said[rows], 4.0).item()
+    expected = hinton(student[rows], said[rows].float(), 4.0).item()
     hard = torch.nn.functional.cross_entropy(student[:20], torch.from_numpy(task.train.labels)).item()
     metrics = training.train_epoch()
     assert metrics["soft_loss"] == pytest.approx(expected, rel=1e-4)
