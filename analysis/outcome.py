@@ -3,7 +3,8 @@
 Accuracies (`test_mean`, `best_validation`, `chance`) are in percent; their standard deviation over the seeds
 (`test_sd`) and gains are in percentage points. A row's `gain` is over the tuned baseline; which intervals hold together
 is in `kdstudy.analysis.families`. `gap_closed` is a share, 0 to 1. `parameters` is the number of a model's weights,
-`compression` the teacher's over the student's. `seconds` is the wall time per stage, in seconds. `look` is there where
+`compression` the teacher's over the student's. `of_loss` names
+the parameters in a row that only its loss has. `seconds` is the wall time per stage, in seconds. `look` is there where
 the test images are looked at more than once: the fields of `kdstudy.analysis.looks.Look`, `gain`, the points at which
 `confirm.gain` stops the study, and `shown`, what an earlier look at fewer seeds had found.
 """
@@ -92,13 +93,19 @@ def _student_rows(study: StudyFiles) -> list[dict[str, Any]]:
         rows.append({
             "arm": row["arm"], "configuration": row["configuration"],
             "primary": is_row(row, "distilled", study.primary), "model": study.config["student"]["model"],
-            **row["parameters"], **_sizes(study), **_searched(study, row), "seeds": len(right),
+            **row["parameters"], **_of_loss(study, row), **_sizes(study), **_searched(study, row), "seeds": len(right),
             "test_mean": 100 * float(right.mean()),
             "test_sd": 100 * float(right.mean(1).std(ddof=1)) if len(right) > 1 else None,
             "best_validation": _best_validation(study, row), "gain": own_gain,
             "gap_closed": gap_closed(own_gain, gap) if row["arm"] == "distilled" else None,
         })
     return rows
+
+
+def _of_loss(study: StudyFiles, row: dict[str, Any]) -> dict[str, Any]:
+    """of_loss: the names of the parameters that only some losses have, where a row names its loss."""
+    names = [name for name in row["parameters"] if name in study.of_distillation - {"loss", "temperature", "alpha"}]
+    return {"of_loss": names} if "loss" in row["parameters"] else {}
 
 
 def _sizes(study: StudyFiles) -> dict[str, Any]:

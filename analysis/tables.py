@@ -46,9 +46,10 @@ def _configuration(row: dict[str, Any]) -> str:
 
 
 def show_hyperparameters(row: dict[str, Any], digits: int = 3) -> str:
-    """T 10.4, α 0.644, lr 1.85e-3: those of the three that the row has."""
-    names = (("temperature", "T"), ("alpha", "α"), ("lr", "lr"))
-    return ", ".join(f"{label} {show_number(row[name], digits)}" for name, label in names if name in row)
+    """T 10.4, α 0.644, lr 1.85e-3: those of the three that the row has, after its loss and before that one's own."""
+    names = (("temperature", "T"), ("alpha", "α"), ("lr", "lr"), *((name, name) for name in row.get("of_loss", ())))
+    shown = [f"{label} {show_number(row[name], digits)}" for name, label in names if name in row]
+    return ", ".join([row["loss"], *shown] if row.get("loss") else shown)
 
 
 def show_others(row: dict[str, Any]) -> str:
