@@ -58,7 +58,6 @@ def of_file(folder, text):
 
 PROBLEMS = {
     "default.loss=hintn": "default.loss = 'hintn': 'hintn' is not a loss; the losses are hinton, hard, mse, logit-std",
-    "default.loss=torch.hub:load": "functions of 'torch' are refused; name your own function, or one of kdstudy's",
     "search.loss={choice=['hinton','hrad']}": "search.loss reaches 'hrad': 'hrad' is not a loss;",
     "search.loss={choice=['mse','dkd']}": "search.loss must include default.loss = hinton",
     "search.loss={choice=['hinton',3]}": "search.loss reaches 3: must be a string",
@@ -107,6 +106,8 @@ def test_a_strangers_study_may_not_name_a_loss_of_its_own():
     with pytest.raises(UserError, match=r"search.loss\[1\] = 'mine:other' is a function that s.toml names, not you"):
         functions_allowed(stranger, named, "s.toml", trust=False, remedy="add --trust")
     assert functions_allowed(stranger, Named(), "s.toml", trust=True, remedy="") == {"mine:loss", "mine:other"}
+    with pytest.raises(UserError, match=r"default.loss = 'torch.hub:load': functions of 'torch' are refused; .* losses"):
+        functions_allowed(load_study("digits", ("default.loss=torch.hub:load",)), Named(), "s.toml", trust=True, remedy="")
     # An export builds the student alone.
     assert functions_allowed(stranger, Named(), "s.toml", trust=False, remedy="", sections=("student",)) == set()
 

@@ -7,7 +7,7 @@ A new one is one file and one name in `LOSSES`; its parameters then are settings
 import difflib
 from typing import Any
 
-from kdstudy.trainables.functions import check_kind, is_function
+from kdstudy.trainables.functions import is_function
 from kdstudy.trainables.losses import dist, dkd, hard, hinton, logit_std, mse, ttm
 from kdstudy.trainables.losses.own import check_own, own_loss
 from kdstudy.trainables.losses.soft import TEMPERATURE, Parameter, SoftLoss
@@ -36,10 +36,8 @@ def active(parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_name(name: str) -> str:
-    """Return the name. Raises ValueError if it is neither that of a loss nor of a function that could be one."""
-    if is_function(name):
-        check_kind(name, "loss")
-    elif name not in LOSSES:
+    """Return the name. Raises ValueError if it is neither that of a loss nor of a function."""
+    if name not in LOSSES and not is_function(name):
         nearest = difflib.get_close_matches(name, LOSSES, n=1, cutoff=0.6)
         hint = f"did you mean {nearest[0]!r}?" if nearest else "or a function of your own, package.module:function"
         raise ValueError(f"{name!r} is not a loss; the losses are {', '.join(LOSSES)}; {hint}")
