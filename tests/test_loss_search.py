@@ -57,8 +57,8 @@ def of_file(folder, text):
 
 
 PROBLEMS = {
-    "default.loss=hintn": "default.loss = 'hintn': 'hintn' is not a loss; the losses are hinton, hard, mse, logit-std",
-    "search.loss={choice=['hinton','hrad']}": "search.loss reaches 'hrad': 'hrad' is not a loss;",
+    "default.loss=hintn": "default.loss = 'hintn': must be one of hinton, hard, mse, logit-std, dkd, dist, ttm, or a",
+    "search.loss={choice=['hinton','hrad']}": "search.loss reaches 'hrad': must be one of hinton, hard,",
     "search.loss={choice=['mse','dkd']}": "search.loss must include default.loss = hinton",
     "search.loss={choice=['hinton',3]}": "search.loss reaches 3: must be a string",
     "search.loss={linear=[0,1]}": "search.loss takes choice = [...] only",
@@ -106,8 +106,9 @@ def test_a_strangers_study_may_not_name_a_loss_of_its_own():
     with pytest.raises(UserError, match=r"search.loss\[1\] = 'mine:other' is a function that s.toml names, not you"):
         functions_allowed(stranger, named, "s.toml", trust=False, remedy="add --trust")
     assert functions_allowed(stranger, Named(), "s.toml", trust=True, remedy="") == {"mine:loss", "mine:other"}
-    with pytest.raises(UserError, match=r"default.loss = 'torch.hub:load': functions of 'torch' are refused; .* losses"):
-        functions_allowed(load_study("digits", ("default.loss=torch.hub:load",)), Named(), "s.toml", trust=True, remedy="")
+    evil = load_study("digits", ("default.loss=torch.hub:load",))
+    with pytest.raises(UserError, match=r"default.loss = 'torch.hub:load': functions of 'torch' are refused"):
+        functions_allowed(evil, Named(), "s.toml", trust=True, remedy="")
     # An export builds the student alone.
     assert functions_allowed(stranger, Named(), "s.toml", trust=False, remedy="", sections=("student",)) == set()
 
@@ -198,6 +199,13 @@ def test_among_choices_each_point_of_each_loss_is_tried_once_before_any_is_repea
     points = [(trial.parameters["loss"], trial.parameters.get("temperature"))
               for trial in manager.record.trials.values()]
     assert len(set(points[:7])) == 7 and len(points) == 9
+
+
+def test_a_loss_that_is_not_searched_has_its_own_parameters_searched():
+    space = {name: SPACE[name] for name in ("temperature", "dkd_beta")}
+    one = proposer(space=space, default=DEFAULT | {"loss": "dkd"})
+    points = [one(number, None).parameters for number in range(1, 13)]
+    assert len({point["dkd_beta"] for point in points}) == 12 and {point["loss"] for point in points} == {"dkd"}
 
 
 def test_losses_with_the_same_parameters_are_an_ordinary_choice():

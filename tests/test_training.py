@@ -12,6 +12,8 @@ from kdstudy.trainables.device import to_device
 from kdstudy.trainables.distill import start_distillation
 from kdstudy.trainables.logits_pieces import LogitsPiece
 from kdstudy.trainables.loop import Training, batches
+from kdstudy.trainables.losses import LOSSES, USUAL
+from kdstudy.trainables.losses import PARAMETERS as LOSS_PARAMETERS
 from kdstudy.trainables.losses.hinton import hinton
 from kdstudy.trainables.predictions import write_predictions
 from kdstudy.trainables.settings import ModelSettings, TrainSettings, ViewSettings
@@ -279,6 +281,32 @@ def test_of_images_without_labels_nobody_sees_the_labels(with_unlabelled):
     assert torch.equal(weights(first), weights(second))
     without, alone = run(replace(with_unlabelled, unlabelled=None))
     assert not torch.equal(weights(first), weights(without)) and report["soft_loss"] != alone["soft_loss"]
+
+
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+def test_every_loss_trains_on_mixed_images_beside_others_without_labels(with_unlabelled, loss):
+    parameters = PARAMETERS | {"loss": loss, **{name: one.default for name, one in LOSS_PARAMETERS.items()}}
+    report = start_distillation(with_unlabelled, parameters, seed=1, view_seed=7).run(1)
+    usual = start_distillation(with_unlabelled, PARAMETERS, seed=1, view_seed=7).run(1)
+    assert np.isfinite(report["soft_loss"]) and report["soft_loss"] > 0
+    same = {key: report[key] == usual[key] for key in ("train_loss", "soft_loss")}
+    assert set(same.values()) == {loss == USUAL}
+    assert report["train_loss"] == pytest.approx(0.5 * (report["hard_loss"] + report["soft_loss"]), rel=1e-5)
+
+
+def test_a_loss_of_ones_own_trains_and_what_it_returns_is_checked(cached, tmp_path, monkeypatch):
+    (tmp_path / "own_loss_in_training.py").write_text(
+        "def mine(student_logits, teacher_logits, labels, *, temperature):\n"
+        "    return ((student_logits - teacher_logits) ** 2).mean()\n"
+        "def each(student_logits, teacher_logits, labels, *, temperature):\n"
+        "    return ((student_logits - teacher_logits) ** 2).mean(1)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    own, mse = (start_distillation(cached, PARAMETERS | {"loss": loss}, seed=1, view_seed=7).run(1)
+                for loss in ("own_loss_in_training:mine", "mse"))
+    assert own["soft_loss"] == mse["soft_loss"]
+    with pytest.raises(ValueError, match="loss = 'own_loss_in_training:each' returned a tensor"):
+        start_distillation(cached, PARAMETERS | {"loss": "own_loss_in_training:each"}, seed=1, view_seed=7).run(1)
 
 
 def test_the_soft_loss_is_the_mean_over_all_images_the_hard_one_over_those_with_labels(with_unlabelled):

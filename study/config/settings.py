@@ -198,8 +198,10 @@ class _SharedSearch(Settings):
 
 
 SearchSettings = create_model("SearchSettings", __base__=_SharedSearch, __doc__=_SharedSearch.__doc__, **{
-    name: (Range | None, Field(None, description="a range, for trials whose loss has this parameter"))
+    name: (Range | None, Field(None, description="{log = [1, 16]}, {linear = [1, 8]} or {choice = [2, 4]}; for trials "
+                                                 "whose loss has it"))
     for name in losses.PARAMETERS})
+
 
 DEEPEST = 50  # levels of tables and lists in a study file
 ARMS = {"baseline": "baseline", "distill": "distillation"}  # the ways to train a student, and what to call them

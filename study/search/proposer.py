@@ -84,8 +84,7 @@ class OptunaProposer:
             point = self._ask(told, number, attempt)
         random = np.random.default_rng(small_seed(self.seed, self.arm, "new", number))
         while self._key(point) in seen:
-            point = losses.active({name: _from_unit(dimension, random.random())
-                                   for name, dimension in self.space.items()})
+            point = _point(self.space, [random.random() for _ in self.space])
         return point
 
     def _ask(self, told: list[FrozenTrial], *seeds: int) -> dict[str, Any]:
@@ -141,8 +140,13 @@ def sobol_points(space: dict[str, Range], count: int, seed: int) -> list[dict[st
     if LOSS in space:
         place = list(space).index(LOSS)
         unit[:, place] = (unit[:, place].argsort().argsort() + 0.5) / count
-    return [losses.active({name: _from_unit(space[name], u) for name, u in zip(space, point, strict=True)})
-            for point in unit]
+    return [_point(space, point) for point in unit]
+
+
+def _point(space: dict[str, Range], unit: Iterable[float]) -> dict[str, Any]:
+    """Return the point at places 0 to 1 of all dimensions, without those that its loss does not have."""
+    point = {name: _from_unit(space[name], u) for name, u in zip(space, unit, strict=True)}
+    return losses.active(point) if LOSS in space else point
 
 
 def _from_unit(dimension: Range, u: float) -> Any:

@@ -39,8 +39,9 @@ def check_name(name: str) -> str:
     """Return the name. Raises ValueError if it is neither that of a loss nor of a function."""
     if name not in LOSSES and not is_function(name):
         nearest = difflib.get_close_matches(name, LOSSES, n=1, cutoff=0.6)
-        hint = f"did you mean {nearest[0]!r}?" if nearest else "or a function of your own, package.module:function"
-        raise ValueError(f"{name!r} is not a loss; the losses are {', '.join(LOSSES)}; {hint}")
+        hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+        raise ValueError(f"must be one of {', '.join(LOSSES)}, or a function of your own, "
+                         f"package.module:function{hint}")
     return name
 
 
