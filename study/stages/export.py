@@ -196,8 +196,8 @@ def _student_card(config: StudyConfig, outcome: dict[str, Any], row: dict[str, A
                   is_chosen: bool) -> list[str]:
     name, distilled = f"{row['arm']} {row['configuration']}", row["arm"] == "distilled"
     names = ("temperature", "alpha", "lr", *row.get("of_loss", ()))
-    shown = ", ".join([f"loss {plain(row['loss'])}"] * bool(row.get("loss"))
-                      + [f"{setting} {row[setting]:.4g}" for setting in names if setting in row])
+    loss = [f"loss {plain(row['loss'])}"] if row.get("loss") else []
+    shown = ", ".join(loss + [f"{setting} {row[setting]:.4g}" for setting in names if setting in row])
     recipe = _recipe(config.train, row)
     mean = f"{row['test_mean']:.2f} %" + (f" ± {row['test_sd']:.2f}" if row["test_sd"] is not None else "")
     sizes = outcome["data"]
