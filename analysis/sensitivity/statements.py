@@ -50,7 +50,7 @@ def headline(found: dict[str, Any]) -> str:
     if unsure:
         said.append(f"no cost is shown for leaving {_listed(unsure)}")
     where = [f"in the {ARMS[found['arm']]} search"] if found["arm"] == "baseline" else []
-    where += [f"with the loss {found['loss']}"] if "loss" in found else []
+    where += [f"among trials with the loss {found['loss']}"] if "loss" in found else []
     where += [f"at epoch {found['budget']} of {found['epochs']}"] if found["budget"] < found["epochs"] else []
     where += ["with everything else tuned again"] if len(found["searched"]) > 1 else []
     text = ", ".join([*where, "; ".join(said)])
