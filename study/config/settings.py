@@ -178,7 +178,7 @@ class _SharedSearch(Settings):
         None, description="another study's folder: TPE starts from what its searches found in the same space"
     )
     loss: Range | None = Field(None, description="{choice = ['hinton', 'dkd']}; a trial has its loss's parameters")
-    alpha: Range | None = Field(None, description="a range, likewise; it must include the default point")
+    alpha: Range | None = Field(None, description="{linear = [0, 1]}; every range must include the default point")
     lr: Range | None = Field(None, description="a range for both arms")
     weight_decay: Range | None = Field(None, description="a range for both arms")
     warmup: Range | None = Field(None, description="a range for both arms")
