@@ -1,6 +1,9 @@
 """The soft losses against formulas written out in NumPy, their gradients against finite differences, and what their
 papers claim of them."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -219,6 +222,13 @@ def test_of_images_without_labels_the_teachers_decision_takes_the_labels_place()
     with_labels = LOSSES["dkd"](student[:5], teacher[:5], Labels(labels, partners, weight), VALUES).item()
     without = expected("dkd", STUDENT[5:], TEACHER[5:], TEACHER[5:].argmax(1))
     assert mixed.soft.item() == pytest.approx((5 * with_labels + 3 * without) / 8, rel=1e-5)
+
+
+def test_settings_can_read_which_parameters_a_loss_has_without_torch():
+    code = "import sys; from kdstudy.trainables.losses import LOSSES, parameters_of\nfor name in LOSSES: " \
+           "parameters_of(name)\nprint('torch' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.strip() == "False", run.stderr
 
 
 def test_every_parameters_default_is_within_its_bounds():
