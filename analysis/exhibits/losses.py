@@ -23,7 +23,8 @@ def losses(name: str, analysis: StudyAnalysis) -> Exhibit:
         "fresh seeds, and its interval allows for that point being chosen as the best. Where the intervals of two "
         "losses overlap widely, the search does not show which is better. Test images are for the winner and the "
         "default point alone, so the other losses are not confirmed.",
-        "No trial of the distillation has reached the full budget yet.", losses_figure(found),
+        "No trial of the distillation has reached the full budget yet." if rows else "The study chose among no losses.",
+        losses_figure(found),
         notes=tuple(_missing(row) for row in rows if "missing" in row), nav="Losses", applies=bool(rows),
         table=(COLUMNS, *map(_row, rows)))
 
