@@ -1,8 +1,10 @@
 """The soft losses against formulas written out in NumPy, their gradients against finite differences, and what their
 papers claim of them."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -284,6 +286,16 @@ def test_an_own_loss_gets_logits_labels_and_temperature(own):
     assert value.dtype == torch.float32
     assert value.item() == pytest.approx(np.abs(STUDENT - TEACHER).mean() / 2.5, rel=1e-3)
     check_own(own("absolute"), classes=6)
+
+
+def test_the_readmes_example_is_a_loss_of_at_most_ten_lines(tmp_path, monkeypatch):
+    readme = (Path(__file__).parent.parent / "trainables" / "README.md").read_text()
+    (code,) = re.findall(r"```python\n(# my_losses.py.*?)```", readme, re.DOTALL)
+    (tmp_path / "my_losses_of_the_readme.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    check_own("my_losses_of_the_readme:cosine", classes=6)
+    assert len(code.splitlines()) <= 10
 
 
 def test_an_own_loss_gets_the_label_of_the_larger_weight(own):

@@ -32,7 +32,7 @@ from kdstudy.trainables.settings import ModelSettings
 if TYPE_CHECKING:  # avoids importing torch, which a finished study does not need
     from kdstudy.trainables.task import Task
 
-ONLY = "only {} tuned"  # the configuration that keeps temperature and alpha at their defaults
+ONLY = "only {} tuned"  # the configuration that keeps the loss, its parameters and alpha at their defaults
 
 
 class ConfirmedRow(Part):
