@@ -61,6 +61,18 @@ def test_every_stage_counts_by_its_own_pace_and_as_many_run_on_as_now(managers):
     assert alone.endswith("0/4 trials · 1 running · best 50.0 % · about 1:48 left")
 
 
+def test_a_slot_that_is_free_for_a_moment_does_not_double_the_time_left(managers, monkeypatch):
+    clock = {"now": 100.0}
+    monkeypatch.setattr("kdstudy.watch.display.time.monotonic", lambda: clock["now"])
+    display = Display(Console(), tuple(managers))
+    both = display._seconds_left(managers)
+    managers["distill"].running.clear()
+    clock["now"] += 50
+    assert display._seconds_left(managers) == both
+    clock["now"] += 50  # for good
+    assert display._seconds_left(managers) == 2 * both
+
+
 def test_the_time_left_is_that_of_the_whole_study(managers):
     """Beside the two searches: 4 confirmation runs of 10 epochs at the distillation's 3 s an epoch, and a stage paced
     by the baseline with 6 runs of 20 epochs at 1 s times 2, of which 2 are protected and half of the others' epochs are

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:  # avoids importing Ray and Optuna
 PLAIN_INTERVAL = 15.0  # seconds between lines where the output is not a terminal
 STAGE_WIDTH = 16
 BAR_WIDTH = 20
+RECENT = 60.0  # seconds: a slot that waits for another trial's report is free only for a moment
 
 
 class Display:
@@ -31,6 +33,7 @@ class Display:
         self._live: Live | None = None
         self._pending: dict[str, progress.Pending] = {}
         self._epoch_seconds: dict[str, float] = {}
+        self._running: deque[tuple[float, int]] = deque()  # when shown, and how many trials were running
 
     def expect(self, pending: dict[str, progress.Pending]) -> None:
         """These stages are still to come, or have just begun."""
@@ -124,8 +127,15 @@ class Display:
         self._epoch_seconds |= {stage: seconds / managers[stage].epochs for stage, seconds in known.items()}
         pending = {stage: one for stage, one in self._pending.items() if stage not in managers}
         runs = {stage: _runs_left(manager) for stage, manager in managers.items()}
-        running = sum(len(manager.running) for manager in managers.values())
+        running = self._most_running(sum(len(manager.running) for manager in managers.values()))
         return progress.study_seconds_left(runs, known, self._epoch_seconds, pending, running)
+
+    def _most_running(self, now: int) -> int:
+        """The most trials that were shown running at a time lately."""
+        self._running.append((time.monotonic(), now))
+        while self._running[0][0] < time.monotonic() - RECENT:
+            self._running.popleft()
+        return max(running for _, running in self._running)
 
 
 def _seconds_per_run(manager: TrialManager) -> float | None:
