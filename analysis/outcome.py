@@ -93,7 +93,8 @@ def _student_rows(study: StudyFiles) -> list[dict[str, Any]]:
         rows.append({
             "arm": row["arm"], "configuration": row["configuration"],
             "primary": is_row(row, "distilled", study.primary), "model": study.config["student"]["model"],
-            **_pretrained(study, "student"), **row["parameters"], **_sizes(study), **_searched(study, row), "seeds": len(right),
+            **_pretrained(study, "student"), **row["parameters"], **_sizes(study), **_searched(study, row),
+            "seeds": len(right),
             "test_mean": 100 * float(right.mean()),
             "test_sd": 100 * float(right.mean(1).std(ddof=1)) if len(right) > 1 else None,
             "best_validation": _best_validation(study, row), "gain": own_gain,

@@ -41,7 +41,8 @@ BEGUN = time.monotonic()
 def pytest_collection_modifyitems(config, items):
     ranks = {path: _rank(path, group) for path, group in itertools.groupby(items, lambda item: item.path)}
     if config.getoption("--minutes"):
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=config.rootpath, capture_output=True, text=True).stdout
+        asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=config.rootpath, capture_output=True, text=True)
+        commit = asked.stdout.strip()
         ranks = {path: hashlib.sha256(f"{commit} {path.name}".encode()).digest() for path in ranks}
     items.sort(key=lambda item: ranks[item.path])  # stable: the tests of a file stay together
     if config.getoption("--slow"):
