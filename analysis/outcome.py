@@ -74,7 +74,8 @@ def _teacher_rows(study: StudyFiles) -> list[dict[str, Any]]:
         return []
     return [{
         "arm": "teacher", "configuration": "tuned" if done["trials"] > 1 else "default",
-        "model": done.get("model") or study.config["teacher"]["model"], **done["parameters"],
+        "model": done.get("model") or study.config["teacher"]["model"], **_pretrained(study, "teacher"),
+        **done["parameters"],
         "parameters": done["model_parameters"], "compression": 1.0 if done["model_parameters"] else None,
         "trials": done["trials"], "seeds": 1, "test_mean": 100 * float(correct.mean()), "test_sd": None,
         "best_validation": 100 * done["best_validation"], "gain": None, "gap_closed": None,
@@ -93,7 +94,8 @@ def _student_rows(study: StudyFiles) -> list[dict[str, Any]]:
         rows.append({
             "arm": row["arm"], "configuration": row["configuration"],
             "primary": is_row(row, "distilled", study.primary), "model": study.config["student"]["model"],
-            **row["parameters"], **_of_loss(study, row), **_sizes(study), **_searched(study, row), "seeds": len(right),
+            **_pretrained(study, "student"), **row["parameters"], **_of_loss(study, row), **_sizes(study),
+            **_searched(study, row), "seeds": len(right),
             "test_mean": 100 * float(right.mean()),
             "test_sd": 100 * float(right.mean(1).std(ddof=1)) if len(right) > 1 else None,
             "best_validation": _best_validation(study, row), "gain": own_gain,
@@ -106,6 +108,12 @@ def _of_loss(study: StudyFiles, row: dict[str, Any]) -> dict[str, Any]:
     """of_loss: the names of the parameters that only some losses have, where a row names its loss."""
     names = [name for name in row["parameters"] if name in study.of_distillation - {"loss", "temperature", "alpha"}]
     return {"of_loss": names} if "loss" in row["parameters"] else {}
+
+
+def _pretrained(study: StudyFiles, section: str) -> dict[str, bool]:
+    """Says so of a model that the study trains from pretrained weights."""
+    settings = study.config[section]
+    return {"pretrained": True} if settings.get("pretrained") and not settings.get("trained") else {}
 
 
 def _sizes(study: StudyFiles) -> dict[str, Any]:

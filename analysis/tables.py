@@ -119,14 +119,14 @@ def takeaway(outcome: dict[str, Any]) -> list[str]:
 
 
 def _model(row: dict[str, Any]) -> str:
-    size = row["parameters"]
-    shown = "" if not size else f" ({size / 1e6:.1f} M)" if size >= 1e6 else f" ({size / 1e6:.2f} M)"
-    name = row["model"]
+    size, name = row["parameters"], row["model"]
+    shown = [f"{size / 1e6:.{1 if size >= 1e6 else 2}f} M"] if size else []
+    shown += ["pretrained"] if row.get("pretrained") else []
     if "/" in name:  # a file or folder given as the teacher
         name = Path(name).stem
     elif ":" not in name:  # timm's name without its tag
         name = name.split(".")[0]
-    return name + shown
+    return f"{name} ({', '.join(shown)})" if shown else name
 
 
 def _accuracy(row: dict[str, Any] | None) -> str:

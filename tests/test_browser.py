@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from browser import NARROW, WIDE, Browser, Page
 from test_report import BASELINE, DISTILL, INJECTION, complete  # noqa: F401
+from yardstick import slowness
 
 from kdstudy.analysis import comparison, report
 
@@ -137,13 +138,14 @@ def test_a_figures_numbers_come_as_csv(browser, made_up):
 
 
 def test_opens_quickly(browser, real, capsys):
-    seconds = []
+    seconds, slow = [], [slowness()]
     while len(seconds) < 3 and min(seconds, default=OPENS_WITHIN) >= OPENS_WITHIN:  # something else may be at work
         with browser.page(WIDE) as page:
             seconds.append(page.open(real))
+        slow.append(slowness())
     with capsys.disabled():
         print(f"\nreport of {REAL_STUDY.name}: all figures drawn after {min(seconds):.2f} s")
-    assert 0 < min(seconds) < OPENS_WITHIN
+    assert 0 < min(seconds) < OPENS_WITHIN * max(slow)
 
 
 def rows_of(page: Page) -> list[list[dict[str, str]]]:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from known_answers import ANALYSES, DEFAULT, DIMENSIONS, NAMES, SURFACES
+from yardstick import slowness
 
 from kdstudy.analysis.sensitivity.budget_model import BudgetModel
 from kdstudy.analysis.sensitivity.effects import NEAR_BEST, best_map, curves, main_effects
@@ -480,7 +481,8 @@ def test_rungs_that_predict_the_end_are_not_warned_of(tmp_path):
 def test_two_thousand_trials_take_seconds(tmp_path):
     made = Made(count=2000, protected=2000)
     study = write_study(tmp_path / "study", made.space, {"distill": made.trials()})
-    started = time.process_time()
+    slow, started = slowness(time.process_time), time.process_time()
     found = analyse(study)
-    assert time.process_time() - started < 40
+    seconds = time.process_time() - started
+    assert seconds < 25 * max(slow, slowness(time.process_time))
     assert found["counts"]["full"] == 2000 and found["coverage"]["inside"] > 1600

@@ -302,6 +302,10 @@ def test_a_loss_of_ones_own_trains_and_what_it_returns_is_checked(cached, tmp_pa
         "    return ((student_logits - teacher_logits) ** 2).mean(1)\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="loss = 'own_loss_in_training:mine' is not a loss of this study's settings"):
+        start_distillation(cached, PARAMETERS | {"loss": "own_loss_in_training:mine"}, seed=1, view_seed=7)
+    assert "own_loss_in_training" not in sys.modules
+    cached = replace(cached, own_losses=("own_loss_in_training:mine", "own_loss_in_training:each"))
     own, mse = (start_distillation(cached, PARAMETERS | {"loss": loss}, seed=1, view_seed=7).run(1)
                 for loss in ("own_loss_in_training:mine", "mse"))
     assert own["soft_loss"] == mse["soft_loss"]

@@ -18,11 +18,15 @@ def start_distillation(task: Task, parameters: dict, *, seed: int, view_seed: in
     """Start a distillation run.
 
     parameters: alpha, lr, loss (the usual one unless given) with its own parameters, and whatever training settings the
-    search varies. Raises ValueError for a loss of the user's own that cannot be imported.
+    search varies. Raises ValueError for a loss of the user's own that cannot be imported, or that the task does not
+    name.
     """
     objective = Objective()
     if parameters["alpha"]:
-        loss = losses.find(parameters.get("loss", losses.USUAL))
+        name = parameters.get("loss", losses.USUAL)
+        if name not in losses.LOSSES and name not in task.own_losses:  # of a record that a stranger has written
+            raise ValueError(f"loss = {name!r} is not a loss of this study's settings")
+        loss = losses.find(name)
         own = {name: parameters[name] for name in losses.parameters_of(loss.name)}
         objective = with_teacher(Objective(parameters["alpha"], loss, own), task, view_seed)
     return start(task, parameters, seed=seed, view_seed=view_seed, objective=objective)

@@ -460,6 +460,14 @@ class StudyConfig(Settings):
         return list(self.space("baseline")) if len(self.space("distill")) > len(self.space("baseline")) else []
 
     @property
+    def shared_named(self) -> str:
+        """These in words, for the name of that configuration."""
+        first, *others = self.shared_parameters
+        if len(others) > 2:
+            return f"{first} and {len(others)} more"
+        return " and ".join([", ".join([first, *others][:-1]), others[-1]]) if others else first
+
+    @property
     def view_count(self) -> int:
         """The number of different views of each image."""
         return self.views.count or self.train.epochs

@@ -61,7 +61,7 @@ def plain_task(context: Context) -> Task:
                 views=config.views,
                 report_every=config.report_every, checkpoint_every=config.checkpoint_every,
                 threads=config.resources.cpus_per_trial, unlabelled=splits.unlabelled,
-                unlabelled_ratio=config.data.unlabelled)
+                unlabelled_ratio=config.data.unlabelled, own_losses=tuple(filter(is_function, config.losses)))
 
 
 def arm_task(context: Context, arm: str, view_seeds: list[int]) -> Task:

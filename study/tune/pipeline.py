@@ -135,7 +135,8 @@ class Pipeline:
             self._begin_session(trials)
             if stage.workers > 1:  # Ray Train runs its trials, not Ray Tune
                 ddp.run_parallel(job, self._study.storage, self._connection.share, stage.workers,
-                                 self._resources.worker_retries, self._resources.hang_minutes)
+                                 self._resources.worker_retries, self._resources.hang_minutes,
+                                 self._display.note)
         if trials.complete:
             self._close(job)
 
