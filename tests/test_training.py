@@ -1,5 +1,6 @@
 """One training run: resumable, repeatable, and the same with cached and live teacher."""
 
+import sys
 from dataclasses import replace
 from functools import partial
 
