@@ -4,7 +4,6 @@ the project on PYTHONPATH, and a script that uses the Python API."""
 import os
 import subprocess
 import sys
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -72,14 +71,3 @@ def test_a_study_runs_to_its_end_beside_modules_of_the_same_names(project, path)
     rows = {(row["arm"], row["configuration"]) for row in results_of(project / "studies" / "digits-smoke")["rows"]}
     assert ("distilled", "tuned") in rows and ("baseline", "tuned") in rows
     assert (project / "studies" / "digits-smoke" / "export" / "model.safetensors").exists()
-
-
-def test_every_folder_of_code_is_installed():
-    """A wheel has only the packages that pyproject.toml lists; an editable installation would hide that one is missing.
-    """
-    root = Path(__file__).parent.parent
-    listed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    found = {".".join(path.parent.relative_to(root).parts) for top in ("study", "trainables", "analysis")
-             for path in (root / top).rglob("__init__.py")}
-    assert sorted(listed) == sorted("kdstudy" if name == "study" else f"kdstudy.{name.removeprefix('study.')}"
-                                    for name in found)
