@@ -23,7 +23,7 @@ def evidence(study: StudyFiles) -> dict[str, Any] | None:
 
     default: the gain at the default point, over the baseline at its default point.
     only: configuration, the one that tunes only what both arms share; gain, its gain over the tuned baseline; rest, the
-        gain of the tuned distillation over it; searched, what that rest comes from (temperature, alpha).
+        gain of the tuned distillation over it; searched, what that rest comes from (temperature, alpha, the loss).
     selected: per arm, of the search's winner: selected, the validation accuracy that won, among `trials` trials, `full`
         of them at the full budget; retrained, its mean over `seeds` fresh seeds; finalists, whether finalists decided.
     exported: the exported student against the tuned baseline of the same seed: seed, accuracy, baseline, the
@@ -57,7 +57,8 @@ def _only(study: StudyFiles) -> dict[str, Any] | None:
     if rest is None:
         return None  # the configuration chosen is this one
     search = study.config.get("search", {})
-    searched = [name for name in ("temperature", "alpha") if isinstance(search.get(name), dict)]
+    searched = [name for name in study.parameter_names
+                if name in study.of_distillation and isinstance(search.get(name), dict)]
     return {"configuration": row["configuration"], "searched": searched,
             "gain": compare(study, own, ("baseline", "tuned")), "rest": rest}
 

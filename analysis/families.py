@@ -15,7 +15,7 @@ from kdstudy.analysis.gain import gain
 from kdstudy.analysis.looks import present_look
 from kdstudy.analysis.study_files import StudyFiles
 
-ONLY = "only "  # begins the name of the configuration that leaves temperature and alpha at their defaults
+ONLY = "only "  # begins the name of the configuration that leaves loss, temperature and alpha at their defaults
 Key = tuple[str, str]  # arm and configuration
 Runs = tuple[Any, ...]
 

@@ -3,7 +3,8 @@
 Accuracies (`test_mean`, `best_validation`, `chance`) are in percent; their standard deviation over the seeds
 (`test_sd`) and gains are in percentage points. A row's `gain` is over the tuned baseline; which intervals hold together
 is in `kdstudy.analysis.families`. `gap_closed` is a share, 0 to 1. `parameters` is the number of a model's weights,
-`compression` the teacher's over the student's. `seconds` is the wall time per stage, in seconds. `look` is there where
+`compression` the teacher's over the student's. `of_loss` names
+the parameters in a row that only its loss has. `seconds` is the wall time per stage, in seconds. `look` is there where
 the test images are looked at more than once: the fields of `kdstudy.analysis.looks.Look`, `gain`, the points at which
 `confirm.gain` stops the study, and `shown`, what an earlier look at fewer seeds had found.
 """
@@ -73,7 +74,8 @@ def _teacher_rows(study: StudyFiles) -> list[dict[str, Any]]:
         return []
     return [{
         "arm": "teacher", "configuration": "tuned" if done["trials"] > 1 else "default",
-        "model": done.get("model") or study.config["teacher"]["model"], **done["parameters"],
+        "model": done.get("model") or study.config["teacher"]["model"], **_pretrained(study, "teacher"),
+        **done["parameters"],
         "parameters": done["model_parameters"], "compression": 1.0 if done["model_parameters"] else None,
         "trials": done["trials"], "seeds": 1, "test_mean": 100 * float(correct.mean()), "test_sd": None,
         "best_validation": 100 * done["best_validation"], "gain": None, "gap_closed": None,
@@ -92,13 +94,26 @@ def _student_rows(study: StudyFiles) -> list[dict[str, Any]]:
         rows.append({
             "arm": row["arm"], "configuration": row["configuration"],
             "primary": is_row(row, "distilled", study.primary), "model": study.config["student"]["model"],
-            **row["parameters"], **_sizes(study), **_searched(study, row), "seeds": len(right),
+            **_pretrained(study, "student"), **row["parameters"], **_of_loss(study, row), **_sizes(study),
+            **_searched(study, row), "seeds": len(right),
             "test_mean": 100 * float(right.mean()),
             "test_sd": 100 * float(right.mean(1).std(ddof=1)) if len(right) > 1 else None,
             "best_validation": _best_validation(study, row), "gain": own_gain,
             "gap_closed": gap_closed(own_gain, gap) if row["arm"] == "distilled" else None,
         })
     return rows
+
+
+def _of_loss(study: StudyFiles, row: dict[str, Any]) -> dict[str, Any]:
+    """of_loss: the names of the parameters that only some losses have, where a row names its loss."""
+    names = [name for name in row["parameters"] if name in study.of_distillation - {"loss", "temperature", "alpha"}]
+    return {"of_loss": names} if "loss" in row["parameters"] else {}
+
+
+def _pretrained(study: StudyFiles, section: str) -> dict[str, bool]:
+    """Says so of a model that the study trains from pretrained weights."""
+    settings = study.config[section]
+    return {"pretrained": True} if settings.get("pretrained") and not settings.get("trained") else {}
 
 
 def _sizes(study: StudyFiles) -> dict[str, Any]:

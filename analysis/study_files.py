@@ -86,9 +86,10 @@ class StudyFiles:
         """A row per report: stage, trial, epoch, decision and the metrics. This is curves.csv.
 
         Units: validation_accuracy and agreement (with the teacher's predictions) are shares, 0 to 1. The losses are
-        means per image, in nats; soft_loss is T^2 KL(teacher || student), hard_loss the cross-entropy (with
-        train.label_smoothing, if that is set), train_loss the two weighted by alpha. lr is the learning rate after the
-        epoch's last step, before layer_decay and head_lr. seconds is the trial's training time up to this report.
+        means per image; soft_loss is that of the trial's loss, such as T^2 KL(teacher || student) in nats, hard_loss
+        the cross-entropy (with train.label_smoothing, if that is set), train_loss the two weighted by alpha. lr is the
+        learning rate after the epoch's last step, before layer_decay and head_lr. seconds is the trial's training time
+        up to this report.
         """
         rows = [
             {"stage": stage, "trial": event["trial"], "epoch": event["epoch"], "decision": event["decision"],
@@ -101,12 +102,17 @@ class StudyFiles:
 
     @cached_property
     def parameter_names(self) -> list[str]:
-        """The hyperparameters of any trial: temperature, alpha and lr first, the others as they first appear."""
+        """The hyperparameters of any trial: loss, temperature, alpha and lr first, the others as they first appear."""
         names: dict[str, None] = {}
         for event in self._trial_events():
             names.update(dict.fromkeys(event[1]["parameters"]))
-        first = [name for name in ("temperature", "alpha", "lr") if name in names]
+        first = [name for name in ("loss", "temperature", "alpha", "lr") if name in names]
         return first + [name for name in names if name not in first]
+
+    @property
+    def of_distillation(self) -> set[str]:
+        """The hyperparameters that the baseline does not have, which are those of [default] but lr."""
+        return {"loss", "temperature", "alpha", *self.config.get("default", {})} - {"lr"}
 
     @cached_property
     def trials(self) -> pd.DataFrame:
@@ -114,7 +120,8 @@ class StudyFiles:
 
         Units: last_validation_accuracy and best_validation_accuracy are shares, 0 to 1; alpha, warmup and
         label_smoothing are shares too (of the loss, of the updates, and of the target), drop_path and dropout
-        probabilities; warmup_epochs and freeze are in epochs. The other hyperparameters have no unit.
+        probabilities; warmup_epochs and freeze are in epochs. The other hyperparameters have no unit. A parameter that
+        a trial's loss does not have is missing.
         """
         rows = [self._trial_row(stage, event) for stage, event in self._trial_events()]
         return pd.DataFrame(rows, columns=[*TRIAL_COLUMNS[:2], *self.parameter_names, *TRIAL_COLUMNS[2:]])

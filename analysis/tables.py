@@ -46,9 +46,10 @@ def _configuration(row: dict[str, Any]) -> str:
 
 
 def show_hyperparameters(row: dict[str, Any], digits: int = 3) -> str:
-    """T 10.4, α 0.644, lr 1.85e-3: those of the three that the row has."""
-    names = (("temperature", "T"), ("alpha", "α"), ("lr", "lr"))
-    return ", ".join(f"{label} {show_number(row[name], digits)}" for name, label in names if name in row)
+    """T 10.4, α 0.644, lr 1.85e-3: those of the three that the row has, after its loss and before that one's own."""
+    names = (("temperature", "T"), ("alpha", "α"), ("lr", "lr"), *((name, name) for name in row.get("of_loss", ())))
+    shown = [f"{label} {show_number(row[name], digits)}" for name, label in names if name in row]
+    return ", ".join([row["loss"], *shown] if row.get("loss") else shown)
 
 
 def show_others(row: dict[str, Any]) -> str:
@@ -118,14 +119,14 @@ def takeaway(outcome: dict[str, Any]) -> list[str]:
 
 
 def _model(row: dict[str, Any]) -> str:
-    size = row["parameters"]
-    shown = "" if not size else f" ({size / 1e6:.1f} M)" if size >= 1e6 else f" ({size / 1e6:.2f} M)"
-    name = row["model"]
+    size, name = row["parameters"], row["model"]
+    shown = [f"{size / 1e6:.{1 if size >= 1e6 else 2}f} M"] if size else []
+    shown += ["pretrained"] if row.get("pretrained") else []
     if "/" in name:  # a file or folder given as the teacher
         name = Path(name).stem
     elif ":" not in name:  # timm's name without its tag
         name = name.split(".")[0]
-    return name + shown
+    return f"{name} ({', '.join(shown)})" if shown else name
 
 
 def _accuracy(row: dict[str, Any] | None) -> str:

@@ -16,7 +16,7 @@ from dataclasses import astuple
 from typing import Any
 
 from kdstudy.config.load import STUDY_FILE
-from kdstudy.config.models import check_models, check_views
+from kdstudy.config.models import check_losses, check_models, check_views
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
 from kdstudy.stages.base import Stage, StageFolder
@@ -48,10 +48,11 @@ class Study:
         return [stage for stage in self.stages.values() if isinstance(stage, SearchStage)]
 
     def check_models(self) -> None:
-        """Raises UserError where timm lacks a model, or a model, given teacher or augmentation does not fit the images.
-        """
+        """Raises UserError where timm lacks a model, where a model, given teacher or augmentation does not fit the
+        images, or where a loss of the user's own is none."""
         check_models(self.config, **self.context.shape)
         check_views(self.config, self.context.splits.channels)
+        check_losses(self.config, self.context.shape["classes"])
         self.context.stage("teacher").check_given()
 
     # -- a stage's folder ---------------------------------------------------------------------------------------------

@@ -1,8 +1,11 @@
 import fcntl
+import hashlib
 import itertools
 import os
 import shutil
 import signal
+import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +25,8 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 def pytest_addoption(parser):
     parser.addoption("--slow", action="store_true", help="also run the tests that take long")
+    parser.addoption("--minutes", type=float, help="begin no test after so many minutes; which ones these are changes "
+                                                   "from commit to commit")
 
 
 # Each takes a minute or more. Begun last, one of them would keep a single process busy while the others have ended.
@@ -29,14 +34,34 @@ LONGEST = ("test_study.py", "test_preflight.py", "test_submit.py", "test_browser
            "test_placement.py", "test_faults.py")
 
 
+TIME_IS_OVER = "no time left: --minutes is over"
+BEGUN = time.monotonic()
+
+
 def pytest_collection_modifyitems(config, items):
     ranks = {path: _rank(path, group) for path, group in itertools.groupby(items, lambda item: item.path)}
+    if config.getoption("--minutes"):
+        asked = subprocess.run(["git", "rev-parse", "HEAD"], cwd=config.rootpath, capture_output=True, text=True)
+        commit = asked.stdout.strip()
+        ranks = {path: hashlib.sha256(f"{commit} {path.name}".encode()).digest() for path in ranks}
     items.sort(key=lambda item: ranks[item.path])  # stable: the tests of a file stay together
     if config.getoption("--slow"):
         return
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
+def pytest_runtest_setup(item):
+    minutes = item.config.getoption("--minutes")
+    if minutes and time.monotonic() - BEGUN > 60 * minutes:
+        pytest.skip(TIME_IS_OVER)
+
+
+def pytest_terminal_summary(terminalreporter):
+    late = sum(TIME_IS_OVER in str(report.longrepr) for report in terminalreporter.stats.get("skipped", []))
+    if late:
+        terminalreporter.write_line(f"{late} tests were left out, since --minutes was over")
 
 
 @pytest.hookimpl(optionalhook=True)

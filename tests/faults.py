@@ -503,6 +503,7 @@ def parallel_worker_hangs(ground: Ground, times: int) -> Tally:
         os.kill(stopped, signal.SIGSTOP)
         output, errors = driver.communicate(timeout=500)
         assert driver.returncode == 0, output + errors
+        assert "note: teacher trial 0: one of its 2 workers failed (" in output, output
         study.look()
         tally.times += 1
         tally.lost, tally.duplicates = tally.lost + study.lost, tally.duplicates + duplicates(study.folder)

@@ -1,5 +1,8 @@
 """The Python API: what the README shows, as a script or a notebook would use it."""
 
+import tomllib
+from pathlib import Path
+
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
@@ -58,3 +61,14 @@ def test_a_strangers_functions_are_refused_unless_trusted(synthetic_study, tmp_p
         with pytest.raises(UserError, match="names, not you, and its code would run"):
             use(kdstudy.open(received).settings)
     assert kdstudy.load(received, trust=True).student.model == "theirs.nets:tiny"
+
+
+def test_every_folder_of_code_is_installed():
+    """A wheel has only the packages that pyproject.toml lists; an editable installation would hide that one is missing.
+    """
+    root = Path(__file__).parent.parent
+    listed = tomllib.loads((root / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = {".".join(path.parent.relative_to(root).parts) for top in ("study", "trainables", "analysis")
+             for path in (root / top).rglob("__init__.py")}
+    assert sorted(listed) == sorted("kdstudy" if name == "study" else f"kdstudy.{name.removeprefix('study.')}"
+                                    for name in found)

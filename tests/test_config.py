@@ -187,3 +187,12 @@ def test_a_file_that_is_nested_too_deep_is_refused_in_one_line(nested, levels, t
         load_study(str(tmp_path / "deep.toml"))
     with pytest.raises(UserError, match="nested more than 50 deep"):
         load_study("digits", ("student.args." + "a." * levels + "b=1",))
+
+
+@pytest.mark.parametrize("searched, named", [
+    ([], "lr"), (["warmup"], "lr and warmup"), (["warmup", "ema"], "lr, warmup and ema"),
+    (["warmup", "ema", "label_smoothing"], "lr and 3 more"),
+])
+def test_the_row_that_tunes_what_both_arms_share_has_a_short_name(searched, named):
+    config = load_study("digits", [f"search.{name}={{linear = [0, 0.5]}}" for name in searched])
+    assert config.shared_parameters == ["lr", *searched] and config.shared_named == named

@@ -282,6 +282,13 @@ def names_model(name: str, arguments: str = "{}", section: str = "student"):
     return make
 
 
+def names_loss(name: str):
+    def make(folder: Path) -> None:
+        replace_setting(folder, 'loss = "hinton"', f'loss = "{name.replace("evil", f"evil_{folder.parent.name}")}"')
+
+    return make
+
+
 FUNCTIONS = {
     "torch.hub, local": names_model("torch.hub:load", '{repo_or_dir = "HERE", source = "local", model = "net"}'),
     "torch.hub, from afar": names_model("torch.hub:load", '{repo_or_dir = "a/b", model = "net", trust_repo = true}'),
@@ -289,6 +296,8 @@ FUNCTIONS = {
     "a module in the study for the teacher": names_model("evil:net", section="teacher"),
     "the standard library": names_model("os:system", "{}"),
     "timm's own": names_model("timm.models:load_checkpoint", "{}"),
+    "a loss in the study": names_loss("evil:net"),
+    "torch as a loss": names_loss("torch.hub:load"),
 }
 
 
@@ -296,7 +305,8 @@ FUNCTIONS = {
 def test_no_code_of_a_received_study_runs(received, case, monkeypatch):
     mark = write_evil(received)
     FUNCTIONS[case](received)
-    section = "teacher" if "teacher" in case else "student"
+    section = next((one for one in ("teacher", "loss") if one in case), "student")
+    setting = "default.loss" if section == "loss" else f"{section}.model"
     monkeypatch.chdir(received)  # where its modules would be found
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if entry not in ("", str(received))])
     for command in COMMANDS:
@@ -310,11 +320,11 @@ def test_no_code_of_a_received_study_runs(received, case, monkeypatch):
             code, _, err = here(*words)
             assert not mark.exists(), (command, study)
             if code:
-                assert code == 2 and is_one_line(err) and f"{section}.model" in err, (command, study, err)
+                assert code == 2 and is_one_line(err) and setting in err, (command, study, err)
             if command in ("run", "plan", "train", "submit") or section in command:
                 assert code == 2, (command, study)
                 assert "--trust" in err or "are refused" in err, err
-            elif command in READING and section == "student":
+            elif command in READING and section != "teacher":
                 assert code == 0, (command, err)
 
 

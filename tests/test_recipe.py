@@ -19,7 +19,7 @@ from timm.utils import ModelEmaV3
 from kdstudy.trainables import models
 from kdstudy.trainables.distill import start_distillation
 from kdstudy.trainables.freezing import body_parameters
-from kdstudy.trainables.losses import hard_loss
+from kdstudy.trainables.losses.total import hard_loss
 from kdstudy.trainables.models import Classifier, head_names
 from kdstudy.trainables.optimizer import check_optimizer, make_optimizer
 from kdstudy.trainables.settings import ModelSettings, TrainSettings, ViewSettings

@@ -348,9 +348,12 @@ def test_takeaways_put_studies_side_by_side_with_what_was_published(complete, tm
     write_json(other / "stages.json", description | {"name": "other"})
     write_json(other / "teacher-0" / "done.json",
                json.loads((other / "teacher-0" / "done.json").read_text()) | {"family": "VisionTransformer"})
+    settings = (other / "study.toml").read_text()
+    (other / "study.toml").write_text(settings.replace("[teacher]", "[teacher]\npretrained = 'weights.pth'"))
     table = tables.takeaways([first, json.loads(built(other, "results.json"))])
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:4]]
     assert [row[0] for row in rows] == ["CNN → Transformer", "same architecture"]
+    assert rows[1][1] == "resnet18 (0.02 M, pretrained) → tiny_vit (0.01 M)"
     assert rows[0][1] == "resnet18 (0.02 M) → tiny_vit (0.01 M)" and rows[0][2] == "4 classes, 500 images, 32 px"
     means = {key: 100 * correct.mean() for key, correct in right.items()}
     assert rows[0][3:5] == [str(SEEDS), f"{means['teacher', 'default']:.2f} %"]

@@ -79,6 +79,18 @@ def test_running_it_again_does_nothing_and_says_so(finished, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+def test_a_study_that_goes_on_with_a_search_starts_ray_in_its_own_way(finished, tmp_path):
+    """Its first stage with work proposes trials one by one: nothing has asked for slots before. Ray on its own would
+    show its dashboard's address and the workers' logs, and workers would import from the current folder."""
+    folder = shutil.copytree(finished[0], tmp_path / "studies" / "digits-smoke")
+    trials = load_study(str(folder)).search.trials
+    done = subprocess.run([*KDSTUDY, "run", str(folder), "--until", "distill", "--set", f"search.trials={trials + 1}"],
+                          cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{trials + 1} trials" in done.stdout and not done.stderr.strip()
+    assert "dashboard" not in done.stdout and "Checkpoint successfully" not in done.stdout
+
+
 @pytest.mark.parametrize("row", ["baseline tuned", "distilled only lr tuned"])
 def test_every_confirmed_row_can_be_exported(finished, tmp_path, row):
     """The export checks by itself that the weights repeat that row's predictions."""

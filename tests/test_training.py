@@ -1,5 +1,6 @@
 """One training run: resumable, repeatable, and the same with cached and live teacher."""
 
+import sys
 from dataclasses import replace
 from functools import partial
 
@@ -11,8 +12,10 @@ from safetensors.numpy import load_file
 from kdstudy.trainables.device import to_device
 from kdstudy.trainables.distill import start_distillation
 from kdstudy.trainables.logits_pieces import LogitsPiece
-from kdstudy.trainables.loop import Objective, Training, batches
-from kdstudy.trainables.losses import soft_loss
+from kdstudy.trainables.loop import Training, batches
+from kdstudy.trainables.losses import LOSSES, USUAL
+from kdstudy.trainables.losses import PARAMETERS as LOSS_PARAMETERS
+from kdstudy.trainables.losses.hinton import hinton
 from kdstudy.trainables.predictions import write_predictions
 from kdstudy.trainables.settings import ModelSettings, TrainSettings, ViewSettings
 from kdstudy.trainables.task import Member, Task, Teacher, start
@@ -180,7 +183,7 @@ def test_cached_and_live_teacher_train_the_same_student(cached):
     with_cache, _ = run(cached, epochs=3)
     live = start_distillation(cached, PARAMETERS, seed=1, view_seed=7)
     targets = InChunks(cached.load_teacher(CPU), partial(cached.make_views, view_seed=7, device=CPU))
-    live.objective = Objective(4.0, 0.5, targets)
+    live.objective = replace(live.objective, targets=targets)
     live.run(3)
     assert (weights(with_cache) - weights(live)).abs().max() < 1e-4
 
@@ -281,6 +284,36 @@ def test_of_images_without_labels_nobody_sees_the_labels(with_unlabelled):
     assert not torch.equal(weights(first), weights(without)) and report["soft_loss"] != alone["soft_loss"]
 
 
+@pytest.mark.parametrize("loss", sorted(LOSSES))
+def test_every_loss_trains_on_mixed_images_beside_others_without_labels(with_unlabelled, loss):
+    parameters = PARAMETERS | {"loss": loss, **{name: one.default for name, one in LOSS_PARAMETERS.items()}}
+    report = start_distillation(with_unlabelled, parameters, seed=1, view_seed=7).run(1)
+    usual = start_distillation(with_unlabelled, PARAMETERS, seed=1, view_seed=7).run(1)
+    assert np.isfinite(report["soft_loss"]) and report["soft_loss"] > 0
+    same = {key: report[key] == usual[key] for key in ("train_loss", "soft_loss")}
+    assert set(same.values()) == {loss == USUAL}
+    assert report["train_loss"] == pytest.approx(0.5 * (report["hard_loss"] + report["soft_loss"]), rel=1e-5)
+
+
+def test_a_loss_of_ones_own_trains_and_what_it_returns_is_checked(cached, tmp_path, monkeypatch):
+    (tmp_path / "own_loss_in_training.py").write_text(
+        "def mine(student_logits, teacher_logits, labels, *, temperature):\n"
+        "    return ((student_logits - teacher_logits) ** 2).mean()\n"
+        "def each(student_logits, teacher_logits, labels, *, temperature):\n"
+        "    return ((student_logits - teacher_logits) ** 2).mean(1)\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match="loss = 'own_loss_in_training:mine' is not a loss of this study's settings"):
+        start_distillation(cached, PARAMETERS | {"loss": "own_loss_in_training:mine"}, seed=1, view_seed=7)
+    assert "own_loss_in_training" not in sys.modules
+    cached = replace(cached, own_losses=("own_loss_in_training:mine", "own_loss_in_training:each"))
+    own, mse = (start_distillation(cached, PARAMETERS | {"loss": loss}, seed=1, view_seed=7).run(1)
+                for loss in ("own_loss_in_training:mine", "mse"))
+    assert own["soft_loss"] == mse["soft_loss"]
+    with pytest.raises(ValueError, match="loss = 'own_loss_in_training:each' returned a tensor"):
+        start_distillation(cached, PARAMETERS | {"loss": "own_loss_in_training:each"}, seed=1, view_seed=7).run(1)
+
+
 def test_the_soft_loss_is_the_mean_over_all_images_the_hard_one_over_those_with_labels(with_unlabelled):
     task = replace(with_unlabelled, views=ViewSettings(), training=with_unlabelled.training.model_copy(
         update={"batch_size": 20, "warmup": 0.0}), model=STUDENT.model_copy(
@@ -295,7 +328,7 @@ def test_the_soft_loss_is_the_mean_over_all_images_the_hard_one_over_those_with_
     order = training._unlabelled_parts([torch.arange(20)])[0]  # 40 of 28: some come twice
     assert len(order) == 40 and set(order.tolist()) == set(range(28))
     rows = torch.cat([torch.arange(20), 20 + order])
-    expected = soft_loss(student[rows], said[rows], 4.0).item()
+    expected = hinton(student[rows], said[rows].float(), 4.0).item()
     hard = torch.nn.functional.cross_entropy(student[:20], torch.from_numpy(task.train.labels)).item()
     metrics = training.train_epoch()
     assert metrics["soft_loss"] == pytest.approx(expected, rel=1e-4)

@@ -432,6 +432,30 @@ def test_with_other_settings_the_curves_of_the_old_ones_go(tmp_path):
     assert written(tmp_path) == expected_of(record)
 
 
+def test_what_a_trial_does_beyond_a_rung_that_may_still_stop_it_is_not_shown(tmp_path):
+    """Trial 2 is at epoch 6 while its rung at 2 waits for another trial; then it is stopped there. Trial 3 is not."""
+    home, record = a_study(tmp_path)
+    record.begin_session(rungs=[2, 4])
+    for number in (2, 3):
+        record.add_trial(TrialState(number, POINT, number, 1, "tpe", start=0))
+        for epoch in (1, 2, 3, 6):
+            add_report(record, number, epoch)
+    context, _ = watching(home, "watch.tensorboard=true")
+    with context:
+        pass
+    assert [epochs_of(written(tmp_path), number) for number in (2, 3)] == [[1, 2], [1, 2]]
+    record.decide(2, 2, "stop")
+    record.decide(3, 2, "continue")
+    context, _ = watching(home, "watch.tensorboard=true")
+    with context:
+        record.decide(3, 4, "continue")
+    assert [epochs_of(written(tmp_path), number) for number in (2, 3)] == [[1, 2], [1, 2, 3, 6]]
+
+
+def epochs_of(found, number):
+    return [epoch for epoch, _ in found[number]["validation_accuracy"]]
+
+
 def test_what_cannot_be_written_is_a_note_and_no_harm(tmp_path, monkeypatch):
     monkeypatch.setattr(watch, "EVERY", 0.05)
     monkeypatch.setattr(watch, "TRY_AGAIN", 0.2)

@@ -17,7 +17,7 @@ from timm.layers import convert_sync_batchnorm
 from torch.nn.parallel import DistributedDataParallel
 
 from kdstudy.trainables.loop import Batch, Training
-from kdstudy.trainables.losses import Loss
+from kdstudy.trainables.losses.total import Loss
 from kdstudy.trainables.object_store import fetch_task
 from kdstudy.trainables.task import Task, save, start
 from kdstudy.trainables.trainable import continue_from, describe, is_checkpoint_due, not_finite, where_it_runs

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from kdstudy.trainables import losses
 from kdstudy.trainables.device import default_device
 from kdstudy.trainables.loop import Objective, Targets, Training
 from kdstudy.trainables.task import Task, start
@@ -14,11 +15,20 @@ from kdstudy.trainables.views import Views
 
 
 def start_distillation(task: Task, parameters: dict, *, seed: int, view_seed: int) -> Training:
-    """Start a distillation run. parameters: temperature, alpha, lr, and whatever training settings the search varies.
+    """Start a distillation run.
+
+    parameters: alpha, lr, loss (the usual one unless given) with its own parameters, and whatever training settings the
+    search varies. Raises ValueError for a loss of the user's own that cannot be imported, or that the task does not
+    name.
     """
-    objective = Objective(parameters["temperature"], parameters["alpha"])
-    if objective.alpha:
-        objective = with_teacher(objective, task, view_seed)
+    objective = Objective()
+    if parameters["alpha"]:
+        name = parameters.get("loss", losses.USUAL)
+        if name not in losses.LOSSES and name not in task.own_losses:  # of a record that a stranger has written
+            raise ValueError(f"loss = {name!r} is not a loss of this study's settings")
+        loss = losses.find(name)
+        own = {name: parameters[name] for name in losses.parameters_of(loss.name)}
+        objective = with_teacher(Objective(parameters["alpha"], loss, own), task, view_seed)
     return start(task, parameters, seed=seed, view_seed=view_seed, objective=objective)
 
 
@@ -43,9 +53,9 @@ def with_teacher(objective: Objective, task: Task, view_seed: int) -> Objective:
 
 
 class DistillTrainable(StudyTrainable):
-    """Distils the teacher into the student. Its parameters: those of `start_distillation`; without temperature and
-    alpha it is the baseline."""
+    """Distils the teacher into the student. Its parameters: those of `start_distillation`; without alpha it is the
+    baseline."""
 
     def start(self, config: dict) -> Training:
-        parameters = {"temperature": 1.0, "alpha": 0.0} | config["parameters"]
+        parameters = {"alpha": 0.0} | config["parameters"]
         return start_distillation(self.task, parameters, seed=config["seed"], view_seed=config["view_seed"])

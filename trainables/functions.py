@@ -1,4 +1,6 @@
-"""The user's own functions that build models, package.module:function: which may be called, and how they are found.
+"""The user's own functions, package.module:function: which may be called, and how they are found.
+
+They build models or compute losses. `setting` is what a message calls the setting that names one.
 
 Naming a function runs its code, and a study may come from a stranger. So within `only_allowed`, as in every command,
 only those functions are called that the user has named or trusted. Workers call all: a command has let them pass.
@@ -49,35 +51,36 @@ def may_be_called() -> bool:
     return _allowed is None or bool(_allowed)
 
 
-def check_kind(name: str) -> None:
+def check_kind(name: str, setting: str = "model") -> None:
     """Raises ValueError if a name cannot be that of one of the user's own functions."""
-    if name.startswith(("local-dir:", "hf-hub:", "hf_hub:")):
-        raise ValueError(f"model = {name!r} is the address of a model, not its name; for a trained teacher set "
+    if "loss" not in setting and name.startswith(("local-dir:", "hf-hub:", "hf_hub:")):
+        raise ValueError(f"{setting} = {name!r} is the address of a model, not its name; for a trained teacher set "
                          "teacher.trained to its folder, else name the model and set pretrained to true or to a "
                          "weights file")
-    _check_package(name, name.partition(":")[0])
+    _check_package(name, name.partition(":")[0], setting)
 
 
-def _check_package(name: str, module: str) -> None:
+def _check_package(name: str, module: str, setting: str) -> None:
     package = module.partition(".")[0]
     if package in NO_MODELS:
-        raise ValueError(f"model = {name!r}: functions of {package!r} are refused; name your own function, or a "
-                         "timm model")
+        other = "one of kdstudy's losses" if "loss" in setting else "a timm model"
+        raise ValueError(f"{setting} = {name!r}: functions of {package!r} are refused; name your own function, or "
+                         f"{other}")
 
 
-def check(name: str) -> None:
+def check(name: str, setting: str = "model") -> None:
     """Raises ValueError if a function may not be called. Imports nothing of it."""
-    check_kind(name)
+    check_kind(name, setting)
     if _allowed is not None and name not in _allowed:
-        raise ValueError(f"model = {name!r} is a function that you have not named; if you trust it, add --trust")
+        raise ValueError(f"{setting} = {name!r} is a function that you have not named; if you trust it, add --trust")
 
 
-def load(name: str) -> Callable[..., Any]:
+def load(name: str, setting: str = "model") -> Callable[..., Any]:
     """Import package.module:function, also from the current folder.
 
     Raises ValueError if it may not be called, cannot be imported, or is not a function.
     """
-    check(name)
+    check(name, setting)
     module_name, _, function_name = name.partition(":")
     folder = os.environ.get(FOLDER) or os.getcwd()
     if folder not in sys.path:  # last, so that nothing in it replaces an installed package
@@ -85,17 +88,17 @@ def load(name: str) -> Callable[..., Any]:
     try:
         function = getattr(importlib.import_module(module_name), function_name)
     except (Exception, SystemExit) as error:
-        raise ValueError(f"model = {name!r} cannot be imported: {one_line(error)}") from None
+        raise ValueError(f"{setting} = {name!r} cannot be imported: {one_line(error)}") from None
     if not callable(function):
-        raise ValueError(f"model = {name!r} is not a function")
+        raise ValueError(f"{setting} = {name!r} is not a function")
     if inspect.isroutine(function) or inspect.isclass(function):  # the named module may have imported it
-        _check_package(name, str(getattr(function, "__module__", "")))
+        _check_package(name, str(getattr(function, "__module__", "")), setting)
     return function
 
 
-def source_file(name: str) -> Path:
+def source_file(name: str, setting: str = "model") -> Path:
     """The Python file that defines package.module:function. Raises ValueError if it cannot be imported or has none."""
     try:
-        return Path(inspect.getsourcefile(sys.modules[load(name).__module__]))
+        return Path(inspect.getsourcefile(sys.modules[load(name, setting).__module__]))
     except (TypeError, KeyError, AttributeError):
-        raise ValueError(f"model = {name!r} is not defined in a Python file") from None
+        raise ValueError(f"{setting} = {name!r} is not defined in a Python file") from None

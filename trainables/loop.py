@@ -3,7 +3,8 @@
 import json
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +19,9 @@ from kdstudy.trainables.device import autocast_dtype, move_model
 from kdstudy.trainables.evaluator import Evaluator
 from kdstudy.trainables.files import CHECKPOINT_MARK, WEIGHTS
 from kdstudy.trainables.freezing import body_parameters, hold_statistics
-from kdstudy.trainables.losses import Loss, distillation_loss
+from kdstudy.trainables.losses import LOSSES, USUAL
+from kdstudy.trainables.losses.soft import SoftLoss
+from kdstudy.trainables.losses.total import Loss, distillation_loss
 from kdstudy.trainables.models import Classifier
 from kdstudy.trainables.optimizer import current_lr, make_optimizer, make_scheduler, optimizer_state, restore_optimizer
 from kdstudy.trainables.seeds import derive_seed
@@ -41,13 +44,14 @@ class Targets(Protocol):
 class Objective:
     """The parts of the loss. The baseline is alpha = 0.
 
-    temperature, alpha: as in `losses`. targets: the teacher's logits for the training images. unlabelled: views of
-    images that only the soft loss uses, with the teacher's logits for them; a batch holds `unlabelled_ratio` of them
-    for each labelled image.
+    alpha, loss, parameters: as in `losses.total`. targets: the teacher's logits for the training images. unlabelled:
+    views of images that only the soft loss uses, with the teacher's logits for them; a batch holds `unlabelled_ratio`
+    of them for each labelled image.
     """
 
-    temperature: float = 1.0
     alpha: float = 0.0
+    loss: SoftLoss = LOSSES[USUAL]
+    parameters: Mapping[str, float] = field(default_factory=dict)
     targets: Targets | None = None
     unlabelled: Views | None = None
     unlabelled_targets: Targets | None = None
@@ -196,9 +200,9 @@ class Training:
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             logits = self.forward(images)
         return distillation_loss(
-            logits[: len(indices)], batch.labels, teacher_logits, temperature=objective.temperature,
-            alpha=objective.alpha, partner_labels=batch.partner_labels, partner_weight=batch.partner_weight,
-            label_smoothing=self.settings.label_smoothing,
+            logits[: len(indices)], batch.labels, teacher_logits, alpha=objective.alpha, loss=objective.loss,
+            parameters=objective.parameters, partner_labels=batch.partner_labels,
+            partner_weight=batch.partner_weight, label_smoothing=self.settings.label_smoothing,
             unlabelled_logits=None if unlabelled is None else logits[len(indices):],
         )
 

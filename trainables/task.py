@@ -61,6 +61,7 @@ class Task:
     test: only set if the weights are final; they are predicted once, after the last epoch.
     weights: what the model starts from, all but its head; None for random weights.
     unlabelled: images that only the soft loss uses; a batch holds `unlabelled_ratio` of them for each labelled image.
+    own_losses: functions of the user's own, package.module:function, that its runs may have as their loss.
     """
 
     train: ImageSet
@@ -79,6 +80,7 @@ class Task:
     weights: dict[str, np.ndarray] | None = None
     unlabelled: ImageSet | None = None
     unlabelled_ratio: float = 0.0
+    own_losses: tuple[str, ...] = ()
 
     @property
     def view_count(self) -> int:

@@ -7,7 +7,7 @@ The same name stands for the figure in `report.figures`, for its file with --ima
 from collections.abc import Callable
 from functools import partial
 
-from kdstudy.analysis.exhibits import effects, gain, predictions, searches
+from kdstudy.analysis.exhibits import effects, gain, losses, predictions, searches
 from kdstudy.analysis.exhibits.exhibit import Exhibit
 from kdstudy.analysis.study_analysis import StudyAnalysis
 
@@ -18,6 +18,7 @@ EXHIBITS: dict[str, Callable[[str, StudyAnalysis], Exhibit]] = {
     "effect-curves": effects.effect_curves,
     "map": effects.best_map,
     "effects": effects.effects,
+    "losses": losses.losses,
     "rungs": searches.rungs,
     "curves-distill": partial(searches.learning_curves, stage="distill", nav="Learning curves"),
     "curves-baseline": partial(searches.learning_curves, stage="baseline"),
@@ -40,5 +41,7 @@ def exhibit(name: str, analysis: StudyAnalysis) -> Exhibit:
 
 
 def exhibits(analysis: StudyAnalysis) -> list[Exhibit]:
-    """All figures of a study in the order of the page, those that cannot be drawn yet among them."""
-    return [exhibit(name, analysis) for name in EXHIBITS]
+    """All figures of a study in the order of the page, those that cannot be drawn yet among them.
+
+    Left out are those about what it does not ask, such as the losses where it searches none."""
+    return [found for name in EXHIBITS if (found := exhibit(name, analysis)).applies]

@@ -91,6 +91,8 @@ def _retrained(outcome: dict[str, Any], known: dict[str, Any]) -> list[tuple[str
     if only is None or "missing" in known:
         return []
     names = " and ".join(map(label, only["searched"]))
+    if "loss" in only["searched"]:
+        names = "the loss with its parameters"
     shared = only["configuration"].removeprefix("only ").removesuffix(" tuned")
     return [("note", "These prices are the search’s own estimates. The retrained runs count for more: there, tuning "
                      f"{names} beyond {shared} is worth {show_interval(only['rest'])}, of test accuracy.")]

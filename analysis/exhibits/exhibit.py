@@ -14,7 +14,8 @@ class Exhibit:
     absent: the sentence that replaces a figure that cannot be drawn yet. narrow: the figure for phones, where it
     differs. notes: (kind, sentence) above the caption; a kind is `finding`, `note` or `warning`. nav: its name in the
     page's list of contents; empty where it is not listed. group: neighbours of one group stand side by side where there
-    is room.
+    is room. table: rows of texts above the figure, the first of headings. applies: whether the study has such a
+    question at all; where it has not, the page does not mention the figure.
     """
 
     name: str
@@ -26,3 +27,5 @@ class Exhibit:
     notes: tuple[tuple[str, str], ...] = ()
     nav: str = ""
     group: str = ""
+    table: tuple[tuple[str, ...], ...] = ()
+    applies: bool = True

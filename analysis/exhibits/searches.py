@@ -9,6 +9,7 @@ from kdstudy.analysis.figures.rungs import rung_correlations
 from kdstudy.analysis.figures.training_time import training_time
 from kdstudy.analysis.figures.trial_panels import optimisation_history
 from kdstudy.analysis.figures.trial_panels import slices as slices_figure
+from kdstudy.analysis.sensitivity.space import unlike_losses
 from kdstudy.analysis.study_analysis import StudyAnalysis
 from kdstudy.analysis.study_files import ARMS, StudyFiles
 
@@ -58,9 +59,14 @@ def parallel(name: str, analysis: StudyAnalysis) -> Exhibit:
         name, "Every distillation trial as a line",
         "Follow the thick lines from right to left: where they come together, the best trials agree on a parameter; "
         "where they fan out, it does not matter or is not settled. Dotted: trials stopped early, whose last accuracy "
-        "is from an earlier epoch.",
+        f"is from an earlier epoch.{_passing_by(analysis.study)}",
         "Fewer than two trials of the distillation have ended.", parallel_coordinates(analysis.study),
         parallel_coordinates(analysis.study, short=True))
+
+
+def _passing_by(study: StudyFiles) -> str:
+    """What a line does at a parameter that its trial lacks."""
+    return " A line passes straight by a parameter that its loss does not have." if unlike_losses(study) else ""
 
 
 def history(name: str, analysis: StudyAnalysis) -> Exhibit:

@@ -45,7 +45,8 @@ def parallel_coordinates(study: StudyFiles, short: bool = False) -> go.Figure | 
     bounds = min(percents), max(percents)
     for group in _groups(trials):
         for index, trial in enumerate(group.trials):
-            heights = [*(_height(trial[name], dimension) for name, dimension in searched.items()),
+            heights = [*(None if trial[name] is None else _height(trial[name], dimension)
+                         for name, dimension in searched.items()),
                        _share_between(100 * trial["last_validation_accuracy"], bounds)]
             _draw_line(figure, group, heights, study, trial, in_legend=not index)
     _draw_axes(figure, searched, bounds, short)
@@ -61,12 +62,13 @@ def _groups(trials: list[dict[str, Any]]) -> list[Group]:
             Group(f"the best {best}" if best > 1 else "the best", complete[:best], 1, 3, "solid")]
 
 
-def _draw_line(figure: go.Figure, group: Group, heights: list[float], study: StudyFiles, trial: dict[str, Any],
+def _draw_line(figure: go.Figure, group: Group, heights: list[float | None], study: StudyFiles, trial: dict[str, Any],
                in_legend: bool) -> None:
     figure.add_scatter(
         x=list(range(len(heights))), mode="lines", name=group.name, legendgroup=group.name, showlegend=in_legend,
         y=heights, line={"color": group.colour, "width": group.width, "dash": group.dash}, meta=about(study, trial),
-        hovertemplate="%{meta}<br>" + fate(trial) + "<extra></extra>")
+        hovertemplate="%{meta}<br>" + fate(trial) + "<extra></extra>",
+        **({"connectgaps": True} if None in heights else {}))
 
 
 def _draw_axes(figure: go.Figure, searched: dict[str, dict[str, Any]], bounds: tuple[float, float],

@@ -17,6 +17,8 @@ def trials_at_budget(study: StudyFiles, found: dict[str, Any]) -> pd.DataFrame:
                           & (study.curves["decision"] != "failed")]
     wanted = ["stage", "trial", "origin", *study.parameter_names]
     merged = curves[["stage", "trial", "validation_accuracy"]].merge(study.trials[wanted], on=["stage", "trial"])
+    if "loss" in found:
+        merged = merged[(merged["stage"] != found["arm"]) | (merged["loss"] == found["loss"])].copy()
     merged["percent"] = 100 * merged["validation_accuracy"].astype(float)
     if "alpha" in merged and len(arms) == 2:
         merged.loc[merged["stage"] == "baseline", "alpha"] = 0.0

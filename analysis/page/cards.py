@@ -54,10 +54,12 @@ def _only_card(only: dict[str, Any] | None) -> Card | None:
         return None
     rest, own = only["rest"], only["gain"]
     unsure = "" if rest["p"] < SIGNIFICANT else ", which includes zero"
-    names = " and ".join(map(label, only["searched"]))
+    names, kept = " and ".join(map(label, only["searched"])), "T and α"
+    if "loss" in only["searched"]:
+        names, kept = "the loss with its parameters", "the loss and its parameters"
     simultaneous = "Simultaneous " if rest["comparisons"] > 1 else ""
     return Card(f"What tuning {names} adds", f"{show_points(rest['mean'])} points",
-                f"{simultaneous}95 % interval {show_bounds(rest)}{unsure}. With {only['configuration']}, T and α at "
+                f"{simultaneous}95 % interval {show_bounds(rest)}{unsure}. With {only['configuration']}, {kept} at "
                 f"their defaults, distillation gains {show_points(own['mean'])} ({show_bounds(own)}) over the tuned "
                 "baseline.")
 

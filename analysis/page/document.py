@@ -45,8 +45,18 @@ def sections_of(exhibits: list[Exhibit]) -> list[str]:
 
 def _section(exhibit: Exhibit) -> str:
     notes = "".join(f"<p class={kind}>{html.escape(text)}</p>" for kind, text in exhibit.notes)
-    content = f"<p>{html.escape(exhibit.caption)}</p>{plot(exhibit)}" if exhibit.figure else _absent(exhibit)
+    content = (f"<p>{html.escape(exhibit.caption)}</p>{_table(exhibit.table)}{plot(exhibit)}" if exhibit.figure
+               else _absent(exhibit))
     return f"<section id=s-{exhibit.name}><h2>{html.escape(exhibit.heading)}</h2>{notes}{content}</section>"
+
+
+def _table(rows: tuple[tuple[str, ...], ...]) -> str:
+    if not rows:
+        return ""
+    head, *body = ([html.escape(text) for text in row] for row in rows)
+    lines = "".join(f"<tr>{''.join(f'<td>{text}</td>' for text in row)}</tr>" for row in body)
+    return (f"<div class=trials><table><thead><tr>{''.join(f'<th>{text}</th>' for text in head)}</tr></thead>"
+            f"<tbody>{lines}</tbody></table></div>")
 
 
 def _absent(exhibit: Exhibit) -> str:

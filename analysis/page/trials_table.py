@@ -10,7 +10,7 @@ from kdstudy.analysis.number_text import show_number
 from kdstudy.analysis.study_files import StudyFiles
 from kdstudy.analysis.tables import OTHERS
 
-NUMERIC = {"trial", "temperature", "alpha", "lr", *OTHERS, "epochs", "last %", "best %", "seconds"} - {"optimizer"}
+NUMERIC = {"trial", "lr", *OTHERS, "epochs", "last %", "best %", "seconds"} - {"optimizer"}
 
 
 def trials_section(study: StudyFiles) -> str:
@@ -19,8 +19,10 @@ def trials_section(study: StudyFiles) -> str:
     if not rows:
         return "<section id=s-trials><h2>All trials</h2><p>No trial has been started yet.</p></section>"
     columns = [name for name in rows[0] if any(row[name] not in (None, "") for row in rows)]
-    head = "".join(f"<th{_align(name)}><button>{html.escape(name.replace('_', ' '))}</button></th>" for name in columns)
-    body = "\n".join(f"<tr>{''.join(_cell(name, row[name]) for name in columns)}</tr>" for row in rows)
+    numeric = NUMERIC | study.of_distillation - {"loss"}
+    head = "".join(f"<th{_align(name in numeric)}><button>{html.escape(name.replace('_', ' '))}</button></th>"
+                   for name in columns)
+    body = "\n".join(f"<tr>{''.join(_cell(name, row[name], name in numeric) for name in columns)}</tr>" for row in rows)
     return (
         f"<section id=s-trials><h2>All trials</h2><p class=filter><input type=search id=trials-filter "
         'placeholder="e.g. distill complete" aria-label="show trials that contain">'
@@ -54,17 +56,17 @@ def _number(value: Any) -> float | None:
     return None if value is None or pd.isna(value) else round(float(value), 1)
 
 
-def _align(name: str) -> str:
-    return " class=number" if name in NUMERIC else ""
+def _align(numeric: bool) -> str:
+    return " class=number" if numeric else ""
 
 
-def _cell(name: str, value: Any) -> str:
+def _cell(name: str, value: Any, numeric: bool) -> str:
     if value is None:
-        return f"<td{_align(name)}></td>"
+        return f"<td{_align(numeric)}></td>"
     if name.endswith("%"):
         text = f"{value:.2f}"
     else:
         text = html.escape(value) if isinstance(value, str) else _show(value)
-    number = f' data-value="{value}"' if name in NUMERIC and not isinstance(value, str) else ""
-    kind = " class=reason" if name == "reason" else _align(name)
+    number = f' data-value="{value}"' if numeric and not isinstance(value, str) else ""
+    kind = " class=reason" if name == "reason" else _align(numeric)
     return f"<td{kind}{number}>{text}</td>"

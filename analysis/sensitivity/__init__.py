@@ -13,6 +13,7 @@ every number has an interval. Trials that failed to learn are no part of it, and
     process       the Gaussian process and the posterior of its hyperparameters
     budget_model  the surface, an ensemble of it: accuracy as a function of parameters and epoch
     fit           a study's reports to a fitted surface
+    losses        the surface of each loss where they have unlike parameters, and how losses compare
     grid          the space, read off at the budget
     prices        what it costs to leave one parameter at its default
     effects       which parameter explains the differences, the effect curves, the map

@@ -7,19 +7,20 @@ import pandas as pd
 
 from kdstudy.analysis.sensitivity.budget_model import DRAWS, BudgetModel
 from kdstudy.analysis.sensitivity.effects import NEAR_BEST, best_map, curves, main_effects
-from kdstudy.analysis.sensitivity.fit import model_of
 from kdstudy.analysis.sensitivity.grid import Grid, chosen_bounds, product
+from kdstudy.analysis.sensitivity.losses import compared, leading_loss, surfaces
 from kdstudy.analysis.sensitivity.prices import prices
 from kdstudy.analysis.sensitivity.reports import diverged
-from kdstudy.analysis.sensitivity.space import default_point, space_of
+from kdstudy.analysis.sensitivity.space import default_of_loss, default_point, space_of
 from kdstudy.analysis.study_files import StudyFiles
 
 
 def analyse(study: StudyFiles) -> dict[str, Any]:
     """The content of sensitivity.json, of the distillation, or of the baseline before the former has begun.
 
-    Always: arm, and searched (the range of each parameter). Then either missing, a sentence that says why there is no
-    more, or
+    Always: arm, and searched (the range of each parameter). Where losses were searched, losses: see `losses.compared`;
+    and where these have unlike parameters, loss: the leading one, whose trials alone all else is about. Then either
+    missing, a sentence that says why there is no more, or
 
     budget, epochs: the epoch at which all is read off, and the full budget.
     counts: trials, reports, full (trials at the budget), protected and baseline among these, failed (other than by
@@ -36,17 +37,22 @@ def analyse(study: StudyFiles) -> dict[str, Any]:
     low and high always are the ends of a 90 % interval. Numbers have five significant digits.
     """
     arm = "distill" if (study.trials["stage"] == "distill").any() else "baseline"
+    models = surfaces(study, arm)
+    loss = None if None in models else leading_loss(study)
+    model, space = models[loss], space_of(study, arm, loss)
     facts: dict[str, Any] = {"arm": arm, "searched": {
-        name: {dimension.kind: list(dimension.values)} for name, dimension in space_of(study, arm).items()}}
-    model = model_of(study, arm)
+        name: {dimension.kind: list(dimension.values)} for name, dimension in space.items()}}
+    if arm == "distill" and (rows := compared(study, models)):
+        facts |= _plain({"losses": rows} | ({"loss": loss} if loss else {}))
     if isinstance(model, str):
         return facts | {"missing": model}
+    default = default_point(study) if loss is None else default_of_loss(study, space)
     left_out = model.leave_trial_out()
     return _plain(facts | {
         "budget": model.budget, "epochs": study.description.get("epochs") or model.budget,
-        "counts": _counts(study, model, arm),
+        "counts": _counts(study, model, arm, loss),
         "coverage": {"inside": int(left_out["inside"].sum()), "trials": len(left_out)},
-        **said_of_surface(model, default_point(study)), "winner": _predicted(model, study.choice(arm)),
+        **said_of_surface(model, default), "winner": _predicted(model, study.choice(arm)),
     })
 
 
@@ -89,12 +95,14 @@ def _map_pair(names: list[str]) -> list[str] | None:
     return wanted if len(wanted) == 2 else names[:2] if len(names) > 1 else None
 
 
-def _counts(study: StudyFiles, model: BudgetModel, arm: str) -> dict[str, int]:
+def _counts(study: StudyFiles, model: BudgetModel, arm: str, loss: str | None) -> dict[str, int]:
     """trials, reports: those that the process uses. full: trials at the budget; of these, protected: the search's own
     protected ones, baseline: the baseline's at alpha = 0. failed: trials that failed without diverging.
-    unlearned: see `failures`.
+    unlearned: see `failures`. loss: that of the arm's trials, where only these are counted.
     """
     trials = study.trials[study.trials["stage"].isin(model.rows["arm"].unique())]
+    if loss is not None:
+        trials = trials[(trials["stage"] != arm) | (trials["loss"] == loss)]
     failed = trials[trials["ended"] == "failed"]
     full = model.rows[model.rows["epoch"] == model.budget]
     own = full["arm"] == arm

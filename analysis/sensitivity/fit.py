@@ -14,15 +14,17 @@ LOWEST = 0.01  # the accuracy that a diverged trial counts with where chance is 
 USUAL_IMAGES = 1000  # assumed validation images where the study does not say
 
 
-def model_of(study: StudyFiles, arm: str = "distill") -> BudgetModel | str:
+def model_of(study: StudyFiles, arm: str = "distill", loss: str | None = None) -> BudgetModel | str:
     """The process of a search, for `distill` with the baseline as alpha = 0; or a sentence that says why there is none.
+
+    loss: that of the trials with this one alone, over the parameters that it has.
     """
-    space = space_of(study, arm)
-    reports = reports_of(study, arm, space)
+    space, with_loss = space_of(study, arm, loss), "" if loss is None else f" with the loss {loss}"
+    reports = reports_of(study, arm, space, loss)
     if reports.empty:
-        return f"No {ARMS[arm]} trial has reported yet."
+        return f"No {ARMS[arm]} trial{with_loss} has reported yet."
     if not space:
-        return f"The {ARMS[arm]} searched no parameter, so there is nothing to tell apart."
+        return f"The {ARMS[arm]}{with_loss} searched no parameter, so there is nothing to tell apart."
     if arm == "distill":
         reports = with_baseline(reports, reports_of(study, "baseline", space), space)
     images = (study.description.get("data") or {}).get("validation") or USUAL_IMAGES
@@ -31,14 +33,17 @@ def model_of(study: StudyFiles, arm: str = "distill") -> BudgetModel | str:
     if budget is None:
         few = reports.loc[reports["arm"] == arm, "trial"].nunique()
         if failures is not None:
-            left = f"{f'only {few}' if few else 'no'} {ARMS[arm]} {'trials have' if few > 1 else 'trial has'}"
+            left = (f"{f'only {few}' if few else 'no'} {ARMS[arm]} "
+                    f"{f'trials{with_loss} have' if few > 1 else f'trial{with_loss} has'}")
             return (f"{counted(len(failures.failed), 'trial')} failed to learn, and {left} learned; at least "
                     f"{FEWEST_FULL} that came equally far are needed to tell parameters apart.")
-        return (f"Only {few} {ARMS[arm]} {'trial has' if few == 1 else 'trials have'} reported; at least "
+        have = f"trial{with_loss} has" if few == 1 else f"trials{with_loss} have"
+        return (f"Only {few} {ARMS[arm]} {have} reported; at least "
                 f"{FEWEST_FULL} that came equally far are needed to tell parameters apart.")
     model = BudgetModel(reports, space, budget, images, failures)
     if model.is_constant:
-        return f"All trials have the same accuracy at epoch {budget}: there is nothing for parameters to explain."
+        return (f"All trials{with_loss} have the same accuracy at epoch {budget}: there is nothing for parameters to "
+                "explain.")
     return model
 
 
@@ -58,8 +63,8 @@ def without_failures(reports: pd.DataFrame, space: dict[str, Dimension], images:
     return reports[~reports["trial"].isin(numbers)], Failures(learned, failed, chance or LOWEST)
 
 
-def full_budget_model(study: StudyFiles, arm: str) -> BudgetModel | None:
-    """The process of a search; None where it cannot be read off at the full budget."""
-    model = model_of(study, arm)
+def full_budget_model(study: StudyFiles, arm: str, loss: str | None = None) -> BudgetModel | None:
+    """The process of a search, or of its trials with a loss; None where it cannot be read off at the full budget."""
+    model = model_of(study, arm, loss)
     full = study.description.get("epochs")
     return model if isinstance(model, BudgetModel) and model.budget == (full or model.budget) else None

@@ -30,6 +30,9 @@ class Dimension:
     def columns(self) -> int:
         return len(self.values) if self.kind == "choice" else 1
 
+    def contains(self, value: Any) -> bool:
+        return value in self.values if self.kind == "choice" else self.values[0] <= value <= self.values[1]
+
     def unit(self, values: Sequence[Any]) -> np.ndarray:
         """(n,) values to (n, columns): 0 at the low bound, 1 at the high one, even on the parameter's own scale.
 
@@ -71,12 +74,41 @@ class Dimension:
         return np.diff(borders) / (places[-1] - places[0])
 
 
-def space_of(study: StudyFiles, arm: str) -> dict[str, Dimension]:
-    """The parameters that an arm, `baseline` or `distill`, searches."""
+def space_of(study: StudyFiles, arm: str, loss: str | None = None) -> dict[str, Dimension]:
+    """The parameters that an arm, `baseline` or `distill`, searches; with a loss, those that its trials have."""
     searched = study.config.get("search", {})
     names = [name for name in study.parameter_names if isinstance(searched.get(name), dict)
-             and (arm == "distill" or name not in ("temperature", "alpha"))]
+             and (arm == "distill" or name not in study.of_distillation)]
+    if loss is not None:
+        trials = trials_of_loss(study, loss)
+        names = [name for name in names if name != "loss" and trials[name].notna().any()]
     return {name: Dimension.of(name, searched[name]) for name in names}
+
+
+def losses_of(study: StudyFiles) -> tuple[str, ...]:
+    """The losses that the distillation chooses from; none where it searches no loss."""
+    space = space_of(study, "distill")
+    return space["loss"].values if "loss" in space else ()
+
+
+def trials_of_loss(study: StudyFiles, loss: str) -> pd.DataFrame:
+    """The distillation's trials with a loss."""
+    return study.trials[(study.trials["stage"] == "distill") & (study.trials.get("loss") == loss)]
+
+
+def unlike_losses(study: StudyFiles) -> tuple[str, ...]:
+    """The losses, where their trials do not all have the same parameters, so that each has a space of its own."""
+    spaces = {loss: tuple(space_of(study, "distill", loss)) for loss in losses_of(study)
+              if len(trials_of_loss(study, loss))}
+    return losses_of(study) if len(set(spaces.values())) > 1 else ()
+
+
+def default_of_loss(study: StudyFiles, space: dict[str, Dimension]) -> dict[str, Any]:
+    """The default point in the space of a loss: where the default point has another one, the defaults of its parameters
+    as far as they are in their ranges."""
+    known = study.config.get("default", {}) | default_point(study)
+    return {name: known[name] for name, dimension in space.items()
+            if name in known and dimension.contains(known[name])}
 
 
 def default_point(study: StudyFiles) -> dict[str, Any]:

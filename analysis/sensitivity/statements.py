@@ -30,6 +30,9 @@ def statements(study: StudyFiles, found: dict[str, Any], correlations: pd.DataFr
         return [("warning", "A trial run: its few short trials say nothing about any parameter.")]
     said = [("note", found["missing"])] if "missing" in found else [
         ("finding", headline(found)), *_on_trust(study, found)]
+    if "loss" in found:
+        said.append(("note", f"All of this is about the trials with the loss {found['loss']} alone, for losses have "
+                             "unlike parameters; how the losses compare is shown by itself."))
     return [*said, *(("note", text) for text in _edges(study, found)), *_on_rungs(study, correlations)]
 
 
@@ -47,6 +50,7 @@ def headline(found: dict[str, Any]) -> str:
     if unsure:
         said.append(f"no cost is shown for leaving {_listed(unsure)}")
     where = [f"in the {ARMS[found['arm']]} search"] if found["arm"] == "baseline" else []
+    where += [f"among trials with the loss {found['loss']}"] if "loss" in found else []
     where += [f"at epoch {found['budget']} of {found['epochs']}"] if found["budget"] < found["epochs"] else []
     where += ["with everything else tuned again"] if len(found["searched"]) > 1 else []
     text = ", ".join([*where, "; ".join(said)])
@@ -142,6 +146,7 @@ def _on_numbers(found: dict[str, Any], setting: str, ended: bool) -> list[tuple[
     counts, parameters = found["counts"], len(found["searched"])
     own, wanted = counts["full"] - counts["baseline"], ENOUGH_PER_PARAMETER * parameters
     least = wanted - 1 if counts["protected"] >= FEWEST_FULL else max(8, wanted - 1)
+    least *= len(found["losses"]) if "loss" in found else 1  # among which the protected trials are divided
     remedy = f"set {setting} = {least} or more" if ended else "the search is still running, so wait for more"
     if counts["protected"] < FEWEST_FULL:
         return [("warning", f"From search data only: {counts['protected'] or 'no'} protected "

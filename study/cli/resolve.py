@@ -10,7 +10,7 @@ from kdstudy.config.load import (
     preset_names,
     values_named,
 )
-from kdstudy.config.permission import MODELS, Named, functions_allowed
+from kdstudy.config.permission import TRAINED, Named, functions_allowed
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
 from kdstudy.stages.order import STAGE_FILES
@@ -21,7 +21,7 @@ from kdstudy.trainables import functions
 
 
 def resolve(study: str, overrides: tuple[str, ...], location: str | None, smoke: bool, trust: bool,
-             sections: tuple[str, ...] = MODELS) -> tuple[StudyConfig, Storage]:
+             sections: tuple[str, ...] = TRAINED) -> tuple[StudyConfig, Storage]:
     """Return the settings and the storage of a study. A started study keeps its own settings unless overridden.
 
     Raises UserError where the study is unknown, damaged or not trusted."""
@@ -54,7 +54,7 @@ def allow(config: StudyConfig, study: str, overrides: tuple[str, ...], trust: bo
            storage: Storage | None = None) -> None:
     """Allow calls to the functions that the user named in a TOML file, with --set, or accepted with --trust.
 
-    sections: the sections whose models the command builds, plus `watch` if it sends curves. storage: the source of
+    sections: those of `TRAINED` that the command uses, plus `watch` if it sends curves. storage: the source of
     `config` if that is not `study`. Raises UserError where the study folder or URI, which may come from a stranger,
     names any other function or a host to contact.
     """

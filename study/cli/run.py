@@ -14,11 +14,12 @@ from kdstudy.cli.resolve import resolve
 from kdstudy.config.load import (
     check_parameter,
 )
-from kdstudy.config.permission import MODELS
+from kdstudy.config.permission import TRAINED
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
 from kdstudy.stages.order import NAMES, OUTPUTS, names
 from kdstudy.study import Study
+from kdstudy.trainables.losses import PARAMETERS
 from kdstudy.watch.console import make_console, print_prose
 from kdstudy.watch.display import Display
 
@@ -38,7 +39,7 @@ def run(study: str, overrides: tuple[str, ...], location: str | None, smoke: boo
 
     Run the same command again to resume an interrupted study. Finished work is never repeated.
     """
-    config, storage = resolve(study, overrides, location, smoke, trust, (*MODELS, "watch"))
+    config, storage = resolve(study, overrides, location, smoke, trust, (*TRAINED, "watch"))
     console = make_console()
     print_prose(console, f"[bold]{config.name}[/bold]  {escape(config.about)}", markup=True)
     with stoppable(str(storage)):
@@ -114,6 +115,8 @@ def _loop_parameters(config: StudyConfig, loop: str, **given: float | None) -> d
     for name, value in given.items():
         if value is None:
             continue
+        if name not in defaults and name in PARAMETERS and loop == "distill":
+            raise UserError(f"--{name} does not apply: default.loss = {config.default.loss!r} has no such parameter")
         if name not in defaults:
             raise UserError(f"--{name} does not apply to the {loop} loop, only to `kdstudy train distill`")
         check_parameter(name, value)

@@ -10,7 +10,7 @@ from kdstudy.cli.group import cli
 from kdstudy.cli.options import study_options, trust_option, variables
 from kdstudy.cli.resolve import allow, locate
 from kdstudy.config.load import STUDY_FILE
-from kdstudy.config.permission import MODELS
+from kdstudy.config.permission import TRAINED
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
 from kdstudy.stages.order import NAMES
@@ -81,7 +81,7 @@ def submit(context: click.Context, study: str, overrides: tuple[str, ...], locat
         option = next(parameter.opts[0] for parameter in context.command.params if parameter.name == name)
         raise UserError(f"{option} does not apply to --to {target}, only to --to {' or '.join(MEANT_FOR[name])}")
     config, storage = locate(study, overrides, location, smoke)
-    allow(config, study, overrides, trust, (*MODELS, "watch"))
+    allow(config, study, overrides, trust, (*TRAINED, "watch"))
     location = location or (str(storage) if (storage.folder / STUDY_FILE).is_file() else "")
     common.check_location(location)
     common.check_paths(config)

@@ -54,6 +54,7 @@ def functions_in(values: dict[str, Any]) -> set[str]:
     """Return the functions that unvalidated settings name."""
     sections = [section for name in ("teacher", "student") if isinstance(section := values.get(name), dict)]
     named = [section.get(key) for section in sections for key in ("model", "function")]
+    named += [text for setting, text in named_texts(values) if setting in ("default.loss", "search.loss.choice")]
     return {name for name in named if isinstance(name, str) and is_function(name)}
 
 

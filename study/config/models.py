@@ -4,8 +4,9 @@ images."""
 import difflib
 from typing import Any
 
-from kdstudy.config.settings import StudyConfig
+from kdstudy.config.settings import StudyConfig, own_functions
 from kdstudy.errors import UserError
+from kdstudy.trainables import losses
 from kdstudy.trainables.settings import DROP_ARGUMENTS, JITTER, ModelSettings, TrainSettings
 
 OF_THE_MODEL = ("head_lr", "freeze", "layer_decay", *DROP_ARGUMENTS)  # training settings that a model must support
@@ -34,6 +35,16 @@ def check_models(config: StudyConfig, *, classes: int, channels: int, image_size
         _check_optimizer("search.optimizer", value, list_optimizers())
     for key, name in wanted.items():
         _check_optimizer(key, name, list_optimizers())
+
+
+def check_losses(config: StudyConfig, classes: int) -> None:
+    """Call each loss of the user's own once, on random logits. Imports torch if there is one. Raises UserError."""
+    for setting, name in own_functions(config).items():
+        if setting.split(".")[1].startswith("loss"):
+            try:
+                losses.check_own(name, classes)
+            except ValueError as error:
+                raise UserError(str(error).replace("loss = ", f"{setting} = ", 1)) from None
 
 
 def check_views(config: StudyConfig, channels: int) -> None:

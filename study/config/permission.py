@@ -12,7 +12,8 @@ from kdstudy.config.settings import StudyConfig, locations_named, own_functions
 from kdstudy.errors import UserError
 from kdstudy.trainables import functions
 
-MODELS = ("teacher", "student")  # sections that may name a function
+LOSS = "loss"
+TRAINED = ("teacher", "student", LOSS)  # what a function may be named for; all of it runs where students are trained
 
 
 @dataclass(frozen=True)
@@ -29,23 +30,22 @@ class Named:
 
 
 def functions_allowed(config: StudyConfig, named: Named, source: object, *, trust: bool, remedy: str,
-                      sections: Iterable[str] = (*MODELS, "watch")) -> set[str]:
+                      sections: Iterable[str] = (*TRAINED, "watch")) -> set[str]:
     """Return the functions (package.module:function) that may be called for a study.
 
     named: settings that the user gave, in their own file or on the command line. source: where the other settings come
-    from. sections: the sections whose models are built, plus `watch` if curves are sent. remedy: how to trust the
-    study, for the message.
+    from. sections: those of `TRAINED` that are used, plus `watch` if curves are sent. remedy: how to trust the study,
+    for the message.
 
     Raises UserError if an untrusted study, not the user, names a function or a host to contact, or if a function is
     not the user's own.
     """
-    wanted = {setting: name for setting, name in own_functions(config).items()
-              if setting.split(".")[0] in sections}
+    wanted = {setting: name for setting, name in own_functions(config).items() if _section(setting) in sections}
     for setting, name in wanted.items():
         try:
-            functions.check_kind(name)
+            functions.check_kind(name, setting)
         except ValueError as error:
-            raise UserError(str(error).replace("model = ", f"{setting} = ", 1)) from None
+            raise UserError(str(error)) from None
     if trust:
         return set(wanted.values())
     own, texts = named.functions, named.texts
@@ -59,3 +59,9 @@ def functions_allowed(config: StudyConfig, named: Named, source: object, *, trus
                             f"contacted; if you trust it, {remedy}, else set your own, or none, with "
                             f"--set {setting}=…")
     return own
+
+
+def _section(setting: str) -> str:
+    """What a function that a setting names is for."""
+    section, key = setting.split(".", 1)
+    return LOSS if key.startswith("loss") else section

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tomli_w
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, create_model, field_validator, model_validator
 from pydantic.fields import FieldInfo
 
 from kdstudy.config.wording import shown, wording
+from kdstudy.trainables import losses
 from kdstudy.trainables.credentials import names_a_host, problem_with
 from kdstudy.trainables.functions import is_function
 from kdstudy.trainables.settings import (
@@ -129,18 +130,32 @@ class TeacherSettings(ModelSettings, TrainSettings):
         return TrainSettings(**{name: getattr(self, name) for name in TrainSettings.model_fields})
 
 
-class DefaultPoint(Settings):
+class _SharedDefaults(Settings):
     """The default configuration, which always runs, whatever the search finds."""
 
-    temperature: Annotated[float, Field(ge=0.01, le=10_000)] = Field(
-        4.0, description="T, which softens teacher and student in the soft loss"
-    )
+    loss: Line = Field(losses.USUAL, description=f"the soft loss: {', '.join(losses.LOSSES)}, or "
+                                                 "package.module:function")
     alpha: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="weight of the soft loss")
     lr: LearningRate = Field(3e-4, description="peak learning rate, of both arms")
 
+    @field_validator("loss")
+    @classmethod
+    def _known(cls, loss: str) -> str:
+        return losses.check_name(loss)
 
-class SearchSettings(Settings):
-    """The search space and budget. Ranges apply to both arms, except temperature and alpha."""
+
+def _value(parameter: losses.Parameter) -> tuple[Any, FieldInfo]:
+    """The type and the field of a loss's parameter."""
+    kind = Annotated[float, Field(ge=parameter.low, le=parameter.high)]
+    return kind, Field(parameter.default, description=parameter.description)
+
+
+DefaultPoint = create_model("DefaultPoint", __base__=_SharedDefaults, __doc__=_SharedDefaults.__doc__,
+                            **{name: _value(parameter) for name, parameter in losses.PARAMETERS.items()})
+
+
+class _SharedSearch(Settings):
+    """The search space and budget. Ranges apply to both arms, except those of the loss, its parameters and alpha."""
 
     trials: Trials = Field(20, description="trials of the distillation")
     baseline_trials: Trials = Field(20, description="trials of the baseline; search.trials does not change it")
@@ -162,8 +177,8 @@ class SearchSettings(Settings):
     warm_start: Line | None = Field(
         None, description="another study's folder: TPE starts from what its searches found in the same space"
     )
-    temperature: Range | None = Field(None, description="{log = [1, 16]}, {linear = [1, 8]} or {choice = [2, 4]}")
-    alpha: Range | None = Field(None, description="a range, likewise; it must include the default point")
+    loss: Range | None = Field(None, description="{choice = ['hinton', 'dkd']}; a trial has its loss's parameters")
+    alpha: Range | None = Field(None, description="{linear = [0, 1]}; every range must include the default point")
     lr: Range | None = Field(None, description="a range for both arms")
     weight_decay: Range | None = Field(None, description="a range for both arms")
     warmup: Range | None = Field(None, description="a range for both arms")
@@ -182,13 +197,20 @@ class SearchSettings(Settings):
     dropout: Range | None = Field(None, description="a range for both arms")
 
 
+SearchSettings = create_model("SearchSettings", __base__=_SharedSearch, __doc__=_SharedSearch.__doc__, **{
+    name: (Range | None, Field(None, description="{log = [1, 16]}, {linear = [1, 8]} or {choice = [2, 4]}; for trials "
+                                                 "whose loss has it"))
+    for name in losses.PARAMETERS})
+
+
 DEEPEST = 50  # levels of tables and lists in a study file
 ARMS = {"baseline": "baseline", "distill": "distillation"}  # the ways to train a student, and what to call them
-DISTILLATION_ONLY = ("temperature", "alpha")
+DISTILLATION_ONLY = ("loss", losses.TEMPERATURE.name, "alpha", *(
+    name for name in losses.PARAMETERS if name != losses.TEMPERATURE.name))
 SEARCHABLE = (*DISTILLATION_ONLY, "lr", "weight_decay", "warmup", "batch_size", "optimizer", "accumulate",
               "warmup_epochs", "min_lr", "layer_decay", "head_lr", "freeze", "clip_grad", "ema", "label_smoothing",
               "drop_path", "dropout")
-CHOICE_ONLY = ("batch_size", "optimizer", "accumulate", "freeze")
+CHOICE_ONLY = ("loss", "batch_size", "optimizer", "accumulate", "freeze")
 
 
 @dataclass(frozen=True)
@@ -315,7 +337,11 @@ class StudyConfig(Settings):
     def _consistent(self) -> "StudyConfig":
         for name, dimension in self.space("distill").items():
             _check_dimension(name, dimension, self.train)
-            default = self.default_parameters("distill")[name]
+            self._check_used(name)
+            point = self.default_parameters("distill")
+            if name in losses.PARAMETERS and name not in point:
+                continue  # the default point's loss has no such parameter
+            default = point[name]
             where = "default" if name in DefaultPoint.model_fields else "train"
             if default is None:
                 raise ValueError(f"search.{name} needs {where}.{name}, a value within the range, for the "
@@ -337,6 +363,14 @@ class StudyConfig(Settings):
             raise ValueError("data.unlabelled needs data.student_images: it uses the images that these leave out")
         return self
 
+    def _check_used(self, name: str) -> None:
+        """Raises ValueError where no trial can have a parameter that is searched."""
+        if name in losses.PARAMETERS and not any(name in losses.parameters_of(loss) for loss in self.losses):
+            having = [loss for loss in losses.LOSSES if name in losses.parameters_of(loss)]
+            named = " or ".join(map(repr, self.losses))
+            raise ValueError(f"search.{name} varies what no trial has: the loss is {named}, which has no {name}; "
+                             f"remove search.{name}, or choose a loss that has it ({', '.join(having)})")
+
     def _check_learning_rates(self) -> None:
         """Raises ValueError where a cosine would end above its peak."""
         floors, peaks = self.extremes("min_lr", self.train.min_lr), self.extremes("lr", self.default.lr)
@@ -352,20 +386,30 @@ class StudyConfig(Settings):
         dimension = getattr(self.search, name)
         return (default,) if dimension is None else dimension.extremes
 
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """The losses that trials of the distillation may have."""
+        return self.search.loss.choice if self.search.loss else (self.default.loss,)
+
     def space(self, arm: str) -> dict[str, Range]:
         """The search space of an arm, `baseline` or `distill`, by parameter."""
         names = [name for name in SEARCHABLE if arm == "distill" or name not in DISTILLATION_ONLY]
         return {name: getattr(self.search, name) for name in names if getattr(self.search, name) is not None}
 
     def default_parameters(self, arm: str) -> dict[str, float | str]:
-        """An arm's default point: learning rate, for distillation temperature and alpha, and other searched parameters.
-        """
+        """An arm's default point: learning rate, for distillation the loss (unless it is the usual one in all trials),
+        its parameters and alpha, and other searched parameters."""
+        return losses.active(self.default_values(arm))
+
+    def default_values(self, arm: str) -> dict[str, float | str]:
+        """The values of the default point and, beside them, the defaults of the parameters that only other losses of an
+        arm's trials have."""
         searched = [name for name in SEARCHABLE if getattr(self.search, name) is not None]
         extra = {name: getattr(self.train, name) for name in searched if name in TrainSettings.model_fields}
-        point = self.default.model_dump()
-        if arm == "baseline":
-            point = {name: value for name, value in point.items() if name not in DISTILLATION_ONLY}
-        return point | extra
+        own = {"alpha", *(name for loss in self.losses for name in losses.parameters_of(loss))}
+        own |= {"loss"} if self.losses != (losses.USUAL,) else set()
+        names = [name for name in DISTILLATION_ONLY if name in own] if arm == "distill" else []
+        return {name: getattr(self.default, name) for name in (*names, "lr")} | extra
 
     def trials(self, arm: str) -> int:
         """The number of trials of an arm; with an empty search space only the default point runs."""
@@ -414,6 +458,14 @@ class StudyConfig(Settings):
     def shared_parameters(self) -> list[str]:
         """The searched parameters that both arms share, for the configuration that tunes only these."""
         return list(self.space("baseline")) if len(self.space("distill")) > len(self.space("baseline")) else []
+
+    @property
+    def shared_named(self) -> str:
+        """These in words, for the name of that configuration."""
+        first, *others = self.shared_parameters
+        if len(others) > 2:
+            return f"{first} and {len(others)} more"
+        return " and ".join([", ".join([first, *others][:-1]), others[-1]]) if others else first
 
     @property
     def view_count(self) -> int:
@@ -518,8 +570,10 @@ def _default(field: FieldInfo) -> str:
 
 def own_functions(config: StudyConfig) -> dict[str, str]:
     """Return the user's own functions (package.module:function) that the settings name, by setting."""
+    choices = config.search.loss.choice if config.search.loss else ()
     named = {"teacher.model": config.teacher.model, "teacher.function": config.teacher.function,
-             "student.model": config.student.model}
+             "student.model": config.student.model, "default.loss": config.default.loss,
+             **{f"search.loss[{place}]": loss for place, loss in enumerate(choices) if loss != config.default.loss}}
     return {setting: name for setting, name in named.items() if name and is_function(name)}
 
 

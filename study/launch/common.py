@@ -68,9 +68,9 @@ def own_modules(config: StudyConfig) -> list[Path]:
     found: set[Path] = set()
     for setting, function in own_functions(config).items():
         try:
-            functions.source_file(function)
+            functions.source_file(function, setting)
         except ValueError as error:
-            raise UserError(str(error).replace("model = ", f"{setting} = ", 1)) from None
+            raise UserError(str(error)) from None
         if (own := _top_level(function.split(":")[0])) is not None:
             found |= _modules_in(own.parent)
     return sorted(found)

@@ -17,8 +17,10 @@ from scipy.stats import qmc
 from kdstudy.config.settings import Range, StudyConfig
 from kdstudy.search.runs import accuracies, search_view_seed
 from kdstudy.store.record import METRIC, Record, TrialState
+from kdstudy.trainables import losses
 from kdstudy.trainables.seeds import small_seed
 
+LOSS = "loss"  # the dimension on which others depend
 ASKED_AGAIN = 4  # retries when TPE proposes a point that has already been tried
 OPTUNA_STATES = {
     "complete": OptunaState.COMPLETE,
@@ -34,8 +36,10 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 class OptunaProposer:
     """Proposes the default point, then scrambled Sobol points (both protected from early stopping), then TPE's points.
 
-    TPE also sees the record's prior trials. The proposer keeps no state: a proposal depends only on the settings, the
-    trial number and the record, so a resumed search continues as if it had not been interrupted.
+    Each trial has only the parameters of its loss. default: the default point, and beside it the values of parameters
+    that are not searched and that only other losses have. TPE also sees the record's prior trials. The proposer keeps
+    no state: a proposal depends only on the settings, the trial number and the record, so a resumed search continues as
+    if it had not been interrupted.
     """
 
     space: dict[str, Range]
@@ -48,14 +52,14 @@ class OptunaProposer:
 
     @classmethod
     def of(cls, config: StudyConfig, arm: str, concurrent: int) -> "OptunaProposer":
-        return cls(config.space(arm), config.default_parameters(arm), config.trials(arm), config.protected(arm),
+        return cls(config.space(arm), config.default_values(arm), config.trials(arm), config.protected(arm),
                    config.seed, arm, concurrent)
 
     def __call__(self, number: int, record: Record) -> TrialState | None:
         if number >= self.trials:
             return None
         origin = "default" if number == 0 else "sobol" if number <= self.protected else "tpe"
-        parameters = self.default | self._parameters(number, record)
+        parameters = losses.active(self.default | self._parameters(number, record))
         return TrialState(number, parameters, seed=small_seed(self.seed, self.arm, number),
                           view_seed=search_view_seed(self.seed), origin=origin, protected=origin != "tpe")
 
@@ -80,32 +84,69 @@ class OptunaProposer:
             point = self._ask(told, number, attempt)
         random = np.random.default_rng(small_seed(self.seed, self.arm, "new", number))
         while self._key(point) in seen:
-            point = {name: _from_unit(dimension, random.random()) for name, dimension in self.space.items()}
+            point = _point(self.space, [random.random() for _ in self.space])
         return point
 
     def _ask(self, told: list[FrozenTrial], *seeds: int) -> dict[str, Any]:
         # TPE must start modelling once the protected trials have ended, even if some of them are still running.
-        startup = max(1, self.protected + 2 - self.concurrent)
+        startup, spaces = max(1, self.protected + 2 - self.concurrent), subspaces(self.space)
+        conditional = len(set(map(tuple, spaces.values()))) > 1
         sampler = optuna.samplers.TPESampler(seed=small_seed(self.seed, self.arm, "tpe", *seeds), multivariate=True,
-                                             constant_liar=True, n_startup_trials=startup)
+                                             group=conditional, constant_liar=True, n_startup_trials=startup)
         study = optuna.create_study(storage=_FixedTrials(told), direction="maximize", sampler=sampler)
-        return study.ask(distributions(self.space)).params
+        if not conditional:
+            return study.ask(distributions(self.space)).params
+        trial = study.ask()
+        loss = trial.suggest_categorical(LOSS, self.space[LOSS].choice)
+        for name, dimension in spaces[loss].items():
+            _suggest(trial, name, dimension)
+        return {name: trial.params[name] for name in self.space if name in trial.params}
 
     def _key(self, parameters: dict[str, Any]) -> tuple:
-        return tuple(parameters[name] for name in self.space)
+        return tuple(parameters.get(name) for name in self.space)
 
     def _is_explored(self, seen: set[tuple]) -> bool:
         """Whether every point of a space of choices has been tried."""
-        choices = [dimension.choice for dimension in self.space.values()]
-        return None not in choices and len(seen) >= math.prod(map(len, choices))
+        choices = [[dimension.choice for dimension in space.values()] for space in subspaces(self.space).values()]
+        return not any(None in each for each in choices) and len(seen) >= sum(
+            math.prod(map(len, each)) for each in choices)
+
+
+def subspaces(space: dict[str, Range]) -> dict[str | None, dict[str, Range]]:
+    """Return for each loss that a search chooses from the other dimensions that its trials have.
+
+    {None: the whole space} if it chooses from none."""
+    if LOSS not in space:
+        return {None: space}
+    others = {name: dimension for name, dimension in space.items() if name != LOSS}
+    return {loss: {name: others[name] for name in losses.active({LOSS: loss} | others) if name != LOSS}
+            for loss in space[LOSS].choice}
+
+
+def _suggest(trial: optuna.Trial, name: str, dimension: Range) -> None:
+    if dimension.choice is not None:
+        trial.suggest_categorical(name, dimension.choice)
+    else:
+        trial.suggest_float(name, *dimension.bounds, log=dimension.log is not None)
 
 
 def sobol_points(space: dict[str, Range], count: int, seed: int) -> list[dict[str, Any]]:
-    """Return `count` scrambled Sobol points, uniform on each dimension's own (linear or log) scale."""
+    """Return `count` scrambled Sobol points, uniform on each dimension's own (linear or log) scale.
+
+    Each has the dimensions of its loss. Losses are equally frequent, up to one point."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The balance properties of Sobol")
         unit = qmc.Sobol(d=len(space), scramble=True, rng=seed).random(count)
-    return [{name: _from_unit(space[name], u) for name, u in zip(space, point, strict=True)} for point in unit]
+    if LOSS in space:
+        place = list(space).index(LOSS)
+        unit[:, place] = (unit[:, place].argsort().argsort() + 0.5) / count
+    return [_point(space, point) for point in unit]
+
+
+def _point(space: dict[str, Range], unit: Iterable[float]) -> dict[str, Any]:
+    """Return the point at places 0 to 1 of all dimensions, without those that its loss does not have."""
+    point = {name: _from_unit(space[name], u) for name, u in zip(space, unit, strict=True)}
+    return losses.active(point) if LOSS in space else point
 
 
 def _from_unit(dimension: Range, u: float) -> Any:
@@ -133,12 +174,13 @@ def frozen_trials(space: dict[str, Range], trials: Iterable[TrialState]) -> list
 
 
 def _frozen(trial: TrialState, dimensions: dict[str, BaseDistribution], now: datetime) -> FrozenTrial:
+    own = {name: dimension for name, dimension in dimensions.items() if name in trial.parameters}
     # Not create_trial, which validates every value twice: for 1000 trials that takes as long as TPE itself.
     return FrozenTrial(
         number=trial.number, trial_id=trial.number, state=OPTUNA_STATES[trial.state],
         value=trial.metric(METRIC) if trial.state in ("complete", "stopped") else None,
         intermediate_values=accuracies(trial),
-        params={name: trial.parameters[name] for name in dimensions}, distributions=dimensions,
+        params={name: trial.parameters[name] for name in own}, distributions=own,
         user_attrs={"trial": trial.number, "origin": trial.origin, "protected": trial.protected}
         | ({"reason": trial.reason} if trial.reason else {}),
         system_attrs={}, datetime_start=now, datetime_complete=None if trial.state == "running" else now,

@@ -61,7 +61,7 @@ def _other_study(location: str, own: Path) -> Path:
 
 def _known(trial: TrialState, space: dict[str, Range], epochs: int) -> dict[str, Any] | None:
     """Convert a trial to a prior. None if it is unfinished, outside the space or has no reports."""
-    parameters = {name: trial.parameters[name] for name in space}
+    parameters = {name: trial.parameters[name] for name in space if name in trial.parameters}
     values = [(epoch, value) for epoch, value in accuracies(trial).items() if epoch <= epochs]
     if trial.state == "running" or not all(space[name].contains(value) for name, value in parameters.items()):
         return None

@@ -32,7 +32,7 @@ from kdstudy.trainables.settings import ModelSettings
 if TYPE_CHECKING:  # avoids importing torch, which a finished study does not need
     from kdstudy.trainables.task import Task
 
-ONLY = "only {} tuned"  # the configuration that keeps temperature and alpha at their defaults
+ONLY = "only {} tuned"  # the configuration that keeps the loss, its parameters and alpha at their defaults
 
 
 class ConfirmedRow(Part):
@@ -126,7 +126,8 @@ class ConfirmationStage(Stage):
         tuned learning rate from the gain from distillation."""
         best, default = self._choice(), self.config.default_parameters(self.arm)
         shared = self.context.stage(self.arm).findings["only_shared"]
-        only = [Configuration(self.row, ONLY.format(" and ".join(shared)), default | shared, None)] if shared else []
+        name = ONLY.format(self.config.shared_named) if shared else ""
+        only = [Configuration(self.row, name, default | shared, None)] if shared else []
         return [Configuration(self.row, "default", default, 0), *only,
                 Configuration(self.row, "tuned", best["parameters"], best["winner"])]
 

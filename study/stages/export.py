@@ -195,7 +195,9 @@ def _predict_from(folder: Path, splits: data.Splits, settings: ModelSettings) ->
 def _student_card(config: StudyConfig, outcome: dict[str, Any], row: dict[str, Any], seed: int,
                   is_chosen: bool) -> list[str]:
     name, distilled = f"{row['arm']} {row['configuration']}", row["arm"] == "distilled"
-    shown = ", ".join(f"{setting} {row[setting]:.4g}" for setting in ("temperature", "alpha", "lr") if setting in row)
+    names = ("temperature", "alpha", "lr", *row.get("of_loss", ()))
+    loss = [f"loss {plain(row['loss'])}"] if row.get("loss") else []
+    shown = ", ".join(loss + [f"{setting} {row[setting]:.4g}" for setting in names if setting in row])
     recipe = _recipe(config.train, row)
     mean = f"{row['test_mean']:.2f} %" + (f" ± {row['test_sd']:.2f}" if row["test_sd"] is not None else "")
     sizes = outcome["data"]

@@ -181,7 +181,7 @@ class FinalistsStage(Stage):
 
     def _name(self, row: dict[str, Any]) -> str:
         if row["trial"] is None:
-            return f"the point that tunes only {' and '.join(self.config.shared_parameters)}"
+            return f"the point that tunes only {self.config.shared_named}"
         if row["trial"] == self._search.folder.done["winner"]:
             return "the search's winner"
         if row["trial"] == 0:

@@ -63,7 +63,7 @@ class SearchStage(Stage):
     def inputs(self) -> list[Any]:
         config = self.config
         space = {name: dimension.model_dump() for name, dimension in config.space(self.arm).items()}
-        inputs = [*students.shared_inputs(self.context), space, config.default_parameters(self.arm),
+        inputs = [*students.shared_inputs(self.context), space, config.default_values(self.arm),
                   config.protected(self.arm), config.rungs, config.search.reduction_factor, config.report_every]
         if config.search.parallel != PARALLEL_BEFORE:
             inputs.append({"parallel": config.search.parallel})

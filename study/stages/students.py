@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from kdstudy.config.settings import StudyConfig
 from kdstudy.stages.base import BACKWARD, COPIES_IN_CHECKPOINT, Workload
 from kdstudy.stages.context import Context
-from kdstudy.store.fingerprints import changed, model_inputs
+from kdstudy.store.fingerprints import changed, function_hash, model_inputs
+from kdstudy.trainables.functions import is_function
 from kdstudy.trainables.settings import TrainSettings
 
 if TYPE_CHECKING:  # avoids importing torch, which a finished study does not need
@@ -38,9 +39,16 @@ def soft_inputs(context: Context) -> list[Any]:
         inputs.append(config.teacher.precision)
     if config.data.unlabelled:
         inputs += [context.image_hashes["unlabelled"], config.data.unlabelled]
+    if own := own_losses(config):
+        inputs.append({"losses": own})
     if config.views.erase and not config.views.erase_teacher:
         inputs.append("teacher sees images before erasing")
     return inputs
+
+
+def own_losses(config: StudyConfig) -> dict[str, str]:
+    """Return the hash of the file of each loss that is a function of the user's own: its name says nothing about it."""
+    return {loss: function_hash(loss, "default.loss or search.loss") for loss in config.losses if is_function(loss)}
 
 
 def plain_task(context: Context) -> Task:
@@ -53,7 +61,7 @@ def plain_task(context: Context) -> Task:
                 views=config.views,
                 report_every=config.report_every, checkpoint_every=config.checkpoint_every,
                 threads=config.resources.cpus_per_trial, unlabelled=splits.unlabelled,
-                unlabelled_ratio=config.data.unlabelled)
+                unlabelled_ratio=config.data.unlabelled, own_losses=tuple(filter(is_function, config.losses)))
 
 
 def arm_task(context: Context, arm: str, view_seeds: list[int]) -> Task:

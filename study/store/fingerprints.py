@@ -61,11 +61,16 @@ def model_inputs(section: str, settings: ModelSettings) -> dict[str, Any]:
     if isinstance(settings.pretrained, str):
         inputs["pretrained"] = hash_input(existing(settings.pretrained, f"{section}.pretrained"))
     if ":" in settings.model:  # a function: hash its file, since the name says nothing about the code
-        try:
-            inputs["source"] = hash_input(functions.source_file(settings.model))
-        except ValueError as error:
-            raise UserError(f"{section}.{error}") from None
+        inputs["source"] = function_hash(settings.model, f"{section}.model")
     return inputs
+
+
+def function_hash(name: str, setting: str) -> str:
+    """Return the hash of the file of package.module:function. Raises UserError that names the setting."""
+    try:
+        return hash_input(functions.source_file(name, setting))
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def existing(path: str, setting: str, folder: bool = False) -> Path:

@@ -6,8 +6,9 @@ Files that only one stage writes are described in that stage's module, by a subc
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from kdstudy.trainables.losses import PARAMETERS
 from kdstudy.trainables.paths import is_inside_by_name
 from kdstudy.trainables.settings import Line
 
@@ -43,11 +44,11 @@ class Part(BaseModel):
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
 
-class Parameters(Part):
+class _Parameters(Part):
     """A trial's parameters. Unknown names are refused, since the names become table headings."""
 
     model_config = ConfigDict(extra="forbid")
-    temperature: Positive | None = None
+    loss: Line | None = None
     alpha: Share | None = None
     lr: Positive | None = None
     weight_decay: Annotated[float, Field(ge=0)] | None = None
@@ -67,6 +68,10 @@ class Parameters(Part):
     dropout: Share | None = None
     first_view: Whole | None = None  # of a chunk of the teacher's logits
     view_count: Whole | None = None
+
+
+Parameters = create_model("Parameters", __base__=_Parameters, __doc__=_Parameters.__doc__, **{
+    name: (Annotated[float, Field(ge=one.low, le=one.high)] | None, None) for name, one in PARAMETERS.items()})
 
 
 class Images(Part):
@@ -139,8 +144,8 @@ class Done(Part):
 class StageFiles:
     """The expected files of one kind of stage.
 
-    done: the schema of its done-mark. origins: the allowed origins of its trials. distils: whether its trials have a
-    temperature; None skips that check.
+    done: the schema of its done-mark. origins: the allowed origins of its trials. distils: whether its trials have an
+    alpha; None skips that check.
     """
 
     done: type[Done]
@@ -157,7 +162,7 @@ class StageFiles:
 
     def has(self, trial: "Trial") -> bool:
         """Whether the trial can belong to this stage."""
-        distils = trial.parameters.temperature is not None
+        distils = trial.parameters.alpha is not None
         return trial.origin in self.origins and self.distils in (None, distils)
 
 

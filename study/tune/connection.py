@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from kdstudy.config.settings import ResourceSettings
 from kdstudy.tune.cluster import (
@@ -19,6 +20,11 @@ from kdstudy.tune.cluster import (
     waiting_note,
 )
 from kdstudy.tune.slots import ClusterSlots, Slots
+
+if TYPE_CHECKING:  # avoids importing Ray and torch, which a plan does not need
+    import ray
+
+    from kdstudy.trainables.task import Task
 
 
 @dataclass(frozen=True)
@@ -61,6 +67,7 @@ class Connection:
         self._open = contextlib.ExitStack()
         self._share: Share | None = None
         self._slots: Slots | None = None
+        self._images: dict[int, Any] = {}  # those in the object store
 
     def __enter__(self) -> Connection:
         return self
@@ -81,6 +88,15 @@ class Connection:
         if self._slots is None:
             self._connect()
         return self._slots
+
+    def put(self, task: Task) -> ray.ObjectRef:
+        """Put a stage's task into the object store, once connected: Ray would otherwise start by itself, in its own
+        way. Tasks that share images store them once."""
+        from kdstudy.trainables.object_store import put_task  # imports Ray and torch
+
+        if self._share is None:
+            self._connect()
+        return put_task(task, self._images)
 
     def _connect(self) -> None:
         self._share, present = self._open.enter_context(

@@ -16,7 +16,6 @@ from kdstudy.search.manager import TrialManager
 from kdstudy.stages.base import Stage, StageFolder
 from kdstudy.stages.order import priority
 from kdstudy.study import Study
-from kdstudy.trainables.object_store import put_task
 from kdstudy.trainables.task import Task, teacher_predictions
 from kdstudy.tune import ddp
 from kdstudy.tune.cluster import remote_work
@@ -49,7 +48,6 @@ class Pipeline:
         self._done: set[str] = set()
         self._folders: dict[str, StageFolder] = {}
         self._meter, self._read_at_begin = Meter(), {}
-        self._images: dict[int, object] = {}
 
     def run(self) -> None:
         """Run the unfinished stages, each as soon as it can start. Raises the first failure."""
@@ -127,7 +125,7 @@ class Pipeline:
 
     def _add_job(self, stage: Stage, folder: StageFolder) -> None:
         trials = self._manager(stage, folder)
-        job = Job(stage.name, stage.loop, trials, put_task(stage.task(), self._images), stage.result_files,
+        job = Job(stage.name, stage.loop, trials, self._connection.put(stage.task()), stage.result_files,
                   needed=stage.runs() is not None)
         self.jobs = [other for other in self.jobs if other.stage != stage.name] + [job]  # it may be open once more
         self.jobs.sort(key=lambda job: priority(job.stage))
@@ -135,7 +133,8 @@ class Pipeline:
             self._begin_session(trials)
             if stage.workers > 1:  # Ray Train runs its trials, not Ray Tune
                 ddp.run_parallel(job, self._study.storage, self._connection.share, stage.workers,
-                                 self._resources.worker_retries, self._resources.hang_minutes)
+                                 self._resources.worker_retries, self._resources.hang_minutes,
+                                 self._display.note)
         if trials.complete:
             self._close(job)
 

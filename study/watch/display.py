@@ -32,12 +32,13 @@ class Display:
         self.console, self.stages = console, stages
         self._live: Live | None = None
         self._pending: dict[str, progress.Pending] = {}
+        self._ended: set[str] = set()
         self._epoch_seconds: dict[str, float] = {}
         self._running: deque[tuple[float, int]] = deque()  # when shown, and how many trials were running
 
     def expect(self, pending: dict[str, progress.Pending]) -> None:
-        """These stages are still to come, or have just begun."""
-        self._pending = dict(pending)
+        """These stages are still to come, or have begun, unless they have ended."""
+        self._pending = {stage: one for stage, one in pending.items() if stage not in self._ended}
 
     def begin(self, *stages: str, text: str = "") -> None:
         """Start the live line for one or several stages. Call `stop` afterwards."""
@@ -72,6 +73,7 @@ class Display:
     def end(self, stage: str, outcome: str, seconds: float, reused: bool = False) -> None:
         """Leave a stage's line behind."""
         self._pending.pop(stage, None)
+        self._ended.add(stage)
         line = self._line((stage,), "=" if reused else "✓", outcome, "" if reused else clock(seconds))
         self.console.print(line, soft_wrap=not self.console.is_terminal)
 

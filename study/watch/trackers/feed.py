@@ -12,6 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Container, Iterator
+from typing import Any
 
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import StudyFailedError, UserError
@@ -117,8 +118,9 @@ class Feed(threading.Thread):
         described = read_json(self._folder / "stages.json") or {"stages": {}}
         for stage, folder in described["stages"].items():
             if stage in self._stages:
-                for trial in self._record(folder).trials.values():
-                    self._pass_on(stage, folder, trial)
+                record = self._record(folder)
+                for trial in record.trials.values():
+                    self._pass_on(stage, folder, trial, record.session.get("rungs") or [])
 
     def _record(self, folder: str) -> Record:
         if folder not in self._records:
@@ -127,26 +129,35 @@ class Feed(threading.Thread):
             self._records[folder].catch_up()
         return self._records[folder]
 
-    def _pass_on(self, stage: str, folder: str, trial: TrialState) -> None:
+    def _pass_on(self, stage: str, folder: str, trial: TrialState, rungs: list[int]) -> None:
         """Send what is new of a trial. After a failure, ask the tracker again what it already has."""
         name = f"{folder}/{trial.number:03d}"
-        known = self._passed.get(name)
-        if known and known[1:] == (len(trial.reports), trial.state):
+        known, reports = self._passed.get(name), _certain(trial, rungs)
+        if known and known[1:] == (len(reports), trial.state):
             return
         run = self._run(name, stage, trial)
         self._passed.pop(name, None)
         epoch = known[0] if known else self._tracker.begin(run, trial)
         # A failure report has no metrics, and disappears from the record when the trial is retried.
-        new = [report for report in trial.reports if report["epoch"] > epoch and report["decision"] != "failed"]
+        new = [report for report in reports if report["epoch"] > epoch and report["decision"] != "failed"]
         if new:
             self._tracker.add(run, new)
             epoch = new[-1]["epoch"]
         if trial.state != "running" and epoch < math.inf:
             self._tracker.end(run, failed=trial.state == "failed")
-        self._passed[name] = (epoch, len(trial.reports), trial.state)
+        self._passed[name] = (epoch, len(reports), trial.state)
 
     def _run(self, name: str, stage: str, trial: TrialState) -> Run:
         config = {"stage": stage, "trial": trial.number, "origin": trial.origin, "seed": trial.seed,
                   **trial.parameters, **({"label": trial.label} if trial.label else {})}
         return Run(name, stage, trial.number, trial.begun, digest(self._location, name), f"{self._study} {stage}",
                    str(self._folder), config)
+
+
+def _certain(trial: TrialState, rungs: list[int]) -> list[dict[str, Any]]:
+    """The reports of a trial that will count. If it is stopped at a rung that still waits for other trials, what it did
+    after that rung does not, and a tracker takes nothing back."""
+    if trial.state != "running" or trial.start is None or trial.retried_from is not None:
+        return trial.reports
+    waits_at = next((rung for rung in rungs if rung > trial.decided), None)
+    return trial.reports if waits_at is None else [report for report in trial.reports if report["epoch"] <= waits_at]

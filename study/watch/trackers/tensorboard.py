@@ -31,7 +31,7 @@ class TensorBoard:
         from tensorboardX.proto.event_pb2 import Event
         from tensorboardX.record_writer import masked_crc32c
 
-        self._folder, self._parameters = storage.folder / self.folder, config.default_parameters("distill")
+        self._folder, self._parameters = storage.folder / self.folder, config.default_values("distill")
         self._event, self._checksum = Event, masked_crc32c
         self._seen: set[str] = set()  # stage folders
 

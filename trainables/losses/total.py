@@ -1,16 +1,17 @@
-"""The distillation loss, as pure functions.
+"""The whole loss of a batch, as pure functions.
 
-    loss = (1 - alpha) * CE(student, label) + alpha * T^2 * KL(teacher_T || student_T)
+    loss = (1 - alpha) * CE(student, label) + alpha * soft loss
 
-Source: Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015, arXiv:1503.02531, section 2.
-The index T marks softmax of the logits divided by the temperature T. The factor T^2 keeps the size of the soft
-gradient independent of T. `alpha` is the weight of the SOFT term.
+`alpha` is the weight of the SOFT loss, which is one of those listed in `kdstudy.trainables.losses`.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+
+from kdstudy.trainables.losses.soft import Labels, SoftLoss
 
 
 class Loss(NamedTuple):
@@ -18,7 +19,7 @@ class Loss(NamedTuple):
 
     total: torch.Tensor
     hard: torch.Tensor  # cross-entropy with the labels, smoothed where the settings say so
-    soft: torch.Tensor | None  # T^2 * KL; None if the teacher has no part in the loss
+    soft: torch.Tensor | None  # None if the teacher has no part in the loss
 
 
 def hard_loss(student_logits: torch.Tensor, labels: torch.Tensor, partner_labels: torch.Tensor | None = None,
@@ -43,30 +44,33 @@ def _cross_entropy(log_probabilities: torch.Tensor, labels: torch.Tensor, partne
     return torch.lerp(own, partner, partner_weight).mean()
 
 
-def soft_loss(student_logits: torch.Tensor, teacher_logits: torch.Tensor, temperature: float) -> torch.Tensor:
-    """T^2 * KL(teacher || student) of logits (B, C), the mean over the batch: a scalar in fp32, whatever the logits'
-    precision."""
-    student = F.log_softmax(student_logits.float() / temperature, dim=1)
-    teacher = F.log_softmax(teacher_logits.float() / temperature, dim=1)
-    return temperature**2 * F.kl_div(student, teacher, reduction="batchmean", log_target=True)
-
-
 def distillation_loss(student_logits: torch.Tensor, labels: torch.Tensor, teacher_logits: torch.Tensor | None, *,
-                      temperature: float, alpha: float, partner_labels: torch.Tensor | None = None,
-                      partner_weight: torch.Tensor | None = None, label_smoothing: float = 0.0,
-                      unlabelled_logits: torch.Tensor | None = None) -> Loss:
+                      alpha: float, loss: SoftLoss, parameters: Mapping[str, float],
+                      partner_labels: torch.Tensor | None = None, partner_weight: torch.Tensor | None = None,
+                      label_smoothing: float = 0.0, unlabelled_logits: torch.Tensor | None = None) -> Loss:
     """The distillation loss of logits (B, C). With alpha = 0 it is the hard loss, bit for bit, even with a teacher.
 
-    labels, partner_labels, partner_weight, label_smoothing: as in `hard_loss`. unlabelled_logits: the student's logits
-    (U, C) for images that only the soft loss uses; teacher_logits are then (B + U, C), otherwise (B, C). Raises
-    ValueError if alpha > 0 without teacher logits.
+    parameters: of the soft loss. labels, partner_labels, partner_weight, label_smoothing: as in `hard_loss`.
+    unlabelled_logits: the student's logits (U, C) for images that only the soft loss uses; teacher_logits are then
+    (B + U, C), otherwise (B, C). Raises ValueError if alpha > 0 without teacher logits.
     """
     hard = hard_loss(student_logits, labels, partner_labels, partner_weight, label_smoothing)
     if alpha == 0:
         return Loss(hard, hard, None)
     if teacher_logits is None:
         raise ValueError(f"alpha = {alpha} needs teacher logits")
+    known = Labels(labels, partner_labels, partner_weight)
     if unlabelled_logits is not None:
         student_logits = torch.cat([student_logits, unlabelled_logits])
-    soft = soft_loss(student_logits, teacher_logits, temperature)
+        known = _with_decisions(known, teacher_logits[len(labels):])
+    soft = loss(student_logits, teacher_logits, known, parameters)
     return Loss((1 - alpha) * hard + alpha * soft, hard, soft)
+
+
+def _with_decisions(labels: Labels, teacher_logits: torch.Tensor) -> Labels:
+    """The labels of all images, where for those without labels the teacher's decision takes their place."""
+    decided = teacher_logits.argmax(1)
+    if labels.partner is None:
+        return Labels(torch.cat([labels.own, decided]))
+    weight = torch.cat([labels.weight, labels.weight.new_zeros(len(decided))])
+    return Labels(torch.cat([labels.own, decided]), torch.cat([labels.partner, decided]), weight)
