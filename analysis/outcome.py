@@ -3,10 +3,11 @@
 Accuracies (`test_mean`, `best_validation`, `chance`) are in percent; their standard deviation over the seeds
 (`test_sd`) and gains are in percentage points. A row's `gain` is over the tuned baseline; which intervals hold together
 is in `kdstudy.analysis.families`. `gap_closed` is a share, 0 to 1. `parameters` is the number of a model's weights,
-`compression` the teacher's over the student's. `of_loss` names
-the parameters in a row that only its loss has. `seconds` is the wall time per stage, in seconds. `look` is there where
-the test images are looked at more than once: the fields of `kdstudy.analysis.looks.Look`, `gain`, the points at which
-`confirm.gain` stops the study, and `shown`, what an earlier look at fewer seeds had found.
+`compression` the teacher's over the student's. `pretrained` is there where the study trains the model from pretrained
+weights. `of_loss` names the parameters in a row that only its loss has. `seconds` is the wall time per stage, in
+seconds. `look` is there where the test images are looked at more than once: the fields of
+`kdstudy.analysis.looks.Look`, `gain`, the points at which `confirm.gain` stops the study, and `shown`, what an earlier
+look at fewer seeds had found.
 """
 
 from typing import Any

@@ -43,6 +43,16 @@ PROBLEMS = {
     "name=../x": "name = '../x': must consist of letters, digits",
     "epochs": "--set epochs is not of the form section.key=value, e.g. --set search.trials=40",
     "seed.x=1": "seed: must be a whole number",
+    "default.loss=hintn": "default.loss = 'hintn': must be one of hinton, hard, mse, logit-std, dkd, dist, ttm, or a",
+    "search.loss={choice=['hinton','hrad']}": "search.loss reaches 'hrad': must be one of hinton, hard,",
+    "search.loss={choice=['mse','dkd']}": "search.loss must include default.loss = hinton",
+    "search.loss={choice=['hinton',3]}": "search.loss reaches 3: must be a string",
+    "search.loss={linear=[0,1]}": "search.loss takes choice = [...] only",
+    "search.dkd_beta={log=[1,8]}": "search.dkd_beta varies what no trial has: the loss is 'hinton', which has no "
+                                   "dkd_beta; remove search.dkd_beta, or choose a loss that has it (dkd)",
+    "default.loss=mse": "search.temperature varies what no trial has: the loss is 'mse'",
+    "default.dkd_beta=-1": "default.dkd_beta = -1: must be at least 0",
+    "search.temperature={log=[1e-3,8]}": "search.temperature reaches 0.001: must be at least 0.01",
 }
 
 

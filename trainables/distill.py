@@ -26,9 +26,8 @@ def start_distillation(task: Task, parameters: dict, *, seed: int, view_seed: in
         name = parameters.get("loss", losses.USUAL)
         if name not in losses.LOSSES and name not in task.own_losses:  # of a record that a stranger has written
             raise ValueError(f"loss = {name!r} is not a loss of this study's settings")
-        loss = losses.find(name)
-        own = {name: parameters[name] for name in losses.parameters_of(loss.name)}
-        objective = with_teacher(Objective(parameters["alpha"], loss, own), task, view_seed)
+        own = {one: parameters[one] for one in losses.parameters_of(name)}
+        objective = with_teacher(Objective(parameters["alpha"], losses.find(name), own), task, view_seed)
     return start(task, parameters, seed=seed, view_seed=view_seed, objective=objective)
 
 

@@ -2,10 +2,10 @@
 
 from typing import Any
 
+from kdstudy.analysis.exhibits.effects import show_estimate, show_point
 from kdstudy.analysis.exhibits.exhibit import Exhibit
 from kdstudy.analysis.figures.losses import losses as losses_figure
-from kdstudy.analysis.figures.style import SYMBOLS
-from kdstudy.analysis.number_text import counted, show_value
+from kdstudy.analysis.number_text import counted
 from kdstudy.analysis.study_analysis import StudyAnalysis
 
 COLUMNS = ("loss", "trials", "at full budget", "best trial", "best of the surface (90 % interval)", "there")
@@ -35,7 +35,5 @@ def _missing(row: dict[str, Any]) -> tuple[str, str]:
 
 def _row(row: dict[str, Any]) -> tuple[str, ...]:
     seen, best = row["best_seen"], row.get("best")
-    fitted = f"{best['accuracy']:.1f} % ({best['low']:.1f} to {best['high']:.1f})" if best else ""
-    there = ", ".join(f"{SYMBOLS.get(name, name)} {show_value(value)}" for name, value in best["parameters"].items()
-                      ) if best else ""
-    return (row["loss"], str(row["trials"]), str(row["full"]), "" if seen is None else f"{seen:.2f} %", fitted, there)
+    return (row["loss"], str(row["trials"]), str(row["full"]), "" if seen is None else f"{seen:.2f} %",
+            *((show_estimate(best), show_point(best)) if best else ("", "")))

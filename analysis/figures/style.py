@@ -70,6 +70,11 @@ def label(name: str) -> str:
     return SYMBOLS.get(name, name.replace("_", " "))
 
 
+def labels(names: list[str]) -> str:
+    """Parameters that were searched, in a sentence: T and α. Of a loss, the parameters go without saying."""
+    return "the loss with its parameters" if "loss" in names else " and ".join(map(label, names))
+
+
 def title(name: str) -> str:
     """A parameter as the title of an axis."""
     return TITLES.get(name, name.replace("_", " "))

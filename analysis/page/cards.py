@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from kdstudy.analysis.figures.style import label
+from kdstudy.analysis.figures.style import labels
 from kdstudy.analysis.gain import SIGNIFICANT
 from kdstudy.analysis.number_text import show_bounds, show_points
 from kdstudy.analysis.predictions import NOTEWORTHY_CALIBRATION, Calibration
@@ -54,11 +54,9 @@ def _only_card(only: dict[str, Any] | None) -> Card | None:
         return None
     rest, own = only["rest"], only["gain"]
     unsure = "" if rest["p"] < SIGNIFICANT else ", which includes zero"
-    names, kept = " and ".join(map(label, only["searched"])), "T and α"
-    if "loss" in only["searched"]:
-        names, kept = "the loss with its parameters", "the loss and its parameters"
+    kept = "the loss and its parameters" if "loss" in only["searched"] else "T and α"
     simultaneous = "Simultaneous " if rest["comparisons"] > 1 else ""
-    return Card(f"What tuning {names} adds", f"{show_points(rest['mean'])} points",
+    return Card(f"What tuning {labels(only['searched'])} adds", f"{show_points(rest['mean'])} points",
                 f"{simultaneous}95 % interval {show_bounds(rest)}{unsure}. With {only['configuration']}, {kept} at "
                 f"their defaults, distillation gains {show_points(own['mean'])} ({show_bounds(own)}) over the tuned "
                 "baseline.")

@@ -4,7 +4,7 @@ images."""
 import difflib
 from typing import Any
 
-from kdstudy.config.settings import StudyConfig, own_functions
+from kdstudy.config.settings import StudyConfig, own_losses
 from kdstudy.errors import UserError
 from kdstudy.trainables import losses
 from kdstudy.trainables.settings import DROP_ARGUMENTS, JITTER, ModelSettings, TrainSettings
@@ -39,12 +39,11 @@ def check_models(config: StudyConfig, *, classes: int, channels: int, image_size
 
 def check_losses(config: StudyConfig, classes: int) -> None:
     """Call each loss of the user's own once, on random logits. Imports torch if there is one. Raises UserError."""
-    for setting, name in own_functions(config).items():
-        if setting.split(".")[1].startswith("loss"):
-            try:
-                losses.check_own(name, classes)
-            except ValueError as error:
-                raise UserError(str(error).replace("loss = ", f"{setting} = ", 1)) from None
+    for setting, name in own_losses(config).items():
+        try:
+            losses.check_own(name, classes)
+        except ValueError as error:
+            raise UserError(str(error).replace("loss = ", f"{setting} = ", 1)) from None
 
 
 def check_views(config: StudyConfig, channels: int) -> None:

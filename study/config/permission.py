@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kdstudy.config.load import functions_in, texts_in
-from kdstudy.config.settings import StudyConfig, locations_named, own_functions
+from kdstudy.config.settings import StudyConfig, locations_named, own_functions, own_losses
 from kdstudy.errors import UserError
 from kdstudy.trainables import functions
 
@@ -40,7 +40,9 @@ def functions_allowed(config: StudyConfig, named: Named, source: object, *, trus
     Raises UserError if an untrusted study, not the user, names a function or a host to contact, or if a function is
     not the user's own.
     """
-    wanted = {setting: name for setting, name in own_functions(config).items() if _section(setting) in sections}
+    losses = own_losses(config)
+    wanted = {setting: name for setting, name in own_functions(config).items()
+              if (LOSS if setting in losses else setting.split(".")[0]) in sections}
     for setting, name in wanted.items():
         try:
             functions.check_kind(name, setting)
@@ -59,9 +61,3 @@ def functions_allowed(config: StudyConfig, named: Named, source: object, *, trus
                             f"contacted; if you trust it, {remedy}, else set your own, or none, with "
                             f"--set {setting}=…")
     return own
-
-
-def _section(setting: str) -> str:
-    """What a function that a setting names is for."""
-    section, key = setting.split(".", 1)
-    return LOSS if key.startswith("loss") else section

@@ -570,11 +570,17 @@ def _default(field: FieldInfo) -> str:
 
 def own_functions(config: StudyConfig) -> dict[str, str]:
     """Return the user's own functions (package.module:function) that the settings name, by setting."""
-    choices = config.search.loss.choice if config.search.loss else ()
     named = {"teacher.model": config.teacher.model, "teacher.function": config.teacher.function,
-             "student.model": config.student.model, "default.loss": config.default.loss,
+             "student.model": config.student.model}
+    return {setting: name for setting, name in named.items() if name and is_function(name)} | own_losses(config)
+
+
+def own_losses(config: StudyConfig) -> dict[str, str]:
+    """Return those of them that are losses, each once."""
+    choices = config.search.loss.choice if config.search.loss else ()
+    named = {"default.loss": config.default.loss,
              **{f"search.loss[{place}]": loss for place, loss in enumerate(choices) if loss != config.default.loss}}
-    return {setting: name for setting, name in named.items() if name and is_function(name)}
+    return {setting: name for setting, name in named.items() if is_function(name)}
 
 
 def locations_named(config: StudyConfig, watch: bool) -> dict[str, str]:

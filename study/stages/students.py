@@ -8,11 +8,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from kdstudy.config.settings import StudyConfig
+from kdstudy.config.settings import StudyConfig, own_losses
 from kdstudy.stages.base import BACKWARD, COPIES_IN_CHECKPOINT, Workload
 from kdstudy.stages.context import Context
 from kdstudy.store.fingerprints import changed, function_hash, model_inputs
-from kdstudy.trainables.functions import is_function
 from kdstudy.trainables.settings import TrainSettings
 
 if TYPE_CHECKING:  # avoids importing torch, which a finished study does not need
@@ -39,16 +38,12 @@ def soft_inputs(context: Context) -> list[Any]:
         inputs.append(config.teacher.precision)
     if config.data.unlabelled:
         inputs += [context.image_hashes["unlabelled"], config.data.unlabelled]
-    if own := own_losses(config):
+    # Of a function, the name says nothing about the code.
+    if own := {loss: function_hash(loss, setting) for setting, loss in own_losses(config).items()}:
         inputs.append({"losses": own})
     if config.views.erase and not config.views.erase_teacher:
         inputs.append("teacher sees images before erasing")
     return inputs
-
-
-def own_losses(config: StudyConfig) -> dict[str, str]:
-    """Return the hash of the file of each loss that is a function of the user's own: its name says nothing about it."""
-    return {loss: function_hash(loss, "default.loss or search.loss") for loss in config.losses if is_function(loss)}
 
 
 def plain_task(context: Context) -> Task:
@@ -61,7 +56,7 @@ def plain_task(context: Context) -> Task:
                 views=config.views,
                 report_every=config.report_every, checkpoint_every=config.checkpoint_every,
                 threads=config.resources.cpus_per_trial, unlabelled=splits.unlabelled,
-                unlabelled_ratio=config.data.unlabelled, own_losses=tuple(filter(is_function, config.losses)))
+                unlabelled_ratio=config.data.unlabelled, own_losses=tuple(own_losses(config).values()))
 
 
 def arm_task(context: Context, arm: str, view_seeds: list[int]) -> Task:

@@ -37,8 +37,8 @@ class Display:
         self._running: deque[tuple[float, int]] = deque()  # when shown, and how many trials were running
 
     def expect(self, pending: dict[str, progress.Pending]) -> None:
-        """These stages are still to come, or have begun, unless they have ended."""
-        self._pending = {stage: one for stage, one in pending.items() if stage not in self._ended}
+        """The study has these stages; some may have begun, or have ended."""
+        self._pending = dict(pending)
 
     def begin(self, *stages: str, text: str = "") -> None:
         """Start the live line for one or several stages. Call `stop` afterwards."""
@@ -72,7 +72,6 @@ class Display:
 
     def end(self, stage: str, outcome: str, seconds: float, reused: bool = False) -> None:
         """Leave a stage's line behind."""
-        self._pending.pop(stage, None)
         self._ended.add(stage)
         line = self._line((stage,), "=" if reused else "✓", outcome, "" if reused else clock(seconds))
         self.console.print(line, soft_wrap=not self.console.is_terminal)
@@ -127,7 +126,8 @@ class Display:
         """Of the whole study; None before anything is known."""
         known = {stage: seconds for stage, manager in managers.items() if (seconds := _seconds_per_run(manager))}
         self._epoch_seconds |= {stage: seconds / managers[stage].epochs for stage, seconds in known.items()}
-        pending = {stage: one for stage, one in self._pending.items() if stage not in managers}
+        pending = {stage: one for stage, one in self._pending.items()
+                   if stage not in managers and stage not in self._ended}
         runs = {stage: _runs_left(manager) for stage, manager in managers.items()}
         running = self._most_running(sum(len(manager.running) for manager in managers.values()))
         return progress.study_seconds_left(runs, known, self._epoch_seconds, pending, running)
