@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kdstudy.analysis.number_text import show_number, show_points
+from kdstudy.analysis.verdict import verdict
 
 COLUMNS = ("model", "configuration", "parameters", "compression", "trials", "best validation (selected)", "seeds",
            "test accuracy", "gain over tuned baseline [95 %]", "gap closed")
@@ -99,7 +100,8 @@ def takeaways(outcomes: list[dict[str, Any]], names: list[str] | None = None) ->
     names = names or [outcome["study"] for outcome in outcomes]
     lines = ["| " + " | ".join(TAKEAWAYS) + " |", "|" + "---|" * 3 + "---:|" * 6 + "---|"]
     lines += [_markdown_row(takeaway(outcome)) for outcome in outcomes]
-    verdicts = [f"- {plain(name)}: {outcome['verdict']}" for name, outcome in zip(names, outcomes, strict=True)]
+    verdicts = [f"- {plain(name)}: {verdict(outcome, figures=False)}"
+                for name, outcome in zip(names, outcomes, strict=True)]
     return "\n".join([*lines, "", *verdicts, ""])
 
 

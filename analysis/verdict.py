@@ -14,8 +14,11 @@ LONGEST_REASON = 150  # characters
 SMOKE_VERDICT = "A trial run: the study works; its numbers say nothing."
 
 
-def verdict(outcome: dict[str, Any]) -> str:
-    """Whether distillation helps, in a sentence, and what a reader must know before believing it, in another."""
+def verdict(outcome: dict[str, Any], figures: bool = True) -> str:
+    """Whether distillation helps, in a sentence, and what a reader must know before believing it, in another.
+
+    figures: whether to give the gain and its interval, which a table beside the sentence may give already.
+    """
     if find_row(outcome, "distilled", "tuned") is None:
         return "No verdict yet: the confirmation has not been run."
     if outcome["smoke"]:
@@ -26,7 +29,7 @@ def verdict(outcome: dict[str, Any]) -> str:
         return (f"No verdict: no student does better than {guessing(outcome)}. "
                 "The study runs, but says nothing about distillation.")
     cautions = f" Caution: {'; '.join(outcome['cautions'])}." if outcome["cautions"] else ""
-    return f"{_finding(outcome)}.{cautions}"
+    return f"{_finding(outcome, figures)}.{cautions}"
 
 
 def has_verdict(outcome: dict[str, Any]) -> bool:
@@ -34,18 +37,20 @@ def has_verdict(outcome: dict[str, Any]) -> bool:
     return outcome["gain"] is not None and not outcome["smoke"] and not all_guess(outcome)
 
 
-def _finding(outcome: dict[str, Any]) -> str:
+def _finding(outcome: dict[str, Any], with_figures: bool) -> str:
     gain, others = outcome["gain"], _others_that_help(outcome)
-    figures = f"{show_interval(gain)} over the tuned baseline on {counted(gain['seeds'], 'paired seed')}"
+    measured = f"{show_interval(gain)} over the tuned baseline on {counted(gain['seeds'], 'paired seed')}"
+    figures = f": {measured}" if with_figures else ""
     included = _few_labels(outcome, "few-label transfer: the gain includes knowledge of")
     if gain["p"] >= SIGNIFICANT:
         what = f"for the {outcome['primary']} configuration" if others else "from distillation"
         few = included if others else _few_labels(outcome, "few-label transfer: the teacher saw")
-        return f"No gain {what} shown: {figures}, which includes zero{others}{few}"
+        zero = ", which includes zero" if with_figures else ""
+        return f"No gain {what} shown{figures}{zero}{others}{few}"
     if gain["mean"] < 0:
         what = f" in the {outcome['primary']} configuration" if others else ""
-        return f"Distillation{what} hurts: {figures}{others}{included if others else ''}"
-    return f"Distillation helps: {figures}{included}"
+        return f"Distillation{what} hurts{figures}{others}{included if others else ''}"
+    return f"Distillation helps{figures}{included}"
 
 
 def _others_that_help(outcome: dict[str, Any]) -> str:

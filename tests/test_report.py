@@ -362,7 +362,9 @@ def test_takeaways_put_studies_side_by_side_with_what_was_published(complete, tm
     assert rows[0][8].startswith(f"{at_default:+.2f} [".replace("-", "−"))
     assert rows[0][7].startswith(f"{means['distilled', 'tuned'] - means['baseline', 'tuned']:+.2f} [")
     assert rows[0][9] == "+1.34 (Large → Small)" and "single run, best test epoch" in table
-    assert f"- other: {first['verdict']}" in table
+    # The sentence below the table leaves out the figures in it.
+    claim, figures = first["verdict"].split(": ", 1)
+    assert f"- other: {claim}." in table and figures.split(" (")[0] not in table.split("- other")[1].split("Caution")[0]
 
 
 def test_the_terminals_table_breaks_no_number_and_no_word_at_80_columns(complete):
