@@ -35,7 +35,7 @@ SETTINGS = [
     "search.reduction_factor=2",
 ]
 NAME = "digits-smoke"
-TIMING = ("seconds", "images_per_second")
+CIRCUMSTANCES = ("seconds", "images_per_second", "machine")  # how fast results came, and on how many nodes
 WRITTEN_ONCE = ("*.safetensors", "*.npy", "test.parquet")  # of which not a bit may differ
 
 
@@ -116,6 +116,11 @@ class RunningStudy:
         return sum(len(trial.reports) for name, record in records(self.folder).items() if name.startswith(f"{stage}-")
                    for trial in record.trials.values())
 
+    def epochs(self, stage: str) -> dict[int, int]:
+        """Of the trials that run: the last epoch that each has reported."""
+        return {trial.number: trial.epoch for name, record in records(self.folder).items()
+                if name.startswith(f"{stage}-") for trial in record.trials.values() if trial.state == "running"}
+
     def checkpoints(self) -> list[Path]:
         """Of the trials that would go on from one."""
         return [self.folder / trial.checkpoint["path"] for record in records(self.folder).values()
@@ -186,7 +191,7 @@ def described(trial: TrialState) -> tuple:
 
 
 def timeless(values: dict) -> dict:
-    return {name: value for name, value in values.items() if name not in TIMING}
+    return {name: value for name, value in values.items() if name not in CIRCUMSTANCES}
 
 
 def duplicates(folder: Path) -> int:
@@ -428,15 +433,16 @@ def second_driver(ground: Ground, times: int) -> Tally:
 
 
 def worker_sigkill(ground: Ground, times: int) -> Tally:
-    """Three times in one trial that may lose one worker, but gets further in between."""
+    """Three times, in trials that may lose one worker each without getting further: all get further in between."""
     tally = Tally()
     for stage in ground.random.sample(["baseline", "distill", "confirm"], 3)[:times]:
         study = ground.study("resources.worker_retries=1")
         study.order("slow")
         driver = study.start()
+        reached: dict[int, int] = {}
         for _ in range(3):
-            seen = study.reports(stage)
-            wait_until(driver, lambda study=study, stage=stage, seen=seen: study.reports(stage) > seen)
+            wait_until(driver, lambda study=study, stage=stage, reached=reached: all_further(study, stage, reached))
+            reached = study.epochs(stage)
             for pid in trial_workers(driver.pid):
                 os.kill(pid, signal.SIGKILL)
         study.recall("slow")
@@ -447,6 +453,12 @@ def worker_sigkill(ground: Ground, times: int) -> Tally:
         tally.notes.append(f"in {stage}")
         ground.close(tally, study)
     return tally
+
+
+def all_further(study: RunningStudy, stage: str, reached: dict[int, int]) -> bool:
+    """Whether every trial that runs is beyond the epoch that it had reached."""
+    now = study.epochs(stage)
+    return bool(now) and all(epoch > reached.get(number, 0) for number, epoch in now.items())
 
 
 def worker_dies_between_trials(ground: Ground, times: int) -> Tally:
