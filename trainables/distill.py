@@ -1,4 +1,5 @@
-"""The distillation: the student learns from labels and from the teacher's logits for the very same views."""
+"""The distillation: the student learns from labels and from the teacher's logits, or features, for the very same views.
+"""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -32,22 +33,31 @@ def start_distillation(task: Task, parameters: dict, *, seed: int, view_seed: in
 
 
 def with_teacher(objective: Objective, task: Task, view_seed: int) -> Objective:
-    """Add the teacher to an objective: its cached logits if it has any for this view seed, else the teacher itself."""
-    device, teacher = default_device(), None
+    """Add the teacher to an objective: what the loss reads of it, cached if it is for this view seed, else the teacher
+    itself."""
+    device, known, teacher = default_device(), task.teacher, None
+    reads_features = objective.loss.reads == losses.FEATURES
+    labelled, unlabelled = ((known.features, known.unlabelled_features) if reads_features else
+                            (known.logits, known.unlabelled_logits))
 
     def targets(cached: dict[int, np.ndarray], make_views: Callable[..., Views]) -> Targets:
         nonlocal teacher
         if view_seed in cached:
             return CachedLogits(cached[view_seed], device)
         teacher = teacher or task.load_teacher(device)
-        return LiveLogits(teacher, lambda size: make_views(size, view_seed, device, for_logits=True))
+        live = LiveLogits(teacher, lambda size: make_views(size, view_seed, device, for_logits=True))
+        return live.features if reads_features else live
 
-    objective = replace(objective, targets=targets(task.teacher.logits, task.make_views))
+    objective = replace(objective, targets=targets(labelled, task.make_views))
+    if reads_features:
+        width = labelled[view_seed].shape[2] if view_seed in labelled else sum(
+            member.model.feature_width() for member in teacher)
+        objective = replace(objective, teacher_features=width)
     if task.unlabelled is None:
         return objective
     size = task.model.image_size or task.image_size
     return replace(objective, unlabelled=task.make_unlabelled_views(size, view_seed, device),
-                   unlabelled_targets=targets(task.teacher.unlabelled_logits, task.make_unlabelled_views),
+                   unlabelled_targets=targets(unlabelled, task.make_unlabelled_views),
                    unlabelled_ratio=task.unlabelled_ratio)
 
 

@@ -1,6 +1,7 @@
-"""The teacher's logits in pieces. Each piece is a trial of its own, so all workers share the computation, and a piece
-is retried like any trial if its worker dies."""
+"""The teacher's logits, and its features, in pieces. Each piece is a trial of its own, so all workers share the
+computation, and a piece is retried like any trial if its worker dies."""
 
+import math
 import time
 from collections.abc import Callable
 from functools import partial
@@ -13,13 +14,15 @@ from kdstudy.trainables.device import default_device, to_device
 from kdstudy.trainables.files import (
     CHECKPOINT_MARK,
     TEST_PREDICTIONS,
+    UNLABELLED_FEATURES,
     UNLABELLED_LOGITS,
     VALIDATION_PREDICTIONS,
+    VIEW_FEATURES,
     VIEW_LOGITS,
 )
 from kdstudy.trainables.predictions import plain_logits, write_logits
 from kdstudy.trainables.task import Task
-from kdstudy.trainables.teacher_logits import MakeViews, compute, held_out
+from kdstudy.trainables.teacher_logits import MakeViews, compute, compute_with_features, held_out
 from kdstudy.trainables.trainable import StudyTrainable
 
 
@@ -27,7 +30,8 @@ class LogitsPiece:
     """A piece: the teacher's logits for `view_count` views from `first_view` on, or, if that is 0, its predictions for
     the validation and test images. It behaves like a Training of one epoch.
 
-    Its files: views.npy and unlabelled.npy, (V, N, C) fp16; or validation.npy, (N,) int64, and test.parquet.
+    Its files: views.npy and unlabelled.npy, (V, N, C) fp16, and where the task wants features, features.npy and
+    unlabelled-features.npy, (V, N, D) fp16; or validation.npy, (N,) int64, and test.parquet.
     """
 
     def __init__(self, task: Task, first_view: int, view_count: int, view_seed: int):
@@ -54,14 +58,18 @@ class LogitsPiece:
         device = default_device()
         teacher = self.task.load_teacher(device)
 
-        def logits(make_views: Callable[..., MakeViews]) -> np.ndarray:
+        def add(make_views: Callable[..., MakeViews], logits: str, features: str) -> int:
             views = partial(make_views, view_seed=self.view_seed, device=device, for_logits=True)
-            return compute(teacher, views, only=self.views)
+            if self.task.wants_features:
+                self._arrays[logits], self._arrays[features] = compute_with_features(teacher, views, only=self.views)
+            else:
+                self._arrays[logits] = compute(teacher, views, only=self.views)
+            return math.prod(self._arrays[logits].shape[:2])
 
-        self._arrays[VIEW_LOGITS] = logits(self.task.make_views)
+        computed = add(self.task.make_views, VIEW_LOGITS, VIEW_FEATURES)
         if self.task.unlabelled is not None:
-            self._arrays[UNLABELLED_LOGITS] = logits(self.task.make_unlabelled_views)
-        return sum(array.shape[0] * array.shape[1] for array in self._arrays.values())
+            computed += add(self.task.make_unlabelled_views, UNLABELLED_LOGITS, UNLABELLED_FEATURES)
+        return computed
 
     def _compute_held_out(self) -> int:
         """Returns how many images were computed."""

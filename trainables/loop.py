@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from timm.utils import ModelEmaV3
+from torch import nn
 from torch.nn.utils import clip_grad_norm_
 
 from kdstudy.trainables import models
@@ -24,18 +25,21 @@ from kdstudy.trainables.losses.soft import SoftLoss
 from kdstudy.trainables.losses.total import Loss, distillation_loss
 from kdstudy.trainables.models import Classifier
 from kdstudy.trainables.optimizer import current_lr, make_optimizer, make_scheduler, optimizer_state, restore_optimizer
+from kdstudy.trainables.reading import reader
 from kdstudy.trainables.seeds import derive_seed
 from kdstudy.trainables.settings import TrainSettings
 from kdstudy.trainables.views import Views
 
 OPTIMIZER_FILE = "optimizer.safetensors"
 RAW_WEIGHTS = "raw.safetensors"  # those that are trained, where the model is their average
+PROJECTION = "projection.safetensors"  # of the student's features, no part of the student
 
 Batch = tuple[torch.Tensor, torch.Tensor | None]  # indices of its images, and of those for the soft loss alone
 
 
 class Targets(Protocol):
-    """Returns the teacher's logits (B, C) for one view of the images at `indices` (B,)."""
+    """Returns what the loss reads of the teacher, logits (B, C) or features (B, D), for one view of the images at
+    `indices` (B,)."""
 
     def __call__(self, view: int, indices: torch.Tensor) -> torch.Tensor: ...
 
@@ -44,15 +48,16 @@ class Targets(Protocol):
 class Objective:
     """The parts of the loss. The baseline is alpha = 0.
 
-    alpha, loss, parameters: as in `losses.total`. targets: the teacher's logits for the training images. unlabelled:
-    views of images that only the soft loss uses, with the teacher's logits for them; a batch holds `unlabelled_ratio`
-    of them for each labelled image.
+    alpha, loss, parameters: as in `losses.total`. targets: the teacher's logits, or features, for the training images.
+    teacher_features: D, where the loss reads features. unlabelled: views of images that only the soft loss uses, with
+    the teacher's for them; a batch holds `unlabelled_ratio` of them for each labelled image.
     """
 
     alpha: float = 0.0
     loss: SoftLoss = LOSSES[USUAL]
     parameters: Mapping[str, float] = field(default_factory=dict)
     targets: Targets | None = None
+    teacher_features: int = 0
     unlabelled: Views | None = None
     unlabelled_targets: Targets | None = None
     unlabelled_ratio: float = 0.0
@@ -75,7 +80,9 @@ class Training:
         self.objective = objective or Objective()
         self.train, self.validation = train, validation
         self.model = move_model(model, settings, self.device)
-        self.forward = torch.compile(self.model) if settings.compile else self.model
+        self.reader = self.model if self.objective.alpha == 0 else reader(
+            self.model, self.objective.loss.reads, self.objective.teacher_features, seed)
+        self.forward = torch.compile(self.reader) if settings.compile else self.reader
         self.autocast = autocast_dtype(settings, self.device)
         self.ema = ModelEmaV3(self.model, settings.ema, use_warmup=True) if settings.ema else None
         self.epoch = 0
@@ -85,11 +92,17 @@ class Training:
         self._begin_phase()
         self._seconds = 0.0
 
+    @property
+    def projection(self) -> nn.Linear | None:
+        """What makes the student's features as wide as the teacher's, if the soft loss reads features of two widths."""
+        projection = getattr(self.reader, "projection", None)
+        return projection if isinstance(projection, nn.Linear) else None
+
     def _begin_phase(self) -> None:
         """Make an optimizer for what learns from now on: the head alone at first if the settings say so, then all."""
         for parameter in self.body:
             parameter.requires_grad_(not self.frozen)
-        self.optimizer = make_optimizer(self.model, self.settings, self.lr)
+        self.optimizer = make_optimizer(self.model, self.settings, self.lr, beside=self.projection)
         self.scheduler = make_scheduler(self.optimizer, self.settings, self.steps_per_epoch)
 
     @property
@@ -177,7 +190,7 @@ class Training:
         images = sum(len(indices) for indices, _ in group)
         losses = [self._backward(batch, len(batch[0]) / images, last=batch is group[-1]) for batch in group]
         if self.settings.clip_grad:
-            clip_grad_norm_(self.model.parameters(), self.settings.clip_grad)
+            clip_grad_norm_(self.reader.parameters(), self.settings.clip_grad)
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update(self.model, before + 1)
@@ -193,17 +206,18 @@ class Training:
         objective = self.objective
         batch = self.train.batch(self.epoch, indices)
         images = batch.images
-        teacher_logits = objective.targets(self.epoch, indices) if objective.alpha and objective.targets else None
+        teacher = objective.targets(self.epoch, indices) if objective.alpha and objective.targets else None
         if unlabelled is not None:
             images = torch.cat([images, objective.unlabelled.batch(self.epoch, unlabelled).images])
-            teacher_logits = torch.cat([teacher_logits, objective.unlabelled_targets(self.epoch, unlabelled)])
+            teacher = torch.cat([teacher, objective.unlabelled_targets(self.epoch, unlabelled)])
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-            logits = self.forward(images)
+            returned = self.forward(images)
+        logits, compared = (returned, None) if self.reader is self.model else returned
         return distillation_loss(
-            logits[: len(indices)], batch.labels, teacher_logits, alpha=objective.alpha, loss=objective.loss,
+            logits[: len(indices)], batch.labels, teacher, alpha=objective.alpha, loss=objective.loss,
             parameters=objective.parameters, partner_labels=batch.partner_labels,
             partner_weight=batch.partner_weight, label_smoothing=self.settings.label_smoothing,
-            unlabelled_logits=None if unlabelled is None else logits[len(indices):],
+            unlabelled_logits=None if unlabelled is None else logits[len(indices):], compared=compared,
         )
 
     def save(self, folder: Path) -> None:
@@ -211,6 +225,8 @@ class Training:
         models.save_weights(self.result, folder / WEIGHTS)
         if self.ema is not None:
             models.save_weights(self.model, folder / RAW_WEIGHTS)
+        if self.projection is not None:
+            save_file(self.projection.state_dict(), folder / PROJECTION)
         tensors, scalars = optimizer_state(self.optimizer)
         save_file(tensors, folder / OPTIMIZER_FILE)
         state = {"epoch": self.epoch, "seconds": self._seconds, "optimizer": scalars}
@@ -223,6 +239,8 @@ class Training:
         models.load_weights(self.result, folder / WEIGHTS)
         if self.ema is not None:
             models.load_weights(self.model, folder / RAW_WEIGHTS)
+        if self.projection is not None:
+            self.projection.load_state_dict(load_file(folder / PROJECTION))
         self.epoch, self._seconds = state["epoch"], state["seconds"]
         if self.settings.freeze:
             self._begin_phase()

@@ -16,13 +16,21 @@ from kdstudy.trainables.settings import TrainSettings
 FUSED_OPTIMIZERS = ("adam", "adamw", "sgd", "momentum")
 
 
-def make_optimizer(model: Classifier, settings: TrainSettings, lr: float) -> torch.optim.Optimizer:
-    """The optimizer that the settings name, for all weights of a model that require gradients."""
+def make_optimizer(model: Classifier, settings: TrainSettings, lr: float,
+                   beside: nn.Module | None = None) -> torch.optim.Optimizer:
+    """The optimizer that the settings name, for all weights of a model that require gradients.
+
+    beside: a layer that learns along with it, at the learning rate itself, such as a projection.
+    """
     fused = {"fused": True} if settings.optimizer.lower() in FUSED_OPTIMIZERS else {}
-    own_groups = settings.layer_decay != 1 or settings.head_lr != 1
+    further = param_groups_weight_decay(beside, weight_decay=settings.weight_decay) if beside is not None else []
+    own_groups = settings.layer_decay != 1 or settings.head_lr != 1 or further
+
+    def groups(net: nn.Module) -> list[dict[str, Any]]:
+        return parameter_groups(net, settings) + further
+
     return create_optimizer_v2(model.net, settings.optimizer, lr=lr, weight_decay=settings.weight_decay,
-                               param_group_fn=(lambda net: parameter_groups(net, settings)) if own_groups else None,
-                               **fused)
+                               param_group_fn=groups if own_groups else None, **fused)
 
 
 def parameter_groups(net: nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:

@@ -145,7 +145,8 @@ class ViewSettings(Settings):
                          "one or the other, with probability 1/2"
     )
     count: PositiveInt | None = Field(None, description="how many different views; by default one per epoch")
-    cache_gib: PositiveFloat = Field(4.0, description="GiB of memory for the teacher's logits, all view seeds together")
+    cache_gib: PositiveFloat = Field(4.0, description="GiB of memory for the teacher's logits, and its features if a "
+                                                      "loss reads them, all view seeds together")
 
     @model_validator(mode="after")
     def _with_preset(self) -> "ViewSettings":

@@ -42,12 +42,15 @@ class Teacher:
     logits: for each view seed, the logits for all views of the training images, (V, N, C) fp16; empty if they do not
     fit into memory.
     unlabelled_logits: likewise for the images that the student sees without labels.
+    features, unlabelled_features: likewise the pooled features, (V, N, D) fp16; empty unless a loss reads them.
     """
 
     members: tuple[Member, ...] = ()
     validation_predictions: np.ndarray | None = None
     logits: dict[int, np.ndarray] = field(default_factory=dict)
     unlabelled_logits: dict[int, np.ndarray] = field(default_factory=dict)
+    features: dict[int, np.ndarray] = field(default_factory=dict)
+    unlabelled_features: dict[int, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ class Task:
     weights: what the model starts from, all but its head; None for random weights.
     unlabelled: images that only the soft loss uses; a batch holds `unlabelled_ratio` of them for each labelled image.
     own_losses: functions of the user's own, package.module:function, that its runs may have as their loss.
+    wants_features: whether runs that compute the teacher's logits also keep its features.
     """
 
     train: ImageSet
@@ -81,6 +85,7 @@ class Task:
     unlabelled: ImageSet | None = None
     unlabelled_ratio: float = 0.0
     own_losses: tuple[str, ...] = ()
+    wants_features: bool = False
 
     @property
     def view_count(self) -> int:

@@ -1,7 +1,8 @@
-"""The teacher's logits for every view: cached, or computed during training if they do not fit into memory."""
+"""The teacher's logits and features for every view: cached, or computed during training if they do not fit into memory.
+"""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -26,37 +27,57 @@ MakeViews = Callable[[int], Views]  # renders at the size (pixels) that it is gi
 
 
 class LiveLogits:
-    """Logits computed when they are needed: the mean over the teacher's models, each at its own image size."""
+    """Logits computed when they are needed: the mean over the teacher's models, each at its own image size. Likewise
+    their pooled features, side by side: of two models, the features of one number have nothing in common."""
 
     def __init__(self, teacher: list[TeacherModel], make_views: MakeViews):
         self.teacher = teacher
         sizes = {member.model.size for member in teacher}
         self.views = {size: make_views(size) for size in sizes}
 
-    @torch.no_grad()
     def __call__(self, view: int, indices: torch.Tensor) -> torch.Tensor:
         """Logits (B, C) in fp16 for one view of the images at `indices` (B,)."""
+        return _mean(self._of_each(Classifier.__call__, view, indices))
+
+    def features(self, view: int, indices: torch.Tensor) -> torch.Tensor:
+        """Features (B, D) in fp16 for the same images."""
+        return self.with_features(view, indices)[1]
+
+    def with_features(self, view: int, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (B, C) and features (B, D), computed together."""
+        logits, features = zip(*self._of_each(Classifier.with_features, view, indices), strict=True)
+        return _mean(logits), torch.cat(features, 1).half()
+
+    @torch.no_grad()
+    def _of_each(self, compute: Callable[[Classifier, torch.Tensor], Any], view: int, indices: torch.Tensor
+                 ) -> list[Any]:
         images = {size: views.batch(view, indices).images for size, views in self.views.items()}
-        logits = []
+        found = []
         for model, autocast in self.teacher:
             model.eval()
             own = images[model.size]
             with torch.autocast(own.device.type, autocast, enabled=autocast is not None):
-                logits.append(model(own))
-        if len(logits) == 1:
-            return logits[0].half()
-        return torch.stack([part.float() for part in logits]).mean(0).half()
+                found.append(compute(model, own))
+        return found
+
+
+def _mean(logits: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The mean of several models' logits (B, C), in fp16."""
+    if len(logits) == 1:
+        return logits[0].half()
+    return torch.stack([part.float() for part in logits]).mean(0).half()
 
 
 class CachedLogits:
-    """Logits from an array (V, N, C) fp16, usually in Ray's object store. The current view's are kept on the device."""
+    """Logits from an array (V, N, C) fp16, usually in Ray's object store, or features (V, N, D). The current view's are
+    kept on the device."""
 
     def __init__(self, logits: np.ndarray, device: torch.device):
         self.logits, self.device = read_only_tensor(logits), device
         self._view: int | None = None
 
     def __call__(self, view: int, indices: torch.Tensor) -> torch.Tensor:
-        """Logits (B, C) in fp16 for one view of the images at `indices` (B,). View V is view 0 again."""
+        """Those (B, C or D) in fp16 for one view of the images at `indices` (B,). View V is view 0 again."""
         view %= len(self.logits)
         if view != self._view:
             self._view, self._current = view, self.logits[view].to(self.device)
@@ -69,13 +90,26 @@ def compute(teacher: list[TeacherModel], make_views: MakeViews, chunk: int | Non
 
     chunk: how many images to compute at a time.
     """
-    live = LiveLogits(teacher, make_views)
+    return _compute(LiveLogits(teacher, make_views), lambda live, *images: (live(*images),), chunk, only)[0]
+
+
+def compute_with_features(teacher: list[TeacherModel], make_views: MakeViews, chunk: int | None = None,
+                          only: range | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """The same logits, and the teacher's features (V, N, D) fp16; the arguments are those of `compute`."""
+    return _compute(LiveLogits(teacher, make_views), LiveLogits.with_features, chunk, only)
+
+
+def _compute(live: LiveLogits, of_images: Callable[..., tuple[torch.Tensor, ...]], chunk: int | None,
+             only: range | None) -> tuple[np.ndarray, ...]:
+    """What a function returns for (live, view, indices), put together to arrays (V, N, ...)."""
     views = next(iter(live.views.values()))
     device = views.images.device
     chunks = torch.arange(len(views), device=device).split(chunk or evaluation_batch(device))
-    return np.stack([
-        torch.cat([live(view, indices) for indices in chunks]).cpu().numpy() for view in only or range(views.count)
-    ])
+    found = []
+    for view in only or range(views.count):
+        parts = zip(*(of_images(live, view, indices) for indices in chunks), strict=True)
+        found.append([torch.cat(part).cpu().numpy() for part in parts])
+    return tuple(np.stack(arrays) for arrays in zip(*found, strict=True))
 
 
 def held_out(teacher: list[TeacherModel], images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

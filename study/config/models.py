@@ -2,9 +2,10 @@
 images."""
 
 import difflib
+from collections.abc import Callable
 from typing import Any
 
-from kdstudy.config.settings import StudyConfig, own_losses
+from kdstudy.config.settings import StudyConfig, named_losses, own_losses
 from kdstudy.errors import UserError
 from kdstudy.trainables import losses
 from kdstudy.trainables.settings import DROP_ARGUMENTS, JITTER, ModelSettings, TrainSettings
@@ -44,6 +45,46 @@ def check_losses(config: StudyConfig, classes: int) -> None:
             losses.check_own(name, classes)
         except ValueError as error:
             raise UserError(str(error).replace("loss = ", f"{setting} = ", 1)) from None
+
+
+def check_read(config: StudyConfig, teachers: dict[str, ModelSettings], *, classes: int, channels: int,
+               image_size: int) -> None:
+    """Check that teacher and student have what the losses read of them besides logits. Imports torch if any does.
+
+    teachers: the teacher's models, each with the setting that names it; none if it is a file of logits.
+
+    Raises UserError.
+    """
+    shape = {"classes": classes, "channels": channels, "image_size": image_size}
+    for setting, loss in named_losses(config).items():
+        reads = losses.what_reads(loss)
+        if reads == losses.LOGITS:
+            continue
+        from kdstudy.trainables import models
+
+        remedy = f"{setting} = {loss!r} reads them; choose a loss that reads logits alone, such as {losses.USUAL!r}"
+        if reads == losses.TOKEN:
+            _refuse("student", remedy.replace("reads them", "trains it"), models.check_distillation_head,
+                    config.student, shape)
+            continue
+        if not teachers:
+            raise UserError(f"teacher.logits is a file of logits, without the features that {setting} = {loss!r} "
+                            "reads; set teacher.trained to the teacher's models, or choose a loss that reads logits "
+                            f"alone, such as {losses.USUAL!r}")
+        if config.default.alpha == 1 and setting == "default.loss":
+            raise UserError(f"default.alpha = 1 with default.loss = {loss!r} would leave the student's head untrained: "
+                            "it learns from the labels alone; make default.alpha smaller")
+        for name, settings in ({"student": config.student} | teachers).items():
+            _refuse(name, remedy, models.feature_width, settings, shape)
+
+
+def _refuse(section: str, remedy: str, check: Callable[..., Any], settings: ModelSettings, shape: dict[str, int]
+            ) -> None:
+    """Raises UserError with the remedy if a model does not pass a check."""
+    try:
+        check(settings, **shape)
+    except ValueError as error:
+        raise UserError(f"{section}.{error}. {remedy}") from None
 
 
 def check_views(config: StudyConfig, channels: int) -> None:

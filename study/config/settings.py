@@ -391,6 +391,11 @@ class StudyConfig(Settings):
         """The losses that trials of the distillation may have."""
         return self.search.loss.choice if self.search.loss else (self.default.loss,)
 
+    @property
+    def reads_features(self) -> bool:
+        """Whether any of them reads the teacher's features."""
+        return any(losses.what_reads(loss) == losses.FEATURES for loss in self.losses)
+
     def space(self, arm: str) -> dict[str, Range]:
         """The search space of an arm, `baseline` or `distill`, by parameter."""
         names = [name for name in SEARCHABLE if arm == "distill" or name not in DISTILLATION_ONLY]
@@ -577,10 +582,14 @@ def own_functions(config: StudyConfig) -> dict[str, str]:
 
 def own_losses(config: StudyConfig) -> dict[str, str]:
     """Return those of them that are losses, each once."""
+    return {setting: name for setting, name in named_losses(config).items() if is_function(name)}
+
+
+def named_losses(config: StudyConfig) -> dict[str, str]:
+    """Return the losses that trials of the distillation may have, each once, by setting."""
     choices = config.search.loss.choice if config.search.loss else ()
-    named = {"default.loss": config.default.loss,
-             **{f"search.loss[{place}]": loss for place, loss in enumerate(choices) if loss != config.default.loss}}
-    return {setting: name for setting, name in named.items() if is_function(name)}
+    return {"default.loss": config.default.loss,
+            **{f"search.loss[{place}]": loss for place, loss in enumerate(choices) if loss != config.default.loss}}
 
 
 def locations_named(config: StudyConfig, watch: bool) -> dict[str, str]:

@@ -365,6 +365,14 @@ class TeacherStage(Stage):
             return tuple(member.model for member in self.given_members)
         return (self.context.model("teacher"),)
 
+    @property
+    def named_models(self) -> dict[str, ModelSettings]:
+        """These, each with the setting that it comes from."""
+        if not self.config.teacher.is_given:
+            return {"teacher": self.models[0]}
+        return {f"teacher.trained: {path}": model
+                for path, model in zip(self.config.teacher.trained or (), self.models, strict=True)}
+
     # -- for the plan -------------------------------------------------------------------------------------------------
 
     def workload(self) -> Workload:

@@ -1,12 +1,12 @@
 """The teacher_logits stage: compute the teacher's logits for every view once, in chunks that run as trials, or read
-them from a given file."""
+them from a given file. Where a loss reads the teacher's features, they are computed and kept beside the logits."""
 
 from __future__ import annotations
 
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -24,8 +24,10 @@ from kdstudy.store.schema import Done, StageFiles, Whole
 from kdstudy.trainables.files import (
     LOGITS_FILES,
     TEST_PREDICTIONS,
+    UNLABELLED_FEATURES,
     UNLABELLED_LOGITS,
     VALIDATION_PREDICTIONS,
+    VIEW_FEATURES,
     VIEW_LOGITS,
 )
 from kdstudy.trainables.paths import inside, remove
@@ -36,6 +38,10 @@ if TYPE_CHECKING:  # avoids importing torch, which a finished study does not nee
     from kdstudy.trainables.task import Task, Teacher
 
 PIECES = 5  # chunks per view seed, so that several workers share the work
+# The stored arrays of a view seed, by the file of a chunk that is a part of each. The views come last, since their
+# presence means that the others are there too.
+STORED = {UNLABELLED_FEATURES: "unlabelled-features", VIEW_FEATURES: "features", UNLABELLED_LOGITS: "unlabelled",
+          VIEW_LOGITS: "views"}
 
 
 class TeacherLogitsDone(Done):
@@ -65,19 +71,27 @@ class TeacherLogitsStage(Stage):
 
     def inputs(self) -> list[Any]:
         config, teacher = self.config, self.context.stage("teacher")
-        return [teacher.weights_hash, teacher.done["members"], self.context.image_hashes, self.context.image_size,
-                students.view_inputs(config), config.train.epochs, config.teacher.precision]
+        inputs = [teacher.weights_hash, teacher.done["members"], self.context.image_hashes, self.context.image_size,
+                  students.view_inputs(config), config.train.epochs, config.teacher.precision]
+        return [*inputs, "and its features"] if config.reads_features else inputs
 
     def is_current(self) -> bool:
         folder = self.folder
         done = folder.done
         if done is None:
             return False
-        kept = all(files.is_whole_array(folder.path / f"views-{seed}.npy") for seed in self.context.view_seeds)
+        kept = all(self._is_kept(folder.path, seed) for seed in self.context.view_seeds)
         # A packed study has no logits; they are needed only while a distillation stage is unfinished.
         if kept or (set(done["view_seeds"]) >= set(self.context.view_seeds) and self._distillation_done()):
             return True
         return not self.config.teacher.logits and not self.context.logits_fit
+
+    def _is_kept(self, folder: Path, view_seed: int) -> bool:
+        """Whether all that is wanted of a view seed is stored."""
+        def is_there(kind: str) -> bool:
+            return files.is_whole_array(folder / f"{kind}-{view_seed}.npy")
+
+        return is_there("views") and (is_there("features") or not self.context.features_fit)
 
     def _distillation_done(self) -> bool:
         stages = self.context.stages
@@ -96,7 +110,7 @@ class TeacherLogitsStage(Stage):
             runs.append(TrialState(0, {"first_view": 0, "view_count": 0}, 0, 0, "teacher_logits", True,
                                    "held-out images"))
         for view_seed in self._kept_seeds:
-            if not files.is_whole_array(folder / f"views-{view_seed}.npy"):
+            if not self._is_kept(folder, view_seed):
                 runs += self._pieces(view_seed)
         return tuple(runs)
 
@@ -115,7 +129,7 @@ class TeacherLogitsStage(Stage):
         from kdstudy.trainables.task import Teacher  # imports torch
 
         return replace(students.plain_task(self.context), teacher=Teacher(self.context.stage("teacher").members()),
-                       test=self.context.splits.test, keep_weights=True)
+                       test=self.context.splits.test, keep_weights=True, wants_features=self.context.features_fit)
 
     def result_check(self, folder: StageFolder) -> Callable[[TrialState], bool]:
         """Return a check that a chunk's own files, or the array merged from them, exist."""
@@ -123,8 +137,9 @@ class TeacherLogitsStage(Stage):
         def has_logits(piece: TrialState) -> bool:
             own = self.context.folder / piece.checkpoint["path"]
             if piece.parameters["view_count"]:
-                whole = folder.path / f"views-{piece.view_seed}.npy"
-                return files.is_whole_array(whole) or files.is_whole_array(own / VIEW_LOGITS)
+                wanted = (VIEW_LOGITS, VIEW_FEATURES) if self.context.features_fit else (VIEW_LOGITS,)
+                return (self._is_kept(folder.path, piece.view_seed)
+                        or all(files.is_whole_array(own / name) for name in wanted))
             return any((path / TEST_PREDICTIONS).exists() for path in (folder.path, own))
 
         return has_logits
@@ -142,28 +157,27 @@ class TeacherLogitsStage(Stage):
                 for name in (VALIDATION_PREDICTIONS, TEST_PREDICTIONS):
                     files.copy_file(pieces[run_key(run)] / name, folder.path / name)
         for view_seed in self._kept_seeds:
-            if not files.is_whole_array(folder.path / f"views-{view_seed}.npy"):
+            if not self._is_kept(folder.path, view_seed):
                 own = [pieces[run_key(piece)] for piece in self._pieces(view_seed)]
-                self._save_views(folder, view_seed, *self._joined(own))
+                self._save_views(folder, view_seed, self._joined(own))
                 for piece in own:  # right away, since the chunks take as much space as the merged array
                     remove(piece, folder.path, if_possible=True)
         remove(folder.path / "runs", folder.path, if_possible=True)
         self._finish(folder, self.context.logits_fit, record.seconds)
 
-    def _joined(self, pieces: list[Path]) -> tuple[np.ndarray, np.ndarray | None]:
-        """Concatenate the chunks' logits to (V, N, C), and to (V, U, C) for unlabelled images, or None."""
-        names = (VIEW_LOGITS, UNLABELLED_LOGITS) if self.context.splits.unlabelled else (VIEW_LOGITS,)
-        labelled, *unlabelled = (np.concatenate([files.read_array(piece / name) for piece in pieces])
-                                 for name in names)
-        return labelled, unlabelled[0] if unlabelled else None
+    def _joined(self, pieces: list[Path]) -> Iterator[tuple[str, np.ndarray]]:
+        """Concatenate the chunks' arrays to (V, N, C or D), and to (V, U, C or D) for unlabelled images, one by one."""
+        without = [UNLABELLED_LOGITS, UNLABELLED_FEATURES] if self.context.splits.unlabelled is None else []
+        without += [] if self.context.features_fit else [VIEW_FEATURES, UNLABELLED_FEATURES]
+        for name, kind in STORED.items():
+            if name not in without:
+                yield kind, np.concatenate([files.read_array(piece / name) for piece in pieces])
 
-    def _save_views(self, folder: StageFolder, view_seed: int, logits: np.ndarray,
-                    unlabelled: np.ndarray | None) -> None:
-        arrays = {f"unlabelled-{view_seed}.npy": unlabelled, f"views-{view_seed}.npy": logits}
-        for name, array in arrays.items():  # the views last, since their presence means that both files exist
-            if array is not None:
-                files.write_array(folder.path / name, array)
-                self.context.storage.publish(folder.path / name)
+    def _save_views(self, folder: StageFolder, view_seed: int, arrays: Iterable[tuple[str, np.ndarray]]) -> None:
+        for kind, array in arrays:
+            path = folder.path / f"{kind}-{view_seed}.npy"
+            files.write_array(path, array)
+            self.context.storage.publish(path)
 
     def _finish(self, folder: StageFolder, fits: bool, seconds: float) -> None:
         seeds, images = self.context.view_seeds, self.context.splits.seen_by_student
@@ -171,9 +185,19 @@ class TeacherLogitsStage(Stage):
         budget = f"{self.config.views.cache_gib:g} GiB of views.cache_gib"
         folder.finish({
             "outcome": f"{self.config.view_count} views × {images} images × {len(seeds)} view seeds, {size} in fp16"
+                       + self._show_features()
                        if fits else f"would need {size}, more than the {budget}: the teacher runs in the loop instead",
             "seconds": seconds, "cached": fits, "view_seeds": seeds if fits else [],
         })
+
+    def _show_features(self) -> str:
+        context = self.context
+        if not context.features_bytes:
+            return ""
+        size = show_bytes(context.features_bytes)
+        if context.features_fit:
+            return f", and {context.teacher_features} features of each, {size}"
+        return f"; the features would need {size} more than views.cache_gib has: for them the teacher runs in the loop"
 
     # -- given --------------------------------------------------------------------------------------------------------
 
@@ -189,7 +213,9 @@ class TeacherLogitsStage(Stage):
 
         started, given = time.monotonic(), self.context.stage("teacher").given_logits
         for view_seed in self.context.view_seeds:
-            self._save_views(folder, view_seed, *given.views(view_seed))
+            labelled, unlabelled = given.views(view_seed)
+            others = [] if unlabelled is None else [("unlabelled", unlabelled)]
+            self._save_views(folder, view_seed, [*others, ("views", labelled)])
         files.write_array(folder.path / VALIDATION_PREDICTIONS, given.validation.astype(np.int64))
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / TEST_PREDICTIONS
@@ -200,7 +226,8 @@ class TeacherLogitsStage(Stage):
     # -- for other stages ---------------------------------------------------------------------------------------------
 
     def teacher(self, view_seeds: list[int]) -> Teacher:
-        """Return the teacher with its logits for these view seeds; with its models only if some logits are missing.
+        """Return the teacher with its logits for these view seeds, and its features if a loss reads them; with its
+        models only if some of these are missing.
 
         Raises MissingTeacherError, FileNotFoundError if the stage is not done, StudyFailedError if a file is damaged.
         """
@@ -212,9 +239,12 @@ class TeacherLogitsStage(Stage):
             paths = {seed: folder / f"{kind}-{seed}.npy" for seed in view_seeds}
             return {seed: files.read_array(path) for seed, path in paths.items() if path.exists()}
 
-        logits = stored("views")
-        members = () if len(logits) == len(view_seeds) else self.context.stage("teacher").members()
-        return Teacher(members, files.read_array(folder / VALIDATION_PREDICTIONS), logits, stored("unlabelled"))
+        logits, features = stored("views"), stored("features")
+        is_whole = all(len(known) == len(view_seeds)
+                       for known in ([logits, features] if self.config.reads_features else [logits]))
+        members = () if is_whole else self.context.stage("teacher").members()
+        return Teacher(members, files.read_array(folder / VALIDATION_PREDICTIONS), logits, stored("unlabelled"),
+                       features, stored("unlabelled-features"))
 
     # -- for the plan -------------------------------------------------------------------------------------------------
 
@@ -229,7 +259,9 @@ class TeacherLogitsStage(Stage):
 
     def space(self, runs: int, size: Callable[[ModelSettings], int]) -> Space:
         context = self.context
-        logits = context.logits_bytes if self.config.teacher.logits or context.logits_fit else 0
+        kept = context.logits_bytes if self.config.teacher.logits or context.logits_fit else 0
+        kept += context.features_bytes if context.features_fit else 0
         # Chunks are deleted as they are merged, one view seed at a time.
-        return Space(logits // runs if runs else 0, logits + logits // len(context.view_seeds),
-                     "the teacher's logits (none with a smaller views.cache_gib)")
+        what = "logits and features" if context.features_fit else "logits"
+        return Space(kept // runs if runs else 0, kept + kept // len(context.view_seeds),
+                     f"the teacher's {what} (none with a smaller views.cache_gib)")

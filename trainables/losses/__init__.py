@@ -8,12 +8,13 @@ import difflib
 from typing import Any
 
 from kdstudy.trainables.functions import is_function
-from kdstudy.trainables.losses import dist, dkd, hard, hinton, logit_std, mse, ttm
+from kdstudy.trainables.losses import dist, dkd, features, hard, hinton, logit_std, mse, token, ttm
 from kdstudy.trainables.losses.own import check_own, own_loss
-from kdstudy.trainables.losses.soft import TEMPERATURE, Parameter, SoftLoss
+from kdstudy.trainables.losses.soft import FEATURES, LOGITS, TEMPERATURE, TOKEN, Parameter, SoftLoss
 
 LOSSES: dict[str, SoftLoss] = {loss.name: loss for loss in (
-    hinton.LOSS, hard.LOSS, mse.LOSS, logit_std.LOSS, dkd.LOSS, dist.LOSS, ttm.LOSS)}
+    hinton.LOSS, hard.LOSS, mse.LOSS, logit_std.LOSS, dkd.LOSS, dist.LOSS, ttm.LOSS, features.LOSS, token.HARD,
+    token.SOFT)}
 USUAL = hinton.LOSS.name  # the loss of trials whose parameters name none
 # The parameters of all losses, each once.
 PARAMETERS: dict[str, Parameter] = {one.name: one for loss in LOSSES.values() for one in loss.parameters}
@@ -27,6 +28,11 @@ def find(name: str) -> SoftLoss:
 def parameters_of(name: str) -> tuple[str, ...]:
     """The names of a loss's parameters. A function of the user's own takes the temperature."""
     return tuple(one.name for one in LOSSES[name].parameters) if name in LOSSES else (TEMPERATURE.name,)
+
+
+def what_reads(name: str) -> str:
+    """What a loss reads of student and teacher: LOGITS, as a function of the user's own does, FEATURES or TOKEN."""
+    return LOSSES[name].reads if name in LOSSES else LOGITS
 
 
 def active(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -45,5 +51,5 @@ def check_name(name: str) -> str:
     return name
 
 
-__all__ = ["LOSSES", "PARAMETERS", "TEMPERATURE", "USUAL", "Parameter", "SoftLoss", "active", "check_name", "check_own",
-           "find", "parameters_of"]
+__all__ = ["FEATURES", "LOGITS", "LOSSES", "PARAMETERS", "TEMPERATURE", "TOKEN", "USUAL", "Parameter", "SoftLoss",
+           "active", "check_name", "check_own", "find", "parameters_of", "what_reads"]

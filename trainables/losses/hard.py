@@ -3,8 +3,8 @@
     CE(student, argmax of the teacher)
 
 Source: Touvron et al., "Training data-efficient image transformers & distillation through attention" (DeiT), 2021,
-arXiv:2012.12877, section 4. There alpha is 1/2, and the teacher's label is not smoothed. Their distillation token, a
-second head for this loss, is not part of it.
+arXiv:2012.12877, section 4. There alpha is 1/2, and the teacher's label is not smoothed. With their distillation token,
+a second head for this loss, it is token-hard.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a soft loss is: its function, and the parameters that it has.
+"""What a soft loss is: its function, what it reads of student and teacher, and the parameters that it has.
 
 Neither this nor the losses' files import torch, so that settings and searches can read which parameters a loss has.
 """
@@ -11,6 +11,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+# What a loss reads. Of the student and of the teacher:
+LOGITS = "logits"  # logits (N, C) and logits (N, C)
+FEATURES = "features"  # pooled features in front of the head, projected (N, D), and those of the teacher (N, D)
+TOKEN = "token"  # logits (N, C) of the head of a distillation token, and logits (N, C)
 
 
 @dataclass(frozen=True)
@@ -39,21 +45,27 @@ class Labels(NamedTuple):
 class SoftLoss:
     """A loss between student and teacher, the mean over a batch.
 
-    function: takes student and teacher logits (N, C) in fp32, `Labels` if takes_labels, and the parameters by name;
-    returns a scalar.
+    function: takes what it reads of student and teacher in fp32, `Labels` if takes_labels, and the parameters by name;
+    returns a scalar. reads: LOGITS, FEATURES or TOKEN.
     """
 
     name: str
     function: Callable[..., Tensor]
     parameters: tuple[Parameter, ...] = (TEMPERATURE,)
     takes_labels: bool = False
+    reads: str = LOGITS
 
-    def __call__(self, student_logits: Tensor, teacher_logits: Tensor, labels: Labels,
-                 values: Mapping[str, float]) -> Tensor:
-        """The loss of logits (N, C) of any precision, a scalar in fp32. values: at least those of its parameters."""
+    def __post_init__(self) -> None:
+        if self.takes_labels and self.reads == FEATURES:
+            raise ValueError(f"{self.name} cannot take labels: those of images without labels are the teacher's "
+                             "decisions, which its features do not tell")
+
+    def __call__(self, student: Tensor, teacher: Tensor, labels: Labels, values: Mapping[str, float]) -> Tensor:
+        """The loss of what it reads (N, C or D) in any precision, a scalar in fp32. values: at least those of its
+        parameters."""
         own = {parameter.name: values[parameter.name] for parameter in self.parameters}
         also = (labels,) if self.takes_labels else ()
-        return self.function(student_logits.float(), teacher_logits.float(), *also, **own)
+        return self.function(student.float(), teacher.float(), *also, **own)
 
 
 def divergence(teacher: Tensor, student: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
     loss = (1 - alpha) * CE(student, label) + alpha * soft loss
 
-`alpha` is the weight of the SOFT loss, which is one of those listed in `kdstudy.trainables.losses`.
+`alpha` is the weight of the SOFT loss, which is one of those listed in `kdstudy.trainables.losses`. Mostly it compares
+the logits of student and teacher, but a loss may read something else, such as their features.
 """
 
 from collections.abc import Mapping
@@ -44,26 +45,29 @@ def _cross_entropy(log_probabilities: torch.Tensor, labels: torch.Tensor, partne
     return torch.lerp(own, partner, partner_weight).mean()
 
 
-def distillation_loss(student_logits: torch.Tensor, labels: torch.Tensor, teacher_logits: torch.Tensor | None, *,
+def distillation_loss(student_logits: torch.Tensor, labels: torch.Tensor, teacher: torch.Tensor | None, *,
                       alpha: float, loss: SoftLoss, parameters: Mapping[str, float],
                       partner_labels: torch.Tensor | None = None, partner_weight: torch.Tensor | None = None,
-                      label_smoothing: float = 0.0, unlabelled_logits: torch.Tensor | None = None) -> Loss:
+                      label_smoothing: float = 0.0, unlabelled_logits: torch.Tensor | None = None,
+                      compared: torch.Tensor | None = None) -> Loss:
     """The distillation loss of logits (B, C). With alpha = 0 it is the hard loss, bit for bit, even with a teacher.
 
-    parameters: of the soft loss. labels, partner_labels, partner_weight, label_smoothing: as in `hard_loss`.
-    unlabelled_logits: the student's logits (U, C) for images that only the soft loss uses; teacher_logits are then
-    (B + U, C), otherwise (B, C). Raises ValueError if alpha > 0 without teacher logits.
+    teacher: what the soft loss reads of the teacher, logits (B, C) or features (B, D). parameters: of the soft loss.
+    labels, partner_labels, partner_weight, label_smoothing: as in `hard_loss`.
+    unlabelled_logits: the student's logits (U, C) for images that only the soft loss uses; the teacher's are then
+    (B + U, ...). compared: what the soft loss reads of the student if it is not these logits, of the teacher's shape.
+    Raises ValueError if alpha > 0 without teacher logits.
     """
     hard = hard_loss(student_logits, labels, partner_labels, partner_weight, label_smoothing)
     if alpha == 0:
         return Loss(hard, hard, None)
-    if teacher_logits is None:
+    if teacher is None:
         raise ValueError(f"alpha = {alpha} needs teacher logits")
     known = Labels(labels, partner_labels, partner_weight)
     if unlabelled_logits is not None:
         student_logits = torch.cat([student_logits, unlabelled_logits])
-        known = _with_decisions(known, teacher_logits[len(labels):])
-    soft = loss(student_logits, teacher_logits, known, parameters)
+        known = _with_decisions(known, teacher[len(labels):]) if loss.takes_labels else known
+    soft = loss(student_logits if compared is None else compared, teacher, known, parameters)
     return Loss((1 - alpha) * hard + alpha * soft, hard, soft)
 
 

@@ -13,7 +13,14 @@ from kdstudy.trainables.models.building import (
     normalisation,
 )
 from kdstudy.trainables.models.checkpoint import part_of
-from kdstudy.trainables.models.checks import check, check_normalisation, check_recipe, check_weights
+from kdstudy.trainables.models.checks import (
+    check,
+    check_distillation_head,
+    check_normalisation,
+    check_recipe,
+    check_weights,
+    feature_width,
+)
 from kdstudy.trainables.models.classifier import Classifier, load_weights, save_weights, wants_channels_last
 from kdstudy.trainables.models.head import head_names
 from kdstudy.trainables.models.normalising import Normalisation, mean_and_std, show_normalisation, usual, with_measured
@@ -26,6 +33,7 @@ __all__ = [
     "Trained",
     "build",
     "check",
+    "check_distillation_head",
     "check_hub",
     "check_normalisation",
     "check_recipe",
@@ -34,6 +42,7 @@ __all__ = [
     "chosen_normalisation",
     "create",
     "create_arguments",
+    "feature_width",
     "head_names",
     "is_function",
     "kind_of",

@@ -17,6 +17,7 @@ from kdstudy.trainables import functions
 from kdstudy.trainables.functions import is_function
 from kdstudy.trainables.messages import one_line
 from kdstudy.trainables.models.building import build, chosen_normalisation, create, create_arguments
+from kdstudy.trainables.models.classifier import logits_and_features
 from kdstudy.trainables.models.head import head_names
 from kdstudy.trainables.settings import DROP_ARGUMENTS, ModelSettings
 
@@ -64,6 +65,33 @@ def check_recipe(settings: ModelSettings, wanted: dict[str, str], *, classes: in
     for name, argument in DROP_ARGUMENTS.items():
         if name in wanted:
             _check_drop_rate(settings, arguments, argument, wanted[name], set(net.state_dict()))
+
+
+def feature_width(settings: ModelSettings, *, classes: int, channels: int, image_size: int) -> int:
+    """How many pooled features a model has, which `Classifier.with_features` returns beside its logits.
+
+    Raises ValueError, one line that begins with `model`, if it does not give them away.
+    """
+    arguments = create_arguments(settings, classes=classes, channels=channels, image_size=image_size)
+    net, size = _build_without_weights(settings, arguments).eval(), settings.image_size or image_size
+    try:
+        with torch.no_grad():
+            logits, features = logits_and_features(net, torch.zeros(2, channels, size, size, device="meta"))
+        if (tuple(logits.shape), features.ndim, len(features)) == ((2, classes), 2, 2):
+            return features.shape[1]
+        reason = f"they return {tuple(features.shape)} and logits {tuple(logits.shape)} for 2 images"
+    except Exception as error:
+        reason = one_line(error)
+    raise ValueError(f"model = {settings.model!r} does not give its pooled features away, as most of timm's do with "
+                     f"forward_features and forward_head(…, pre_logits=True): {reason}") from None
+
+
+def check_distillation_head(settings: ModelSettings, *, classes: int, channels: int, image_size: int) -> None:
+    """Raises ValueError, one line that begins with `model`, if a model has no second head for distillation."""
+    arguments = create_arguments(settings, classes=classes, channels=channels, image_size=image_size)
+    if not hasattr(_build_without_weights(settings, arguments), "set_distilled_training"):
+        raise ValueError(f"model = {settings.model!r} has no distillation token with a head of its own, as timm's "
+                         "deit_*_distilled_* have")
 
 
 def _check_drop_rate(settings: ModelSettings, arguments: dict[str, Any], argument: str, wanted: str,

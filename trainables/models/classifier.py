@@ -27,9 +27,31 @@ class Classifier(nn.Module):
         """Logits (B, classes) for images (B, C, size, size) in 0..1."""
         return self.net((images - self.shift) / self.divisor)
 
+    def with_features(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (B, classes), and the pooled features (B, D) that enter the head, for images as for `forward`. The net
+        needs timm's methods forward_features and forward_head."""
+        return logits_and_features(self.net, (images - self.shift) / self.divisor)
+
+    def feature_width(self) -> int:
+        """D, the number of pooled features of an image. Computes one image, without changing anything."""
+        training = self.training
+        self.eval()
+        with torch.no_grad():
+            image = torch.zeros(1, len(self.mean), self.size, self.size, device=self.shift.device)
+            width = self.with_features(image)[1].shape[1]
+        self.train(training)
+        return width
+
     @property
     def parameter_count(self) -> int:
         return sum(parameter.numel() for parameter in self.net.parameters())
+
+
+def logits_and_features(net: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A bare model's logits (B, classes) and pooled features (B, D) for normalised images, as timm's
+    FeatureDistillationTask reads them: with the head's dropout, if there is any."""
+    known = net.forward_features(images)
+    return net.forward_head(known), net.forward_head(known, pre_logits=True)
 
 
 def save_weights(model: Classifier, path: Path) -> None:
