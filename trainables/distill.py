@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 
 from kdstudy.trainables import losses
+from kdstudy.trainables.controls import CHANGES
 from kdstudy.trainables.device import default_device
 from kdstudy.trainables.loop import Objective, Targets, Training
 from kdstudy.trainables.task import Task, start
@@ -32,7 +33,9 @@ def start_distillation(task: Task, parameters: dict, *, seed: int, view_seed: in
 
 
 def with_teacher(objective: Objective, task: Task, view_seed: int) -> Objective:
-    """Add the teacher to an objective: its cached logits if it has any for this view seed, else the teacher itself."""
+    """Add the teacher to an objective: its cached logits if it has any for this view seed, else the teacher itself.
+
+    A control's task has the logits changed; see `kdstudy.trainables.controls`."""
     device, teacher = default_device(), None
 
     def targets(cached: dict[int, np.ndarray], make_views: Callable[..., Views]) -> Targets:
@@ -42,7 +45,10 @@ def with_teacher(objective: Objective, task: Task, view_seed: int) -> Objective:
         teacher = teacher or task.load_teacher(device)
         return LiveLogits(teacher, lambda size: make_views(size, view_seed, device, for_logits=True))
 
-    objective = replace(objective, targets=targets(task.teacher.logits, task.make_views))
+    own = targets(task.teacher.logits, task.make_views)
+    if task.control:
+        own = CHANGES[task.control](own, task.train.labels, task.classes, task.control_seed, device)
+    objective = replace(objective, targets=own)
     if task.unlabelled is None:
         return objective
     size = task.model.image_size or task.image_size

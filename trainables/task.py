@@ -62,6 +62,8 @@ class Task:
     weights: what the model starts from, all but its head; None for random weights.
     unlabelled: images that only the soft loss uses; a batch holds `unlabelled_ratio` of them for each labelled image.
     own_losses: functions of the user's own, package.module:function, that its runs may have as their loss.
+    control, control_seed: how the teacher's logits are changed, a key of `kdstudy.trainables.controls.CHANGES`; "" for
+    the logits as they are.
     """
 
     train: ImageSet
@@ -81,6 +83,8 @@ class Task:
     unlabelled: ImageSet | None = None
     unlabelled_ratio: float = 0.0
     own_losses: tuple[str, ...] = ()
+    control: str = ""
+    control_seed: int = 0
 
     @property
     def view_count(self) -> int:

@@ -46,6 +46,13 @@ def check_losses(config: StudyConfig, classes: int) -> None:
             raise UserError(str(error).replace("loss = ", f"{setting} = ", 1)) from None
 
 
+def check_controls(config: StudyConfig, classes: int) -> None:
+    """Raises UserError where a control of the settings says nothing with so few classes."""
+    if "permuted" in config.controls.kinds and classes == 2:
+        raise UserError("controls.kinds names permuted, but the data have two classes: the one wrong class cannot be "
+                        "shuffled; remove permuted")
+
+
 def check_views(config: StudyConfig, channels: int) -> None:
     """Check that the augmentation can change images of so many channels. Raises UserError."""
     views = config.views

@@ -160,12 +160,7 @@ class Context:
         """Whether views differ from the plain images."""
         return self.config.views.augments
 
-    @property
-    def logits_bytes(self) -> int:
-        """The size in bytes of the teacher's logits for all views."""
+    def logits_bytes(self, view_seeds: list[int]) -> int:
+        """The size in bytes of a teacher's logits for all views of these view seeds."""
         splits = self.splits
-        return 2 * len(self.view_seeds) * self.config.view_count * splits.seen_by_student * len(splits.class_names)
-
-    @property
-    def logits_fit(self) -> bool:
-        return self.logits_bytes <= self.config.views.cache_gib * 2**30
+        return 2 * len(view_seeds) * self.config.view_count * splits.seen_by_student * len(splits.class_names)

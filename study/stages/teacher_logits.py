@@ -50,7 +50,7 @@ class TeacherLogitsStage(Stage):
     files = StageFiles(TeacherLogitsDone, frozenset({"teacher_logits"}))
     scored = False
     result_files = LOGITS_FILES
-    wanted_by: ClassVar[tuple[str, ...]] = ("distill", "finalists", "confirm")  # the stages that distil
+    source: ClassVar[str] = "teacher"  # the stage whose model it is
 
     @classmethod
     def images_per_epoch(cls, data: dict[str, Any], trial: TrialState) -> int:
@@ -64,24 +64,42 @@ class TeacherLogitsStage(Stage):
         copy_predictions(source / TEST_PREDICTIONS, target / TEST_PREDICTIONS, logits=True)
 
     def inputs(self) -> list[Any]:
-        config, teacher = self.config, self.context.stage("teacher")
+        config, teacher = self.config, self._source
         return [teacher.weights_hash, teacher.done["members"], self.context.image_hashes, self.context.image_size,
                 students.view_inputs(config), config.train.epochs, config.teacher.precision]
+
+    @property
+    def _source(self) -> Any:
+        return self.context.stage(self.source)
+
+    @property
+    def view_seeds(self) -> list[int]:
+        """The view seeds whose logits are wanted."""
+        return self.context.view_seeds
+
+    @property
+    def _bytes(self) -> int:
+        """The size in bytes of the logits for all views."""
+        return self.context.logits_bytes(self.view_seeds)
+
+    @property
+    def fits(self) -> bool:
+        """Whether the logits fit into views.cache_gib, so that they are computed once and stored."""
+        return self._bytes <= self.config.views.cache_gib * 2**30
 
     def is_current(self) -> bool:
         folder = self.folder
         done = folder.done
         if done is None:
             return False
-        kept = all(files.is_whole_array(folder.path / f"views-{seed}.npy") for seed in self.context.view_seeds)
-        # A packed study has no logits; they are needed only while a distillation stage is unfinished.
-        if kept or (set(done["view_seeds"]) >= set(self.context.view_seeds) and self._distillation_done()):
+        kept = all(files.is_whole_array(folder.path / f"views-{seed}.npy") for seed in self.view_seeds)
+        # A packed study has no logits; they are needed only while a stage that learns from them is unfinished.
+        if kept or (set(done["view_seeds"]) >= set(self.view_seeds) and self._learners_done()):
             return True
-        return not self.config.teacher.logits and not self.context.logits_fit
+        return not self.is_given and not self.fits
 
-    def _distillation_done(self) -> bool:
-        stages = self.context.stages
-        return all(stages[name].is_current() for name in self.wanted_by if name in stages)
+    def _learners_done(self) -> bool:
+        return all(stage.is_current() for stage in self.context.stages.values() if stage.learns_from == self.name)
 
     # -- computed by the study ----------------------------------------------------------------------------------------
 
@@ -103,7 +121,7 @@ class TeacherLogitsStage(Stage):
     @property
     def _kept_seeds(self) -> list[int]:
         """The view seeds whose logits are stored: none if the logits exceed views.cache_gib."""
-        return self.context.view_seeds if self.context.logits_fit else []
+        return self.view_seeds if self.fits else []
 
     def _pieces(self, view_seed: int) -> list[TrialState]:
         """Return the runs that compute the logits for the views of one view seed, in order."""
@@ -114,7 +132,7 @@ class TeacherLogitsStage(Stage):
     def task(self) -> Task:
         from kdstudy.trainables.task import Teacher  # imports torch
 
-        return replace(students.plain_task(self.context), teacher=Teacher(self.context.stage("teacher").members()),
+        return replace(students.plain_task(self.context), teacher=Teacher(self._source.members()),
                        test=self.context.splits.test, keep_weights=True)
 
     def result_check(self, folder: StageFolder) -> Callable[[TrialState], bool]:
@@ -148,7 +166,7 @@ class TeacherLogitsStage(Stage):
                 for piece in own:  # right away, since the chunks take as much space as the merged array
                     remove(piece, folder.path, if_possible=True)
         remove(folder.path / "runs", folder.path, if_possible=True)
-        self._finish(folder, self.context.logits_fit, record.seconds)
+        self._finish(folder, self.fits, record.seconds)
 
     def _joined(self, pieces: list[Path]) -> tuple[np.ndarray, np.ndarray | None]:
         """Concatenate the chunks' logits to (V, N, C), and to (V, U, C) for unlabelled images, or None."""
@@ -166,8 +184,8 @@ class TeacherLogitsStage(Stage):
                 self.context.storage.publish(folder.path / name)
 
     def _finish(self, folder: StageFolder, fits: bool, seconds: float) -> None:
-        seeds, images = self.context.view_seeds, self.context.splits.seen_by_student
-        size = show_bytes(self.context.logits_bytes)
+        seeds, images = self.view_seeds, self.context.splits.seen_by_student
+        size = show_bytes(self._bytes)
         budget = f"{self.config.views.cache_gib:g} GiB of views.cache_gib"
         folder.finish({
             "outcome": f"{self.config.view_count} views × {images} images × {len(seeds)} view seeds, {size} in fp16"
@@ -187,8 +205,8 @@ class TeacherLogitsStage(Stage):
 
         from kdstudy.trainables.predictions import write_logits  # imports torch
 
-        started, given = time.monotonic(), self.context.stage("teacher").given_logits
-        for view_seed in self.context.view_seeds:
+        started, given = time.monotonic(), self._source.given_logits
+        for view_seed in self.view_seeds:
             self._save_views(folder, view_seed, *given.views(view_seed))
         files.write_array(folder.path / VALIDATION_PREDICTIONS, given.validation.astype(np.int64))
         with tempfile.TemporaryDirectory() as temporary:
@@ -213,13 +231,13 @@ class TeacherLogitsStage(Stage):
             return {seed: files.read_array(path) for seed, path in paths.items() if path.exists()}
 
         logits = stored("views")
-        members = () if len(logits) == len(view_seeds) else self.context.stage("teacher").members()
+        members = () if len(logits) == len(view_seeds) else self._source.members()
         return Teacher(members, files.read_array(folder / VALIDATION_PREDICTIONS), logits, stored("unlabelled"))
 
     # -- for the plan -------------------------------------------------------------------------------------------------
 
     def workload(self) -> Workload:
-        splits, models = self.context.splits, self.context.stage("teacher").models
+        splits, models = self.context.splits, self._source.models
         views = len(self._kept_seeds) * self.config.view_count if models else 0
         runs = min(PIECES, self.config.view_count) * len(self._kept_seeds) if views else 0
         workers, share = self.config.resources.teacher_workers, splits.seen_by_student / len(splits.train)
@@ -228,8 +246,7 @@ class TeacherLogitsStage(Stage):
                         passes=1, paced_by={"teacher": workers * share / trained})
 
     def space(self, runs: int, size: Callable[[ModelSettings], int]) -> Space:
-        context = self.context
-        logits = context.logits_bytes if self.config.teacher.logits or context.logits_fit else 0
+        logits = self._bytes if self.is_given or self.fits else 0
         # Chunks are deleted as they are merged, one view seed at a time.
-        return Space(logits // runs if runs else 0, logits + logits // len(context.view_seeds),
+        return Space(logits // runs if runs else 0, logits + logits // len(self.view_seeds),
                      "the teacher's logits (none with a smaller views.cache_gib)")
