@@ -291,7 +291,7 @@ class ControlSettings(Settings):
     @classmethod
     def _each_once(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(kinds)) < len(kinds):
-            raise ValueError("names a control twice")
+            raise ValueError("names a control twice; name each once")
         return kinds
 
     @property
