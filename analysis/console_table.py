@@ -25,9 +25,16 @@ def console_table(outcome: dict[str, Any]) -> ConsoleTable:
 
 def controls_table(outcome: dict[str, Any]) -> ConsoleTable | None:
     """The table of the controls, with the gain of the distilled student over each; None where there are none."""
-    rows = tuple((row["control"].replace("_", " "), _parameters(row), _accuracy(row), gain_cell(row["gain"]))
+    rows = tuple((row["control"].replace("_", " "), _of_control(row), _accuracy(row), gain_cell(row["gain"]))
                  for row in outcome.get("controls", []))
     return ConsoleTable(rows, (False,) * len(rows), CONTROL_COLUMNS) if rows else None
+
+
+def _of_control(row: dict[str, Any]) -> str:
+    """The parameters of a control, with what sets it apart from the row that it is made from."""
+    own = {"label_smoothing": f" smoothing {row.get('label_smoothing', 0):.2g}",
+           "equal_compute": f" epochs {row['epochs']}"}
+    return _parameters(row) + own.get(row["control"], "")
 
 
 def _parameters(row: dict[str, Any]) -> str:
