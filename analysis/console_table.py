@@ -13,6 +13,7 @@ from rich.text import Text
 from kdstudy.analysis.tables import gain_cell, show_hyperparameters
 
 COLUMNS = ("", "hyperparameters", "test accuracy %", "gain [95 %]")
+CONTROL_COLUMNS = ("control", "hyperparameters", "test accuracy %", "gain over it [95 %]")
 GAP = 2  # blanks between columns
 
 
@@ -22,11 +23,31 @@ def console_table(outcome: dict[str, Any]) -> ConsoleTable:
                         tuple(bool(row.get("primary")) for row in outcome["rows"]))
 
 
+def controls_table(outcome: dict[str, Any]) -> ConsoleTable | None:
+    """The table of the controls, with the gain of the distilled student over each; None where there are none."""
+    rows = tuple((row["control"].replace("_", " "), _of_control(row), _accuracy(row), gain_cell(row["gain"]))
+                 for row in outcome.get("controls", []))
+    return ConsoleTable(rows, (False,) * len(rows), CONTROL_COLUMNS) if rows else None
+
+
+def _of_control(row: dict[str, Any]) -> str:
+    """The parameters of a control, with what sets it apart from the row that it is made from."""
+    own = {"label_smoothing": f" smoothing {row.get('label_smoothing', 0):.2g}",
+           "equal_compute": f" epochs {row['epochs']}"}
+    return _parameters(row) + own.get(row["control"], "")
+
+
+def _parameters(row: dict[str, Any]) -> str:
+    return show_hyperparameters(row, 2).replace(",", "")
+
+
+def _accuracy(row: dict[str, Any]) -> str:
+    return f"{row['test_mean']:.2f}" + ("" if row["test_sd"] is None else f" ± {row['test_sd']:.2f}")
+
+
 def _console_cells(row: dict[str, Any]) -> tuple[str, ...]:
-    spread = "" if row["test_sd"] is None else f" ± {row['test_sd']:.2f}"
     name = "teacher" if row["arm"] == "teacher" else f"{row['arm']} {row['configuration']}"
-    return (name, show_hyperparameters(row, 2).replace(",", ""), f"{row['test_mean']:.2f}{spread}",
-            gain_cell(row["gain"]))
+    return name, _parameters(row), _accuracy(row), gain_cell(row["gain"])
 
 
 @dataclass(frozen=True)
@@ -35,10 +56,11 @@ class ConsoleTable:
 
     rows: tuple[tuple[str, ...], ...]
     bold: tuple[bool, ...]
+    columns: tuple[str, ...] = COLUMNS
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterable[Table]:
         table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, GAP, 0, 0))
-        for title, width in zip(COLUMNS, self._widths(options.max_width), strict=True):
+        for title, width in zip(self.columns, self._widths(options.max_width), strict=True):
             table.add_column(title, overflow="fold", width=width)
         for cells, bold in zip(self.rows, self.bold, strict=True):
             table.add_row(*map(Text, cells), style="bold" if bold else "")
@@ -46,7 +68,7 @@ class ConsoleTable:
 
     def _widths(self, available: int) -> list[int | None]:
         """A width per column; None where rich chooses it, which by itself would shrink the widest column first."""
-        columns = list(zip(COLUMNS, *self.rows, strict=True))
+        columns = list(zip(self.columns, *self.rows, strict=True))
         whole = [max(map(len, texts)) for texts in columns[1:]]
         longest_word = max(len(word) for text in columns[0] for word in text.split() or [""])
         fits = longest_word + sum(whole) + GAP * len(whole) <= available

@@ -25,9 +25,22 @@ def show_simultaneous(gain: dict[str, Any]) -> str:
     return f"{show_points(gain['mean'])} points (simultaneous 95 % interval {show_bounds(gain)})"
 
 
+SMALL_P = 1e-4  # smaller p-values are given as smaller than this
+
+
+def show_p(value: float) -> str:
+    """0.012; < 0.0001."""
+    return f"< {SMALL_P:g}" if value < SMALL_P else f"{value:.2g}"
+
+
 def counted(number: int, noun: str) -> str:
     """1 seed, 3 seeds."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def listed(texts: list[str], last: str) -> str:
+    """a, b and c; last: the word before the last, such as `and`."""
+    return f" {last} ".join(filter(None, [", ".join(texts[:-1]), *texts[-1:]]))
 
 
 def significant(value: float, digits: int = 3) -> str:

@@ -7,12 +7,13 @@ is in `kdstudy.analysis.families`. `gap_closed` is a share, 0 to 1. `parameters`
 weights. `of_loss` names the parameters in a row that only its loss has. `seconds` is the wall time per stage, in
 seconds. `look` is there where the test images are looked at more than once: the fields of
 `kdstudy.analysis.looks.Look`, `gain`, the points at which `confirm.gain` stops the study, and `shown`, what an earlier
-look at fewer seeds had found.
+look at fewer seeds had found. `controls` is there where the study has run any: see `kdstudy.analysis.controls`.
 """
 
 from typing import Any
 
 from kdstudy.analysis.cautions import cautions
+from kdstudy.analysis.controls import control_rows
 from kdstudy.analysis.evidence import evidence
 from kdstudy.analysis.families import compare
 from kdstudy.analysis.gain import gap_closed, gap_to_teacher
@@ -48,6 +49,8 @@ def results(study: StudyFiles) -> dict[str, Any]:
         outcome["look"] = {"number": look.number, "seeds": look.seeds, "level": look.level, "plan": list(look.plan),
                            "planned": look.planned, "gain": study.config.get("confirm", {}).get("gain"),
                            "shown": first_shown(study)}
+    if study.confirmation and (controls := control_rows(study)):
+        outcome["controls"] = controls
     failed = failed_runs(study) if study.confirmation else []
     outcome["failed_runs"] = [{"arm": run.arm, "configuration": run.configuration, "seed": run.seed,
                                "test_accuracy": run.accuracy} for run in failed]

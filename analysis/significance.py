@@ -4,6 +4,7 @@ The formulas alone, on arrays; `kdstudy.analysis.gain` applies them to a study.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -130,6 +131,23 @@ def wilson_interval(right: float, count: int, confidence: float = 0.95) -> tuple
     middle = (right + z**2 / (2 * count)) / (1 + z**2 / count)
     half = z / (1 + z**2 / count) * np.sqrt(right * (1 - right) / count + z**2 / (4 * count**2))
     return float(max(0.0, middle - half)), float(min(1.0, middle + half))
+
+
+def holm(p_values: Sequence[float], level: float = 0.05) -> list[int]:
+    """By what each p-value of k is multiplied in Holm's step-down procedure (Scand. J. Statist. 6, 1979).
+
+    The smallest p-value by k, the next by k - 1, and so on until a product reaches the level; that one and all larger
+    ones by the same number. Those whose products stay below the level are shown; that any of them is false has a
+    probability of at most the level, whatever the correlation.
+    """
+    steps, left = [0] * len(p_values), len(p_values)
+    for place in sorted(range(len(p_values)), key=lambda place: p_values[place]):
+        steps[place] = left
+        if left * p_values[place] >= level:
+            level = 0.0  # nothing larger is shown either
+        elif left > 1:
+            left -= 1
+    return steps
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:

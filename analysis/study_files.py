@@ -19,8 +19,10 @@ from kdstudy.analysis.records import discarded, read_events, settled, stops_of, 
 
 CONFIRM_STAGES = ("confirm_baseline", "confirm")
 FINALIST_STAGES = ("finalists_baseline", "finalists")
-STAGES = ("teacher", "baseline", "teacher_logits", "distill", *FINALIST_STAGES, *CONFIRM_STAGES)
-TRIAL_STAGES = tuple(stage for stage in STAGES if stage != "teacher_logits")
+CONTROL_STAGES = ("label_smoothing", "control_label_smoothing", "control_placebo", "control_permuted",
+                  "control_equal_compute", "self_teacher", "self_logits", "control_self")
+STAGES = ("teacher", "baseline", "teacher_logits", "distill", *FINALIST_STAGES, *CONFIRM_STAGES, *CONTROL_STAGES)
+TRIAL_STAGES = tuple(stage for stage in STAGES if stage not in ("teacher_logits", "self_logits"))
 SEARCH_STAGES = ("baseline", "distill")
 ARMS = {"baseline": "baseline", "distill": "distillation"}  # each search stage, and its name in a sentence
 SEARCH_OF = {"baseline": "baseline", "distilled": "distill"}  # a confirmed row's arm, and the search behind it
@@ -65,7 +67,8 @@ class StudyFiles:
         if wanted := self.description.get("wanted"):
             return [stage for stage in STAGES if stage in wanted]
         finalists = self.config.get("finalists", {}).get("configurations", 0)  # a study of an earlier version
-        return [stage for stage in STAGES if finalists or stage not in FINALIST_STAGES]
+        return [stage for stage in STAGES if stage not in CONTROL_STAGES
+                and (finalists or stage not in FINALIST_STAGES)]
 
     def choice(self, arm: str) -> dict[str, Any] | None:
         """The done-mark that names an arm's winner: that of the finalists if the study has any, else the search's."""

@@ -4,15 +4,18 @@ Accuracies are in percent, gains in percentage points. results.md and the README
 of a word changes committed files. `console_table` has the table for a terminal.
 """
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdstudy.analysis.number_text import show_number, show_points
+from kdstudy.analysis.number_text import show_number, show_p, show_points
 from kdstudy.analysis.verdict import verdict
 
 COLUMNS = ("model", "configuration", "parameters", "compression", "trials", "best validation (selected)", "seeds",
            "test accuracy", "gain over tuned baseline [95 %]", "gap closed")
 NUMERIC = COLUMNS[2:]
+CONTROL_COLUMNS = ("control", "configuration", "epochs", "seeds", "test accuracy",
+                   "gain of the distilled student [95 %]", "p (Holm)")
 OTHERS = ("weight_decay", "warmup", "batch_size", "optimizer", "accumulate", "warmup_epochs", "min_lr", "layer_decay",
           "head_lr", "freeze", "clip_grad", "ema", "label_smoothing", "drop_path", "dropout")
 TAKEAWAYS = ("type of transfer", "teacher → student", "data", "seeds", "teacher", "baseline", "distilled",
@@ -34,6 +37,14 @@ def cells(row: dict[str, Any]) -> list[str]:
         gain_cell(row["gain"]),
         "" if row["gap_closed"] is None else f"{100 * row['gap_closed']:.0f} %",
     ]
+
+
+def control_cells(row: dict[str, Any]) -> list[str]:
+    """A row of the table of controls as text, in the order of CONTROL_COLUMNS."""
+    shown = ", ".join(filter(None, [show_hyperparameters(row), show_others(row)]))
+    p = "" if row["gain"] is None else show_p(row["gain"]["p"])
+    return [row["control"].replace("_", " "), shown, f"{row['epochs']:,}", str(row["seeds"]), _accuracy(row),
+            gain_cell(row["gain"]), p]
 
 
 def _trials(row: dict[str, Any]) -> str:
@@ -61,11 +72,16 @@ def show_others(row: dict[str, Any]) -> str:
 
 def markdown(outcome: dict[str, Any]) -> str:
     """results.md: the table, the verdict, its scope and the wall time."""
-    lines = ["| " + " | ".join(COLUMNS) + " |",
-             "|" + "|".join("---:" if column in NUMERIC else "---" for column in COLUMNS) + "|"]
-    lines += [_markdown_row(cells(row)) for row in outcome["rows"]]
+    lines = _markdown_table(COLUMNS, NUMERIC, map(cells, outcome["rows"]))
+    if controls := outcome.get("controls"):
+        lines += ["", *_markdown_table(CONTROL_COLUMNS, CONTROL_COLUMNS[2:], map(control_cells, controls))]
     return "\n".join([*lines, "", f"**{outcome['verdict']}**", "", plain(outcome["scope"]), "",
                       plain(wall_time(outcome)), ""])
+
+
+def _markdown_table(columns: Sequence[str], numeric: Sequence[str], rows: Iterable[list[str]]) -> list[str]:
+    line = "|".join("---:" if column in numeric else "---" for column in columns)
+    return ["| " + " | ".join(columns) + " |", f"|{line}|", *map(_markdown_row, rows)]
 
 
 def _markdown_row(texts: list[str]) -> str:

@@ -6,8 +6,17 @@ results.json, results.md and the README's blocks hold these sentences, so a chan
 from typing import Any
 
 from kdstudy.analysis.cautions import all_guess, guessing
+from kdstudy.analysis.controls import NAMES, current_runs, stage_of
 from kdstudy.analysis.gain import SIGNIFICANT
-from kdstudy.analysis.number_text import counted, number_word, ordinal, show_interval, show_points
+from kdstudy.analysis.number_text import (
+    counted,
+    listed,
+    number_word,
+    ordinal,
+    show_bounds,
+    show_interval,
+    show_points,
+)
 from kdstudy.analysis.study_files import ARMS, CONFIRM_STAGES, SEARCH_STAGES, StudyFiles, find_row
 
 LONGEST_REASON = 150  # characters
@@ -42,15 +51,16 @@ def _finding(outcome: dict[str, Any], with_figures: bool) -> str:
     measured = f"{show_interval(gain)} over the tuned baseline on {counted(gain['seeds'], 'paired seed')}"
     figures = f": {measured}" if with_figures else ""
     included = _few_labels(outcome, "few-label transfer: the gain includes knowledge of")
+    over_controls = controls_clause(outcome, begins="; ")
     if gain["p"] >= SIGNIFICANT:
         what = f"for the {outcome['primary']} configuration" if others else "from distillation"
         few = included if others else _few_labels(outcome, "few-label transfer: the teacher saw")
         zero = ", which includes zero" if with_figures else ""
-        return f"No gain {what} shown{figures}{zero}{others}{few}"
+        return f"No gain {what} shown{figures}{zero}{others}{over_controls}{few}"
     if gain["mean"] < 0:
         what = f" in the {outcome['primary']} configuration" if others else ""
-        return f"Distillation{what} hurts{figures}{others}{included if others else ''}"
-    return f"Distillation helps{figures}{included}"
+        return f"Distillation{what} hurts{figures}{others}{over_controls}{included if others else ''}"
+    return f"Distillation helps{figures}{controls_clause(outcome, begins=', ')}{included}"
 
 
 def _others_that_help(outcome: dict[str, Any]) -> str:
@@ -59,6 +69,26 @@ def _others_that_help(outcome: dict[str, Any]) -> str:
              if row["arm"] == "distilled" and row["configuration"] != outcome["primary"] and row["gain"]
              and row["gain"]["p"] < SIGNIFICANT and row["gain"]["mean"] > 0]
     return f"; a gain is shown for {' and for '.join(shown)}" if shown else ""
+
+
+def controls_clause(outcome: dict[str, Any], begins: str) -> str:
+    """What the distilled student is better and worse than among the controls, to follow the gain over the baseline."""
+    rows = [row for row in outcome.get("controls", []) if row["gain"]]
+    shown = [row for row in rows if row["gain"]["p"] < SIGNIFICANT]
+    beaten = sorted((row for row in shown if row["gain"]["mean"] > 0), key=lambda row: -row["test_mean"])
+    worse = [row for row in shown if row["gain"]["mean"] < 0]
+    open_ones = [NAMES[row["control"]] for row in rows if row not in shown]
+    text = ""
+    if beaten:
+        strongest = beaten[0]
+        text = f"{begins}{_briefly(strongest['gain'])} over {NAMES[strongest['control']]}"
+        text += f", the strongest of {number_word(len(beaten))} controls that it beats" if len(beaten) > 1 else ""
+    text += "".join(f"; worse than {NAMES[row['control']]}, by {_briefly(row['gain'])}" for row in worse)
+    return text + (f"; not shown over {listed(open_ones, 'or')}" if open_ones else "")
+
+
+def _briefly(gain: dict[str, Any]) -> str:
+    return f"{show_points(gain['mean'])} ({show_bounds(gain)})"
 
 
 def _few_labels(outcome: dict[str, Any], begins: str) -> str:
@@ -74,7 +104,8 @@ def scope(study: StudyFiles, outcome: dict[str, Any]) -> str:
         return "Scope: the confirmation on fresh seeds is still to come."
     text = (f"Scope: this teacher, this split, this search; {outcome['data']['test']} test images, "
             f"{counted(len(confirm['rows'][0]['runs']), 'fresh seed')}, last epoch, {_tests(study)}.")
-    on_gain = ([_samples(outcome["gain"]), _look(outcome), _family(outcome), _better_default(outcome)]
+    on_gain = ([_samples(outcome["gain"]), _look(outcome), _family(outcome), _of_controls(outcome),
+                _better_default(outcome)]
                if has_verdict(outcome) else [])
     failed = [_failed_points(study, arm) for arm in SEARCH_STAGES]
     return " ".join(filter(None, [text, _duplicates(outcome), *_on_images(outcome), _given_teacher(outcome), *failed,
@@ -83,8 +114,10 @@ def scope(study: StudyFiles, outcome: dict[str, Any]) -> str:
 
 def _tests(study: StudyFiles) -> str:
     """How often test images were read: runs of earlier winners and of fewer or more seeds count too."""
-    trials = study.trials[study.trials["stage"].isin(CONFIRM_STAGES) & (study.trials["ended"] == "complete")]
+    stages = (*CONFIRM_STAGES, *map(stage_of, NAMES))
+    trials = study.trials[study.trials["stage"].isin(stages) & (study.trials["ended"] == "complete")]
     shown = {(row["stage"], run) for row in study.confirmation["rows"] for run in row["runs"]}
+    shown |= {(stage_of(kind), run) for kind, runs in current_runs(study).items() for run in runs}
     tested = set(zip(trials["stage"], trials["trial"], strict=True)) | shown
     if tested == shown:
         return "each run tested once"
@@ -173,7 +206,7 @@ def _why_stopped(gain: dict[str, Any], look: dict[str, Any]) -> str:
 
 
 def _listed(numbers: list[int]) -> str:
-    return f"{', '.join(map(str, numbers[:-1]))} and {numbers[-1]}"
+    return listed([str(number) for number in numbers], "and")
 
 
 def _family(outcome: dict[str, Any]) -> str:
@@ -183,6 +216,15 @@ def _family(outcome: dict[str, Any]) -> str:
         return ""
     return (f"The comparison of distilled {outcome['primary']} with the tuned baseline was chosen beforehand; the "
             f"intervals of the other {others} comparisons with it hold together with 95 %.")
+
+
+def _of_controls(outcome: dict[str, Any]) -> str:
+    """What the intervals over the controls mean."""
+    gains = [row["gain"] for row in outcome.get("controls", []) if row["gain"]]
+    if len(gains) < 2:
+        return ""
+    return (f"The {number_word(len(gains))} comparisons with controls share 5 % (Holm): each "
+            "interval leaves out zero exactly where that procedure shows a difference.")
 
 
 def _better_default(outcome: dict[str, Any]) -> str:

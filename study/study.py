@@ -16,7 +16,7 @@ from dataclasses import astuple
 from typing import Any
 
 from kdstudy.config.load import STUDY_FILE
-from kdstudy.config.models import check_losses, check_models, check_read, check_views
+from kdstudy.config.models import check_controls, check_losses, check_models, check_read, check_views
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
 from kdstudy.stages.base import Stage, StageFolder
@@ -49,10 +49,12 @@ class Study:
 
     def check_models(self) -> None:
         """Raises UserError where timm lacks a model, where a model, given teacher or augmentation does not fit the
-        images, where a loss of the user's own is none, or where a loss reads what a model does not have."""
+        images, where a loss of the user's own is none, where a loss reads what a model does not have, or where a
+        control does not suit the images."""
         check_models(self.config, **self.context.shape)
         check_views(self.config, self.context.splits.channels)
         check_losses(self.config, self.context.shape["classes"])
+        check_controls(self.config, self.context.shape["classes"])
         teacher = self.context.stage("teacher")
         teacher.check_given()
         check_read(self.config, teacher.named_models, **self.context.shape)

@@ -135,8 +135,8 @@ def test_only_losses_that_read_features_change_the_teachers_logits(study_of):
 
 
 def test_the_bytes_of_features_count(study_of):
-    usual, both = study_of().context, study_of(CHOICE).context
-    assert (usual.teacher_features, both.teacher_features) == (0, 64)
+    usual, both = (study_of(*settings).stages["teacher_logits"] for settings in ((), (CHOICE,)))
+    assert (usual.feature_width, both.feature_width) == (0, 64)
     assert usual.features_bytes == 0 and both.features_bytes == 6.4 * both.logits_bytes
     rooms = [room_needed(study_of(*settings), Share(1, 0, 1)).parts for settings in ((), (CHOICE,))]
     logits, with_features = (next(size for name, size in room.items() if name.startswith("the teacher's logits"))
@@ -146,10 +146,10 @@ def test_the_bytes_of_features_count(study_of):
 
 def test_features_that_do_not_fit_leave_the_logits_stored(study_of):
     whole = study_of(CHOICE)
-    gib = (whole.context.logits_bytes + whole.context.features_bytes / 2) / 2**30
-    small = study_of(CHOICE, f"views.cache_gib={gib}")
-    assert small.context.logits_fit and not small.context.features_fit
-    stages = whole.stages["teacher_logits"], small.stages["teacher_logits"]
+    stage = whole.stages["teacher_logits"]
+    small = study_of(CHOICE, f"views.cache_gib={(stage.logits_bytes + stage.features_bytes / 2) / 2**30}")
+    stages = stage, small.stages["teacher_logits"]
+    assert stages[1].fits and not stages[1].features_fit
     assert [stage.task().wants_features for stage in stages] == [True, False]
     assert len(stages[1].runs()) == len(stages[0].runs()) > 1
     assert folders(whole) == folders(small)

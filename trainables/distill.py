@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from kdstudy.trainables import losses
+from kdstudy.trainables.controls import CHANGES
 from kdstudy.trainables.device import default_device
 from kdstudy.trainables.loop import Objective, Targets, Training
 from kdstudy.trainables.task import Task, start
@@ -34,7 +35,9 @@ def start_distillation(task: Task, parameters: dict, *, seed: int, view_seed: in
 
 def with_teacher(objective: Objective, task: Task, view_seed: int) -> Objective:
     """Add the teacher to an objective: what the loss reads of it, cached if it is for this view seed, else the teacher
-    itself."""
+    itself.
+
+    A control's task has that changed; see `kdstudy.trainables.controls`."""
     device, known, teacher = default_device(), task.teacher, None
     reads_features = objective.loss.reads == losses.FEATURES
     labelled, unlabelled = ((known.features, known.unlabelled_features) if reads_features else
@@ -48,7 +51,10 @@ def with_teacher(objective: Objective, task: Task, view_seed: int) -> Objective:
         live = LiveLogits(teacher, lambda size: make_views(size, view_seed, device, for_logits=True))
         return live.features if reads_features else live
 
-    objective = replace(objective, targets=targets(labelled, task.make_views))
+    own = targets(labelled, task.make_views)
+    if task.control:
+        own = CHANGES[task.control](own, task.train.labels, task.classes, task.control_seed, device)
+    objective = replace(objective, targets=own)
     if reads_features:
         width = labelled[view_seed].shape[2] if view_seed in labelled else sum(
             member.model.feature_width() for member in teacher)

@@ -66,6 +66,8 @@ class Task:
     unlabelled: images that only the soft loss uses; a batch holds `unlabelled_ratio` of them for each labelled image.
     own_losses: functions of the user's own, package.module:function, that its runs may have as their loss.
     wants_features: whether runs that compute the teacher's logits also keep its features.
+    control, control_seed: how the teacher's logits are changed, a key of `kdstudy.trainables.controls.CHANGES`; "" for
+    the logits as they are.
     """
 
     train: ImageSet
@@ -86,6 +88,8 @@ class Task:
     unlabelled_ratio: float = 0.0
     own_losses: tuple[str, ...] = ()
     wants_features: bool = False
+    control: str = ""
+    control_seed: int = 0
 
     @property
     def view_count(self) -> int:

@@ -9,11 +9,9 @@ from typing import Any
 
 from kdstudy.analysis.figures.style import labels
 from kdstudy.analysis.gain import SIGNIFICANT
-from kdstudy.analysis.number_text import show_bounds, show_points
+from kdstudy.analysis.number_text import show_bounds, show_p, show_points
 from kdstudy.analysis.predictions import NOTEWORTHY_CALIBRATION, Calibration
 from kdstudy.analysis.study_analysis import StudyAnalysis
-
-SMALL_P = 1e-4  # smaller p-values are given as smaller than this
 
 
 @dataclass(frozen=True)
@@ -129,4 +127,5 @@ def _checkpoint_card(exported: dict[str, Any] | None) -> Card | None:
 
 
 def _p(value: float) -> str:
-    return f"two-sided p < {SMALL_P:g}" if value < SMALL_P else f"two-sided p = {value:.2g}"
+    shown = show_p(value)
+    return f"two-sided p {shown if shown.startswith('<') else f'= {shown}'}"

@@ -2,6 +2,7 @@
 
 import html
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from kdstudy.analysis import tables
@@ -11,14 +12,13 @@ def results_table(outcome: dict[str, Any]) -> str:
     """The table with its notes; a sentence while there is no row. outcome: the content of results.json."""
     if not outcome["rows"]:
         return "<p>No stage that the table needs is done yet.</p>"
-    head = "".join(_cell("th", column, column) for column in tables.COLUMNS)
-    rows = "\n".join(_row(row) for row in outcome["rows"])
-    return (f"<div class=scroll><table class=results><thead><tr>{head}</tr></thead>\n<tbody>{rows}</tbody></table>"
-            "</div>\n"
+    rows = [(tables.cells(row), bool(row.get("primary"))) for row in outcome["rows"]]
+    return (f"{_table(tables.COLUMNS, tables.NUMERIC, rows)}\n"
             "<p class=note>“Best validation” comes from the search or the finalists that chose the row, so it is "
             "optimistic. “Only … tuned” takes from the fitted surface the best values of what the baseline tunes too. "
             "Test accuracy is the mean over the seeds ± their standard deviation, of models that were retrained on "
-            f"fresh seeds.{_family(outcome)}</p>\n<p class=note>{html.escape(tables.wall_time(outcome))}</p>")
+            f"fresh seeds.{_family(outcome)}</p>\n{_controls(outcome)}"
+            f"<p class=note>{html.escape(tables.wall_time(outcome))}</p>")
 
 
 def _family(outcome: dict[str, Any]) -> str:
@@ -31,6 +31,19 @@ def _family(outcome: dict[str, Any]) -> str:
             "95 %.")
 
 
+def _controls(outcome: dict[str, Any]) -> str:
+    """The table of the controls with its note; nothing where there are none."""
+    rows = [(tables.control_cells(row), False) for row in outcome.get("controls", [])]
+    if not rows:
+        return ""
+    return (f"<h3>Controls</h3>{_table(tables.CONTROL_COLUMNS, tables.CONTROL_COLUMNS[2:], rows)}\n"
+            "<p class=note>What else could explain the gain, on the same seeds. “Label smoothing”: no teacher, labels "
+            "smoothed as much as its own search found best. “Placebo”: each image gets the logits of another image of "
+            "its class. “Permuted”: the logits of the wrong classes are shuffled. “Equal compute”: the tuned baseline "
+            "with as many more epochs as the teacher’s logits cost. “Self”: the tuned baseline is the teacher. The "
+            f"gain is that of “distilled {html.escape(outcome['primary'])}” over the control.</p>\n")
+
+
 def takeaways_table(outcomes: list[dict[str, Any]]) -> str:
     """A row per study. outcomes: the contents of their results.json."""
     head = "".join(f"<th>{html.escape(title)}</th>" for title in tables.TAKEAWAYS)
@@ -39,15 +52,21 @@ def takeaways_table(outcomes: list[dict[str, Any]]) -> str:
             f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>")
 
 
-def _row(row: dict[str, Any]) -> str:
-    texts = zip(tables.COLUMNS, tables.cells(row), strict=True)
-    main = " class=main" if row.get("primary") else ""
-    return f"<tr{main}>{''.join(_cell('td', column, text) for column, text in texts)}</tr>"
+def _table(columns: Sequence[str], numeric: Sequence[str], rows: list[tuple[list[str], bool]]) -> str:
+    """A table of texts. rows: each with whether it stands out."""
+    head = "".join(_cell("th", column, column in numeric, column) for column in columns)
+    body = "\n".join(f"<tr{' class=main' if main else ''}>{_cells(columns, numeric, texts)}</tr>"
+                     for texts, main in rows)
+    return f"<div class=scroll><table class=results><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>"
 
 
-def _cell(tag: str, column: str, text: str) -> str:
+def _cells(columns: Sequence[str], numeric: Sequence[str], texts: list[str]) -> str:
+    return "".join(_cell("td", column, column in numeric, text) for column, text in zip(columns, texts, strict=True))
+
+
+def _cell(tag: str, column: str, numeric: bool, text: str) -> str:
     label = f' data-label="{html.escape(column)}"' if tag == "td" and text else ""
-    return f"<{tag}{' class=number' if column in tables.NUMERIC else ''}{label}>{html.escape(_bound(text))}</{tag}>"
+    return f"<{tag}{' class=number' if numeric else ''}{label}>{html.escape(_bound(text))}</{tag}>"
 
 
 def _bound(text: str) -> str:

@@ -15,7 +15,7 @@ from kdstudy.watch.console import print_prose
 
 
 def print_results(console: Console, storage: Storage) -> None:
-    from kdstudy.analysis.console_table import console_table
+    from kdstudy.analysis.console_table import console_table, controls_table
     from kdstudy.analysis.study_files import StudyFiles
     from kdstudy.store.files import read_json
 
@@ -23,6 +23,9 @@ def print_results(console: Console, storage: Storage) -> None:
     results = read_json(folder / "results" / "results.json")
     console.print(f"\n{results['study']}", style="bold", soft_wrap=True, markup=False)
     console.print(console_table(results))
+    if controls := controls_table(results):
+        console.print()
+        console.print(controls)
     print_prose(console, results["verdict"], style="bold")
     print_prose(console, results["scope"], style="dim")
     console.print()

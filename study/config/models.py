@@ -87,6 +87,13 @@ def _refuse(section: str, remedy: str, check: Callable[..., Any], settings: Mode
         raise UserError(f"{section}.{error}. {remedy}") from None
 
 
+def check_controls(config: StudyConfig, classes: int) -> None:
+    """Raises UserError where a control of the settings says nothing with so few classes."""
+    if "permuted" in config.controls.kinds and classes == 2:
+        raise UserError("controls.kinds names permuted, but the data have two classes: the one wrong class cannot be "
+                        "shuffled; remove permuted")
+
+
 def check_views(config: StudyConfig, channels: int) -> None:
     """Check that the augmentation can change images of so many channels. Raises UserError."""
     views = config.views

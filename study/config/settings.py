@@ -272,6 +272,34 @@ class ConfirmSettings(Settings):
         return self.looks[-1]
 
 
+CONTROLS = ("label_smoothing", "placebo", "permuted", "equal_compute", "self")
+USUAL_SMOOTHING = 0.1  # of Szegedy et al. (2016, arXiv:1512.00567): the default point of its search
+
+
+class ControlSettings(Settings):
+    """Controls, which say what the gain comes from: they run on the confirmation's seeds once that is done."""
+
+    kinds: Annotated[tuple[Literal[CONTROLS], ...], FromOne] = Field(
+        (), description=f"any of {', '.join(CONTROLS)}; by default none"
+    )
+    label_smoothing: Range | None = Field(
+        None, description="the range in which it is tuned; by default {linear = [0, 0.4]}; must include "
+                          f"{USUAL_SMOOTHING}"
+    )
+
+    @field_validator("kinds")
+    @classmethod
+    def _each_once(cls, kinds: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(kinds)) < len(kinds):
+            raise ValueError("names a control twice; name each once")
+        return kinds
+
+    @property
+    def smoothing(self) -> Range:
+        """The range of the label smoothing."""
+        return self.label_smoothing or Range(linear=(0.0, 0.4))
+
+
 class ResourceSettings(Settings):
     cpus_per_trial: PositiveInt = Field(1, description="cores of each trial")
     gpus_per_trial: Annotated[float, Field(ge=0, le=1000)] | None = Field(
@@ -321,6 +349,7 @@ class StudyConfig(Settings):
     search: SearchSettings = SearchSettings()
     finalists: FinalistSettings = FinalistSettings()
     confirm: ConfirmSettings = ConfirmSettings()
+    controls: ControlSettings = ControlSettings()
     resources: ResourceSettings = ResourceSettings()
     watch: WatchSettings = WatchSettings()
     published: PublishedSettings | None = None
@@ -361,7 +390,40 @@ class StudyConfig(Settings):
             raise ValueError("data.validation + data.test must be smaller than 1")
         if self.data.unlabelled and self.data.student_images is None:
             raise ValueError("data.unlabelled needs data.student_images: it uses the images that these leave out")
+        for kind in self.controls.kinds:
+            if problem := self._problem_with_control(kind):
+                raise ValueError(f"controls.kinds names {kind}, {problem}, or remove {kind}")
+        if "label_smoothing" in self.controls.kinds:
+            self._check_smoothing()
         return self
+
+    def _problem_with_control(self, kind: str) -> str:
+        """Why a control cannot be run, and the remedy beside leaving it out; "" if it can."""
+        if kind in ("placebo", "permuted"):
+            if self.views.mixes:
+                return ("whose logits are not defined for mixtures of two images; set views.mixup = 0 and "
+                        "views.cutmix = 0")
+            if self.data.unlabelled:
+                return "which needs the label of each image; set data.unlabelled = 0"
+        if kind == "permuted" and self.reads_features:
+            return "which shuffles logits, but a loss reads features; choose losses that read logits"
+        if kind == "label_smoothing":
+            if self.search.label_smoothing or self.train.label_smoothing:
+                return ("but the baseline has label smoothing already; set train.label_smoothing = 0 and remove "
+                        "search.label_smoothing")
+            if self.search.warm_start:
+                return "whose search cannot have the baseline's warm start; remove search.warm_start"
+        if kind == "equal_compute" and self.teacher.logits:
+            return "but what the logits of a file cost is not known; set teacher.trained in place of teacher.logits"
+        return ""
+
+    def _check_smoothing(self) -> None:
+        """Raises ValueError where the range of the control's label smoothing does not suit it."""
+        dimension = self.controls.smoothing
+        _check_dimension("label_smoothing", dimension, self.train, "controls")
+        if not dimension.contains(USUAL_SMOOTHING):
+            raise ValueError(f"controls.label_smoothing must include {USUAL_SMOOTHING}, the default point of its "
+                             "search")
 
     def _check_used(self, name: str) -> None:
         """Raises ValueError where no trial can have a parameter that is searched."""
@@ -397,9 +459,11 @@ class StudyConfig(Settings):
         return any(losses.what_reads(loss) == losses.FEATURES for loss in self.losses)
 
     def space(self, arm: str) -> dict[str, Range]:
-        """The search space of an arm, `baseline` or `distill`, by parameter."""
+        """The search space of an arm, `baseline` or `distill`, by parameter; or of the control `label_smoothing`, which
+        has one parameter more than the baseline."""
         names = [name for name in SEARCHABLE if arm == "distill" or name not in DISTILLATION_ONLY]
-        return {name: getattr(self.search, name) for name in names if getattr(self.search, name) is not None}
+        space = {name: getattr(self.search, name) for name in names if getattr(self.search, name) is not None}
+        return space | ({"label_smoothing": self.controls.smoothing} if arm == "label_smoothing" else {})
 
     def default_parameters(self, arm: str) -> dict[str, float | str]:
         """An arm's default point: learning rate, for distillation the loss (unless it is the usual one in all trials),
@@ -413,6 +477,7 @@ class StudyConfig(Settings):
         extra = {name: getattr(self.train, name) for name in searched if name in TrainSettings.model_fields}
         own = {"alpha", *(name for loss in self.losses for name in losses.parameters_of(loss))}
         own |= {"loss"} if self.losses != (losses.USUAL,) else set()
+        extra |= {"label_smoothing": USUAL_SMOOTHING} if arm == "label_smoothing" else {}
         names = [name for name in DISTILLATION_ONLY if name in own] if arm == "distill" else []
         return {name: getattr(self.default, name) for name in (*names, "lr")} | extra
 
@@ -542,16 +607,16 @@ def named_texts(values: Any, name: str = "", levels: int = DEEPEST) -> Iterator[
             yield from named_texts(value, name, levels - 1)
 
 
-def _check_dimension(name: str, dimension: Range, train: TrainSettings) -> None:
+def _check_dimension(name: str, dimension: Range, train: TrainSettings, section: str = "search") -> None:
     """Check that the setting accepts all values of its search range, beside the other settings. Raises ValueError."""
     if name in CHOICE_ONLY and dimension.choice is None:
-        raise ValueError(f"search.{name} takes choice = [...] only")
+        raise ValueError(f"{section}.{name} takes choice = [...] only")
     settings, others = (DefaultPoint, {}) if name in DefaultPoint.model_fields else (TrainSettings, train.model_dump())
     for value in dimension.extremes:
         try:
             settings.model_validate(others | {name: value})
         except ValidationError as error:
-            raise ValueError(f"search.{name} reaches {shown(value)}: {wording(error.errors())}") from None
+            raise ValueError(f"{section}.{name} reaches {shown(value)}: {wording(error.errors())}") from None
 
 
 def settings_table() -> dict[str, list[tuple[str, str, str]]]:

@@ -10,13 +10,13 @@ from typing import ClassVar
 from weakref import WeakKeyDictionary
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from kdstudy.planning.forecast import Work
 from kdstudy.stages.base import Stage, Workload
 from kdstudy.stages.context import Context
 from kdstudy.study import Study
 from kdstudy.trainables import models
+from kdstudy.trainables.models import cost
 from kdstudy.trainables.settings import ModelSettings
 from kdstudy.trainables.task import start
 
@@ -132,19 +132,13 @@ class ModelSizes:
         """Return the floating-point operations of a forward pass of one image; a multiply-add counts as two."""
         key = settings.model_dump_json()
         if key not in self._flop:
-            model = self._model(settings)
-            images = torch.zeros(1, self._shape["channels"], model.size, model.size, device="meta")
-            with FlopCounterMode(display=False) as counter, torch.no_grad():
-                model.net.eval()(images)
-            self._flop[key] = counter.get_total_flops()
+            self._flop[key] = cost.forward_flop(self._model(settings), self._shape["channels"])
         return self._flop[key]
 
     def _model(self, settings: ModelSettings) -> models.Classifier:
         key = settings.model_dump_json()
         if key not in self._built:
-            with torch.device("meta"):
-                plain = settings.model_copy(update={"pretrained": False})
-                self._built[key] = models.build(plain, **self._shape)
+            self._built[key] = cost.without_weights(settings, **self._shape)
         return self._built[key]
 
 

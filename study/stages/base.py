@@ -124,8 +124,8 @@ class Stage(ABC):
 
     name: of its folder and in messages. needs: the stages that must be done before it begins. files: what its folder
     must look like. loop: which of the loops in `kdstudy.trainables` runs its trials. trains: the section whose model it
-    trains, `teacher` or `student`. scored: whether its reports must have a validation accuracy. result_files: what is
-    kept of a run's last checkpoint, where that is a result.
+    trains, `teacher` or `student`. learns_from: the stage whose logits its runs learn from. scored: whether its reports
+    must have a validation accuracy. result_files: what is kept of a run's last checkpoint, where that is a result.
     """
 
     name: ClassVar[str]
@@ -133,6 +133,7 @@ class Stage(ABC):
     files: ClassVar[StageFiles]
     loop: ClassVar[str]
     trains: ClassVar[str | None] = None
+    learns_from: ClassVar[str | None] = None
     scored: ClassVar[bool] = True
     result_files: ClassVar[tuple[str, ...]] = RESULT_FILES
 

@@ -159,36 +159,3 @@ class Context:
     def augments(self) -> bool:
         """Whether views differ from the plain images."""
         return self.config.views.augments
-
-    @property
-    def logits_bytes(self) -> int:
-        """The size in bytes of the teacher's logits for all views."""
-        return self._bytes_of(len(self.splits.class_names))
-
-    @property
-    def logits_fit(self) -> bool:
-        return self.logits_bytes <= self.config.views.cache_gib * 2**30
-
-    @property
-    def features_bytes(self) -> int:
-        """The size in bytes of the teacher's features for all views; 0 if no loss reads them."""
-        return self._bytes_of(self.teacher_features)
-
-    @property
-    def features_fit(self) -> bool:
-        """Whether a loss reads the teacher's features and they fit beside its logits."""
-        both = self.logits_bytes + self.features_bytes
-        return self.config.reads_features and both <= self.config.views.cache_gib * 2**30
-
-    @cached_property
-    def teacher_features(self) -> int:
-        """How many features the teacher has for an image, all its models together; 0 if no loss reads them."""
-        if not self.config.reads_features:
-            return 0
-        from kdstudy.trainables import models  # imports torch
-
-        return sum(models.feature_width(model, **self.shape) for model in self.stage("teacher").models)
-
-    def _bytes_of(self, numbers: int) -> int:
-        """The size in bytes of so many fp16 numbers for every image of every view."""
-        return 2 * len(self.view_seeds) * self.config.view_count * self.splits.seen_by_student * numbers

@@ -152,7 +152,7 @@ class FinalistsStage(Stage):
 
     def task(self) -> Task:
         # As in a search, but these runs are never stopped early, so they report only at checkpoints.
-        task = students.arm_task(self.context, self.arm, [search_view_seed(self.config.seed)])
+        task = students.arm_task(self.context, self.learns_from, [search_view_seed(self.config.seed)])
         return replace(task, report_every=self.config.checkpoint_every)
 
     def counts_as_result(self, trial: TrialState) -> bool:
@@ -210,6 +210,7 @@ class BaselineFinalists(FinalistsStage):
 class DistillFinalists(FinalistsStage):
     name = "finalists"
     arm = loop = "distill"
+    learns_from = "teacher_logits"
     files = StageFiles(FinalistsDone, frozenset({"finalist"}), distils=True)
 
     def inputs(self) -> list[Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from kdstudy.config.settings import StudyConfig
 from kdstudy.stages.base import Output, Stage
 from kdstudy.stages.confirm import BaselineConfirmation, DistillConfirmation
+from kdstudy.stages.controls import CONTROLS
 from kdstudy.stages.finalists import BaselineFinalists, DistillFinalists
 from kdstudy.stages.outputs import Export, Report
 from kdstudy.stages.search import BaselineSearch, DistillSearch
@@ -18,7 +19,7 @@ from kdstudy.stages.teacher_logits import TeacherLogitsStage
 
 STAGES: tuple[type[Stage], ...] = (
     TeacherStage, BaselineSearch, TeacherLogitsStage, DistillSearch, BaselineFinalists, DistillFinalists,
-    BaselineConfirmation, DistillConfirmation,
+    BaselineConfirmation, DistillConfirmation, *CONTROLS,
 )
 OUTPUTS: tuple[Output, ...] = (Report(), Export())
 

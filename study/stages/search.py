@@ -110,7 +110,7 @@ class SearchStage(Stage):
                                                      for state, count in _states(record).items())
 
     def task(self) -> Task:
-        return students.arm_task(self.context, self.arm, [search_view_seed(self.config.seed)])
+        return students.arm_task(self.context, self.learns_from, [search_view_seed(self.config.seed)])
 
     def close(self, folder: StageFolder) -> None:
         from kdstudy.search.optuna_file import write_optuna_file  # Optuna takes long to import
@@ -228,6 +228,7 @@ class BaselineSearch(SearchStage):
 class DistillSearch(SearchStage):
     name = arm = loop = "distill"
     needs = ("teacher_logits",)
+    learns_from = "teacher_logits"
     files = StageFiles(SearchDone, ORIGINS, distils=True)
 
     def inputs(self) -> list[Any]:

@@ -31,9 +31,10 @@ def shared_inputs(context: Context) -> list[Any]:
             context.image_size]
 
 
-def soft_inputs(context: Context) -> list[Any]:
-    """Return the inputs of the soft loss, for a fingerprint. Raises MissingTeacherError."""
-    config, inputs = context.config, [context.stage("teacher").weights_hash]
+def soft_inputs(context: Context, teacher: str = "teacher") -> list[Any]:
+    """Return the inputs of the soft loss, for a fingerprint. teacher: the stage that trains it. Raises
+    MissingTeacherError."""
+    config, inputs = context.config, [context.stage(teacher).weights_hash]
     if config.teacher.precision != "auto":
         inputs.append(config.teacher.precision)
     if config.data.unlabelled:
@@ -59,12 +60,13 @@ def plain_task(context: Context) -> Task:
                 unlabelled_ratio=config.data.unlabelled, own_losses=tuple(own_losses(config).values()))
 
 
-def arm_task(context: Context, arm: str, view_seeds: list[int]) -> Task:
-    """Return the task that an arm's runs share. view_seeds: the view seeds whose teacher logits are needed."""
+def arm_task(context: Context, learns_from: str | None, view_seeds: list[int]) -> Task:
+    """Return the task that the runs of a stage share. learns_from: the stage with the teacher's logits; None for
+    students that learn from labels alone. view_seeds: those whose logits are needed."""
     task = replace(plain_task(context), weights=context.initial_weights("student"))
-    if arm == "baseline":
+    if learns_from is None:
         return replace(task, unlabelled=None)
-    return replace(task, teacher=context.stage("teacher_logits").teacher(view_seeds))
+    return replace(task, teacher=context.stage(learns_from).teacher(view_seeds))
 
 
 def workload(context: Context, arm: str, runs: int) -> Workload:

@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -56,7 +57,7 @@ class TeacherLogitsStage(Stage):
     files = StageFiles(TeacherLogitsDone, frozenset({"teacher_logits"}))
     scored = False
     result_files = LOGITS_FILES
-    wanted_by: ClassVar[tuple[str, ...]] = ("distill", "finalists", "confirm")  # the stages that distil
+    source: ClassVar[str] = "teacher"  # the stage whose model it is
 
     @classmethod
     def images_per_epoch(cls, data: dict[str, Any], trial: TrialState) -> int:
@@ -70,32 +71,83 @@ class TeacherLogitsStage(Stage):
         copy_predictions(source / TEST_PREDICTIONS, target / TEST_PREDICTIONS, logits=True)
 
     def inputs(self) -> list[Any]:
-        config, teacher = self.config, self.context.stage("teacher")
+        config, teacher = self.config, self._source
         inputs = [teacher.weights_hash, teacher.done["members"], self.context.image_hashes, self.context.image_size,
                   students.view_inputs(config), config.train.epochs, config.teacher.precision]
-        return [*inputs, "and its features"] if config.reads_features else inputs
+        return [*inputs, *self._also_features]
+
+    @property
+    def _also_features(self) -> list[str]:
+        """What features add to the inputs."""
+        return ["and its features"] if self.config.reads_features else []
+
+    @property
+    def _source(self) -> Any:
+        return self.context.stage(self.source)
+
+    @property
+    def view_seeds(self) -> list[int]:
+        """The view seeds whose logits are wanted."""
+        return self.context.view_seeds
+
+    @property
+    def logits_bytes(self) -> int:
+        """The size in bytes of the logits for all views."""
+        return self._bytes_of(len(self.context.splits.class_names))
+
+    @property
+    def fits(self) -> bool:
+        """Whether the logits fit into views.cache_gib, so that they are computed once and stored."""
+        return self.logits_bytes <= self._budget
+
+    @property
+    def features_bytes(self) -> int:
+        """The size in bytes of the features for all views; 0 if no loss reads them."""
+        return self._bytes_of(self.feature_width)
+
+    @property
+    def features_fit(self) -> bool:
+        """Whether a loss reads the features and they fit beside the logits."""
+        return self.config.reads_features and self.logits_bytes + self.features_bytes <= self._budget
+
+    @cached_property
+    def feature_width(self) -> int:
+        """How many features there are for an image, of all models together; 0 if no loss reads them."""
+        if not self.config.reads_features:
+            return 0
+        from kdstudy.trainables import models  # imports torch
+
+        return sum(models.feature_width(model, **self.context.shape) for model in self._source.models)
+
+    @property
+    def _budget(self) -> float:
+        """In bytes."""
+        return self.config.views.cache_gib * 2**30
+
+    def _bytes_of(self, numbers: int) -> int:
+        """The size in bytes of so many fp16 numbers for every image of every view."""
+        return 2 * len(self.view_seeds) * self.config.view_count * self.context.splits.seen_by_student * numbers
 
     def is_current(self) -> bool:
         folder = self.folder
         done = folder.done
         if done is None:
             return False
-        kept = all(self._is_kept(folder.path, seed) for seed in self.context.view_seeds)
-        # A packed study has no logits; they are needed only while a distillation stage is unfinished.
-        if kept or (set(done["view_seeds"]) >= set(self.context.view_seeds) and self._distillation_done()):
+        kept = all(self._is_kept(folder.path, seed) for seed in self.view_seeds)
+        # A packed study has no logits; they are needed only while a stage that learns from them is unfinished.
+        if kept or (set(done["view_seeds"]) >= set(self.view_seeds) and self._learners_done()):
             return True
-        return not self.config.teacher.logits and not self.context.logits_fit
+        return not self.is_given and not self.fits
 
     def _is_kept(self, folder: Path, view_seed: int) -> bool:
         """Whether all that is wanted of a view seed is stored."""
         def is_there(kind: str) -> bool:
             return files.is_whole_array(folder / f"{kind}-{view_seed}.npy")
 
-        return is_there("views") and (is_there("features") or not self.context.features_fit)
+        return is_there("views") and (is_there("features") or not self.features_fit)
 
-    def _distillation_done(self) -> bool:
-        stages = self.context.stages
-        return all(stages[name].is_current() for name in self.wanted_by if name in stages)
+    def _learners_done(self) -> bool:
+        return all(stage.is_current() for stage in self.context.stages.values() if stage.learns_from == self.name)
 
     # -- computed by the study ----------------------------------------------------------------------------------------
 
@@ -117,7 +169,7 @@ class TeacherLogitsStage(Stage):
     @property
     def _kept_seeds(self) -> list[int]:
         """The view seeds whose logits are stored: none if the logits exceed views.cache_gib."""
-        return self.context.view_seeds if self.context.logits_fit else []
+        return self.view_seeds if self.fits else []
 
     def _pieces(self, view_seed: int) -> list[TrialState]:
         """Return the runs that compute the logits for the views of one view seed, in order."""
@@ -128,8 +180,8 @@ class TeacherLogitsStage(Stage):
     def task(self) -> Task:
         from kdstudy.trainables.task import Teacher  # imports torch
 
-        return replace(students.plain_task(self.context), teacher=Teacher(self.context.stage("teacher").members()),
-                       test=self.context.splits.test, keep_weights=True, wants_features=self.context.features_fit)
+        return replace(students.plain_task(self.context), teacher=Teacher(self._source.members()),
+                       test=self.context.splits.test, keep_weights=True, wants_features=self.features_fit)
 
     def result_check(self, folder: StageFolder) -> Callable[[TrialState], bool]:
         """Return a check that a chunk's own files, or the array merged from them, exist."""
@@ -137,7 +189,7 @@ class TeacherLogitsStage(Stage):
         def has_logits(piece: TrialState) -> bool:
             own = self.context.folder / piece.checkpoint["path"]
             if piece.parameters["view_count"]:
-                wanted = (VIEW_LOGITS, VIEW_FEATURES) if self.context.features_fit else (VIEW_LOGITS,)
+                wanted = (VIEW_LOGITS, VIEW_FEATURES) if self.features_fit else (VIEW_LOGITS,)
                 return (self._is_kept(folder.path, piece.view_seed)
                         or all(files.is_whole_array(own / name) for name in wanted))
             return any((path / TEST_PREDICTIONS).exists() for path in (folder.path, own))
@@ -163,12 +215,12 @@ class TeacherLogitsStage(Stage):
                 for piece in own:  # right away, since the chunks take as much space as the merged array
                     remove(piece, folder.path, if_possible=True)
         remove(folder.path / "runs", folder.path, if_possible=True)
-        self._finish(folder, self.context.logits_fit, record.seconds)
+        self._finish(folder, self.fits, record.seconds)
 
     def _joined(self, pieces: list[Path]) -> Iterator[tuple[str, np.ndarray]]:
         """Concatenate the chunks' arrays to (V, N, C or D), and to (V, U, C or D) for unlabelled images, one by one."""
         without = [UNLABELLED_LOGITS, UNLABELLED_FEATURES] if self.context.splits.unlabelled is None else []
-        without += [] if self.context.features_fit else [VIEW_FEATURES, UNLABELLED_FEATURES]
+        without += [] if self.features_fit else [VIEW_FEATURES, UNLABELLED_FEATURES]
         for name, kind in STORED.items():
             if name not in without:
                 yield kind, np.concatenate([files.read_array(piece / name) for piece in pieces])
@@ -180,8 +232,8 @@ class TeacherLogitsStage(Stage):
             self.context.storage.publish(path)
 
     def _finish(self, folder: StageFolder, fits: bool, seconds: float) -> None:
-        seeds, images = self.context.view_seeds, self.context.splits.seen_by_student
-        size = show_bytes(self.context.logits_bytes)
+        seeds, images = self.view_seeds, self.context.splits.seen_by_student
+        size = show_bytes(self.logits_bytes)
         budget = f"{self.config.views.cache_gib:g} GiB of views.cache_gib"
         folder.finish({
             "outcome": f"{self.config.view_count} views × {images} images × {len(seeds)} view seeds, {size} in fp16"
@@ -191,12 +243,11 @@ class TeacherLogitsStage(Stage):
         })
 
     def _show_features(self) -> str:
-        context = self.context
-        if not context.features_bytes:
+        if not self.features_bytes:
             return ""
-        size = show_bytes(context.features_bytes)
-        if context.features_fit:
-            return f", and {context.teacher_features} features of each, {size}"
+        size = show_bytes(self.features_bytes)
+        if self.features_fit:
+            return f", and {self.feature_width} features of each, {size}"
         return f"; the features would need {size} more than views.cache_gib has: for them the teacher runs in the loop"
 
     # -- given --------------------------------------------------------------------------------------------------------
@@ -211,8 +262,8 @@ class TeacherLogitsStage(Stage):
 
         from kdstudy.trainables.predictions import write_logits  # imports torch
 
-        started, given = time.monotonic(), self.context.stage("teacher").given_logits
-        for view_seed in self.context.view_seeds:
+        started, given = time.monotonic(), self._source.given_logits
+        for view_seed in self.view_seeds:
             labelled, unlabelled = given.views(view_seed)
             others = [] if unlabelled is None else [("unlabelled", unlabelled)]
             self._save_views(folder, view_seed, [*others, ("views", labelled)])
@@ -242,14 +293,14 @@ class TeacherLogitsStage(Stage):
         logits, features = stored("views"), stored("features")
         is_whole = all(len(known) == len(view_seeds)
                        for known in ([logits, features] if self.config.reads_features else [logits]))
-        members = () if is_whole else self.context.stage("teacher").members()
+        members = () if is_whole else self._source.members()
         return Teacher(members, files.read_array(folder / VALIDATION_PREDICTIONS), logits, stored("unlabelled"),
                        features, stored("unlabelled-features"))
 
     # -- for the plan -------------------------------------------------------------------------------------------------
 
     def workload(self) -> Workload:
-        splits, models = self.context.splits, self.context.stage("teacher").models
+        splits, models = self.context.splits, self._source.models
         views = len(self._kept_seeds) * self.config.view_count if models else 0
         runs = min(PIECES, self.config.view_count) * len(self._kept_seeds) if views else 0
         workers, share = self.config.resources.teacher_workers, splits.seen_by_student / len(splits.train)
@@ -258,10 +309,9 @@ class TeacherLogitsStage(Stage):
                         passes=1, paced_by={"teacher": workers * share / trained})
 
     def space(self, runs: int, size: Callable[[ModelSettings], int]) -> Space:
-        context = self.context
-        kept = context.logits_bytes if self.config.teacher.logits or context.logits_fit else 0
-        kept += context.features_bytes if context.features_fit else 0
+        kept = self.logits_bytes if self.is_given or self.fits else 0
+        kept += self.features_bytes if self.features_fit else 0
         # Chunks are deleted as they are merged, one view seed at a time.
-        what = "logits and features" if context.features_fit else "logits"
-        return Space(kept // runs if runs else 0, kept + kept // len(context.view_seeds),
+        what = "logits and features" if self.features_fit else "logits"
+        return Space(kept // runs if runs else 0, kept + kept // len(self.view_seeds),
                      f"the teacher's {what} (none with a smaller views.cache_gib)")
