@@ -16,7 +16,14 @@ from dataclasses import astuple
 from typing import Any
 
 from kdstudy.config.load import STUDY_FILE
-from kdstudy.config.models import check_controls, check_losses, check_models, check_read, check_views
+from kdstudy.config.models import (
+    check_controls,
+    check_losses,
+    check_models,
+    check_read,
+    check_views,
+    notes_on_losses,
+)
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
 from kdstudy.stages.base import Stage, StageFolder
@@ -59,6 +66,11 @@ class Study:
         teacher.check_given()
         check_read(self.config, teacher.named_models, **self.context.shape)
 
+    @property
+    def notes(self) -> list[str]:
+        """What there is to know of the images and the losses before a study runs."""
+        return [*self.context.splits.notes, *notes_on_losses(self.config)]
+
     # -- a stage's folder ---------------------------------------------------------------------------------------------
 
     def opened(self, stage: Stage) -> tuple[StageFolder, bool]:
@@ -92,8 +104,8 @@ class Study:
     # -- files for readers of the study -------------------------------------------------------------------------------
 
     def begin(self, note: Callable[[str], None]) -> None:
-        """Write the settings and a description of the images. note: called with what there is to know about the images,
-        and with a message if settings have changed.
+        """Write the settings and a description of the images. note: called with what there is to know about images
+        and losses, and with a message if settings have changed.
 
         Raises UserError where the settings are invalid; the earlier settings are then kept.
         """
@@ -104,7 +116,7 @@ class Study:
                 note(changes)
             files.write_text(self.folder / STUDY_FILE, settings)
             self.storage.publish(self.folder / STUDY_FILE)
-        for text in splits.notes:
+        for text in self.notes:
             note(text)
         if self._list_unreadable():
             note(f"{self.storage}/{UNREADABLE_FILE} names the files that were left out, and why")

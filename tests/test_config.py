@@ -43,7 +43,8 @@ PROBLEMS = {
     "name=../x": "name = '../x': must consist of letters, digits",
     "epochs": "--set epochs is not of the form section.key=value, e.g. --set search.trials=40",
     "seed.x=1": "seed: must be a whole number",
-    "default.loss=hintn": "default.loss = 'hintn': must be one of hinton, hard, mse, logit-std, dkd, dist, ttm, or a",
+    "default.loss=hintn": "default.loss = 'hintn': must be one of hinton, hard, mse, logit-std, dkd, dist, ttm, "
+                          "features, token-hard, token-soft, or a",
     "search.loss={choice=['hinton','hrad']}": "search.loss reaches 'hrad': must be one of hinton, hard,",
     "search.loss={choice=['mse','dkd']}": "search.loss must include default.loss = hinton",
     "search.loss={choice=['hinton',3]}": "search.loss reaches 3: must be a string",

@@ -100,6 +100,12 @@ def test_a_head_that_nothing_trains_is_refused():
         check_read(config, {"teacher": config.teacher.model_settings}, **SHAPE)
 
 
+def test_a_range_of_alpha_that_reaches_1_is_noted_where_a_loss_reads_features(study_of):
+    (note,) = study_of(CHOICE).notes
+    assert note.startswith("search.alpha reaches 1, where a loss of features leaves the student's head untrained")
+    assert study_of(CHOICE, "search.alpha={linear=[0,0.95]}").notes == study_of().notes == []
+
+
 @pytest.mark.parametrize("loss", ["token-hard", "token-soft"])
 def test_the_plan_refuses_a_token_for_a_student_without_one(loss, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

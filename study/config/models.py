@@ -78,6 +78,18 @@ def check_read(config: StudyConfig, teachers: dict[str, ModelSettings], *, class
             _refuse(name, remedy, models.feature_width, settings, shape)
 
 
+def notes_on_losses(config: StudyConfig) -> list[str]:
+    """Return what to know of a search whose range reaches where the student's head learns nothing.
+
+    No trial need have been there for the report's surface, which knows the other trials alone, to find it best.
+    """
+    if not config.reads_features or config.search.alpha is None or 1 not in config.search.alpha.extremes:
+        return []
+    return ["search.alpha reaches 1, where a loss of features leaves the student's head untrained: trials near it are "
+            "lost, and what the report says of alpha near 1 is not to be trusted; end it below, such as "
+            "search.alpha = {linear = [0, 0.95]}"]
+
+
 def _refuse(section: str, remedy: str, check: Callable[..., Any], settings: ModelSettings, shape: dict[str, int]
             ) -> None:
     """Raises UserError with the remedy if a model does not pass a check."""

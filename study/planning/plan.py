@@ -65,7 +65,7 @@ def show_plan(study: Study, console: Console, measure: bool = False, gpus: int |
         facts["start"] = started
     for name, text in facts.items():
         print_columns(console, [(name, text)], widths=(9,))
-    for text in study.context.splits.notes:
+    for text in study.notes:
         print_prose(console, f"note: {text}")
     console.print()
     _show_times(console, config, plans, machine)
