@@ -83,7 +83,7 @@ def controls_clause(outcome: dict[str, Any], begins: str) -> str:
         strongest = beaten[0]
         text = f"{begins}{_briefly(strongest['gain'])} over {NAMES[strongest['control']]}"
         text += f", the strongest of {number_word(len(beaten))} controls that it beats" if len(beaten) > 1 else ""
-    text += "".join(f"; worse than {NAMES[row['control']]}, by {_briefly(row['gain'])}" for row in worse)
+    text += "".join(f"; worse than {NAMES[row['control']]}: {_briefly(row['gain'])}" for row in worse)
     return text + (f"; not shown over {listed(open_ones, 'or')}" if open_ones else "")
 
 

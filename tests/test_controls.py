@@ -199,7 +199,7 @@ def test_the_verdict_names_the_strongest_control_beaten_and_those_that_are_not(h
 
 def test_a_control_that_is_better_is_said_to_be(helped):
     add_control(helped, "self", right_for(raised([11.0, 11.5, 11.2]), 3), alpha=0.5)
-    assert "; worse than self-distillation, by −5.00 (−" in results(StudyFiles(helped))["verdict"]
+    assert "; worse than self-distillation: −5.00 (−" in results(StudyFiles(helped))["verdict"]
 
 
 def test_without_a_gain_the_sentence_still_says_what_is_shown(tmp_path):
