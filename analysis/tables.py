@@ -4,6 +4,7 @@ Accuracies are in percent, gains in percentage points. results.md and the README
 of a word changes committed files. `console_table` has the table for a terminal.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -142,8 +143,8 @@ def _model(row: dict[str, Any]) -> str:
     shown += ["pretrained"] if row.get("pretrained") else []
     if "/" in name:  # a file or folder given as the teacher
         name = Path(name).stem
-    elif ":" not in name:  # timm's name without its tag
-        name = name.split(".")[0]
+    elif ":" not in name:  # timm's name without its tag, and the sizes that are usual for it
+        name = re.sub(r"_patch\d+_\d+$", "", name.split(".")[0])
     return f"{name} ({', '.join(shown)})" if shown else name
 
 

@@ -50,11 +50,12 @@ def _finding(outcome: dict[str, Any], with_figures: bool) -> str:
     gain, others = outcome["gain"], _others_that_help(outcome)
     measured = f"{show_interval(gain)} over the tuned baseline on {counted(gain['seeds'], 'paired seed')}"
     figures = f": {measured}" if with_figures else ""
-    included = _few_labels(outcome, "few-label transfer: the gain includes knowledge of")
+    transfer = "few-label transfer: " if with_figures else ""
+    included = _few_labels(outcome, f"{transfer}the gain includes knowledge of")
     over_controls = controls_clause(outcome, begins="; ")
     if gain["p"] >= SIGNIFICANT:
         what = f"for the {outcome['primary']} configuration" if others else "from distillation"
-        few = included if others else _few_labels(outcome, "few-label transfer: the teacher saw")
+        few = included if others else _few_labels(outcome, f"{transfer}the teacher saw")
         zero = ", which includes zero" if with_figures else ""
         return f"No gain {what} shown{figures}{zero}{others}{over_controls}{few}"
     if gain["mean"] < 0:

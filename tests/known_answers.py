@@ -27,7 +27,7 @@ from kdstudy.analysis.sensitivity.effects import main_effects
 from kdstudy.analysis.sensitivity.fit import without_failures
 from kdstudy.analysis.sensitivity.grid import Grid
 from kdstudy.analysis.sensitivity.space import Dimension
-from kdstudy.config.settings import Range
+from kdstudy.config.sections import Range
 from kdstudy.search.manager import METRIC, TrialManager
 from kdstudy.search.proposer import OptunaProposer
 from kdstudy.store.record import Record

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from kdstudy.config.settings import ResourceSettings
+from kdstudy.config.sections import ResourceSettings
 from kdstudy.errors import UserError
 from kdstudy.tune.cluster import cluster_address, share
 

@@ -20,7 +20,7 @@ from kdstudy.analysis.report import build
 from kdstudy.analysis.significance import holm
 from kdstudy.analysis.study_files import CONTROL_STAGES, StudyFiles
 from kdstudy.config.load import load_study
-from kdstudy.config.settings import CONTROLS
+from kdstudy.config.sections import CONTROLS
 from kdstudy.errors import UserError
 from kdstudy.planning.estimate import ModelSizes
 from kdstudy.stages.controls import CONTROLS as CONTROL_KINDS

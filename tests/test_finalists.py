@@ -8,7 +8,7 @@ from running import ONE_AT_A_TIME, kdstudy, results_of
 
 from kdstudy.analysis.study_files import StudyFiles, is_row
 from kdstudy.config.messages import validate
-from kdstudy.config.settings import Finalists
+from kdstudy.config.sections import Finalists
 from kdstudy.search.manager import METRIC
 from kdstudy.stages import finalists
 from kdstudy.store.record import Record, TrialState

@@ -8,7 +8,8 @@ import pytest
 
 from kdstudy.config.load import functions_in, load_study
 from kdstudy.config.permission import Named, functions_allowed
-from kdstudy.config.settings import SEARCHABLE, Range, own_functions, settings_table
+from kdstudy.config.sections import SEARCHABLE, Range
+from kdstudy.config.settings import own_functions, settings_table
 from kdstudy.errors import UserError
 from kdstudy.search.manager import TrialManager
 from kdstudy.search.optuna_file import write_optuna_file

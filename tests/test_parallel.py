@@ -16,7 +16,7 @@ from running import KDSTUDY, kdstudy, wait_until, with_set
 from safetensors.numpy import load_file
 
 from kdstudy.config.load import load_study
-from kdstudy.config.settings import ResourceSettings
+from kdstudy.config.sections import ResourceSettings
 from kdstudy.errors import UserError
 from kdstudy.trainables.ddp import ParallelTraining
 from kdstudy.trainables.images import ImageSet

@@ -7,7 +7,7 @@ import numpy as np
 import optuna
 import pytest
 
-from kdstudy.config.settings import Range
+from kdstudy.config.sections import Range
 from kdstudy.search.manager import METRIC, TrialManager
 from kdstudy.search.optuna_file import write_optuna_file
 from kdstudy.search.proposer import OptunaProposer, distributions, frozen_trials, sobol_points

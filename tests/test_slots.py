@@ -5,7 +5,7 @@ import threading
 import pytest
 from running import wait_for
 
-from kdstudy.config.settings import ResourceSettings
+from kdstudy.config.sections import ResourceSettings
 from kdstudy.errors import UserError
 from kdstudy.tune import slots
 from kdstudy.tune.cluster import Node, Share

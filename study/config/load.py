@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from kdstudy.config.messages import validate
-from kdstudy.config.settings import DefaultPoint, StudyConfig, credentials_in, named_texts
+from kdstudy.config.sections import DefaultPoint
+from kdstudy.config.settings import StudyConfig, credentials_in, named_texts
 from kdstudy.config.smoke import smoke_study
 from kdstudy.config.wording import wording
 from kdstudy.errors import UserError

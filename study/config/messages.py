@@ -5,7 +5,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from kdstudy.config.settings import DEEPEST, Range, StudyConfig, section_model, settings_table
+from kdstudy.config.sections import DEEPEST, Range
+from kdstudy.config.settings import StudyConfig, section_model, settings_table
 from kdstudy.config.wording import location_of, shown, wording
 from kdstudy.errors import UserError
 

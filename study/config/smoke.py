@@ -3,7 +3,8 @@
 from typing import Any
 
 from kdstudy.config.messages import validate
-from kdstudy.config.settings import Range, StudyConfig
+from kdstudy.config.sections import Range
+from kdstudy.config.settings import StudyConfig
 from kdstudy.trainables.settings import TrainSettings
 
 SMOKE_PIXELS = 1.2e6  # per split; keeps a first try at 224 pixels within minutes on a CPU

@@ -7,7 +7,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from kdstudy.analysis.number_text import counted
-from kdstudy.config.settings import ARMS, Range, ResourceSettings, StudyConfig
+from kdstudy.config.sections import ARMS, Range, ResourceSettings
+from kdstudy.config.settings import StudyConfig
 from kdstudy.planning import preflight
 from kdstudy.planning.estimate import ModelSizes, StagePlan, make_plan
 from kdstudy.planning.forecast import Forecast, forecast

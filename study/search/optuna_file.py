@@ -8,7 +8,7 @@ from pathlib import Path
 import optuna
 from sqlalchemy.pool import StaticPool
 
-from kdstudy.config.settings import Range
+from kdstudy.config.sections import Range
 from kdstudy.search.proposer import frozen_trials
 from kdstudy.store.record import METRIC, Record
 from kdstudy.trainables.paths import remove

@@ -14,7 +14,8 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as OptunaState
 from scipy.stats import qmc
 
-from kdstudy.config.settings import Range, StudyConfig
+from kdstudy.config.sections import Range
+from kdstudy.config.settings import StudyConfig
 from kdstudy.search.runs import accuracies, search_view_seed
 from kdstudy.store.record import METRIC, Record, TrialState
 from kdstudy.trainables import losses

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from kdstudy.config.load import STUDY_FILE, load_study
-from kdstudy.config.settings import ARMS, Range, StudyConfig
+from kdstudy.config.sections import ARMS, Range
+from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
 from kdstudy.search.runs import accuracies
 from kdstudy.store.files import read_json

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kdstudy.config.settings import ResourceSettings
+from kdstudy.config.sections import ResourceSettings
 from kdstudy.errors import StudyFailedError, UserError
 from kdstudy.trainables import functions
 from kdstudy.trainables.messages import one_line

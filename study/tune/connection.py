@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from kdstudy.config.settings import ResourceSettings
+from kdstudy.config.sections import ResourceSettings
 from kdstudy.tune.cluster import (
     Node,
     Share,

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from kdstudy.config.settings import ResourceSettings
+from kdstudy.config.sections import ResourceSettings
 from kdstudy.trainables.messages import one_line
 from kdstudy.tune.cluster import Node, Share, cluster_nodes, trials_on
 
