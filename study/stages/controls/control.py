@@ -68,7 +68,9 @@ class ControlStage(TestedStage):
     @classmethod
     def pack(cls, source: Path, target: Path, done: dict[str, Any], teacher: bool) -> None:
         for run in sorted((source / "runs").iterdir()):
-            copy_predictions(run / TEST_PREDICTIONS, target / "runs" / run.name / TEST_PREDICTIONS, logits=False)
+            kept = target / "runs" / run.name
+            kept.mkdir(parents=True)
+            copy_predictions(run / TEST_PREDICTIONS, kept / TEST_PREDICTIONS, logits=False)
 
     @abstractmethod
     def basis(self) -> Basis | None:
