@@ -52,7 +52,7 @@ def _finding(outcome: dict[str, Any], with_figures: bool) -> str:
     figures = f": {measured}" if with_figures else ""
     transfer = "few-label transfer: " if with_figures else ""
     included = _few_labels(outcome, f"{transfer}the gain includes knowledge of")
-    over_controls = controls_clause(outcome, begins="; ")
+    over_controls = controls_clause(outcome, begins="; ", with_open=False)  # what is open then says nothing
     if gain["p"] >= SIGNIFICANT:
         what = f"for the {outcome['primary']} configuration" if others else "from distillation"
         few = included if others else _few_labels(outcome, f"{transfer}the teacher saw")
@@ -72,8 +72,10 @@ def _others_that_help(outcome: dict[str, Any]) -> str:
     return f"; a gain is shown for {' and for '.join(shown)}" if shown else ""
 
 
-def controls_clause(outcome: dict[str, Any], begins: str) -> str:
-    """What the distilled student is better and worse than among the controls, to follow the gain over the baseline."""
+def controls_clause(outcome: dict[str, Any], begins: str, with_open: bool = True) -> str:
+    """What the distilled student is better and worse than among the controls, to follow the gain over the baseline.
+
+    with_open: whether to name those that it is neither shown to beat nor to be beaten by."""
     rows = [row for row in outcome.get("controls", []) if row["gain"]]
     shown = [row for row in rows if row["gain"]["p"] < SIGNIFICANT]
     beaten = sorted((row for row in shown if row["gain"]["mean"] > 0), key=lambda row: -row["test_mean"])
@@ -85,7 +87,7 @@ def controls_clause(outcome: dict[str, Any], begins: str) -> str:
         text = f"{begins}{_briefly(strongest['gain'])} over {NAMES[strongest['control']]}"
         text += f", the strongest of {number_word(len(beaten))} controls that it beats" if len(beaten) > 1 else ""
     text += "".join(f"; worse than {NAMES[row['control']]}: {_briefly(row['gain'])}" for row in worse)
-    return text + (f"; not shown over {listed(open_ones, 'or')}" if open_ones else "")
+    return text + (f"; not shown over {listed(open_ones, 'or')}" if open_ones and with_open else "")
 
 
 def _briefly(gain: dict[str, Any]) -> str:
