@@ -50,7 +50,10 @@ def stage_of(kind: str) -> str:
 def _current(study: StudyFiles, kind: str) -> dict[str, Any] | None:
     """The done-mark of a control; None unless it has the confirmation's seeds and rests on what that compares."""
     done = study.done(stage_of(kind))
-    if done is None or done["seeds"] != study.done("confirm")["seeds"][: len(_distilled(study))]:
+    if done is None:
+        return None
+    seeds = study.done("confirm")["seeds"][: len(_distilled(study))]
+    if done["seeds"] != seeds or len(done["rows"][0]["runs"]) != len(seeds):
         return None
     return done if all(parameters == _parameters(study, source) for source, parameters in done["rests_on"].items()) \
         else None

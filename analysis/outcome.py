@@ -50,7 +50,7 @@ def results(study: StudyFiles) -> dict[str, Any]:
                            "planned": look.planned, "gain": study.config.get("confirm", {}).get("gain"),
                            "shown": first_shown(study)}
     if study.confirmation and (controls := control_rows(study)):
-        outcome["controls"] = controls
+        outcome["controls"] = [row | _of_loss(study, row) for row in controls]
     failed = failed_runs(study) if study.confirmation else []
     outcome["failed_runs"] = [{"arm": run.arm, "configuration": run.configuration, "seed": run.seed,
                                "test_accuracy": run.accuracy} for run in failed]
@@ -98,7 +98,7 @@ def _student_rows(study: StudyFiles) -> list[dict[str, Any]]:
         rows.append({
             "arm": row["arm"], "configuration": row["configuration"],
             "primary": is_row(row, "distilled", study.primary), "model": study.config["student"]["model"],
-            **_pretrained(study, "student"), **row["parameters"], **_of_loss(study, row), **_sizes(study),
+            **_pretrained(study, "student"), **row["parameters"], **_of_loss(study, row["parameters"]), **_sizes(study),
             **_searched(study, row), "seeds": len(right),
             "test_mean": 100 * float(right.mean()),
             "test_sd": 100 * float(right.mean(1).std(ddof=1)) if len(right) > 1 else None,
@@ -108,10 +108,10 @@ def _student_rows(study: StudyFiles) -> list[dict[str, Any]]:
     return rows
 
 
-def _of_loss(study: StudyFiles, row: dict[str, Any]) -> dict[str, Any]:
+def _of_loss(study: StudyFiles, parameters: dict[str, Any]) -> dict[str, Any]:
     """of_loss: the names of the parameters that only some losses have, where a row names its loss."""
-    names = [name for name in row["parameters"] if name in study.of_distillation - {"loss", "temperature", "alpha"}]
-    return {"of_loss": names} if "loss" in row["parameters"] else {}
+    names = [name for name in parameters if name in study.of_distillation - {"loss", "temperature", "alpha"}]
+    return {"of_loss": names} if "loss" in parameters else {}
 
 
 def _pretrained(study: StudyFiles, section: str) -> dict[str, bool]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 
@@ -20,10 +21,12 @@ from kdstudy.analysis.report import build
 from kdstudy.analysis.significance import holm
 from kdstudy.analysis.study_files import CONTROL_STAGES, StudyFiles
 from kdstudy.config.load import load_study
+from kdstudy.config.models import check_controls
 from kdstudy.config.sections import CONTROLS
 from kdstudy.errors import UserError
 from kdstudy.planning.estimate import ModelSizes
 from kdstudy.stages.controls import CONTROLS as CONTROL_KINDS
+from kdstudy.store import packing
 from kdstudy.store.storage import Storage
 from kdstudy.study import Study
 from kdstudy.trainables.controls import CHANGES, permuted_classes, placebo_partners
@@ -120,6 +123,10 @@ def test_two_classes_leave_nothing_to_permute(apart):
     assert code == 2 and is_one_line(err) and "two classes" in err
 
 
+def test_a_smoke_study_of_two_classes_may_have_all_controls():
+    check_controls(load_study("digits", PLAIN).model_copy(update={"smoke": True}), classes=2)
+
+
 def test_a_study_without_controls_has_the_folders_and_the_order_that_it_had(tmp_path):
     plain, more = (Study(load_study("digits", settings), Storage(tmp_path / "s"))
                    for settings in (("views.mixup=0",), PLAIN))
@@ -139,6 +146,26 @@ def test_equal_compute_trains_for_what_the_teachers_logits_cost(tmp_path):
     assert study.stages["control_equal_compute"].epochs == 300 + round(extra) > 301
     live = Study(load_study("digits", (*PLAIN, "views.count=40", "views.cache_gib=1e-6")), Storage(tmp_path / "t"))
     assert live.stages["control_equal_compute"].epochs == 300 + round(300 / 40 * extra)
+    logits = study.stages["teacher_logits"].logits_bytes / 2**30
+    no_room = Study(load_study("digits", (*PLAIN[:1], "controls.kinds=equal_compute", "views.count=40",
+                                          "search.loss={choice=['hinton','features']}",
+                                          f"views.cache_gib={1.1 * logits}")), Storage(tmp_path / "u"))
+    assert no_room.stages["teacher_logits"].fits  # but not the features
+    assert no_room.stages["control_equal_compute"].epochs == 300 + round(300 / 40 * extra)
+
+
+def test_a_frozen_baseline_costs_less_so_that_equal_compute_has_more_epochs(tmp_path):
+    free, frozen = (Study(load_study("digits", (*PLAIN, "views.count=40", f"train.freeze={value}")),
+                          Storage(tmp_path / "s")).stages["control_equal_compute"].epochs - 300
+                    for value in (0, "'all'"))
+    assert frozen == pytest.approx(3 * free, abs=2)  # only the forward pass is left
+
+
+def test_controls_keep_predictions_and_no_weights(tmp_path):
+    study = Study(load_study("digits", PLAIN), Storage(tmp_path / "s"))
+    confirm, control = (study.stages[name].space(1, lambda settings: 10**9).kept
+                        for name in ("confirm_baseline", "control_placebo"))
+    assert confirm - control == 10**9 and control > 0
 
 
 def test_a_cheap_teacher_still_leaves_the_baseline_one_epoch_more(tmp_path):
@@ -195,6 +222,20 @@ def test_the_verdict_names_the_strongest_control_beaten_and_those_that_are_not(h
     assert rest.startswith("+4.00 (+") and "over label smoothing, the strongest of two controls that it beats; not " \
         "shown over the placebo" in rest
     assert "The three comparisons with controls share 5 % (Holm)" in outcome["scope"]
+
+
+def test_a_study_with_an_unfinished_control_can_be_packed(helped, tmp_path):
+    for kind in ("permuted", "placebo"):
+        add_control(helped, kind, right_for(raised([1.0, 1.5, 1.2]), 3), alpha=0.5)
+    (helped / "control_placebo-0" / "done.json").unlink()
+    shutil.rmtree(helped / "control_placebo-0" / "runs")
+
+    def keep_runs(source, target, done, teacher):
+        shutil.copytree(source / "runs", target / "runs")
+
+    packing.pack(helped, tmp_path / "small", {stage.name: keep_runs for stage in CONTROL_KINDS}
+                 | {name: keep_runs for name in ("confirm_baseline", "confirm")})
+    assert [row["control"] for row in results_of(tmp_path / "small")["controls"]] == ["permuted"]
 
 
 def test_a_control_that_is_better_is_said_to_be(helped):

@@ -44,9 +44,13 @@ class LiveLogits:
         return self.with_features(view, indices)[1]
 
     def with_features(self, view: int, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (B, C) and features (B, D), computed together."""
+        """Logits (B, C) and features (B, D), computed together. Raises ValueError if fp16 cannot hold the features."""
         logits, features = zip(*self._of_each(Classifier.with_features, view, indices), strict=True)
-        return _mean(logits), torch.cat(features, 1).half()
+        both = torch.cat(features, 1).half()
+        if not both.isfinite().all():
+            raise ValueError("the teacher has features that fp16 cannot hold, beyond 65504; choose a loss that reads "
+                             "logits")
+        return _mean(logits), both
 
     @torch.no_grad()
     def _of_each(self, compute: Callable[[Classifier, torch.Tensor], Any], view: int, indices: torch.Tensor

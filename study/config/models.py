@@ -101,7 +101,7 @@ def _refuse(section: str, remedy: str, check: Callable[..., Any], settings: Mode
 
 def check_controls(config: StudyConfig, classes: int) -> None:
     """Raises UserError where a control of the settings says nothing with so few classes."""
-    if "permuted" in config.controls.kinds and classes == 2:
+    if "permuted" in config.controls.kinds and classes == 2 and not config.smoke:
         raise UserError("controls.kinds names permuted, but the data have two classes: the one wrong class cannot be "
                         "shuffled; remove permuted")
 

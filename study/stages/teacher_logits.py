@@ -201,7 +201,7 @@ class TeacherLogitsStage(Stage):
         record = folder.record()
         runs = record.trials.values()
         if failed := [run for run in runs if run.state == "failed"]:
-            raise StudyFailedError(f"teacher_logits: {failed[0].label} failed: {failed[0].reason}; run the same "
+            raise StudyFailedError(f"{self.name}: {failed[0].label} failed: {failed[0].reason}; run the same "
                                    "command again to retry")
         pieces = {run_key(run): inside(self.context.folder, run.checkpoint["path"]) for run in runs}
         for run in runs:
@@ -248,7 +248,7 @@ class TeacherLogitsStage(Stage):
         size = show_bytes(self.features_bytes)
         if self.features_fit:
             return f", and {self.feature_width} features of each, {size}"
-        return f"; the features would need {size} more than views.cache_gib has: for them the teacher runs in the loop"
+        return f"; views.cache_gib has no room for its features, {size}: for these the teacher runs in the loop"
 
     # -- given --------------------------------------------------------------------------------------------------------
 

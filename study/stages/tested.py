@@ -17,7 +17,7 @@ from kdstudy.stages.base import Space, Stage, StageFolder
 from kdstudy.stages.looks import Looks
 from kdstudy.store import files
 from kdstudy.store.record import Record, TrialState
-from kdstudy.trainables.files import TEST_PREDICTIONS
+from kdstudy.trainables.files import TEST_PREDICTIONS, WEIGHTS
 from kdstudy.trainables.settings import ModelSettings
 
 if TYPE_CHECKING:  # avoids importing torch, which a finished study does not need
@@ -139,6 +139,7 @@ class TestedStage(Stage):
 
     def space(self, runs: int, size: Callable[[ModelSettings], int]) -> Space:
         student, splits = size(self.config.student), self.context.splits
-        predictions = len(splits.test) * (2 * len(splits.class_names) + 16)
-        return Space(students.copies_in_checkpoint(self.config) * student, runs * (student + predictions),
-                     "confirmed runs (fewer with fewer confirm.seeds)")
+        kept = len(splits.test) * (2 * len(splits.class_names) + 16)  # the predictions
+        kept += student if WEIGHTS in self.result_files else 0
+        return Space(students.copies_in_checkpoint(self.config) * student, runs * kept,
+                     f"{self.what} runs (fewer with fewer confirm.seeds)")

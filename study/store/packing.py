@@ -49,8 +49,8 @@ def _pack_into(study: StudyFiles, out: Path, stages: Mapping[str, PackStage], te
         source, target = study.folder / folder, out / folder
         target.mkdir(parents=True)
         _copy_record(source, target)
-        if name in stages:
-            stages[name](source, target, study.done(name) or {}, teacher)
+        if name in stages and (outcome := study.done(name)):  # a control may be unfinished
+            stages[name](source, target, outcome, teacher)
         if (done := files.read_json(target / "done.json")) is not None:
             files.write_done(target, done)  # lists only the files that were kept
     report.build(out)

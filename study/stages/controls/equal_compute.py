@@ -20,9 +20,10 @@ class EqualComputeControl(ControlStage):
 
     def inputs(self) -> list[Any]:
         # What the number of epochs follows from, rather than the number, which needs torch.
-        teacher = self.context.stage("teacher")
-        return [*super().inputs(), [member["model"] for member in teacher.done["members"]], self.config.view_count,
-                *([self.config.data.unlabelled] if self.config.data.unlabelled else [])]
+        teacher, config = self.context.stage("teacher"), self.config
+        return [*super().inputs(), [member["model"] for member in teacher.done["members"]], self._views,
+                *([config.data.unlabelled] if config.data.unlabelled else []),
+                *([{"passes": self._passes}] if config.search.freeze else [])]
 
     def basis(self) -> Basis | None:
         return self.confirmed("baseline")
@@ -30,27 +31,41 @@ class EqualComputeControl(ControlStage):
     def parameters(self) -> dict[str, Any]:
         return self.basis()["baseline"]
 
-    @cached_property
+    @property
     def epochs(self) -> int:
         """The epochs of a baseline run that costs what a distilled run costs, in floating-point operations.
 
         Beside its own training, a distilled run needs the teacher's logits for its views of all its images, and passes
         of the student for those without labels. Training the teacher is not counted.
         """
+        own, splits, (student, teacher) = self.config.train.epochs, self.context.splits, self._flop
+        epoch = len(splits.student_train) * self._passes * student
+        logits = self._views * splits.seen_by_student * teacher
+        return own + max(1, round(own * self.config.data.unlabelled + logits / epoch))
+
+    @property
+    def _views(self) -> int:
+        """How many views a distilled run needs the teacher for: all, or one per epoch if the teacher runs in the loop.
+        """
+        logits, config = self.context.stage("teacher_logits"), self.config
+        in_loop = not logits.fits or (config.reads_features and not logits.features_fit)
+        return config.train.epochs if in_loop else config.view_count
+
+    @property
+    def _passes(self) -> float:
+        """What an image of the tuned baseline costs, in forward passes; of the default baseline while none is tuned."""
+        tuned, train = (self.basis() or {}).get("baseline", {}), self.config.train
+        return students.passes(train.model_copy(update={"freeze": tuned.get("freeze", train.freeze)}))
+
+    @cached_property
+    def _flop(self) -> tuple[float, float]:
+        """The floating-point operations of a forward pass of the student, and of all the teacher's models."""
         from kdstudy.trainables.models import cost  # imports torch
 
-        config, context, splits = self.config, self.context, self.context.splits
-        shape = context.shape
-
-        def forward(settings: Any) -> float:
-            return cost.forward_flop(cost.without_weights(settings, **shape), shape["channels"])
-
-        own, views = config.train.epochs, config.view_count
-        if not context.stage("teacher_logits").fits:
-            views = own  # the teacher runs in the loop, in each epoch anew
-        epoch = len(splits.student_train) * students.passes(config.train) * forward(context.model("student"))
-        logits = views * splits.seen_by_student * sum(map(forward, context.stage("teacher").models))
-        return own + max(1, round(own * config.data.unlabelled + logits / epoch))
+        context, shape = self.context, self.context.shape
+        student, *teacher = (cost.forward_flop(cost.without_weights(settings, **shape), shape["channels"])
+                             for settings in (context.model("student"), *context.stage("teacher").models))
+        return student, sum(teacher)
 
     def task(self) -> Task:
         # The schedule spans the longer run.

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import MissingTeacherError, StudyFailedError
-from kdstudy.search.runs import METRIC
+from kdstudy.search.runs import METRIC, has_diverged
 from kdstudy.stages import students
 from kdstudy.stages.base import Space, Stage, StageFolder, Workload
 from kdstudy.stages.confirm import BaselineConfirmation
@@ -104,6 +104,9 @@ class SelfTeacherStage(_OfSelf):
     def close(self, folder: StageFolder) -> None:
         record, weights = folder.record(), folder.path / WEIGHTS
         (run,) = record.trials.values()
+        if has_diverged(run):  # and would again
+            raise StudyFailedError(f"{self.name}: the run of the tuned baseline diverged ({run.reason}); leave self "
+                                   "out of controls.kinds")
         if run.state != "complete":
             raise StudyFailedError(f"{self.name}: the run of the tuned baseline failed: {run.reason}; run the same "
                                    "command again to retry it, or leave self out of controls.kinds")
