@@ -10,7 +10,7 @@ from rich.console import Console, ConsoleOptions
 from rich.table import Table
 from rich.text import Text
 
-from kdstudy.analysis.tables import gain_cell, show_hyperparameters
+from kdstudy.analysis.tables import gain_cell, show_accuracy, show_hyperparameters
 
 COLUMNS = ("", "hyperparameters", "test accuracy %", "gain [95 %]")
 CONTROL_COLUMNS = ("control", "hyperparameters", "test accuracy %", "gain over it [95 %]")
@@ -25,7 +25,7 @@ def console_table(outcome: dict[str, Any]) -> ConsoleTable:
 
 def controls_table(outcome: dict[str, Any]) -> ConsoleTable | None:
     """The table of the controls, with the gain of the distilled student over each; None where there are none."""
-    rows = tuple((row["control"].replace("_", " "), _of_control(row), _accuracy(row), gain_cell(row["gain"]))
+    rows = tuple((row["control"].replace("_", " "), _of_control(row), show_accuracy(row), gain_cell(row["gain"]))
                  for row in outcome.get("controls", []))
     return ConsoleTable(rows, (False,) * len(rows), CONTROL_COLUMNS) if rows else None
 
@@ -41,13 +41,9 @@ def _parameters(row: dict[str, Any]) -> str:
     return show_hyperparameters(row, 2).replace(",", "")
 
 
-def _accuracy(row: dict[str, Any]) -> str:
-    return f"{row['test_mean']:.2f}" + ("" if row["test_sd"] is None else f" ± {row['test_sd']:.2f}")
-
-
 def _console_cells(row: dict[str, Any]) -> tuple[str, ...]:
     name = "teacher" if row["arm"] == "teacher" else f"{row['arm']} {row['configuration']}"
-    return name, _parameters(row), _accuracy(row), gain_cell(row["gain"])
+    return name, _parameters(row), show_accuracy(row), gain_cell(row["gain"])
 
 
 @dataclass(frozen=True)

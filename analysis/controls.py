@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from kdstudy.analysis.gain import SIGNIFICANT, gain
+from kdstudy.analysis.gain import SIGNIFICANT, gain, over_seeds
 from kdstudy.analysis.looks import present_look
 from kdstudy.analysis.significance import holm
 from kdstudy.analysis.study_files import StudyFiles
@@ -31,9 +31,8 @@ def control_rows(study: StudyFiles) -> list[dict[str, Any]]:
     found = {kind: (done, _right(study, kind, done)) for kind in NAMES if (done := _current(study, kind))}
     gains = _compared(study, {kind: right for kind, (_, right) in found.items()})
     return [{
-        "control": kind, **done["rows"][0]["parameters"], "epochs": done["epochs"], "seeds": len(right),
-        "test_mean": 100 * float(right.mean()),
-        "test_sd": 100 * float(right.mean(1).std(ddof=1)) if len(right) > 1 else None, "gain": gains[kind],
+        "control": kind, **done["rows"][0]["parameters"], "epochs": done["epochs"], **over_seeds(right),
+        "gain": gains[kind],
     } for kind, (done, right) in found.items()]
 
 

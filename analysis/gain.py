@@ -46,6 +46,13 @@ def gap_to_teacher(teacher: np.ndarray | None, baseline: np.ndarray) -> Interval
     return crossed_interval(teacher[None, :] - baseline.astype(float))
 
 
+def over_seeds(right: np.ndarray) -> dict[str, Any]:
+    """seeds, test_mean and test_sd of a row: the accuracy in percent, its mean and standard deviation over the seeds
+    (None with one seed). right: (seeds, N) bool, which test images each run got right."""
+    return {"seeds": len(right), "test_mean": 100 * float(right.mean()),
+            "test_sd": 100 * float(right.mean(1).std(ddof=1)) if len(right) > 1 else None}
+
+
 def gap_closed(own_gain: dict[str, Any] | None, gap: Interval | None) -> float | None:
     """The gain as a share of the teacher's lead over the baseline; None unless that lead is significant."""
     if own_gain is None or gap is None or gap.low <= 0:

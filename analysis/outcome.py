@@ -16,7 +16,7 @@ from kdstudy.analysis.cautions import cautions
 from kdstudy.analysis.controls import control_rows
 from kdstudy.analysis.evidence import evidence
 from kdstudy.analysis.families import compare
-from kdstudy.analysis.gain import gap_closed, gap_to_teacher
+from kdstudy.analysis.gain import gap_closed, gap_to_teacher, over_seeds
 from kdstudy.analysis.learned import failed_runs, rises
 from kdstudy.analysis.looks import first_shown, present_look
 from kdstudy.analysis.study_files import SEARCH_OF, STAGES, StudyFiles, is_row
@@ -99,9 +99,7 @@ def _student_rows(study: StudyFiles) -> list[dict[str, Any]]:
             "arm": row["arm"], "configuration": row["configuration"],
             "primary": is_row(row, "distilled", study.primary), "model": study.config["student"]["model"],
             **_pretrained(study, "student"), **row["parameters"], **_of_loss(study, row["parameters"]), **_sizes(study),
-            **_searched(study, row), "seeds": len(right),
-            "test_mean": 100 * float(right.mean()),
-            "test_sd": 100 * float(right.mean(1).std(ddof=1)) if len(right) > 1 else None,
+            **_searched(study, row), **over_seeds(right),
             "best_validation": _best_validation(study, row), "gain": own_gain,
             "gap_closed": gap_closed(own_gain, gap) if row["arm"] == "distilled" else None,
         })

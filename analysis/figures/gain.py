@@ -4,8 +4,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from kdstudy.analysis.figures.style import COLOURS, around, blank, rounded, whiskers, zero_line
-from kdstudy.analysis.number_text import show_points
+from kdstudy.analysis.figures.intervals import interval, interval_figure
+from kdstudy.analysis.figures.style import COLOURS
 
 
 def gain_intervals(outcome: dict[str, Any]) -> go.Figure | None:
@@ -13,27 +13,16 @@ def gain_intervals(outcome: dict[str, Any]) -> go.Figure | None:
     rows = [row for row in outcome["rows"] if row.get("gain")]
     if not rows:
         return None
-    figure = blank(110 + 58 * len(rows))
-    figure.add_traces([_row(row) for row in rows])
-    ends = [0.0, *(row["gain"][end] for row in rows for end in ("low", "high"))]
-    figure.update_xaxes(title="test accuracy gained over the tuned<br>baseline, points (95 % interval)",
-                        range=around(ends), **zero_line())
-    figure.update_yaxes(showgrid=False, showline=False, ticks="", range=[-0.5, len(rows) - 0.3])
-    return figure
+    return interval_figure([row["gain"] for row in rows], [_row(row) for row in rows],
+                           "test accuracy gained over the tuned<br>baseline, points (95 % interval)", each=58)
 
 
 def _row(row: dict[str, Any]) -> go.Scatter:
-    mean, low, high = (rounded(row["gain"][name]) for name in ("mean", "low", "high"))
-    main = row["primary"]
-    colour = COLOURS["distill" if row["arm"] == "distilled" else "baseline"]
-    return go.Scatter(
-        x=[mean], y=[_label(row, main)], mode="markers+text", text=[show_points(mean)], textposition="top center",
-        textfont={"size": 15 if main else 12}, cliponaxis=False,
-        marker={"color": colour, "size": 14 if main else 10, "symbol": "circle" if main else "circle-open",
-                "line": {"width": 2, "color": colour}},
-        error_x=whiskers([rounded(high - mean)], [rounded(mean - low)], width=7, thickness=4 if main else 2),
-        hovertemplate=f"{row['arm']}, {row['configuration']}: {show_points(mean)} points<br>"
-                      f"95 % interval {show_points(low)} to {show_points(high)}<extra></extra>")
+    main, colour = row["primary"], COLOURS["distill" if row["arm"] == "distilled" else "baseline"]
+    marker = {"color": colour, "size": 14 if main else 10, "symbol": "circle" if main else "circle-open",
+              "line": {"width": 2, "color": colour}}
+    return interval(row["gain"], _label(row, main), (f"{row['arm']}, {row['configuration']}", "95 % interval"), marker,
+                    text_size=15 if main else 12, thickness=4 if main else 2)
 
 
 def _label(row: dict[str, Any], main: bool) -> str:

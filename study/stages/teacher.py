@@ -16,16 +16,16 @@ from pydantic import Field
 from safetensors.numpy import save_file
 
 from kdstudy.config.settings import StudyConfig
-from kdstudy.errors import MissingTeacherError, StudyFailedError, UserError
+from kdstudy.errors import MissingTeacherError, UserError
 from kdstudy.search.runs import METRIC, best_or_fail
 from kdstudy.stages import logits_file, students
 from kdstudy.stages.base import COPIES_IN_CHECKPOINT, Space, Stage, StageFolder, Workload
 from kdstudy.stages.logits_file import LogitsFile
+from kdstudy.stages.weights import keep_weights, read_checked, weights_check
 from kdstudy.store import files
 from kdstudy.store.fingerprints import changed, existing, fingerprint, hash_file, hash_input, model_inputs
 from kdstudy.store.record import TrialState
 from kdstudy.store.schema import Done, FileName, Parameters, Part, Share, StageFiles, Whole
-from kdstudy.trainables.paths import inside, remove
 from kdstudy.trainables.seeds import small_seed
 from kdstudy.trainables.settings import ModelSettings
 
@@ -132,20 +132,12 @@ class TeacherStage(Stage):
                        weights=self.context.initial_weights("teacher"))
 
     def result_check(self, folder: StageFolder) -> Callable[[TrialState], bool]:
-        def has_weights(trial: TrialState) -> bool:
-            if (folder.path / WEIGHTS).exists():
-                return True  # the best run was already selected, and the others' files deleted
-            return (self.context.folder / trial.checkpoint["path"] / WEIGHTS).exists()
-
-        return has_weights
+        return weights_check(self.context, folder)
 
     def close(self, folder: StageFolder) -> None:
         record = folder.record()
         best = best_or_fail(self.name, record, "run the same command again to retry")
-        weights, teacher = folder.path / WEIGHTS, self.config.teacher
-        if not weights.exists():
-            files.copy_file(inside(self.context.folder, best.checkpoint["path"]) / WEIGHTS, weights)
-        remove(folder.path / "runs", folder.path, if_possible=True)
+        weights, teacher = keep_weights(self.context, folder, best), self.config.teacher
         parameters, tried = count_parameters(files.read_weights(weights)), len(teacher.learning_rates)
         normalised = self._chosen_normalisation()
         member = {"model": _stored(teacher.model_settings), "weights": WEIGHTS,
@@ -347,15 +339,15 @@ class TeacherStage(Stage):
 
         check_function(described["model"]["model"], self.config)
         settings, path = ModelSettings.model_validate(described["model"]), folder / described["weights"]
-        weights, normalised = files.read_weights(path), described["normalised"]
-        try:
+        normalised = described["normalised"]
+
+        def check(weights: dict[str, np.ndarray]) -> None:
             models.check(settings, **self.context.shape)
             models.check_weights(settings, weights, **self.context.shape)
             if normalised:
                 models.check_normalisation(*normalised, self.context.splits.channels)
-        except ValueError as error:
-            raise StudyFailedError(f"{path}: {error}; restore it from a copy") from None
-        return Member(settings, self.config.teacher.train_settings, weights,
+
+        return Member(settings, self.config.teacher.train_settings, read_checked(path, check),
                       tuple(map(tuple, normalised)) if normalised else None)
 
     @property

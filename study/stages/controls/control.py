@@ -11,7 +11,7 @@ from pydantic import Field
 
 from kdstudy.config.settings import StudyConfig
 from kdstudy.stages import students
-from kdstudy.stages.base import StageFolder, Workload
+from kdstudy.stages.base import Stage, StageFolder, Workload
 from kdstudy.stages.looks import STAGES as CONFIRMATIONS
 from kdstudy.stages.tested import Configuration, TestedStage
 from kdstudy.store.predictions import copy_predictions
@@ -51,19 +51,23 @@ def files_of(distils: bool) -> StageFiles:
     return StageFiles(ControlDone, frozenset({ORIGIN}), distils=distils)
 
 
-class ControlStage(TestedStage):
-    """A control, once both arms are confirmed. kind: its name in the settings. arm: how its runs are trained,
-    `baseline` or `distill`."""
+class OfControl(Stage):
+    """A stage of a study whose settings name a control. kind: its name there."""
 
     kind: ClassVar[str]
-    arm: ClassVar[str]
-    origin, what = ORIGIN, "control"
-    needs = CONFIRMATIONS
-    result_files = (TEST_PREDICTIONS,)
 
     @classmethod
     def is_wanted(cls, config: StudyConfig) -> bool:
         return cls.kind in config.controls.kinds
+
+
+class ControlStage(OfControl, TestedStage):
+    """A control, once both arms are confirmed. arm: how its runs are trained, `baseline` or `distill`."""
+
+    arm: ClassVar[str]
+    origin, what = ORIGIN, "control"
+    needs = CONFIRMATIONS
+    result_files = (TEST_PREDICTIONS,)
 
     @classmethod
     def pack(cls, source: Path, target: Path, done: dict[str, Any], teacher: bool) -> None:

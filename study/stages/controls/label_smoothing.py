@@ -5,27 +5,22 @@ from __future__ import annotations
 
 from typing import Any
 
-from kdstudy.config.settings import StudyConfig
-from kdstudy.stages.controls.control import Basis, ControlStage, files_of
+from kdstudy.stages.controls.control import Basis, ControlStage, OfControl, files_of
 from kdstudy.stages.looks import STAGES as CONFIRMATIONS
 from kdstudy.stages.search import ORIGINS, SearchDone, SearchStage
 from kdstudy.store.schema import StageFiles
 
 
-class LabelSmoothingSearch(SearchStage):
+class LabelSmoothingSearch(OfControl, SearchStage):
     """Its best trial wins; there are no finalists."""
 
-    name = arm = "label_smoothing"
+    name = arm = kind = "label_smoothing"
     loop = "baseline"
     files = StageFiles(SearchDone, ORIGINS, distils=False)
 
-    @classmethod
-    def is_wanted(cls, config: StudyConfig) -> bool:
-        return "label_smoothing" in config.controls.kinds
-
 
 class LabelSmoothingControl(ControlStage):
-    name, kind = "control_label_smoothing", "label_smoothing"
+    name, kind = "control_label_smoothing", LabelSmoothingSearch.kind
     arm = loop = "baseline"
     needs = (LabelSmoothingSearch.name, *CONFIRMATIONS)
     files = files_of(distils=False)

@@ -15,23 +15,22 @@ from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import MissingTeacherError, StudyFailedError
 from kdstudy.search.runs import METRIC, has_diverged
 from kdstudy.stages import students
-from kdstudy.stages.base import Space, Stage, StageFolder, Workload
+from kdstudy.stages.base import Space, StageFolder, Workload
 from kdstudy.stages.confirm import BaselineConfirmation
-from kdstudy.stages.controls.control import Basis, DistilledControl, files_of
+from kdstudy.stages.controls.control import Basis, DistilledControl, OfControl, files_of
 from kdstudy.stages.teacher_logits import TeacherLogitsStage
-from kdstudy.store import files
+from kdstudy.stages.weights import keep_weights, read_checked, weights_check
 from kdstudy.store.fingerprints import hash_file
 from kdstudy.store.record import TrialState
 from kdstudy.store.schema import Done, Parameters, Share, StageFiles, Whole
 from kdstudy.trainables.files import WEIGHTS
-from kdstudy.trainables.paths import inside, remove
 from kdstudy.trainables.seeds import small_seed
 from kdstudy.trainables.settings import ModelSettings
 
 if TYPE_CHECKING:  # avoids importing torch, which a finished study does not need
     from kdstudy.trainables.task import Member, Task
 
-ORIGIN = "self_teacher"
+KIND, ORIGIN = "self", "self_teacher"
 
 
 class SelfTeacherDone(Done):
@@ -50,16 +49,10 @@ class SelfTeacherDone(Done):
         return {self.trial: self.best_validation}
 
 
-class _OfSelf(Stage):
-    @classmethod
-    def is_wanted(cls, config: StudyConfig) -> bool:
-        return "self" in config.controls.kinds
-
-
-class SelfTeacherStage(_OfSelf):
+class SelfTeacherStage(OfControl):
     """One run of the tuned baseline, on a seed of its own."""
 
-    name = "self_teacher"
+    name, kind = "self_teacher", KIND
     needs = BaselineConfirmation.needs
     loop = "baseline"
     trains = "student"
@@ -95,14 +88,10 @@ class SelfTeacherStage(_OfSelf):
                        keep_weights=True)
 
     def result_check(self, folder: StageFolder) -> Callable[[TrialState], bool]:
-        def has_weights(trial: TrialState) -> bool:
-            return any((path / WEIGHTS).exists() for path in (
-                folder.path, self.context.folder / trial.checkpoint["path"]))
-
-        return has_weights
+        return weights_check(self.context, folder)
 
     def close(self, folder: StageFolder) -> None:
-        record, weights = folder.record(), folder.path / WEIGHTS
+        record = folder.record()
         (run,) = record.trials.values()
         if has_diverged(run):  # and would again
             raise StudyFailedError(f"{self.name}: the run of the tuned baseline diverged ({run.reason}); leave self "
@@ -110,9 +99,7 @@ class SelfTeacherStage(_OfSelf):
         if run.state != "complete":
             raise StudyFailedError(f"{self.name}: the run of the tuned baseline failed: {run.reason}; run the same "
                                    "command again to retry it, or leave self out of controls.kinds")
-        if not weights.exists():
-            files.copy_file(inside(self.context.folder, run.checkpoint["path"]) / WEIGHTS, weights)
-        remove(folder.path / "runs", folder.path, if_possible=True)
+        weights = keep_weights(self.context, folder, run)
         accuracy, model = run.metric(METRIC), self.config.student.model
         folder.finish({"outcome": f"{model}, the tuned baseline · {100 * accuracy:.1f} % validation",
                        "seconds": record.seconds, "trial": run.number, "parameters": run.parameters,
@@ -133,12 +120,9 @@ class SelfTeacherStage(_OfSelf):
         from kdstudy.trainables import models  # both import torch
         from kdstudy.trainables.task import Member
 
-        path, settings = self.folder.path / WEIGHTS, self.models[0]
-        weights = files.read_weights(path)
-        try:
-            models.check_weights(settings, weights, **self.context.shape)
-        except ValueError as error:
-            raise StudyFailedError(f"{path}: {error}; restore it from a copy") from None
+        settings, shape = self.models[0], self.context.shape
+        weights = read_checked(self.folder.path / WEIGHTS,
+                               lambda read: models.check_weights(settings, read, **shape))
         return (Member(settings, self.config.train, weights),)
 
     @property
@@ -155,10 +139,10 @@ class SelfTeacherStage(_OfSelf):
         return Space(students.copies_in_checkpoint(self.config) * student, student, "the student as its own teacher")
 
 
-class SelfLogitsStage(_OfSelf, TeacherLogitsStage):
+class SelfLogitsStage(OfControl, TeacherLogitsStage):
     """Its logits for the views of the confirmation's seeds."""
 
-    name = "self_logits"
+    name, kind = "self_logits", KIND
     source = SelfTeacherStage.name
     needs = (SelfTeacherStage.name,)
 
@@ -180,7 +164,7 @@ class SelfLogitsStage(_OfSelf, TeacherLogitsStage):
 
 
 class SelfControl(DistilledControl):
-    name, kind = "control_self", "self"
+    name, kind = "control_self", KIND
     needs = (SelfLogitsStage.name, *DistilledControl.needs)
     learns_from = SelfLogitsStage.name
     files = files_of(distils=True)
