@@ -77,7 +77,8 @@ def audit(study: StudyFiles) -> dict[str, Any] | None:
     right = runs["baseline", "default"].right
     return {
         "seeds": len(right), "runs": audit_runs(study), "images": right.shape[1],
-        "batch_size": study.config.get("train", {}).get("batch_size"),
+        "batch_size": rows["baseline", "default"]["parameters"].get("batch_size") or study.config.get("train", {}).get(
+            "batch_size"),
         "baseline_batch_size": rows["baseline", "published"]["parameters"]["batch_size"],
         "protocols": [{"protocol": protocol.name, "gain": _interval(own_values),
                        "change": None if before is None else _change(own_values, before)}

@@ -80,7 +80,7 @@ def markdown(outcome: dict[str, Any]) -> str:
         lines += ["", *_markdown_table(CONTROL_COLUMNS, CONTROL_COLUMNS[2:], map(control_cells, controls))]
     if audit := outcome.get("audit"):
         lines += ["", *_markdown_table(AUDIT_COLUMNS, AUDIT_COLUMNS[4:], audit_cells(audit)),
-                  *(["", plain(audit["statement"])] if audit["statement"] else [])]
+                  *(line for text in audit["statements"] for line in ("", plain(text)))]
     return "\n".join([*lines, "", f"**{outcome['verdict']}**", "", plain(outcome["scope"]), "",
                       plain(wall_time(outcome)), ""])
 

@@ -163,7 +163,7 @@ def teacher_predictions(task: Task) -> np.ndarray:
     return logits.argmax(1).cpu().numpy()
 
 
-def tested(training: Training, task: Task) -> dict[str, float]:
+def on_test(training: Training, task: Task) -> dict[str, float]:
     """What a report adds of the test images: test_accuracy (0..1), of the predictions that `save` would now write;
     nothing unless the task asks for it."""
     if not task.test_reports:

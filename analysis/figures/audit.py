@@ -8,8 +8,9 @@ from kdstudy.analysis.figures.intervals import interval
 from kdstudy.analysis.figures.style import COLOURS, NEUTRAL, around, blank, faint, rounded, whiskers, zero_line
 from kdstudy.analysis.number_text import show_points
 
-CHANGES = {"equal batch": "same batch<br>size", "last epoch": "no choice of<br>the epoch", "tuned baseline":
-           "tuning the<br>baseline", "both tuned": "tuning the<br>distillation"}
+# What a step changes, in at most two short lines that a number follows: there is little room on a phone.
+CHANGES = {"equal batch": "batch size<br>", "last epoch": "choice of<br>epoch ", "tuned baseline":
+           "baseline’s<br>tuning ", "both tuned": "distillation’s<br>tuning "}
 ROW = 44  # pixels
 
 
@@ -27,8 +28,7 @@ def audit_waterfall(outcome: dict[str, Any]) -> go.Figure | None:
         before = row["gain"]["mean"]
     figure = blank(110 + ROW * len(rows))
     figure.add_traces(rows)
-    figure.update_xaxes(title="test accuracy of the distilled student minus<br>the baseline’s, points (95 % interval)",
-                        range=around(ends), **zero_line())
+    figure.update_xaxes(title="gain, points<br>(95 % interval)", range=around(ends), **zero_line())
     figure.update_yaxes(showgrid=False, showline=False, ticks="", range=[len(rows) - 0.4, -0.7])  # the first on top
     return figure
 
@@ -45,7 +45,7 @@ def _change(protocol: str, change: dict[str, Any], before: float) -> go.Bar:
     """A bar from the gain before the step to the one after it; its whiskers are those of the step alone."""
     mean, low, high = (rounded(change[name]) for name in ("mean", "low", "high"))
     return go.Bar(
-        orientation="h", base=[rounded(before)], x=[mean], y=[CHANGES[protocol]], width=0.5,
+        orientation="h", base=[rounded(before)], x=[mean], y=[f"{CHANGES[protocol]}{show_points(mean)}"], width=0.5,
         marker={"color": faint(NEUTRAL, 0.55), "line": {"color": NEUTRAL, "width": 1}},
         error_x=whiskers([rounded(high - mean)], [rounded(mean - low)], width=5, thickness=1.5, color=NEUTRAL),
         hovertemplate=f"{protocol}: changes the gain by {show_points(mean)} points<br>95 % interval over "

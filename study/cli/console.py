@@ -27,7 +27,7 @@ def print_results(console: Console, storage: Storage) -> None:
         console.print()
         console.print(controls)
     print_prose(console, results["verdict"], style="bold")
-    if statement := results.get("audit", {}).get("statement"):
+    for statement in results.get("audit", {}).get("statements", []):
         print_prose(console, f"Audit: {statement}")
     print_prose(console, results["scope"], style="dim")
     console.print()
