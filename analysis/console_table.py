@@ -10,7 +10,8 @@ from rich.console import Console, ConsoleOptions
 from rich.table import Table
 from rich.text import Text
 
-from kdstudy.analysis.tables import gain_cell, show_accuracy, show_hyperparameters
+from kdstudy.analysis.number_text import gain_cell
+from kdstudy.analysis.tables import show_accuracy, show_hyperparameters
 
 COLUMNS = ("", "hyperparameters", "test accuracy %", "gain [95 %]")
 CONTROL_COLUMNS = ("control", "hyperparameters", "test accuracy %", "gain over it [95 %]")

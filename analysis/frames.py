@@ -39,9 +39,11 @@ def curves(analysis: StudyAnalysis) -> pd.DataFrame:
 
     Columns stage, trial, epoch, decision, train_loss, hard_loss, soft_loss, validation_accuracy_percent,
     validation_loss, agreement_percent (with the teacher's predictions), lr, images_per_second, training_seconds (since
-    the trial's start).
+    the trial's start); test_accuracy_percent where the study has run an audit.
     """
-    frame = _in_percent(analysis.study.curves, "validation_accuracy", "agreement")
+    frame = analysis.study.curves
+    tested = [name for name in ("test_accuracy",) if name in frame]
+    frame = _in_percent(frame, "validation_accuracy", "agreement", *tested)
     return frame.rename(columns={"seconds": "training_seconds"})
 
 

@@ -13,6 +13,13 @@ def show_bounds(interval: dict[str, Any]) -> str:
     return f"{show_points(interval['low'])} to {show_points(interval['high'])}"
 
 
+def gain_cell(gain: dict[str, Any] | None) -> str:
+    """+6.63 [+5.13, +8.13]; empty for None."""
+    if gain is None:
+        return ""
+    return f"{show_points(gain['mean'])} [{show_points(gain['low'])}, {show_points(gain['high'])}]"
+
+
 def show_interval(gain: dict[str, Any]) -> str:
     """+6.63 points (95 % interval +5.13 to +8.13)."""
     if gain.get("comparisons", 1) > 1:

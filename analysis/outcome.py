@@ -7,11 +7,14 @@ is in `kdstudy.analysis.families`. `gap_closed` is a share, 0 to 1. `parameters`
 weights. `of_loss` names the parameters in a row that only its loss has. `seconds` is the wall time per stage, in
 seconds. `look` is there where the test images are looked at more than once: the fields of
 `kdstudy.analysis.looks.Look`, `gain`, the points at which `confirm.gain` stops the study, and `shown`, what an earlier
-look at fewer seeds had found. `controls` is there where the study has run any: see `kdstudy.analysis.controls`.
+look at fewer seeds had found. `controls` is there where the study has run any: see `kdstudy.analysis.controls`. So
+is `audit`: see `kdstudy.analysis.audit`; its `statements` are what it finds, in words.
 """
 
 from typing import Any
 
+from kdstudy.analysis.audit import audit
+from kdstudy.analysis.audit_words import statements
 from kdstudy.analysis.cautions import cautions
 from kdstudy.analysis.controls import control_rows
 from kdstudy.analysis.evidence import evidence
@@ -51,6 +54,8 @@ def results(study: StudyFiles) -> dict[str, Any]:
                            "shown": first_shown(study)}
     if study.confirmation and (controls := control_rows(study)):
         outcome["controls"] = [row | _of_loss(study, row) for row in controls]
+    if study.confirmation and (audited := audit(study)):
+        outcome["audit"] = audited | {"statements": [] if outcome["smoke"] else statements(audited)}
     failed = failed_runs(study) if study.confirmation else []
     outcome["failed_runs"] = [{"arm": run.arm, "configuration": run.configuration, "seed": run.seed,
                                "test_accuracy": run.accuracy} for run in failed]

@@ -133,6 +133,37 @@ def wilson_interval(right: float, count: int, confidence: float = 0.95) -> tuple
     return float(max(0.0, middle - half)), float(min(1.0, middle + half))
 
 
+def pair_share(holds: np.ndarray, confidence: float = 0.95) -> Interval:
+    """Interval for the share of ordered pairs of different seeds for which something holds; n seeds, (n, n) bool.
+
+    The share is a U-statistic of degree 2 in the seeds: pairs that share a seed are not independent. Its variance is
+    the jackknife's over seeds (Arvesen, Ann. Math. Stat. 40, 1969). The share then counts as one of
+    n_eff = share (1 - share) / variance independent pairs, with Clopper and Pearson's interval (1934). n_eff is never
+    below floor(n / 2), the number of pairs without a common seed, for a U-statistic varies no more than their mean
+    (Hoeffding, J. Am. Stat. Assoc. 58, 1963, section 5), nor above the n (n - 1) / 2 pairs of seeds. A share of 0 or 1,
+    whose jackknife variance is 0, counts as floor(n / 2) pairs.
+
+    A percentile bootstrap over the seeds is too narrow for rare events, and has no width at a share of 0:
+    `tests/known_nulls.py --pairs` compares the two. standard_error: the jackknife's; degrees_of_freedom: n_eff; p: 1,
+    for nothing is tested. Raises ValueError with fewer than two seeds.
+    """
+    seeds = len(holds)
+    if seeds < 2:
+        raise ValueError("pairs of different seeds need at least two seeds")
+    counted = np.where(np.eye(seeds, dtype=bool), 0.0, holds.astype(float))
+    total, pairs, fewest = counted.sum(), seeds * (seeds - 1), seeds // 2
+    share, variance = total / pairs, 0.0
+    if seeds > 2:
+        without = (total - counted.sum(0) - counted.sum(1)) / ((seeds - 1) * (seeds - 2))
+        variance = (seeds - 1) / seeds * ((without - without.mean())**2).sum()
+    if share in (0, 1) or seeds == 2:
+        count = fewest
+    else:
+        count = min(pairs / 2, max(fewest, share * (1 - share) / variance if variance else math.inf))
+    low, high = _clopper_pearson(share * count, count, 1 - confidence)
+    return Interval(float(share), low, high, 1.0, math.sqrt(variance), float(count))
+
+
 def holm(p_values: Sequence[float], level: float = 0.05) -> list[int]:
     """By what each p-value of k is multiplied in Holm's step-down procedure (Scand. J. Statist. 6, 1979).
 

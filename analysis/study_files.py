@@ -21,8 +21,10 @@ CONFIRM_STAGES = ("confirm_baseline", "confirm")
 FINALIST_STAGES = ("finalists_baseline", "finalists")
 CONTROL_STAGES = ("label_smoothing", "control_label_smoothing", "control_placebo", "control_permuted",
                   "control_equal_compute", "self_teacher", "self_logits", "control_self")
-STAGES = ("teacher", "baseline", "teacher_logits", "distill", *FINALIST_STAGES, *CONFIRM_STAGES, *CONTROL_STAGES)
-TRIAL_STAGES = tuple(stage for stage in STAGES if stage not in ("teacher_logits", "self_logits"))
+AUDIT_STAGES = ("audit_logits", "audit_baseline", "audit")
+STAGES = ("teacher", "baseline", "teacher_logits", "distill", *FINALIST_STAGES, *CONFIRM_STAGES, *CONTROL_STAGES,
+          *AUDIT_STAGES)
+TRIAL_STAGES = tuple(stage for stage in STAGES if not stage.endswith("_logits"))
 SEARCH_STAGES = ("baseline", "distill")
 ARMS = {"baseline": "baseline", "distill": "distillation"}  # each search stage, and its name in a sentence
 SEARCH_OF = {"baseline": "baseline", "distilled": "distill"}  # a confirmed row's arm, and the search behind it
@@ -67,7 +69,7 @@ class StudyFiles:
         if wanted := self.description.get("wanted"):
             return [stage for stage in STAGES if stage in wanted]
         finalists = self.config.get("finalists", {}).get("configurations", 0)  # a study of an earlier version
-        return [stage for stage in STAGES if stage not in CONTROL_STAGES
+        return [stage for stage in STAGES if stage not in (*CONTROL_STAGES, *AUDIT_STAGES)
                 and (finalists or stage not in FINALIST_STAGES)]
 
     def choice(self, arm: str) -> dict[str, Any] | None:
@@ -92,7 +94,8 @@ class StudyFiles:
         means per image; soft_loss is that of the trial's loss, such as T^2 KL(teacher || student) in nats, hard_loss
         the cross-entropy (with train.label_smoothing, if that is set), train_loss the two weighted by alpha. lr is the
         learning rate after the epoch's last step, before layer_decay and head_lr. seconds is the trial's training time
-        up to this report.
+        up to this report. test_accuracy, a share too, is there where the study has run an audit, whose runs are tested
+        after every epoch.
         """
         rows = [
             {"stage": stage, "trial": event["trial"], "epoch": event["epoch"], "decision": event["decision"],
@@ -101,6 +104,7 @@ class StudyFiles:
         ]
         columns = ["stage", "trial", "epoch", "decision", "train_loss", "hard_loss", "soft_loss",
                    "validation_accuracy", "validation_loss", "agreement", "lr", "images_per_second", "seconds"]
+        columns += ["test_accuracy"] if any("test_accuracy" in row for row in rows) else []
         return pd.DataFrame(rows, columns=columns)
 
     @cached_property

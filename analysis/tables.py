@@ -9,7 +9,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdstudy.analysis.number_text import show_number, show_p, show_points
+from kdstudy.analysis.audit_words import COLUMNS as AUDIT_COLUMNS
+from kdstudy.analysis.audit_words import audit_cells
+from kdstudy.analysis.number_text import gain_cell, show_number, show_p, show_points
 from kdstudy.analysis.verdict import verdict
 
 COLUMNS = ("model", "configuration", "parameters", "compression", "trials", "best validation (selected)", "seeds",
@@ -76,6 +78,9 @@ def markdown(outcome: dict[str, Any]) -> str:
     lines = _markdown_table(COLUMNS, NUMERIC, map(cells, outcome["rows"]))
     if controls := outcome.get("controls"):
         lines += ["", *_markdown_table(CONTROL_COLUMNS, CONTROL_COLUMNS[2:], map(control_cells, controls))]
+    if audit := outcome.get("audit"):
+        lines += ["", *_markdown_table(AUDIT_COLUMNS, AUDIT_COLUMNS[4:], audit_cells(audit)),
+                  *(line for text in audit["statements"] for line in ("", plain(text)))]
     return "\n".join([*lines, "", f"**{outcome['verdict']}**", "", plain(outcome["scope"]), "",
                       plain(wall_time(outcome)), ""])
 
@@ -155,14 +160,6 @@ def _accuracy(row: dict[str, Any] | None) -> str:
 def show_accuracy(row: dict[str, Any]) -> str:
     """71.84 ± 0.61, in percent; without the standard deviation where there is one run."""
     return f"{row['test_mean']:.2f}" + ("" if row["test_sd"] is None else f" ± {row['test_sd']:.2f}")
-
-
-def gain_cell(gain: dict[str, Any] | None) -> str:
-    """+6.63 [+5.13, +8.13]."""
-    if gain is None:
-        return ""
-    low, high = show_points(gain["low"]), show_points(gain["high"])
-    return f"{show_points(gain['mean'])} [{low}, {high}]"
 
 
 def _published(published: dict[str, Any] | None) -> str:

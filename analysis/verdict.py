@@ -5,6 +5,7 @@ results.json, results.md and the README's blocks hold these sentences, so a chan
 
 from typing import Any
 
+from kdstudy.analysis.audit import audit_runs
 from kdstudy.analysis.cautions import all_guess, guessing
 from kdstudy.analysis.controls import NAMES, current_runs, stage_of
 from kdstudy.analysis.gain import SIGNIFICANT
@@ -106,7 +107,7 @@ def scope(study: StudyFiles, outcome: dict[str, Any]) -> str:
     if confirm is None:
         return "Scope: the confirmation on fresh seeds is still to come."
     text = (f"Scope: this teacher, this split, this search; {outcome['data']['test']} test images, "
-            f"{counted(len(confirm['rows'][0]['runs']), 'fresh seed')}, last epoch, {_tests(study)}.")
+            f"{counted(len(confirm['rows'][0]['runs']), 'fresh seed')}, last epoch, {_tests(study)}{_audit(study)}.")
     on_gain = ([_samples(outcome["gain"]), _look(outcome), _family(outcome), _of_controls(outcome),
                 _better_default(outcome)]
                if has_verdict(outcome) else [])
@@ -125,6 +126,13 @@ def _tests(study: StudyFiles) -> str:
     if tested == shown:
         return "each run tested once"
     return f"{len(tested)} runs tested, {len(shown)} in this table"
+
+
+def _audit(study: StudyFiles) -> str:
+    """That an audit's runs have been tested too, though not to answer the study's question."""
+    runs = audit_runs(study)
+    return (f"; the audit's {runs} runs, on seeds of their own, were tested after every epoch, but are no look at this "
+            "answer and chose nothing") if runs else ""
 
 
 def _duplicates(outcome: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
     python tests/known_nulls.py --simulations 2000
     python tests/known_nulls.py --looks --simulations 10000
+    python tests/known_nulls.py --pairs
 
 Each simulation draws two arms that are equally good in truth, their seeds and the test images, and asks every test
 whether one arm is better. At nominal 5 % a sound one says so 5 times in 100.
@@ -18,6 +19,9 @@ three nulls take about a minute on one core.
 With --looks, each study looks at its test images several times, and stops at the first look that finds a gain or a
 loss: at 3, 5 and 10 seeds, planned or not, or at three winners of equally good searches. Then arms differ by a true
 gain, which shows how often each design finds it and how many seeds it takes.
+
+With --pairs, the interval for how often one of two equally good runs looks better by some gain, over all pairs of seeds
+(`significance.pair_share`, for the audit), beside a percentile bootstrap over the seeds: how often it holds the truth.
 """
 
 import argparse
@@ -32,7 +36,7 @@ from scipy import stats
 
 from kdstudy.analysis.gain import gain
 from kdstudy.analysis.looks import Compared, levels, planned_levels
-from kdstudy.analysis.significance import Interval, crossed_interval, mcnemar, paired_t_interval
+from kdstudy.analysis.significance import Interval, crossed_interval, mcnemar, pair_share, paired_t_interval
 from kdstudy.analysis.spending import nominal_levels
 
 SEEDS, IMAGES, LEVEL = (3, 5, 10), (360, 2000, 10000), 0.05
@@ -238,10 +242,13 @@ def main(show: Callable[[str], None] = print) -> None:
     parser.add_argument("--simulations", type=int, default=2000, help="per null")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--looks", action="store_true", help="several looks at the test images, instead")
+    parser.add_argument("--pairs", action="store_true", help="shares of pairs of runs, instead")
     arguments = parser.parse_args()
     started, rng = time.monotonic(), np.random.default_rng(arguments.seed)
     if arguments.looks:
         show_looks(arguments.simulations, rng, show)
+    elif arguments.pairs:
+        show_pairs(arguments.simulations, rng, show)
     else:
         show_single_looks(arguments.simulations, rng, show)
     show(f"\n{time.monotonic() - started:.0f} s")
@@ -258,6 +265,43 @@ def show_single_looks(simulations: int, rng: np.random.Generator, show: Callable
         for seeds, images in ((3, 2000), (5, 360), (5, 2000), (10, 2000)):
             found = false_families(null, simulations, rng, seeds, images)
             show(f"| {name} | {seeds} | {images:,} | {100 * found['each alone']:.1f} | {100 * found['together']:.1f} |")
+
+
+def show_pairs(simulations: int, rng: np.random.Generator, show: Callable[[str], None]) -> None:
+    show(f"\nintervals that hold the truth, percent, at nominal 95 %, {simulations} simulations\n")
+    show("| seeds | true share, % | two baselines | … bootstrap | one baseline twice | … bootstrap |\n"
+         "|---:|---:|---:|---:|---:|---:|")
+    for seeds in (5, 10, 20):
+        for share in (0.01, 0.05, 0.2, 0.4):
+            found = pair_coverage(seeds, share, simulations, rng)
+            show(f"| {seeds} | {100 * share:.0f} | " + " | ".join(f"{100 * rate:.1f}" for rate in found) + " |")
+
+
+def pair_coverage(seeds: int, share: float, simulations: int, rng: np.random.Generator) -> list[float]:
+    """How often `pair_share` and the bootstrap hold the true share, for runs of two baselines and then of one.
+
+    Accuracies are normal, and the gain is such that a pair shows it with the probability `share`."""
+    gain = -np.sqrt(2) * stats.norm.ppf(share)
+    held = np.zeros(4)
+    for _ in range(simulations):
+        first, second = rng.standard_normal((2, seeds))
+        for place, other in enumerate((second, first)):
+            holds = other[None, :] - first[:, None] >= gain
+            own = pair_share(holds)
+            low, high = pairs_bootstrap(holds, rng)
+            held[2 * place: 2 * place + 2] += [own.low <= share <= own.high, low <= share <= high]
+    return (held / simulations).tolist()
+
+
+def pairs_bootstrap(holds: np.ndarray, rng: np.random.Generator, resamples: int = 500) -> tuple[float, float]:
+    """The percentile bootstrap over seeds; pairs of a seed with itself are left out."""
+    seeds = len(holds)
+    weights = rng.multinomial(seeds, np.full(seeds, 1 / seeds), resamples).astype(float)
+    counted = np.where(np.eye(seeds, dtype=bool), 0.0, holds.astype(float))
+    pairs = seeds**2 - (weights**2).sum(1)
+    shares = ((weights @ counted) * weights).sum(1)[pairs > 0] / pairs[pairs > 0]
+    low, high = np.quantile(shares, [LEVEL / 2, 1 - LEVEL / 2])
+    return float(low), float(high)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from kdstudy.trainables.files import TEST_PREDICTIONS
 from kdstudy.trainables.images import ImageSet
 from kdstudy.trainables.loop import Objective, Training
 from kdstudy.trainables.models import Classifier
-from kdstudy.trainables.predictions import write_predictions
+from kdstudy.trainables.predictions import plain_logits, write_predictions
 from kdstudy.trainables.seeds import derive_seed
 from kdstudy.trainables.settings import ModelSettings, TrainSettings, ViewSettings
 from kdstudy.trainables.teacher_logits import TeacherModel, held_out
@@ -62,6 +62,8 @@ class Task:
     keep_weights: whether to save after the last epoch too.
     threads: of torch, for each run on a CPU.
     test: only set if the weights are final; they are predicted once, after the last epoch.
+    test_reports: whether every report also holds the accuracy on `test`. Only an audit of studies that choose the best
+    test epoch may ask for that.
     weights: what the model starts from, all but its head; None for random weights.
     unlabelled: images that only the soft loss uses; a batch holds `unlabelled_ratio` of them for each labelled image.
     own_losses: functions of the user's own, package.module:function, that its runs may have as their loss.
@@ -90,6 +92,7 @@ class Task:
     wants_features: bool = False
     control: str = ""
     control_seed: int = 0
+    test_reports: bool = False
 
     @property
     def view_count(self) -> int:
@@ -158,6 +161,15 @@ def teacher_predictions(task: Task) -> np.ndarray:
     device = default_device()
     logits = held_out(task.load_teacher(device), *to_device(task.validation, device))
     return logits.argmax(1).cpu().numpy()
+
+
+def on_test(training: Training, task: Task) -> dict[str, float]:
+    """What a report adds of the test images: test_accuracy (0..1), of the predictions that `save` would now write;
+    nothing unless the task asks for it."""
+    if not task.test_reports:
+        return {}
+    predicted = plain_logits(training.result, task.test).argmax(1).cpu().numpy()
+    return {"test_accuracy": float((predicted == task.test.labels).mean())}
 
 
 def save(training: Training, task: Task, folder: Path) -> None:

@@ -15,7 +15,7 @@ from ray.tune.result import SHOULD_CHECKPOINT
 from kdstudy.trainables.credentials import redact
 from kdstudy.trainables.device import release_memory
 from kdstudy.trainables.loop import Training
-from kdstudy.trainables.task import Task, save
+from kdstudy.trainables.task import Task, on_test, save
 
 
 class NotSavedError(Exception):
@@ -65,6 +65,7 @@ class StudyTrainable(tune.Trainable):
         if self.failure is None:
             try:
                 report = self.training.run(self.task.report_every)
+                report |= on_test(self.training, self.task)
                 due = is_checkpoint_due(self.training, self.task)
                 return report | {"failure": not_finite(report), SHOULD_CHECKPOINT: due}
             except Exception as error:

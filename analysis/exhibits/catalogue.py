@@ -7,7 +7,7 @@ The same name stands for the figure in `report.figures`, for its file with --ima
 from collections.abc import Callable
 from functools import partial
 
-from kdstudy.analysis.exhibits import controls, effects, gain, losses, predictions, searches
+from kdstudy.analysis.exhibits import audit, controls, effects, gain, losses, predictions, searches
 from kdstudy.analysis.exhibits.exhibit import Exhibit
 from kdstudy.analysis.study_analysis import StudyAnalysis
 
@@ -15,6 +15,7 @@ from kdstudy.analysis.study_analysis import StudyAnalysis
 EXHIBITS: dict[str, Callable[[str, StudyAnalysis], Exhibit]] = {
     "gain": gain.gain,
     "controls": controls.controls,
+    "audit": audit.audit,
     "price": effects.price,
     "effect-curves": effects.effect_curves,
     "map": effects.best_map,

@@ -27,6 +27,8 @@ def print_results(console: Console, storage: Storage) -> None:
         console.print()
         console.print(controls)
     print_prose(console, results["verdict"], style="bold")
+    for statement in results.get("audit", {}).get("statements", []):
+        print_prose(console, f"Audit: {statement}")
     print_prose(console, results["scope"], style="dim")
     console.print()
     console.print(f"report   {folder / 'results' / 'report.html'}", soft_wrap=True, markup=False)

@@ -293,6 +293,17 @@ class ControlSettings(Settings):
         return self.label_smoothing or Range(linear=(0.0, 0.4))
 
 
+class AuditSettings(Settings):
+    """An audit of the usual protocol: one run of each arm, best test epoch, nothing tuned. It chooses nothing."""
+
+    seeds: Annotated[int, Field(ge=2, le=1000)] = Field(20, description="of its own, the same for its five arms")
+    baseline_batch_size: PositiveInt = Field(128, description="of the baseline as published; not train.batch_size")
+    gain: Annotated[float, Field(gt=0, le=100)] | None = Field(
+        None, description="points; how often is so much reported where nothing is gained? by default published.gain, "
+                          "else 1.34"
+    )
+
+
 class ResourceSettings(Settings):
     cpus_per_trial: PositiveInt = Field(1, description="cores of each trial")
     gpus_per_trial: Annotated[float, Field(ge=0, le=1000)] | None = Field(

@@ -18,6 +18,7 @@ from kdstudy.config.sections import (
     MOST_FINALISTS,
     SEARCHABLE,
     USUAL_SMOOTHING,
+    AuditSettings,
     ConfirmSettings,
     ControlSettings,
     DefaultPoint,
@@ -55,6 +56,7 @@ class StudyConfig(Settings):
     finalists: FinalistSettings = FinalistSettings()
     confirm: ConfirmSettings = ConfirmSettings()
     controls: ControlSettings = ControlSettings()
+    audit: AuditSettings | None = None
     resources: ResourceSettings = ResourceSettings()
     watch: WatchSettings = WatchSettings()
     published: PublishedSettings | None = None
@@ -100,7 +102,19 @@ class StudyConfig(Settings):
                 raise ValueError(f"controls.kinds names {kind}, {problem}, or remove {kind}")
         if "label_smoothing" in self.controls.kinds:
             self._check_smoothing()
+        self._check_audit()
         return self
+
+    def _check_audit(self) -> None:
+        """Raises ValueError where the audit cannot be run."""
+        if self.audit is None:
+            return
+        if self.audit.baseline_batch_size == self.train.batch_size:
+            raise ValueError(f"audit.baseline_batch_size = {self.train.batch_size} is train.batch_size too, so that "
+                             "the published baseline and the one of equal batch are the same; set another")
+        if self.teacher.logits:
+            raise ValueError("audit has seeds of its own, for whose views teacher.logits has no logits; set "
+                             "teacher.trained in place of teacher.logits, or remove [audit]")
 
     def _problem_with_control(self, kind: str) -> str:
         """Why a control cannot be run, and the remedy beside leaving it out; "" if it can."""

@@ -42,6 +42,10 @@ def smoke_study(config: StudyConfig) -> StudyConfig:
         changes["teacher"]["batch_size"] = min(8, config.teacher.batch_size)
         changes["train"]["batch_size"] = min(8, config.train.batch_size)
         changes["search"]["batch_size"] = None
+    if config.audit:
+        changes["audit"] = {"seeds": 2}
+        if large:
+            changes["audit"]["baseline_batch_size"] = 2 * changes["train"]["batch_size"]
     return validate(_merge(config.model_dump(), changes))
 
 

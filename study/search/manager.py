@@ -102,7 +102,7 @@ class TrialManager:
 
     def _compare(self, trial: TrialState, epoch: int, earlier: dict[str, Any], metrics: dict[str, Any]) -> None:
         """Record if an epoch that is repeated after an interruption comes out differently. The first report counts."""
-        for name in (METRIC, "validation_loss"):
+        for name in (METRIC, "validation_loss", "test_accuracy"):
             recorded, seen = earlier["metrics"].get(name), metrics.get(name)
             if recorded != seen:
                 self.record.mismatch(trial.number, epoch, name, recorded, seen)

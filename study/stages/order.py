@@ -8,6 +8,7 @@ their names in settings and messages. The report, which imports nothing from her
 from __future__ import annotations
 
 from kdstudy.config.settings import StudyConfig
+from kdstudy.stages.audit import AuditBaseline, AuditDistill, AuditLogits
 from kdstudy.stages.base import Output, Stage
 from kdstudy.stages.confirm import BaselineConfirmation, DistillConfirmation
 from kdstudy.stages.controls import CONTROLS
@@ -20,6 +21,7 @@ from kdstudy.stages.teacher_logits import TeacherLogitsStage
 STAGES: tuple[type[Stage], ...] = (
     TeacherStage, BaselineSearch, TeacherLogitsStage, DistillSearch, BaselineFinalists, DistillFinalists,
     BaselineConfirmation, DistillConfirmation, *CONTROLS,
+    AuditLogits, AuditBaseline, AuditDistill,
 )
 OUTPUTS: tuple[Output, ...] = (Report(), Export())
 

@@ -36,10 +36,12 @@ class Configuration:
 
 
 class TestedStage(Stage):
-    """Configurations of the student on fresh seeds. origin: of its trials. what: they are, in messages."""
+    """Configurations of the student on fresh seeds. origin: of its trials. what: they are, in messages. seeds_setting:
+    the setting that says how many seeds there are."""
 
     origin: ClassVar[str]
     what: ClassVar[str]
+    seeds_setting: ClassVar[str] = "confirm.seeds"
     trains = "student"
 
     def inputs(self) -> list[Any]:
@@ -67,6 +69,11 @@ class TestedStage(Stage):
     def seeds(self) -> list[int]:
         """The fresh seeds of the present look at the test images."""
         return self.context.confirm_seeds[: Looks(self.context).seeds]
+
+    @property
+    def most_seeds(self) -> int:
+        """How many seeds there may be in the end."""
+        return self.config.confirm.most_seeds
 
     def runs(self) -> tuple[TrialState, ...]:
         """Return all runs, seed by seed, so that pairs are complete as early as possible."""
@@ -115,7 +122,7 @@ class TestedStage(Stage):
         return {
             **folder.origin(record),
             "outcome": f"{len(wanted)} runs on {len(seeds)} fresh paired seed{'s' if len(seeds) > 1 else ''}"
-                       + (f" of up to {most}" if (most := self.config.confirm.most_seeds) > len(seeds) else "")
+                       + (f" of up to {most}" if (most := self.most_seeds) > len(seeds) else "")
                        + (f", {len(diverged)} of them diverged and count as guesses" if diverged else ""),
             "seconds": record.seconds, "runs": len(record.trials), "seeds": seeds, "rows": self._rows(record),
         }
@@ -142,4 +149,4 @@ class TestedStage(Stage):
         kept = len(splits.test) * (2 * len(splits.class_names) + 16)  # the predictions
         kept += student if WEIGHTS in self.result_files else 0
         return Space(students.copies_in_checkpoint(self.config) * student, runs * kept,
-                     f"{self.what} runs (fewer with fewer confirm.seeds)")
+                     f"{self.what} runs (fewer with fewer {self.seeds_setting})")

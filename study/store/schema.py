@@ -203,6 +203,7 @@ class Metrics(Part):
     __pydantic_extra__: dict[str, float | None]
     validation_accuracy: Share | None = None
     agreement: Share | None = None
+    test_accuracy: Share | None = None  # only of runs that are tested after every epoch, for the audit
 
 
 class Report(OfTrial):

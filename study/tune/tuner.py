@@ -28,7 +28,7 @@ TRIES = 3  # consecutive attempts without progress
 UNFINISHED = "trials were left unfinished"
 KEPT = "finished work is kept: fix the cause, then run the same command again"
 REPORTED = ("epoch", "train_loss", "hard_loss", "soft_loss", "validation_accuracy", "validation_loss", "agreement",
-            "lr", "images_per_second", "seconds", "failure", "where")
+            "test_accuracy", "lr", "images_per_second", "seconds", "failure", "where")
 Name = tuple[str, int]  # (stage, trial number)
 NOWHERE = (0, "running")
 
