@@ -137,6 +137,27 @@ def takeaway(outcome: dict[str, Any]) -> list[str]:
     ]
 
 
+def series_columns(content: dict[str, Any]) -> list[str]:
+    """The columns of the table of a series of studies. content: of series.json."""
+    return [content["axis"], "distilled student", "seeds", "teacher", "baseline", "distilled", "gain [95 %]"]
+
+
+def series_cells(member: dict[str, Any]) -> list[str]:
+    """A study's row of that table as text."""
+    distilled = member["distilled"]
+    return [show_number(member["amount"], 12), _configuration(distilled) if distilled else "not confirmed yet",
+            str(distilled["seeds"]) if distilled else "", _accuracy(member["teacher"]), _accuracy(member["baseline"]),
+            _accuracy(distilled), gain_cell(member["gain"])]
+
+
+def series_markdown(content: dict[str, Any]) -> str:
+    """A series of studies as Markdown: the table, the sentence about its slope, and what to know of it."""
+    columns = series_columns(content)
+    lines = _markdown_table(columns, columns[2:], map(series_cells, content["members"]))
+    said = [f"**{content['sentence']}**", content["ends"], " ".join(content["caveats"])]
+    return "\n".join([*lines, *(line for text in said if text for line in ("", plain(text))), ""])
+
+
 def _model(row: dict[str, Any]) -> str:
     size, name = row["parameters"], row["model"]
     shown = [f"{size / 1e6:.{1 if size >= 1e6 else 2}f} M"] if size else []
