@@ -100,8 +100,9 @@ def plan(settings: Settings, folder: Location = None, *, measure: bool = False, 
     folder: study folder or URI, existing or not. measure: time a few training steps on this machine. gpus: estimate
     for this many GPUs, each sustaining `tflops` TFLOP/s. address: a running Ray cluster.
 
-    Returns one row per stage, of a series for each `member`: runs, protected (runs that are never stopped early), epochs (per run), images (per
-    epoch), flop_per_image, seconds_per_epoch (NaN where unknown), done. Raises UserError where the study cannot run.
+    Returns one row per stage, of a series for each `member`: runs, protected (runs that are never stopped early),
+    epochs (per run), images (per epoch), flop_per_image, seconds_per_epoch (NaN where unknown), done. Raises UserError
+    where the study cannot run.
     """
     from kdstudy.planning.plan import show_plan  # imports Ray and torch
     from kdstudy.series.plan import show_plan as show_series_plan  # likewise

@@ -65,7 +65,8 @@ class Pods:
         return {"spec": {"containers": [container | more]} | ({"volumes": volumes} if volumes else {})}
 
 
-def manifests(config: StudyConfig | Series, location: str, pods: Pods, until: str | None = None) -> list[dict[str, Any]]:
+def manifests(config: StudyConfig | Series, location: str, pods: Pods, until: str | None = None
+              ) -> list[dict[str, Any]]:
     """Return the ConfigMap with the settings, and the RayJob.
 
     location: the study's URI, or absolute path shared by all pods. Raises UserError.

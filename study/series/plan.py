@@ -113,7 +113,7 @@ def _table(plans: list[MemberPlan], machine: Share) -> Table:
         if all(plan.done for plan in one.plans):
             notes = ["done"]
         table.add_row(one.member.name, f"{one.images:,}", str(runs), f"{epochs:,.0f}", f"{flop / 1e12:,.3g}",
-                      clock(whole.wall + END_SECONDS) if one.is_timed else "", "; ".join(notes))
+                      clock(whole.wall + END_SECONDS) if one.own and one.is_timed else "", "; ".join(notes))
     return table
 
 
