@@ -115,8 +115,12 @@ def _ends(content: dict[str, Any]) -> str:
     if len(known) < 2 or content["smoke"]:
         return ""
     first, last = known[0], known[-1]
+    unsure = [member["gain"]["p"] >= SIGNIFICANT for member in (first, last)]
+    doubt = {(True, True): " Neither", (True, False): " The former", (False, True): " The latter"}.get(tuple(unsure))
+    verb = " is shown" if all(unsure) else " is not shown"
     return (f"At {counted(first['amount'], content['unit'])} the gain is {show_interval(first['gain'])}, at "
-            f"{counted(last['amount'], content['unit'])} it is {show_interval(last['gain'])}.")
+            f"{counted(last['amount'], content['unit'])} it is {show_interval(last['gain'])}."
+            + (f"{doubt}{verb} to differ from zero." if doubt else ""))
 
 
 def _caveats(content: dict[str, Any], studies: Mapping[Value, StudyFiles]) -> list[str]:
@@ -130,7 +134,7 @@ def _caveats(content: dict[str, Any], studies: Mapping[Value, StudyFiles]) -> li
                     "the studies share, as samples.")
     if found and len({member["distilled"]["seeds"] for member in content["members"] if member["distilled"]}) > 1:
         said.append(f"The slope uses the first {found['seeds']} seeds, which all studies have.")
-    said.append("The interval of each gain holds for that study alone: of many, one leaves out zero by chance.")
+    said.append("The interval of each gain holds for that study alone: of many, some leave out zero by chance.")
     if any(isinstance(study.config.get("confirm", {}).get("seeds"), list) for study in studies.values()):
         said.append("The studies were to stop at the first number of seeds that decides, which the slope does not "
                     "take into account.")

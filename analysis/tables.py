@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdstudy.analysis.number_text import show_number, show_p, show_points
+from kdstudy.analysis.number_text import counted, show_number, show_p, show_points
 from kdstudy.analysis.verdict import verdict
 
 COLUMNS = ("model", "configuration", "parameters", "compression", "trials", "best validation (selected)", "seeds",
@@ -139,13 +139,13 @@ def takeaway(outcome: dict[str, Any]) -> list[str]:
 
 def series_columns(content: dict[str, Any]) -> list[str]:
     """The columns of the table of a series of studies. content: of series.json."""
-    return [content["axis"], "distilled student", "seeds", "teacher", "baseline", "distilled", "gain [95 %]"]
+    return [content["axis"], "distilled configuration", "seeds", "teacher", "baseline", "distilled", "gain [95 %]"]
 
 
-def series_cells(member: dict[str, Any]) -> list[str]:
-    """A study's row of that table as text."""
+def series_cells(content: dict[str, Any], member: dict[str, Any]) -> list[str]:
+    """A study's row of that table as text. member: of the series."""
     distilled = member["distilled"]
-    return [show_number(member["amount"], 12), _configuration(distilled) if distilled else "not confirmed yet",
+    return [counted(member["amount"], content["unit"]), _configuration(distilled) if distilled else "not confirmed yet",
             str(distilled["seeds"]) if distilled else "", _accuracy(member["teacher"]), _accuracy(member["baseline"]),
             _accuracy(distilled), gain_cell(member["gain"])]
 
@@ -153,7 +153,7 @@ def series_cells(member: dict[str, Any]) -> list[str]:
 def series_markdown(content: dict[str, Any]) -> str:
     """A series of studies as Markdown: the table, the sentence about its slope, and what to know of it."""
     columns = series_columns(content)
-    lines = _markdown_table(columns, columns[2:], map(series_cells, content["members"]))
+    lines = _markdown_table(columns, columns[2:], (series_cells(content, member) for member in content["members"]))
     said = [f"**{content['sentence']}**", content["ends"], " ".join(content["caveats"])]
     return "\n".join([*lines, *(line for text in said if text for line in ("", plain(text))), ""])
 

@@ -66,12 +66,19 @@ def accuracies(content: dict[str, Any]) -> go.Figure | None:
             mode="lines+markers", name=arm, cliponaxis=False,
             line={"color": COLOURS[colour], "dash": dash, "width": 2},
             marker={"symbol": symbol, "size": 10, "color": COLOURS[colour]},
-            error_y={"type": "data", "array": [rounded(row["test_sd"] or 0) for _, row in known], "width": 4,
-                     "thickness": 1.5, "color": COLOURS[colour]},
+            error_y=_spread([row for _, row in known], COLOURS[colour]),
             hovertext=[f"{counted(amount, content['unit'])}: {arm} {row['test_mean']:.2f} %" for amount, row in known],
             hovertemplate="%{hovertext}<extra></extra>"))
     figure.update_yaxes(title="test accuracy, %")
     return _along(figure, content, members)
+
+
+def _spread(rows: list[dict[str, Any]], colour: str) -> dict[str, Any] | None:
+    """The standard deviation over the seeds, where there are several."""
+    if not any(row["test_sd"] for row in rows):
+        return None
+    return {"type": "data", "array": [rounded(row["test_sd"] or 0) for row in rows], "width": 4, "thickness": 1.5,
+            "color": colour}
 
 
 def _along(figure: go.Figure, content: dict[str, Any], members: list[dict[str, Any]]) -> go.Figure:

@@ -45,7 +45,7 @@ def exhibits(content: dict[str, Any]) -> list[Exhibit]:
 
 def _table(content: dict[str, Any]) -> str:
     columns = tables.series_columns(content)
-    return plain_table(columns, columns[2:], [tables.series_cells(member) for member in content["members"]])
+    return plain_table(columns, columns[2:], [tables.series_cells(content, member) for member in content["members"]])
 
 
 def _links(content: dict[str, Any]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Callable, Iterator
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -28,16 +30,39 @@ def show_series(series: SeriesFolder, console: Console, every: float | None = No
 
 
 def _follow(series: SeriesFolder, snapshots: list[Snapshot], console: Console, every: float) -> None:
+    """Redraw in place on a terminal; in a log, print the line of each member when it changes."""
     silent = 0  # updates in a row without a driver: between two members there is none for a moment
-    with Live(_page(series, snapshots), console=console, auto_refresh=False) as live:
+    with contextlib.suppress(KeyboardInterrupt), _shown(series, console) as show:
+        show(snapshots)
         while silent < 2 and not all(one.complete for one in snapshots):
             time.sleep(every)
             snapshots = [one.update() for one in snapshots]
             silent = 0 if any(one.driver for one in snapshots) else silent + 1
-            live.update(_page(series, snapshots), refresh=True)
-    if not all(one.complete for one in snapshots):
-        raise StudyFailedError(f"no driver is running {series.storage}, and it is not done; `kdstudy run "
-                               f"{series.storage}` continues it")
+            show(snapshots)
+        if not all(one.complete for one in snapshots):
+            raise StudyFailedError(f"no driver is running {series.storage}, and it is not done; `kdstudy run "
+                                   f"{series.storage}` continues it")
+
+
+@contextlib.contextmanager
+def _shown(series: SeriesFolder, console: Console) -> Iterator[Callable[[list[Snapshot]], None]]:
+    """Yield the function to call after every update."""
+    if console.is_terminal:
+        with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
+            yield lambda snapshots: live.update(_page(series, snapshots), refresh=True)
+        return
+    told: dict[str, tuple] = {}
+
+    def tell(snapshots: list[Snapshot]) -> None:
+        if not told:
+            console.print(_page(series, snapshots), soft_wrap=True)
+        for member, one in zip(series.members, snapshots, strict=True):
+            news = (one.complete, *(stage.news() for stage in one.stages))
+            if told.get(member.name, news) != news:
+                console.print(_line(member, one, len(member.name)), soft_wrap=True)
+            told[member.name] = news
+
+    yield tell
 
 
 def _page(series: SeriesFolder, snapshots: list[Snapshot]) -> RenderableType:
