@@ -11,7 +11,7 @@ import browser as driver
 import numpy as np
 import pytest
 from browser import NARROW, Browser
-from known_nulls import NULLS, draw, lift_for
+from known_nulls import NULLS, draw, false_trends, lift_for
 from running import KDSTUDY, kdstudy, results_of, wait_until, with_set
 from synthetic import here, is_one_line, write_finished
 
@@ -117,11 +117,7 @@ def test_no_slope_without_different_amounts():
 @pytest.mark.parametrize("null", list(NULLS))
 def test_equal_gains_are_rarely_called_a_trend(null):
     """At a nominal 5 %: with 400 simulations at most 8 % (standard error 1.1)."""
-    rng, false = np.random.default_rng(3), 0
-    for _ in range(400):
-        arms = draw(NULLS[null], 5, 360, rng, arms=6)
-        false += slope([75, 150, 300], arms[:3], arms[3:])["p"] < 0.05
-    assert false / 400 <= 0.08
+    assert false_trends(NULLS[null], 400, np.random.default_rng(3), seeds=5, images=360, studies=3) <= 0.08
 
 
 def test_a_gain_that_falls_from_six_points_to_none_is_found():
