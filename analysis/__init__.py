@@ -2,6 +2,7 @@
 
     report           writes `results/`, and returns every figure by name: start here
     comparison       several studies on one page
+    series           the gain along a series of studies that differ in one setting
     images           the figures as SVG or PNG files
     frames           the results as DataFrames for a notebook, all accuracies in percent
 
@@ -12,6 +13,7 @@
     significance     the formulas behind it: crossed interval, paired t, McNemar, power
     looks            which look at the test images this is, and at which level it tests
     spending         how several looks share one level
+    trend            the slope of the gain along a series of studies
     evidence         does the gain come from the teacher, was the winner lucky, how many seeds are needed
     predictions      test predictions: per class, beside the teacher's, and how far to trust their confidence
     sensitivity/     which hyperparameter matters: the fitted process, the prices of not tuning, the effects

@@ -15,6 +15,7 @@ from kdstudy.analysis.tables import show_accuracy, show_hyperparameters
 
 COLUMNS = ("", "hyperparameters", "test accuracy %", "gain [95 %]")
 CONTROL_COLUMNS = ("control", "hyperparameters", "test accuracy %", "gain over it [95 %]")
+SERIES_COLUMNS = ("baseline tuned %", "distilled %", "gain [95 %]")
 GAP = 2  # blanks between columns
 
 
@@ -22,6 +23,17 @@ def console_table(outcome: dict[str, Any]) -> ConsoleTable:
     """The table for a terminal, as a rich renderable."""
     return ConsoleTable(tuple(_console_cells(row) for row in outcome["rows"]),
                         tuple(bool(row.get("primary")) for row in outcome["rows"]))
+
+
+def series_table(content: dict[str, Any]) -> ConsoleTable:
+    """The table of a series of studies. content: of series.json."""
+    rows = tuple((str(member["amount"]), _accuracy(member["baseline"]), _accuracy(member["distilled"]),
+                  gain_cell(member["gain"]) or "not confirmed yet") for member in content["members"])
+    return ConsoleTable(rows, (False,) * len(rows), (content["axis"], *SERIES_COLUMNS))
+
+
+def _accuracy(row: dict[str, Any] | None) -> str:
+    return show_accuracy(row) if row else ""
 
 
 def controls_table(outcome: dict[str, Any]) -> ConsoleTable | None:

@@ -83,6 +83,25 @@ def prices(analysis: StudyAnalysis) -> pd.DataFrame:
         "price": "price_points", "low": "price_low_points", "high": "price_high_points"})
 
 
+def series(content: dict[str, Any]) -> pd.DataFrame:
+    """A row per study of a series. content: of series.json.
+
+    Columns value (of the setting that varies), amount (epochs or labelled images), seeds, baseline_accuracy_percent,
+    distilled_accuracy_percent and teacher_accuracy_percent (means over the seeds), gain_points over the tuned baseline,
+    its 95 % interval gain_low_points to gain_high_points, gain_p. What is not confirmed yet is missing.
+    """
+    rows = []
+    for member in content["members"]:
+        means = {f"{arm}_accuracy_percent": row["test_mean"] if (row := member[arm]) else None
+                 for arm in ("baseline", "distilled", "teacher")}
+        gain = member["gain"] or {}
+        rows.append({"value": member["value"], "amount": member["amount"],
+                     "seeds": member["distilled"]["seeds"] if member["distilled"] else None, **means,
+                     "gain_points": gain.get("mean"), "gain_low_points": gain.get("low"),
+                     "gain_high_points": gain.get("high"), "gain_p": gain.get("p")})
+    return pd.DataFrame(rows).astype({"seeds": "Int64"}) if rows else pd.DataFrame()
+
+
 def _in_percent(frame: pd.DataFrame, *shares: str) -> pd.DataFrame:
     """A copy in which columns of shares are percent, and named so."""
     percent = {name: (100 * frame[name].astype(float)).round(DIGITS) for name in shares}

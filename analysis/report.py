@@ -35,17 +35,17 @@ def build(folder: Path) -> bool:
     """
     analysis = StudyAnalysis.of(folder)
     contents = {
-        "results.json": _json(analysis.outcome),
+        "results.json": as_json(analysis.outcome),
         "results.md": tables.markdown(analysis.outcome),
         "trials.csv": analysis.study.trials.to_csv(index=False, lineterminator="\n"),
         "curves.csv": analysis.study.curves.to_csv(index=False, lineterminator="\n"),
-        "sensitivity.json": _json(analysis.sensitivity),
+        "sensitivity.json": as_json(analysis.sensitivity),
         "classes.csv": analysis.classes.to_csv(index=False, lineterminator="\n"),
         "report.html": report_page(analysis),
     }
     results = folder / "results"
     results.mkdir(exist_ok=True)
-    return any([_write(results / name, content) for name, content in contents.items()])
+    return any([write_changed(results / name, content) for name, content in contents.items()])
 
 
 def exhibits(folder: Path) -> list[Exhibit]:
@@ -73,12 +73,13 @@ def figure(analysis: StudyAnalysis, name: str) -> go.Figure:
     return found.figure
 
 
-def _json(content: Any) -> str:
+def as_json(content: Any) -> str:
+    """The text of a JSON file."""
     return json.dumps(content, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
 
 
-def _write(path: Path, content: str) -> bool:
-    """Replace the file in one step, if its content changes. Returns whether it did."""
+def write_changed(path: Path, content: str) -> bool:
+    """Replace a file in one step, if its content changes. Returns whether it did."""
     encoded = content.encode("utf-8")
     if path.exists() and path.read_bytes() == encoded:
         return False

@@ -11,7 +11,7 @@ from typing import Any
 
 from kdstudy.analysis.audit_words import COLUMNS as AUDIT_COLUMNS
 from kdstudy.analysis.audit_words import audit_cells
-from kdstudy.analysis.number_text import gain_cell, show_number, show_p, show_points
+from kdstudy.analysis.number_text import counted, gain_cell, show_number, show_p, show_points
 from kdstudy.analysis.verdict import verdict
 
 COLUMNS = ("model", "configuration", "parameters", "compression", "trials", "best validation (selected)", "seeds",
@@ -140,6 +140,27 @@ def takeaway(outcome: dict[str, Any]) -> list[str]:
         str(tuned["seeds"]) if tuned else "", _accuracy(teacher), _accuracy(baseline), _accuracy(tuned),
         gain_cell(tuned and tuned["gain"]), gain_cell(at_default), _published(outcome["published"]),
     ]
+
+
+def series_columns(content: dict[str, Any]) -> list[str]:
+    """The columns of the table of a series of studies. content: of series.json."""
+    return [content["axis"], "distilled configuration", "seeds", "teacher", "baseline", "distilled", "gain [95 %]"]
+
+
+def series_cells(content: dict[str, Any], member: dict[str, Any]) -> list[str]:
+    """A study's row of that table as text. member: of the series."""
+    distilled = member["distilled"]
+    return [counted(member["amount"], content["unit"]), _configuration(distilled) if distilled else "not confirmed yet",
+            str(distilled["seeds"]) if distilled else "", _accuracy(member["teacher"]), _accuracy(member["baseline"]),
+            _accuracy(distilled), gain_cell(member["gain"])]
+
+
+def series_markdown(content: dict[str, Any]) -> str:
+    """A series of studies as Markdown: the table, the sentence about its slope, and what to know of it."""
+    columns = series_columns(content)
+    lines = _markdown_table(columns, columns[2:], (series_cells(content, member) for member in content["members"]))
+    said = [f"**{content['sentence']}**", content["ends"], " ".join(content["caveats"])]
+    return "\n".join([*lines, *(line for text in said if text for line in ("", plain(text))), ""])
 
 
 def _model(row: dict[str, Any]) -> str:

@@ -10,12 +10,14 @@
     study.results, study.trials, study.curves                  # pandas DataFrames
     study.figure("effects").show()                             # any figure of the report; study.figures names them
 
+    settings = kdstudy.load("digits", train={"epochs": [75, 150, 300]})    # a series of studies, for `plan` and `run`
+
 See `kdstudy.api` for the functions and `kdstudy.errors` for their exceptions.
 """
 
 from typing import Any
 
-__all__ = ["OpenStudy", "load", "open", "plan", "run"]
+__all__ = ["OpenSeries", "OpenStudy", "load", "open", "plan", "run"]
 
 
 def __getattr__(name: str) -> Any:

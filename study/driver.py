@@ -12,7 +12,7 @@ from kdstudy.stages.order import NAMES, OUTPUTS
 from kdstudy.store import files
 from kdstudy.study import Study
 from kdstudy.tune.cluster import cluster_address
-from kdstudy.tune.connection import Connection
+from kdstudy.tune.connection import Connection, KeptRay
 from kdstudy.tune.own_ray import RayLostError
 from kdstudy.tune.pipeline import Pipeline
 from kdstudy.tune.tuner import KEPT, TRIES
@@ -23,19 +23,21 @@ from kdstudy.watch.trackers import feed
 REPORT = b'"event": "report"'
 
 
-def run(study: Study, display: Display, *, until: str = NAMES[-1], address: str | None = None) -> bool:
+def run(study: Study, display: Display, *, until: str = NAMES[-1], address: str | None = None,
+        kept: KeptRay | None = None) -> bool:
     """Run every unfinished stage and output up to and including `until`.
 
-    address: a running Ray cluster; by default RAY_ADDRESS, else this machine. Returns whether there was anything to do.
-    Raises UserError, StudyFailedError, InterruptedStudyError.
+    address: a running Ray cluster; by default RAY_ADDRESS, else this machine. kept: the connection to it that several
+    studies share. Returns whether there was anything to do. Raises UserError, StudyFailedError, InterruptedStudyError.
     """
-    driver = _Driver(study, display, address, NAMES[: NAMES.index(until) + 1])
+    driver = _Driver(study, display, address, NAMES[: NAMES.index(until) + 1], kept)
     return driver.run()
 
 
 class _Driver:
-    def __init__(self, study: Study, display: Display, address: str | None, wanted: tuple[str, ...]):
-        self._study, self._display, self._address = study, display, address
+    def __init__(self, study: Study, display: Display, address: str | None, wanted: tuple[str, ...],
+                 kept: KeptRay | None):
+        self._study, self._display, self._address, self._kept = study, display, address, kept
         self._stages = [name for name in study.stages if name in wanted]
         self._outputs = [output for output in OUTPUTS if output.name in wanted]
 
@@ -59,7 +61,7 @@ class _Driver:
         study, in_vain, reached = self._study, 0, -1
         while True:
             connection = Connection(self._address, study.config.resources, preflight.cluster_checks(study),
-                                    self._display.note, study.note_machine)
+                                    self._display.note, study.note_machine, self._kept)
             pipeline = Pipeline(study, self._stages, self._display, connection, self._before_work)
             try:
                 with connection:

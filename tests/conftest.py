@@ -31,7 +31,7 @@ def pytest_addoption(parser):
 
 # Each takes a minute or more. Begun last, one of them would keep a single process busy while the others have ended.
 LONGEST = ("test_study.py", "test_preflight.py", "test_submit.py", "test_browser.py", "test_parallel.py",
-           "test_placement.py", "test_faults.py")
+           "test_placement.py", "test_series.py", "test_faults.py")
 
 
 TIME_IS_OVER = "no time left: --minutes is over"

@@ -3,6 +3,7 @@
     python tests/known_nulls.py --simulations 2000
     python tests/known_nulls.py --looks --simulations 10000
     python tests/known_nulls.py --pairs
+    python tests/known_nulls.py --trends
 
 Each simulation draws two arms that are equally good in truth, their seeds and the test images, and asks every test
 whether one arm is better. At nominal 5 % a sound one says so 5 times in 100.
@@ -38,6 +39,7 @@ from kdstudy.analysis.gain import gain
 from kdstudy.analysis.looks import Compared, levels, planned_levels
 from kdstudy.analysis.significance import Interval, crossed_interval, mcnemar, pair_share, paired_t_interval
 from kdstudy.analysis.spending import nominal_levels
+from kdstudy.analysis.trend import slope
 
 SEEDS, IMAGES, LEVEL = (3, 5, 10), (360, 2000, 10000), 0.05
 RESAMPLES = 2000
@@ -224,6 +226,28 @@ def show_looks(simulations: int, rng: np.random.Generator, show: Callable[[str],
         show(f"| {points:g} | " + " | ".join(cells) + " |")
 
 
+def false_trends(null: Null, simulations: int, rng: np.random.Generator, seeds: int, images: int,
+                 studies: int) -> float:
+    """The share of simulated series of studies, none of which gains anything, in which the gain is found to change."""
+    found = 0
+    for _ in range(simulations):
+        arms = draw(null, seeds, images, rng, arms=2 * studies)
+        found += slope([2**place for place in range(studies)], arms[:studies], arms[studies:])["p"] < LEVEL
+    return found / simulations
+
+
+def show_trends(simulations: int, rng: np.random.Generator, show: Callable[[str], None]) -> None:
+    show(f"\nseries of studies in which the gain is found to change where it does not, percent; {simulations} "
+         f"simulations, binomial standard error {100 * binomial_error(simulations):.2f}\n")
+    sizes = [(studies, images) for studies in (2, 3, 5) for images in IMAGES[:2]]
+    show("| null | seeds | " + " | ".join(f"{studies} studies, {images:,} images" for studies, images in sizes) + " |")
+    show("|---|" + "---:|" * (1 + len(sizes)))
+    for name, null in NULLS.items():
+        for seeds in (3, 5):
+            rates = [false_trends(null, simulations, rng, seeds, images, studies) for studies, images in sizes]
+            show(f"| {name} | {seeds} | " + " | ".join(f"{100 * rate:.1f}" for rate in rates) + " |")
+
+
 def binomial_error(simulations: int) -> float:
     """The standard error of a rate that is LEVEL in truth."""
     return float(np.sqrt(LEVEL * (1 - LEVEL) / simulations))
@@ -243,12 +267,15 @@ def main(show: Callable[[str], None] = print) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--looks", action="store_true", help="several looks at the test images, instead")
     parser.add_argument("--pairs", action="store_true", help="shares of pairs of runs, instead")
+    parser.add_argument("--trends", action="store_true", help="the slope of the gain over a series, instead")
     arguments = parser.parse_args()
     started, rng = time.monotonic(), np.random.default_rng(arguments.seed)
     if arguments.looks:
         show_looks(arguments.simulations, rng, show)
     elif arguments.pairs:
         show_pairs(arguments.simulations, rng, show)
+    elif arguments.trends:
+        show_trends(arguments.simulations, rng, show)
     else:
         show_single_looks(arguments.simulations, rng, show)
     show(f"\n{time.monotonic() - started:.0f} s")

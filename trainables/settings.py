@@ -77,7 +77,7 @@ class DataSettings(Settings):
     )
     train_images: Amount | None = Field(None, description="how many training images to use, for teacher and student")
     student_images: Amount | None = Field(
-        None, description="how many of these the student sees with labels; the teacher sees all"
+        None, description="how many of these the student sees with labels; the teacher sees all; a list makes a series"
     )
     unlabelled: Annotated[float, Field(ge=0, le=1000)] = Field(
         0.0, description="unlabelled images per labelled one in the student's batches, for the soft loss alone"
@@ -265,7 +265,8 @@ DROP_ARGUMENTS = {"drop_path": "drop_path_rate", "dropout": "drop_rate"}  # what
 class TrainSettings(Settings):
     """How a model is trained. The learning rate is not a setting here: each run has its own."""
 
-    epochs: PositiveInt = Field(10, description="passes over the training images; the last one counts")
+    epochs: PositiveInt = Field(10, description="passes over the training images; the last one counts; "
+                                             "a list makes a series of studies")
     batch_size: PositiveInt = Field(128, description="labelled images per batch; an update takes `accumulate` of these")
     accumulate: PositiveInt = Field(1, description="batches per update, whose gradients are averaged")
     optimizer: Line = Field("adamw", description="the name of any timm optimizer")

@@ -52,6 +52,11 @@ def takeaways_table(outcomes: list[dict[str, Any]]) -> str:
             f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>")
 
 
+def plain_table(columns: Sequence[str], numeric: Sequence[str], rows: list[list[str]]) -> str:
+    """A table of texts, none of which stands out. numeric: the columns of numbers."""
+    return _table(columns, numeric, [(row, False) for row in rows])
+
+
 def _table(columns: Sequence[str], numeric: Sequence[str], rows: list[tuple[list[str], bool]]) -> str:
     """A table of texts. rows: each with whether it stands out."""
     head = "".join(_cell("th", column, column in numeric, column) for column in columns)

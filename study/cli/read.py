@@ -10,15 +10,17 @@ from rich.console import Console
 from kdstudy.cli.console import print_results
 from kdstudy.cli.group import cli
 from kdstudy.cli.options import LocalPath
-from kdstudy.cli.resolve import files_must_fit, resolve_begun, resolve_started
+from kdstudy.cli.resolve import files_must_fit, resolve_begun, resolve_started, started_series
+from kdstudy.cli.series import publish, report_series
 from kdstudy.config.load import (
     load_study,
     preset_names,
 )
 from kdstudy.config.settings import settings_table
-from kdstudy.errors import StudyFailedError, UserError
+from kdstudy.errors import UserError
+from kdstudy.series.status import show_series
 from kdstudy.stages.order import STAGES
-from kdstudy.watch.console import make_console, print_columns, print_prose
+from kdstudy.watch.console import make_console, print_columns
 from kdstudy.watch.status import follow_status, show_status
 
 
@@ -37,6 +39,9 @@ def status(study: str, location: str | None, follow: bool, every: float | None) 
     """
     if every is not None and (math.isnan(every) or not follow):
         raise UserError(f"--every {every:g} is not a number" if follow else "--every needs --follow")
+    if (series := started_series(study, location)) is not None:
+        show_series(series, make_console(), every or 5.0 if follow else None)
+        return
     storage = resolve_begun(study, location)
     if follow:
         follow_status(storage, make_console(), STAGES, every)
@@ -59,7 +64,8 @@ def report(studies: tuple[str, ...], location: str | None, readmes: tuple[Path, 
     """Rebuild the results table and the report.
 
     Works while a study runs, from the results so far. Needs neither Ray nor torch. For several studies, also writes a
-    table and a page that compare their teachers, students and gains from distillation."""
+    table and a page that compare their teachers, students and gains from distillation. For a series of studies, named
+    alone, writes the reports of its studies and the page of the series."""
     if location and len(studies) > 1:
         raise UserError("--dir names one study; to report several, name their folders instead of "
                         f"{' and '.join(studies)}")
@@ -70,6 +76,13 @@ def report(studies: tuple[str, ...], location: str | None, readmes: tuple[Path, 
     console, outcomes = make_console(), []
     if compare and len(studies) == 1:
         raise UserError("--compare needs at least two studies; name the others too")
+    if len(studies) == 1 and (series := started_series(studies[0], location)) is not None:
+        report_series(series, console)
+        for member in series.begun if images else ():
+            _write_images(console, member.storage.folder, images)
+        for readme in readmes:
+            _rewrite_series(readme, read_json(series.page.with_suffix(".json")))
+        return
     storages = {storage.folder: storage for study in studies for storage in (resolve_started(study, location)[1],)}
     for folder, storage in storages.items():
         with files_must_fit(storage):
@@ -78,10 +91,7 @@ def report(studies: tuple[str, ...], location: str | None, readmes: tuple[Path, 
         print_results(console, storage)
         if images:
             _write_images(console, folder, images)
-        try:
-            storage.publish(folder / "results")
-        except StudyFailedError as error:  # the page is here all the same
-            print_prose(console, f"note: {error}")
+        publish(console, storage, "results")
     if len(outcomes) > 1:
         names = comparison.distinct_names(outcomes, list(storages))
         console.print(f"\n{tables.takeaways(outcomes, names)}", soft_wrap=True, markup=False)
@@ -115,6 +125,19 @@ def _rewrite(readme: Path, outcomes: list[dict[str, Any]]) -> None:
         blocks[tables.TAKEAWAYS_BLOCK] = tables.takeaways(outcomes)
         there = {name: content for name, content in blocks.items() if tables.has_block(readme, name)}
         blocks = there or {tables.TAKEAWAYS_BLOCK: blocks[tables.TAKEAWAYS_BLOCK]}  # the error names this block
+    _rewrite_blocks(readme, blocks)
+
+
+def _rewrite_series(readme: Path, content: dict[str, Any]) -> None:
+    """Update the block of a series in a Markdown file. Raises UserError where it is missing."""
+    from kdstudy.analysis import tables
+
+    _rewrite_blocks(readme, {content["series"]: tables.series_markdown(content)})
+
+
+def _rewrite_blocks(readme: Path, blocks: dict[str, str]) -> None:
+    from kdstudy.analysis import tables
+
     try:
         changed = [name for name, content in blocks.items() if tables.rewrite_block(readme, name, content)]
     except ValueError as error:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kdstudy.config.load import (
     STUDY_FILE,
+    load_series,
     load_study,
     preset_names,
     values_named,
@@ -13,6 +14,7 @@ from kdstudy.config.load import (
 from kdstudy.config.permission import TRAINED, Named, functions_allowed
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
+from kdstudy.series.folder import SeriesFolder, check_single
 from kdstudy.stages.order import STAGE_FILES
 from kdstudy.store import check
 from kdstudy.store.files import read_json
@@ -29,25 +31,74 @@ def resolve(study: str, overrides: tuple[str, ...], location: str | None, smoke:
     allow(config, study, overrides, trust, sections)
     if location is not None:
         storage.refresh()
+    check_single(storage)
     check.check(storage.folder, STAGE_FILES)
     return config, storage
 
 
+def resolve_series(study: str, overrides: tuple[str, ...], location: str | None, smoke: bool, trust: bool,
+                   sections: tuple[str, ...] = TRAINED) -> SeriesFolder | None:
+    """Return the series that the settings describe, with its storage; None where they describe a single study.
+
+    Raises UserError where the study is unknown, damaged or not trusted."""
+    found = locate_series(study, overrides, location, smoke, refresh=location is not None)
+    if found is not None:
+        # The members differ in a number alone, so what one of them names all do.
+        allow(found.series.members[0].config, study, overrides, trust, sections)
+        found.refresh()
+    return found
+
+
+def locate_series(study: str, overrides: tuple[str, ...], location: str | None, smoke: bool = False,
+                  refresh: bool = False) -> SeriesFolder | None:
+    own, file = _own(study, location)
+    series = load_series(file, overrides, smoke)
+    if series is None:
+        return None
+    storage = _place(own, location, smoke, series.name)
+    if refresh:
+        storage.refresh()
+    return SeriesFolder(series, storage)
+
+
+def started_series(study: str, location: str | None) -> SeriesFolder | None:
+    """Return the series that a folder or URI holds; None where it holds none. Raises UserError."""
+    place = location or study
+    if "://" not in place and not Path(place).is_dir():
+        return None
+    storage = Storage.of(place)
+    storage.refresh()
+    if (found := SeriesFolder.of(storage)) is not None:
+        found.refresh()
+    return found
+
+
 def locate(study: str, overrides: tuple[str, ...], location: str | None,
             smoke: bool = False) -> tuple[StudyConfig, Storage]:
+    own, file = _own(study, location)
+    config = load_study(file, overrides, smoke)
+    return config, _place(own, location, smoke, config.name)
+
+
+def _own(study: str, location: str | None) -> tuple[Storage, str]:
+    """The storage that STUDY is, if it is one, and what to load the settings from. Raises UserError."""
     if "" in (study, location):
         raise UserError(f"{'--dir' if study else 'STUDY'} is empty; name a study folder, or leave it out")
     own = Storage.of(study)
-    if own.uri is not None:
-        own.refresh()
-        if not (own.folder / STUDY_FILE).is_file():
-            raise UserError(f"{own} holds no study yet; name a preset or a TOML file, and the URI with --dir")
-        study = str(own.folder)
-    config = load_study(study, overrides, smoke)
+    if own.uri is None:
+        return own, study
+    own.refresh()
+    if not (own.folder / STUDY_FILE).is_file():
+        raise UserError(f"{own} holds no study yet; name a preset or a TOML file, and the URI with --dir")
+    return own, str(own.folder)
+
+
+def _place(own: Storage, location: str | None, smoke: bool, name: str) -> Storage:
+    """Where a study or a series is stored: at --dir, where it was started, or in `studies/`."""
     if location is not None:
-        return config, Storage.of(location)
+        return Storage.of(location)
     started = (own.folder / STUDY_FILE).is_file() and not smoke
-    return config, own if started else Storage(Path("studies") / config.name)
+    return own if started else Storage(Path("studies") / name)
 
 
 def allow(config: StudyConfig, study: str, overrides: tuple[str, ...], trust: bool, sections: tuple[str, ...],

@@ -10,10 +10,9 @@ from rich.markup import escape
 from kdstudy.cli.console import print_results, stoppable
 from kdstudy.cli.group import cli
 from kdstudy.cli.options import LocalPath, address_option, study_options, trust_option
-from kdstudy.cli.resolve import resolve
-from kdstudy.config.load import (
-    check_parameter,
-)
+from kdstudy.cli.resolve import resolve, resolve_series
+from kdstudy.cli.series import plan_series, run_series
+from kdstudy.config.load import check_parameter
 from kdstudy.config.permission import TRAINED
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
@@ -38,7 +37,13 @@ def run(study: str, overrides: tuple[str, ...], location: str | None, smoke: boo
     confirms the winners on fresh seeds, then writes the report and exports the best student.
 
     Run the same command again to resume an interrupted study. Finished work is never repeated.
+
+    A list for train.epochs, data.student_images or teacher.epochs, such as --set train.epochs='[75, 150, 300]', runs a
+    study for each value and shows how the gain changes.
     """
+    if (series := resolve_series(study, overrides, location, smoke, trust, (*TRAINED, "watch"))) is not None:
+        run_series(series, make_console(), until, address)
+        return
     config, storage = resolve(study, overrides, location, smoke, trust, (*TRAINED, "watch"))
     console = make_console()
     print_prose(console, f"[bold]{config.name}[/bold]  {escape(config.about)}", markup=True)
@@ -73,6 +78,9 @@ def plan(study: str, overrides: tuple[str, ...], location: str | None, smoke: bo
                         "of them out")
     if math.isnan(tflops):
         raise UserError("--tflops nan is not a number")
+    if (series := resolve_series(study, overrides, location, smoke, trust)) is not None:
+        plan_series(series, make_console(), measure, gpus, tflops, address)
+        return
     config, storage = resolve(study, overrides, location, smoke, trust)
     from kdstudy.planning.plan import show_plan  # imports Ray and torch
 

@@ -8,9 +8,10 @@ import click
 
 from kdstudy.cli.group import cli
 from kdstudy.cli.options import study_options, trust_option, variables
-from kdstudy.cli.resolve import allow, locate
+from kdstudy.cli.resolve import allow, locate, locate_series
 from kdstudy.config.load import STUDY_FILE
 from kdstudy.config.permission import TRAINED
+from kdstudy.config.series import Series
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
 from kdstudy.stages.order import NAMES
@@ -80,22 +81,26 @@ def submit(context: click.Context, study: str, overrides: tuple[str, ...], locat
     for name in sorted(name for name in given if target not in MEANT_FOR[name]):
         option = next(parameter.opts[0] for parameter in context.command.params if parameter.name == name)
         raise UserError(f"{option} does not apply to --to {target}, only to --to {' or '.join(MEANT_FOR[name])}")
-    config, storage = locate(study, overrides, location, smoke)
-    allow(config, study, overrides, trust, (*TRAINED, "watch"))
+    if (found := locate_series(study, overrides, location, smoke)) is not None:
+        config, storage = found.series, found.storage
+    else:
+        config, storage = locate(study, overrides, location, smoke)
+    for one in common.studies_of(config):
+        allow(one, study, overrides, trust, (*TRAINED, "watch"))
     location = location or (str(storage) if (storage.folder / STUDY_FILE).is_file() else "")
     common.check_location(location)
     common.check_paths(config)
     LAUNCHERS[target](config, location, until, options)
 
 
-def _submit_to_ray(config: StudyConfig, location: str, until: str | None, options: dict[str, Any]) -> None:
+def _submit_to_ray(config: StudyConfig | Series, location: str, until: str | None, options: dict[str, Any]) -> None:
     from kdstudy.launch import ray_job
 
     ray_job.submit(config, location, make_console(), address=options["address"], until=until, pip=options["pip"],
                       environment=variables(options["environment"]), detach=options["detach"])
 
 
-def _submit_to_slurm(config: StudyConfig, location: str, until: str | None, options: dict[str, Any]) -> None:
+def _submit_to_slurm(config: StudyConfig | Series, location: str, until: str | None, options: dict[str, Any]) -> None:
     from kdstudy.launch import slurm
 
     allocation = slurm.Allocation(*(options[name] for name in (
@@ -107,7 +112,7 @@ def _submit_to_slurm(config: StudyConfig, location: str, until: str | None, opti
         slurm.submit(content, location, make_console())
 
 
-def _submit_to_kuberay(config: StudyConfig, location: str, until: str | None, options: dict[str, Any]) -> None:
+def _submit_to_kuberay(config: StudyConfig | Series, location: str, until: str | None, options: dict[str, Any]) -> None:
     from kdstudy.launch import kuberay
 
     pods = kuberay.Pods(options["image"] or "", options["workers"], options["cpus_per_node"] or kuberay.WORKER_CPUS,

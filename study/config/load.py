@@ -1,5 +1,6 @@
-"""Load a study file: presets, TOML files, study folders, and command-line overrides."""
+"""Load a study file: presets, TOML files, study folders, and command-line overrides; of one study or of a series."""
 
+import contextlib
 import difflib
 import tomllib
 from collections.abc import Mapping
@@ -10,16 +11,19 @@ from pydantic import ValidationError
 
 from kdstudy.config.messages import validate
 from kdstudy.config.sections import DefaultPoint
+from kdstudy.config.series import Series, member_name, series_of, value_in, varied_in, with_value
 from kdstudy.config.settings import StudyConfig, credentials_in, named_texts
 from kdstudy.config.smoke import smoke_study
-from kdstudy.config.wording import wording
+from kdstudy.config.wording import shown, wording
 from kdstudy.errors import UserError
 from kdstudy.trainables.functions import is_function
 from kdstudy.trainables.messages import one_line
 
 PRESETS = Path(__file__).resolve().parents[1] / "presets"
 STUDY_FILE = "study.toml"
+STAGES_FILE = "stages.json"
 LARGEST_FILE = 2**20  # bytes, of a study file
+MOST_SHOWN = 4  # members of a series in a message
 
 
 def check_parameter(name: str, value: float) -> None:
@@ -35,7 +39,11 @@ def is_own_file(study: str) -> bool:
     if "://" in study:
         return False
     path = find_study(study)
-    return not Path(study).is_dir() and not (path.name == STUDY_FILE and (path.parent / "stages.json").exists())
+    if Path(study).is_dir():
+        return False
+    begun = path.name == STUDY_FILE and any(  # of a study, or of the members of a series
+        True for pattern in (STAGES_FILE, f"*/{STAGES_FILE}") for _ in path.parent.glob(pattern))
+    return not begun
 
 
 def values_named(study: str, overrides: tuple[str, ...]) -> dict[str, Any]:
@@ -66,16 +74,53 @@ def preset_names() -> list[str]:
 def load_study(study: str, overrides: tuple[str, ...] = (), smoke: bool = False) -> StudyConfig:
     """Load a preset, TOML file or study folder, apply `section.key=value` overrides, and validate.
 
-    Raises UserError with one line that names the key and the remedy.
+    Raises UserError with one line that names the key and the remedy, also where the settings are those of a series.
     """
-    values = _starting_values(study, smoke)
-    for override in overrides:
-        _apply_override(values, override)
+    values = _values_of(study, overrides, smoke)
+    if varied := varied_in(values):
+        raise UserError(_is_a_series(study, *varied))
     return validate(values)
 
 
-def load_values(study: str | Mapping[str, Any], changes: Mapping[str, Any], smoke: bool = False) -> StudyConfig:
-    """Load settings from a preset, TOML file, study folder or dict of sections, and apply changes.
+def load_series(study: str, overrides: tuple[str, ...] = (), smoke: bool = False) -> Series | None:
+    """Load likewise the series of studies that the settings describe; None where they describe a single study.
+
+    Raises UserError."""
+    return series_of(_values_of(study, overrides, smoke))
+
+
+def is_series(folder: Path) -> bool:
+    """Whether a folder holds a series of studies."""
+    with contextlib.suppress(UserError):
+        return (folder / STUDY_FILE).is_file() and varied_in(_read(folder / STUDY_FILE)) is not None
+    return False
+
+
+def _is_a_series(study: str, setting: str, listed: list[Any]) -> str:
+    """Why a command that needs one study has none."""
+    said = f"{setting} = {shown(listed)} makes {study} a series of studies, not one study; "
+    if not Path(study).is_dir():
+        return f"{said}give one value with --set {setting}=…"
+    return f"{said}name one of its members: {', '.join(str(path) for path in _members_of(study, setting, listed))}"
+
+
+def _members_of(study: str, setting: str, listed: list[Any]) -> list[Path]:
+    """The folders of a series' members that have begun, else of all."""
+    folders = [Path(study) / member_name(setting, value) for value in listed[:MOST_SHOWN]]
+    return [folder for folder in folders if (folder / STUDY_FILE).is_file()] or folders
+
+
+def _values_of(study: str, overrides: tuple[str, ...], smoke: bool) -> dict[str, Any]:
+    values = _starting_values(study, smoke)
+    for override in overrides:
+        _apply_override(values, override)
+    return values
+
+
+def load_values(study: str | Mapping[str, Any], changes: Mapping[str, Any], smoke: bool = False
+                ) -> StudyConfig | Series:
+    """Load settings from a preset, TOML file, study folder or dict of sections, and apply changes. A series, where one
+    of `series.SETTINGS` is a list.
 
     changes: sections with settings to override, or settings outside sections.
 
@@ -85,7 +130,7 @@ def load_values(study: str | Mapping[str, Any], changes: Mapping[str, Any], smok
     for name, change in changes.items():
         section = values.get(name)
         values[name] = {**section, **change} if isinstance(change, Mapping) and isinstance(section, Mapping) else change
-    return validate(values)
+    return series_of(values) or validate(values)
 
 
 def _starting_values(study: str | Mapping[str, Any], smoke: bool) -> dict[str, Any]:
@@ -95,7 +140,17 @@ def _starting_values(study: str | Mapping[str, Any], smoke: bool) -> dict[str, A
     else:
         path = find_study(study)
         values = {"name": path.stem} | _read(path)
-    return smoke_study(validate(values)).to_values() if smoke else values
+    return _shrunk(values) if smoke else values
+
+
+def _shrunk(values: dict[str, Any]) -> dict[str, Any]:
+    """What `--smoke` makes of a study file. Of a series, each value of its setting becomes smaller."""
+    varied = varied_in(values)
+    if varied is None:
+        return smoke_study(validate(values)).to_values()
+    setting, listed = varied
+    each = [smoke_study(validate(with_value(values, setting, value))) for value in listed]
+    return with_value(each[0].to_values(), setting, [value_in(one, setting) for one in each]) if each else values
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from types import ModuleType
 
 from kdstudy import analysis, trainables
 from kdstudy.config.load import STUDY_FILE
+from kdstudy.config.series import Series
 from kdstudy.config.settings import StudyConfig, own_functions
 from kdstudy.errors import UserError
 from kdstudy.store.object_store import PACKAGES
@@ -35,8 +36,14 @@ def check_location(location: str) -> None:
     Storage.of(location)
 
 
-def check_paths(config: StudyConfig) -> None:
+def studies_of(config: StudyConfig | Series) -> list[StudyConfig]:
+    """The settings of a study, or those of each study of a series."""
+    return [member.config for member in config.members] if isinstance(config, Series) else [config]
+
+
+def check_paths(config: StudyConfig | Series) -> None:
     """Check that all nodes can resolve the files that the settings name. Raises UserError."""
+    config = studies_of(config)[0]  # the studies of a series differ in a number alone
     named = {"search.warm_start": config.search.warm_start, "teacher.logits": config.teacher.logits,
              "teacher.pretrained": config.teacher.pretrained, "student.pretrained": config.student.pretrained,
              "watch.mlflow": config.watch.mlflow,
@@ -51,7 +58,7 @@ def _is_absolute(path: str) -> bool:
     return "://" in path or path.startswith("~") or Path(path).is_absolute()
 
 
-def job_name(config: StudyConfig) -> str:
+def job_name(config: StudyConfig | Series) -> str:
     """Return a unique job name that contains the study's name and the time."""
     return f"kdstudy-{config.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
 
@@ -59,14 +66,14 @@ def job_name(config: StudyConfig) -> str:
 # -- the user's own functions -----------------------------------------------------------------------------------------
 
 
-def own_modules(config: StudyConfig) -> list[Path]:
+def own_modules(config: StudyConfig | Series) -> list[Path]:
     """Return the files and package folders that define the functions named in the settings, together with modules that
     they import from the same folder. Installed packages are left out. Imports torch if there are any functions.
 
     Raises UserError if a function cannot be imported here.
     """
     found: set[Path] = set()
-    for setting, function in own_functions(config).items():
+    for setting, function in own_functions(studies_of(config)[0]).items():
         try:
             functions.source_file(function, setting)
         except ValueError as error:
@@ -101,7 +108,7 @@ def _is_installed(file: Path) -> bool:
 # -- files for the job ------------------------------------------------------------------------------------------------
 
 
-def write_working_dir(config: StudyConfig, folder: Path) -> None:
+def write_working_dir(config: StudyConfig | Series, folder: Path) -> None:
     """Fill a folder so that `python -m kdstudy run study.toml` works in it without kdstudy being installed: with a copy
     of this package, the settings and the user's own modules. Raises UserError."""
     copy_package(folder)

@@ -16,6 +16,7 @@ import yaml
 from rich.console import Console
 
 from kdstudy.config.load import STUDY_FILE
+from kdstudy.config.series import Series
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
 from kdstudy.launch import common as launch
@@ -64,7 +65,8 @@ class Pods:
         return {"spec": {"containers": [container | more]} | ({"volumes": volumes} if volumes else {})}
 
 
-def manifests(config: StudyConfig, location: str, pods: Pods, until: str | None = None) -> list[dict[str, Any]]:
+def manifests(config: StudyConfig | Series, location: str, pods: Pods, until: str | None = None
+              ) -> list[dict[str, Any]]:
     """Return the ConfigMap with the settings, and the RayJob.
 
     location: the study's URI, or absolute path shared by all pods. Raises UserError.
@@ -81,7 +83,7 @@ def manifests(config: StudyConfig, location: str, pods: Pods, until: str | None 
     return [settings, {"apiVersion": "ray.io/v1", "kind": "RayJob", "metadata": dict(metadata), "spec": spec}]
 
 
-def object_name(config: StudyConfig) -> str:
+def object_name(config: StudyConfig | Series) -> str:
     """Return a unique job name that is valid in Kubernetes: short, of lower-case letters, digits and hyphens."""
     kind, *name, day, time = re.sub(r"[^a-z0-9]+", "-", launch.job_name(config).lower()).split("-")
     room = LONGEST_NAME - len(kind) - len(day) - len(time) - 3

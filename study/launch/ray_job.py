@@ -23,6 +23,7 @@ from rich.live import Live
 from rich.text import Text
 
 from kdstudy.config.load import STUDY_FILE
+from kdstudy.config.series import Series
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import InterruptedStudyError, StudyFailedError, UserError
 from kdstudy.launch import common as launch
@@ -63,8 +64,8 @@ class Job:
         return f"kdstudy fetch {shlex.quote(self.location)} FOLDER"
 
 
-def submit(config: StudyConfig, location: str, console: Console, *, address: str | None, until: str | None, pip: bool,
-           environment: dict[str, str], detach: bool) -> None:
+def submit(config: StudyConfig | Series, location: str, console: Console, *, address: str | None, until: str | None,
+           pip: bool, environment: dict[str, str], detach: bool) -> None:
     """Run a study as a job on the cluster whose dashboard is at `address`, and follow its log unless `detach`.
 
     location: absolute path or URI of the study, as seen by the cluster. Raises UserError if the job cannot be

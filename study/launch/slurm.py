@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from kdstudy.config.series import Series
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
 from kdstudy.launch import common as launch
@@ -99,7 +100,7 @@ class Allocation:
         return [f"#SBATCH --{line}" for line in lines]
 
 
-def script(config: StudyConfig, location: str, allocation: Allocation, *, until: str | None = None,
+def script(config: StudyConfig | Series, location: str, allocation: Allocation, *, until: str | None = None,
            setup: Sequence[str] = ()) -> str:
     """Return the complete batch script.
 
@@ -120,7 +121,7 @@ def _this_environment() -> str:
     return f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
 
 
-def _own_paths(config: StudyConfig) -> list[str]:
+def _own_paths(config: StudyConfig | Series) -> list[str]:
     """Return the shell line that lets the nodes import the user's own functions, if there are any."""
     folders = sorted({str(path.parent) for path in launch.own_modules(config)})
     return [f"export PYTHONPATH={shlex.quote(':'.join(folders))}${{PYTHONPATH:+:$PYTHONPATH}}"] if folders else []

@@ -36,7 +36,7 @@ def show_plan(study: Study, console: Console, measure: bool = False, gpus: int |
     config = study.config
     study.storage.refresh(everything=True)  # a done-mark is valid only if all its files exist
     preflight.check_settings(study, address, machine=not gpus)
-    machine, described = _machine(study, console, address, gpus)
+    machine, described = machine_for(study, console, address, gpus)
     plans = make_plan(study, measure and not gpus, tflops * 1e12 if gpus else None, only_gpu=bool(gpus))
     sizes = ModelSizes.of(study.context)
     student = sizes.parameters(study.context.model("student"))
@@ -79,7 +79,7 @@ def show_plan(study: Study, console: Console, measure: bool = False, gpus: int |
     return plans
 
 
-def _machine(study: Study, console: Console, address: str | None, gpus: int | None) -> tuple[Share, str]:
+def machine_for(study: Study, console: Console, address: str | None, gpus: int | None) -> tuple[Share, str]:
     """Return each trial's share where the study would run, and a description of it."""
     resources = study.config.resources
     cluster = None if gpus else cluster_address(address)
@@ -200,29 +200,33 @@ def _show_times(console: Console, config: StudyConfig, plans: list[StagePlan], m
     for plan in ordered:
         if plan.retries:
             print_prose(console, f"{plan.name}: `kdstudy run` tries the trials whose workers died again")
-    flop = sum(plan.flop(_expected(plan, whole)) for plan in left)
+    flop = sum(plan.flop(expected_epochs(plan, whole)) for plan in left)
     console.print(f"\nleft to do: {flop / 1e12:,.3g} TFLOP" if left else "\nleft to do: nothing")
     if not timed:
         return
-    print_prose(console, f"from beginning to end: {_show_forecast(whole, machine)}")
+    print_prose(console, f"from beginning to end: {show_forecast(whole, machine)}")
     if left and len(left) < len(plans):
         rest = forecast([plan.work() for plan in ordered if not plan.done], machine.concurrent,
                         config.search.reduction_factor, START_SECONDS)
-        print_prose(console, f"from now on: {_show_forecast(rest, machine)}")
+        print_prose(console, f"from now on: {show_forecast(rest, machine)}")
 
 
-def _show_forecast(expected: Forecast, machine: Share) -> str:
-    wall = expected.wall + END_SECONDS
-    share = expected.used / (machine.concurrent * wall)
+def show_forecast(expected: Forecast, machine: Share) -> str:
+    return show_use(expected.wall + END_SECONDS, expected.used, machine)
+
+
+def show_use(wall: float, used: float, machine: Share) -> str:
+    """Wall time, and how much of the machine is in use meanwhile. used: slot-seconds."""
+    share = used / (machine.concurrent * wall)
     shown = f"about {clock(wall)}, {100 * share:.0f} % of {machine.concurrent} slots in use"
     if not machine.gpus:
         return shown
     gpus = machine.concurrent * machine.gpus
-    return f"{shown}; {gpus * wall / 3600:.2g} GPU-hours on {gpus:g} GPUs, {machine.gpus * expected.used / 3600:.2g} " \
-           "of them in use"
+    hours, used_hours = gpus * wall / 3600, machine.gpus * used / 3600
+    return f"{shown}; {hours:.2g} GPU-hours on {gpus:g} GPUs, {used_hours:.2g} of them in use"
 
 
-def _expected(plan: StagePlan, whole: Forecast) -> float:
+def expected_epochs(plan: StagePlan, whole: Forecast) -> float:
     """Return the expected epochs of a stage, summed over its runs."""
     return whole.epochs[plan.name] if plan.load.rungs else plan.load.runs * plan.load.epochs
 
@@ -234,7 +238,7 @@ def _plan_table(plans: list[StagePlan], whole: Forecast, timed: bool) -> Table:
     for plan in plans:
         begins, ends = whole.times[plan.name]
         times = (clock(begins), clock(ends - begins)) if timed else ("", "")
-        expected = _expected(plan, whole)
+        expected = expected_epochs(plan, whole)
         table.add_row(plan.name.replace("_", " "), str(plan.load.runs), str(plan.load.protected or "all"),
                       f"{plan.load.epochs:.3g}",
                       f"{expected:,.0f}", f"{plan.flop(expected) / 1e12:,.3g}", *times,

@@ -19,6 +19,7 @@ from kdstudy.tune.cluster import (
     describe_machine,
     waiting_note,
 )
+from kdstudy.tune.own_ray import RayLostError
 from kdstudy.tune.slots import ClusterSlots, Slots
 
 if TYPE_CHECKING:  # avoids importing Ray and torch, which a plan does not need
@@ -39,14 +40,44 @@ class ClusterChecks:
     nodes: Callable[[Share, list[Node]], dict[Node, str]]
 
 
+class KeptRay:
+    """Ray for several studies, one after the other: started or joined when the first of them needs it, left at the end.
+    """
+
+    def __init__(self) -> None:
+        self._open = contextlib.ExitStack()
+        self._ours: bool | None = None  # None: not connected
+
+    def __enter__(self) -> KeptRay:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._leave()
+
+    def _leave(self) -> None:
+        self._ours = None
+        self._open.close()
+
+    @contextlib.contextmanager
+    def connected(self, address: str | None = None) -> Iterator[bool]:
+        """Like `cluster.connected`, for one study; the connection outlives it, unless Ray itself has died."""
+        if self._ours is None:
+            self._ours = self._open.enter_context(connected(address))
+        try:
+            yield self._ours
+        except RayLostError:
+            self._leave()
+            raise
+
+
 @contextlib.contextmanager
 def checked(address: str | None, resources: ResourceSettings, checks: ClusterChecks,
-            note: Callable[[str], None]) -> Iterator[tuple[Share, set[str]]]:
+            note: Callable[[str], None], kept: KeptRay | None = None) -> Iterator[tuple[Share, set[str]]]:
     """Connect to Ray; yield each trial's share, and the ids of the nodes that were checked.
 
-    Raises UserError if the cluster fails its checks.
+    kept: the connection that several studies share. Raises UserError if the cluster fails its checks.
     """
-    with connected(address) as ours:
+    with (kept.connected if kept else connected)(address) as ours:
         present = {node.id for node in cluster_nodes()}  # a node that joins during the checks is checked later
         given = cluster_share(resources) if ours else checks.cluster()
         if not ours and (waiting := waiting_note(given)):
@@ -57,13 +88,14 @@ def checked(address: str | None, resources: ResourceSettings, checks: ClusterChe
 class Connection:
     """A context manager that connects to Ray on first use and disconnects at the end.
 
-    note: called with messages for the user. on_connected: called with a description of the machine or cluster.
+    note: called with messages for the user. on_connected: called with a description of the machine or cluster. kept:
+    a connection to use that outlives this one.
     """
 
     def __init__(self, address: str | None, resources: ResourceSettings, checks: ClusterChecks,
-                 note: Callable[[str], None], on_connected: Callable[[str], None]):
+                 note: Callable[[str], None], on_connected: Callable[[str], None], kept: KeptRay | None = None):
         self._address, self._resources, self._checks = address, resources, checks
-        self._note, self._on_connected = note, on_connected
+        self._note, self._on_connected, self._kept = note, on_connected, kept
         self._open = contextlib.ExitStack()
         self._share: Share | None = None
         self._slots: Slots | None = None
@@ -100,7 +132,7 @@ class Connection:
 
     def _connect(self) -> None:
         self._share, present = self._open.enter_context(
-            checked(self._address, self._resources, self._checks, self._note))
+            checked(self._address, self._resources, self._checks, self._note, self._kept))
         if cluster_address(self._address) is None:
             self._slots = Slots(self._share.concurrent)
         else:

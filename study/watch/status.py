@@ -91,6 +91,35 @@ class Snapshot:
         results = read_json(self.storage.folder / "results" / "results.json") if self.complete else None
         return results.get("verdict") if isinstance(results, dict) else None
 
+    def seconds_left(self) -> float | None:
+        """Of the whole study; None before anything is known of it."""
+        expected = {name: progress.Pending(**one) for name, one in (self.description.get("expected") or {}).items()}
+        if not expected:
+            return None
+        runs, known, epoch_seconds = {}, {}, {}
+        for stage in self.stages:
+            epochs = stage.record.session.get("epochs") if stage.record else None
+            if not epochs or not stage.trials:
+                continue
+            expected.pop(stage.name, None)
+            seconds = progress.seconds_per_run(stage.trials, epochs)
+            if seconds:
+                epoch_seconds[stage.name] = seconds / epochs
+            if stage.done is None:
+                runs[stage.name] = stage.runs_left(epochs)
+                known |= {stage.name: seconds} if seconds else {}
+        pending = {stage.name: expected[stage.name] for stage in self.stages
+                   if stage.name in expected and stage.done is None}
+        running = sum(len(stage.running) for stage in self.stages if stage.done is None)
+        return progress.study_seconds_left(runs, known, epoch_seconds, pending, running)
+
+    def seconds_run(self) -> float:
+        """The wall time of what this study has run itself, without the time between two drivers."""
+        if not self.own:
+            return 0.0
+        span = max(record.last_time for record in self.own) - min(record.begun for record in self.own)
+        return min(span, sum(record.seconds for record in self.own))
+
 
 class StageSnapshot:
     """A stage's state at the last update. done: its done-mark, unless a trial is running."""
@@ -294,35 +323,12 @@ def _who_and_when(study: Snapshot) -> str:
             else f"driver: {study.driver or 'none'}"
     began, last = min(record.begun for record in records), max(records, key=lambda record: record.last_time)
     if study.driver:
-        left = _seconds_left(study)
+        left = study.seconds_left()
         more = f" · about {clock(left)} left in all" if left is not None else ""
         return f"started {_moment(began)}, {clock(study.now - began)} ago{more} · driver: {study.driver}"
     session = last.session
     by = f" by process {session['pid']} on {session['host']}" if {"pid", "host"} <= session.keys() else ""
     return f"started {_moment(began)} · last worked on {_moment(last.last_time)}{by}"
-
-
-def _seconds_left(study: Snapshot) -> float | None:
-    """Of the whole study; None before anything is known of it."""
-    expected = {name: progress.Pending(**one) for name, one in (study.description.get("expected") or {}).items()}
-    if not expected:
-        return None
-    runs, known, epoch_seconds = {}, {}, {}
-    for stage in study.stages:
-        epochs = stage.record.session.get("epochs") if stage.record else None
-        if not epochs or not stage.trials:
-            continue
-        expected.pop(stage.name, None)
-        seconds = progress.seconds_per_run(stage.trials, epochs)
-        if seconds:
-            epoch_seconds[stage.name] = seconds / epochs
-        if stage.done is None:
-            runs[stage.name] = stage.runs_left(epochs)
-            known |= {stage.name: seconds} if seconds else {}
-    pending = {stage.name: expected[stage.name] for stage in study.stages
-               if stage.name in expected and stage.done is None}
-    running = sum(len(stage.running) for stage in study.stages if stage.done is None)
-    return progress.study_seconds_left(runs, known, epoch_seconds, pending, running)
 
 
 def _moment(seconds: float) -> str:

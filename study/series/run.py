@@ -1,0 +1,42 @@
+"""Run the members of a series in turn, with one connection to Ray, and write the page of the series."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from kdstudy import driver
+from kdstudy.errors import StorageError, StudyFailedError
+from kdstudy.series.folder import SeriesFolder
+from kdstudy.series.page import write_page
+from kdstudy.stages.order import NAMES, OUTPUTS, names
+from kdstudy.tune.connection import KeptRay
+from kdstudy.watch.console import print_prose
+from kdstudy.watch.display import Display
+
+
+def run(series: SeriesFolder, console: Console, *, until: str = NAMES[-1], address: str | None = None) -> bool:
+    """Run or resume every member. A member that fails does not keep the others from running.
+
+    until, address: see `driver.run`. Returns whether there was anything to do. Raises UserError, InterruptedStudyError,
+    and StudyFailedError, once the other members have run.
+    """
+    series.begin()
+    did_work, failures = False, []
+    with KeptRay() as kept:
+        for number, member in enumerate(series.members, 1):
+            print_prose(console, f"\n{number} of {len(series.members)}: {member.name}", style="bold")
+            display = Display(console, names(member.member.config))
+            try:
+                did_work |= driver.run(member.study(), display, until=until, address=address, kept=kept)
+            except StorageError:
+                raise
+            except StudyFailedError as error:
+                failures.append(f"{member.name}: {error}")
+                print_prose(console, f"{member.name} failed: {error}", style="red")
+            if series.begun and until in [output.name for output in OUTPUTS]:
+                did_work |= write_page(series)
+                series.storage.publish(series.page.parent)
+    if failures:
+        more = f" ({len(failures) - 1} more members failed)" if len(failures) > 1 else ""
+        raise StudyFailedError(failures[0] + more)
+    return did_work
