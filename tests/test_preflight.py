@@ -224,6 +224,7 @@ def ray(nodes):
 needs_unshare = pytest.mark.skipif(not can_unshare(), reason="only root can give a node other files")
 
 
+@pytest.mark.slow
 def test_a_plan_for_a_cluster_speaks_of_that_cluster(ray, nodes, folders, capsys):
     cli(["plan", "digits", "--smoke", *with_set(on(3, 0)), "--dir", str(folders / "shared" / "mine"), "--address",
          nodes.address], standalone_mode=False)
@@ -232,6 +233,7 @@ def test_a_plan_for_a_cluster_speaks_of_that_cluster(ray, nodes, folders, capsys
     assert list((folders / "shared").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_node_with_another_kdstudy_is_found_before_the_first_trial(nodes, folders, tmp_path):
     ran = kdstudy("run", "digits", "--smoke", *with_set(on(1, 2)), "--dir", tmp_path / "mine", cwd=tmp_path,
                   check=False, env={**os.environ, "RAY_ADDRESS": nodes.address})
@@ -241,6 +243,7 @@ def test_a_node_with_another_kdstudy_is_found_before_the_first_trial(nodes, fold
     assert not list(tmp_path.glob("mine/*/record.jsonl"))
 
 
+@pytest.mark.slow
 @needs_unshare
 def test_a_folder_that_a_node_does_not_share_is_refused(ray, folders):
     folder = folders / "apart" / "mine"
@@ -251,6 +254,7 @@ def test_a_folder_that_a_node_does_not_share_is_refused(ray, folders):
     assert list((folders / "apart").iterdir()) == []
 
 
+@pytest.mark.slow
 @needs_unshare
 def test_a_folder_that_a_node_may_only_read_is_refused(ray, folders):
     with pytest.raises(UserError, match=rf"^node apart cannot write to {folders}/read-only \(Read-only file system\)"):
@@ -258,6 +262,7 @@ def test_a_folder_that_a_node_may_only_read_is_refused(ray, folders):
     assert list((folders / "read-only").iterdir()) == []
 
 
+@pytest.mark.slow
 @needs_unshare
 def test_an_object_store_is_tried_from_every_node(ray, store, monkeypatch):
     for name, value in store.items():
@@ -273,12 +278,14 @@ def test_an_object_store_is_tried_from_every_node(ray, store, monkeypatch):
     files.clear_instance_cache()
 
 
+@pytest.mark.slow
 def test_resources_that_no_node_has_together_are_refused(ray, tmp_path):
     with pytest.raises(UserError, match=r"^no machine has both resources\.cpus_per_trial = 3 and "
                                         r"resources\.gpus_per_trial = 2: there are 1 CPU \+ 2 GPU, "):
         preflight.check_cluster(study_in(tmp_path / "mine", *on(3, 2)))
 
 
+@pytest.mark.slow
 def test_a_model_of_ones_own_that_a_node_cannot_import_is_refused(ray, tmp_path, monkeypatch):
     (tmp_path / "own_net.py").write_text("import timm\n\ndef make(num_classes, in_chans, **args):\n    return "
                                          "timm.create_model('vit_tiny_patch16_224', num_classes=num_classes, "
@@ -290,6 +297,7 @@ def test_a_model_of_ones_own_that_a_node_cannot_import_is_refused(ray, tmp_path,
         preflight.check_cluster(study)
 
 
+@pytest.mark.slow
 def test_resources_that_another_job_holds_are_noted(ray):
     @ray.remote(num_cpus=1, num_gpus=2)
     class Other:
@@ -306,6 +314,7 @@ def test_resources_that_another_job_holds_are_noted(ray):
     assert held.startswith("other jobs use the cluster (") and " GPUs are free)" in held
 
 
+@pytest.mark.slow
 def test_a_node_that_does_not_answer_is_named(ray, nodes, tmp_path, monkeypatch):
     monkeypatch.setattr("kdstudy.planning.nodes.NODE_SECONDS", 2)
     raylet = nodes.raylet("older")

@@ -39,7 +39,9 @@ def test_every_search_has_its_figures(tmp_path, names):
     assert report.build(study.folder)
 
 
-@pytest.mark.parametrize("choices", [("alpha",), ("temperature",), ("temperature", "alpha")])
+@pytest.mark.parametrize("choices", [
+    pytest.param(("alpha",), marks=pytest.mark.slow), pytest.param(("temperature",), marks=pytest.mark.slow),
+    ("temperature", "alpha")])
 def test_temperature_and_alpha_may_be_choices(tmp_path, choices):
     made = Made(count=24, protected=24)
     trials = made.trials()

@@ -200,7 +200,8 @@ SHAPES = {
 }
 
 
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("shape", [pytest.param(name, marks=pytest.mark.slow) if name == "five with choices" else name
+                                   for name in SHAPES])
 def test_every_shape_of_search_has_complete_results(tmp_path, shape):
     made, arms = SHAPES[shape]
     study = write_study(tmp_path / "study", made.space, {arm: made.trials(arm) for arm in arms})
@@ -408,15 +409,15 @@ def test_the_surfaces_are_what_they_claim():
     assert [NAMES[known[name].effects.argmax()] for name in ("aligned", "crossing", "cliff")] == ["lr", "alpha", "lr"]
 
 
-@pytest.mark.parametrize(("surface", "bound"), [
-    pytest.param("aligned", 0.1, marks=pytest.mark.slow), ("crossing", 0.1),
-    pytest.param("cliff", 0.03, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("surface", "bound"), [("aligned", 0.1), ("crossing", 0.1), ("cliff", 0.03)])
 def test_main_effects_are_those_of_the_surface(surface, bound):
     error, top = errors(surface, our_effects(surface))
     assert error < bound
     assert all(top) or surface == "aligned"  # whose two largest lie close together
 
 
+@pytest.mark.slow
 def test_fanova_over_all_trials_is_misled_where_early_rankings_cross():
     others = [ANALYSES["fANOVA, all trials"](searched("crossing", seed)[0]) for seed in range(STUDIES)]
     error, top = errors("crossing", others)
@@ -424,6 +425,7 @@ def test_fanova_over_all_trials_is_misled_where_early_rankings_cross():
     assert not all(top)
 
 
+@pytest.mark.slow
 def test_near_the_best_a_cliff_matters_less():
     grid = searched("cliff", 0)[2]
     shares = {near: main_effects(grid, near).set_index(["parameter", "other"])["share"]["lr"].iloc[0]
@@ -431,7 +433,9 @@ def test_near_the_best_a_cliff_matters_less():
     assert shares[NEAR_BEST] < shares[None] - 0.2
 
 
-@pytest.mark.parametrize(("surface", "bound"), [("aligned", 1.5), ("crossing", 1.5), ("cliff", 4)])
+@pytest.mark.parametrize(("surface", "bound"), [
+    pytest.param("aligned", 1.5, marks=pytest.mark.slow), ("crossing", 1.5),
+    pytest.param("cliff", 4, marks=pytest.mark.slow)])
 def test_prices_are_those_of_the_surface(surface, bound):
     known, inside = known_answers.truth(SURFACES[surface]).prices, []
     for seed in range(STUDIES):
@@ -478,6 +482,7 @@ def test_rungs_that_predict_the_end_are_not_warned_of(tmp_path):
     assert "predict the end" not in warnings_of(study)
 
 
+@pytest.mark.slow
 def test_two_thousand_trials_take_seconds(tmp_path):
     made = Made(count=2000, protected=2000)
     study = write_study(tmp_path / "study", made.space, {"distill": made.trials()})

@@ -79,6 +79,7 @@ def test_running_it_again_does_nothing_and_says_so(finished, monkeypatch):
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+@pytest.mark.slow
 def test_a_study_that_goes_on_with_a_search_starts_ray_in_its_own_way(finished, tmp_path):
     """Its first stage with work proposes trials one by one: nothing has asked for slots before. Ray on its own would
     show its dashboard's address and the workers' logs, and workers would import from the current folder."""

@@ -218,6 +218,7 @@ def refused(monkeypatch, address, *more, **variables):
     return err.removeprefix("kdstudy: ").strip()
 
 
+@pytest.mark.slow
 def test_a_missing_or_wrong_token_says_which_variables_to_set(guarded, monkeypatch):
     address = guarded["RAY_API_SERVER_ADDRESS"]
     remedy = ("; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the token that it was started "

@@ -255,7 +255,8 @@ def test_a_surface_that_changes_quickly_is_warned_of_and_what_leaving_out_cannot
 # Words on surfaces whose answer is known
 
 
-@pytest.mark.parametrize("family", ["ridge", "step", "flat"])
+@pytest.mark.parametrize("family", [pytest.param("ridge", marks=pytest.mark.slow),
+                                    pytest.param("step", marks=pytest.mark.slow), "flat"])
 def test_prices_and_best_points_hold_at_20_trials(family):
     rows = [row for seed in range(3) for row in known_words.scored(
         family, 20, seed, reports(simulate(FAMILIES[family], seed, 20, SIZES[20])))]
