@@ -115,7 +115,9 @@ def _student_rows(study: StudyFiles) -> list[dict[str, Any]]:
             **_searched(study, row),
             **(over_seeds(right) if over_all is None or runs_of(row) != answer else _over_teachers(over_all)),
             "best_validation": _best_validation(study, row), "gain": own_gain,
-            "gap_closed": gap_closed(own_gain, gap) if row["arm"] == "distilled" else None,
+            # The lead is the first teacher's, and not to be compared with a gain over all.
+            "gap_closed": gap_closed(own_gain, gap)
+            if row["arm"] == "distilled" and "teachers" not in (own_gain or {}) else None,
         })
     return rows
 

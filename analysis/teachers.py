@@ -41,8 +41,8 @@ def teacher_rows(study: StudyFiles) -> list[dict[str, Any]]:
     """results.json's `teachers`: a row per teacher, where there are several. The confirmation must be done.
 
     teacher, its number; teacher_accuracy on the test images and best_validation, test_mean of its students, all
-    in percent; test_sd over the seeds; gain of its students over the tuned baseline, as in `gain.gain`, with an interval
-    for this teacher alone (None with one seed).
+    in percent; test_sd over the seeds; gain of its students over the tuned baseline, as in `gain.gain`, with an
+    interval for this teacher alone (None with one seed).
     """
     right = crossed(study)
     if right is None:
