@@ -98,7 +98,7 @@ def test_every_figure_of_the_report_has_a_name(real):
     folder = real[0]
     figures = report.figures(StudyAnalysis.of(folder))
     assert list(figures) == [name for name in report.FIGURES if name in figures]
-    assert {*report.FIGURES} - {*figures} == {"controls", "audit", "losses"}  # this study has none of these
+    assert {*report.FIGURES} - {*figures} == {"teachers", "controls", "audit", "losses"}  # this study has none of these
     assert all(isinstance(figure, go.Figure) and figure.data for figure in figures.values())
     shown = {exhibit.name: exhibit.figure for exhibit in report.exhibits(folder)}
     assert {name: figure.to_json() for name, figure in figures.items()} == {
