@@ -107,8 +107,9 @@ def test_every_figure_of_the_report_has_a_name(real):
 
 def test_the_figures_names_never_change():
     assert report.FIGURES == (
-        "gain", "controls", "audit", "price", "effect-curves", "map", "effects", "losses", "rungs", "curves-distill",
-        "curves-baseline", "parallel", "history", "slices", "teacher", "classes", "agreement", "calibration", "budget")
+        "gain", "teachers", "controls", "audit", "price", "effect-curves", "map", "effects", "losses", "rungs",
+        "curves-distill", "curves-baseline", "parallel", "history", "slices", "teacher", "classes", "agreement",
+        "calibration", "budget")
 
 
 def test_one_figure_is_drawn_alone(complete, monkeypatch):  # noqa: F811
