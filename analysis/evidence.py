@@ -10,6 +10,7 @@ from kdstudy.analysis.families import compare, only_row
 from kdstudy.analysis.looks import present_look
 from kdstudy.analysis.significance import mcnemar, seeds_needed, smallest_gain
 from kdstudy.analysis.study_files import FINALIST_STAGES, SEARCH_OF, SEARCH_STAGES, StudyFiles
+from kdstudy.analysis.teachers import crossed
 
 GAINS_IN_QUESTION = (0.5, 1.0, 2.0, 5.0)  # percentage points
 
@@ -30,7 +31,7 @@ def evidence(study: StudyFiles) -> dict[str, Any] | None:
         numbers of images that only one of them got right, and the exact McNemar test's p. None where one of them
         diverged.
     seeds: smallest, the gain that this many seeds would find at this look's level, None above 100 points; needed, the
-        seeds that a given gain needs in a study with a single look.
+        seeds that a given gain needs in a study with a single look. None with several teachers.
     """
     if study.confirmation is None:
         return None
@@ -44,7 +45,7 @@ def evidence(study: StudyFiles) -> dict[str, Any] | None:
         "selected": {arm: _selected(study, arm) for arm in SEARCH_OF},
         "exported": _exported(study),
         "seeds": _seeds(100 * (primary.astype(float) - baseline.astype(float)), present_look(study).level)
-        if several else None,
+        if several and crossed(study) is None else None,
     }
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from kdstudy.analysis.gain import gain
 from kdstudy.analysis.looks import present_look
 from kdstudy.analysis.study_files import StudyFiles
+from kdstudy.analysis.teachers import crossed_gain
 
 ONLY = "only "  # begins the name of the configuration that leaves loss, temperature and alpha at their defaults
 Key = tuple[str, str]  # arm and configuration
@@ -24,12 +25,15 @@ def compare(study: StudyFiles, first: Key, second: Key) -> dict[str, Any] | None
     """The gain of one confirmed row over another, with an interval as wide as its family needs: see `gain`.
 
     None where both are the same runs, and with one seed. A comparison of the same runs as the primary one is that one.
+    The primary one is over all teachers, where there are several: see `kdstudy.analysis.teachers`.
     """
     runs = {(row["arm"], row["configuration"]): runs_of(row) for row in study.confirmation["rows"]}
     pair = runs[first], runs[second]
     if pair[0] == pair[1]:
         return None
     primary, rows, reasons = _families(study, runs)
+    if pair == primary and (over_teachers := crossed_gain(study)):
+        return over_teachers
     size = 1 if pair == primary else len(rows if pair in rows else reasons)
     return gain(study.confirmed[first], study.confirmed[second], size, present_look(study).level)
 

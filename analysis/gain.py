@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from kdstudy.analysis.significance import Interval, crossed_interval, paired_t_interval
+from kdstudy.analysis.three_way import three_way_interval
 
 SIGNIFICANT = 0.05  # two-sided p-values below this count as shown
 
@@ -29,11 +30,30 @@ def gain(right: np.ndarray, baseline: np.ndarray, comparisons: int = 1,
         return None
     confidence = 1 - level / comparisons
     found = _as_dict(crossed_interval(differences, confidence, unit=100.0))
-    p = min(1.0, comparisons * (SIGNIFICANT / level) * found["p"])
-    if found["low"] <= 0 <= found["high"]:
-        p = max(p, SIGNIFICANT)  # not below by rounding
-    return {**found, "p": p, "seeds": seeds, "images": images,
+    return {**found, "p": _adjusted(found, comparisons, level), "seeds": seeds, "images": images,
             "comparisons": comparisons, "seeds_only": _as_dict(paired_t_interval(differences.mean(1), confidence))}
+
+
+def gain_over_teachers(right: np.ndarray, baseline: np.ndarray, level: float = SIGNIFICANT) -> dict[str, Any] | None:
+    """The gain of students of several teachers, right on (teachers, seeds, N) bool, over the baseline, (seeds, N) bool;
+    None with one seed.
+
+    As `gain`, with teachers, their number; seeds_only is over seeds alone, for these very teachers and images, and
+    these_teachers, the interval over seeds and images, holds for these very teachers."""
+    differences = 100 * (right.astype(float) - baseline.astype(float))
+    teachers, seeds, images = differences.shape
+    if seeds < 2:
+        return None
+    found = _as_dict(three_way_interval(differences, 1 - level, unit=100.0))
+    return {**found, "p": _adjusted(found, 1, level), "teachers": teachers, "seeds": seeds, "images": images,
+            "comparisons": 1, "seeds_only": _as_dict(paired_t_interval(differences.mean((0, 2)), 1 - level)),
+            "these_teachers": _as_dict(crossed_interval(differences.mean(0), 1 - level, unit=100.0))}
+
+
+def _adjusted(interval: dict[str, float], comparisons: int, level: float) -> float:
+    """The p-value of one of several comparisons at a level, below 5 % exactly where the interval leaves out zero."""
+    p = min(1.0, comparisons * (SIGNIFICANT / level) * interval["p"])
+    return max(p, SIGNIFICANT) if interval["low"] <= 0 <= interval["high"] else p  # not below by rounding
 
 
 def gap_to_teacher(teacher: np.ndarray | None, baseline: np.ndarray) -> Interval | None:

@@ -8,21 +8,26 @@ weights. `of_loss` names the parameters in a row that only its loss has. `second
 seconds. `look` is there where the test images are looked at more than once: the fields of
 `kdstudy.analysis.looks.Look`, `gain`, the points at which `confirm.gain` stops the study, and `shown`, what an earlier
 look at fewer seeds had found. `controls` is there where the study has run any: see `kdstudy.analysis.controls`. So
-is `audit`: see `kdstudy.analysis.audit`; its `statements` are what it finds, in words.
+is `audit`: see `kdstudy.analysis.audit`; its `statements` are what it finds, in words. `teachers` is there where the
+study has several, see `kdstudy.analysis.teachers`; a row with `teachers` is over all of them, the others are over the
+first alone.
 """
 
 from typing import Any
+
+import numpy as np
 
 from kdstudy.analysis.audit import audit
 from kdstudy.analysis.audit_words import statements
 from kdstudy.analysis.cautions import cautions
 from kdstudy.analysis.controls import control_rows
 from kdstudy.analysis.evidence import evidence
-from kdstudy.analysis.families import compare
+from kdstudy.analysis.families import compare, runs_of
 from kdstudy.analysis.gain import gap_closed, gap_to_teacher, over_seeds
 from kdstudy.analysis.learned import failed_runs, rises
 from kdstudy.analysis.looks import first_shown, present_look
 from kdstudy.analysis.study_files import SEARCH_OF, STAGES, StudyFiles, is_row
+from kdstudy.analysis.teachers import crossed, teacher_rows
 from kdstudy.analysis.verdict import scope, verdict
 
 
@@ -52,6 +57,8 @@ def results(study: StudyFiles) -> dict[str, Any]:
         outcome["look"] = {"number": look.number, "seeds": look.seeds, "level": look.level, "plan": list(look.plan),
                            "planned": look.planned, "gain": study.config.get("confirm", {}).get("gain"),
                            "shown": first_shown(study)}
+    if study.confirmation and (teachers := teacher_rows(study)):
+        outcome["teachers"] = teachers
     if study.confirmation and (controls := control_rows(study)):
         outcome["controls"] = [row | _of_loss(study, row) for row in controls]
     if study.confirmation and (audited := audit(study)):
@@ -96,7 +103,8 @@ def _student_rows(study: StudyFiles) -> list[dict[str, Any]]:
         return []
     baseline = study.confirmed["baseline", "tuned"]
     gap = gap_to_teacher(study.teacher_correct(), baseline)
-    rows = []
+    rows, over_all = [], crossed(study)
+    answer = runs_of(study.confirmed_row("distilled", study.primary))
     for row in study.confirmation["rows"]:
         right = study.confirmed[row["arm"], row["configuration"]]
         own_gain = compare(study, (row["arm"], row["configuration"]), ("baseline", "tuned"))
@@ -104,11 +112,21 @@ def _student_rows(study: StudyFiles) -> list[dict[str, Any]]:
             "arm": row["arm"], "configuration": row["configuration"],
             "primary": is_row(row, "distilled", study.primary), "model": study.config["student"]["model"],
             **_pretrained(study, "student"), **row["parameters"], **_of_loss(study, row["parameters"]), **_sizes(study),
-            **_searched(study, row), **over_seeds(right),
+            **_searched(study, row),
+            **(over_seeds(right) if over_all is None or runs_of(row) != answer else _over_teachers(over_all)),
             "best_validation": _best_validation(study, row), "gain": own_gain,
-            "gap_closed": gap_closed(own_gain, gap) if row["arm"] == "distilled" else None,
+            # The lead is the first teacher's, and not to be compared with a gain over all.
+            "gap_closed": gap_closed(own_gain, gap)
+            if row["arm"] == "distilled" and "teachers" not in (own_gain or {}) else None,
         })
     return rows
+
+
+def _over_teachers(right: np.ndarray) -> dict[str, Any]:
+    """As `over_seeds`, of students of several teachers, (teachers, seeds, N) bool; test_sd is that of all runs."""
+    accuracies = right.mean(2)
+    return {"teachers": len(right), "seeds": right.shape[1], "test_mean": 100 * float(accuracies.mean()),
+            "test_sd": 100 * float(accuracies.std(ddof=1))}
 
 
 def _of_loss(study: StudyFiles, parameters: dict[str, Any]) -> dict[str, Any]:

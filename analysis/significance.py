@@ -66,7 +66,7 @@ def crossed_interval(differences: np.ndarray, confidence: float = 0.95, unit: fl
     terms = np.array([squares.seed / seeds, squares.image / images, -squares.residual / (seeds * images)])
     variance = max(terms.sum(), terms[0], terms[1])
     freedom = _satterthwaite(variance, terms, seeds, images)
-    crossed = _t_interval(differences.mean(), variance, float(freedom), confidence)
+    crossed = t_interval(differences.mean(), variance, float(freedom), confidence)
     bounds = paired_t_interval(differences.mean(1), confidence), exact_interval(differences.mean(0), confidence, unit)
     return replace(crossed, low=min(crossed.low, *(bound.low for bound in bounds)),
                    high=max(crossed.high, *(bound.high for bound in bounds)),
@@ -122,7 +122,7 @@ def paired_t_interval(differences: np.ndarray, confidence: float = 0.95) -> Inte
     if len(differences) < 2:
         raise ValueError("an interval needs at least two seeds")
     variance = differences.var(ddof=1) / len(differences)
-    return _t_interval(differences.mean(), variance, len(differences) - 1, confidence)
+    return t_interval(differences.mean(), variance, len(differences) - 1, confidence)
 
 
 def wilson_interval(right: float, count: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -303,7 +303,8 @@ def _power(gain: float, components: np.ndarray, seeds: np.ndarray, images: int, 
     return np.minimum(crossed, seeds_only)
 
 
-def _t_interval(mean: float, variance: float, freedom: float, confidence: float) -> Interval:
+def t_interval(mean: float, variance: float, freedom: float, confidence: float) -> Interval:
+    """Student's interval for a mean with this estimated variance and its degrees of freedom."""
     error = float(np.sqrt(variance))
     half = stats.t.ppf((1 + confidence) / 2, freedom) * error
     if error > 0:

@@ -21,9 +21,13 @@ CONFIRM_STAGES = ("confirm_baseline", "confirm")
 FINALIST_STAGES = ("finalists_baseline", "finalists")
 CONTROL_STAGES = ("label_smoothing", "control_label_smoothing", "control_placebo", "control_permuted",
                   "control_equal_compute", "self_teacher", "self_logits", "control_self")
+MOST_TEACHERS = 10  # with teacher.replicates
+FURTHER_TEACHERS = range(2, MOST_TEACHERS + 1)  # their numbers
+FURTHER_STAGES = tuple(stage for number in FURTHER_TEACHERS for stage in (
+    f"teacher_{number}", f"teacher_{number}_logits", f"confirm_teacher_{number}"))
 AUDIT_STAGES = ("audit_logits", "audit_baseline", "audit")
-STAGES = ("teacher", "baseline", "teacher_logits", "distill", *FINALIST_STAGES, *CONFIRM_STAGES, *CONTROL_STAGES,
-          *AUDIT_STAGES)
+STAGES = ("teacher", "baseline", "teacher_logits", "distill", *FINALIST_STAGES, *CONFIRM_STAGES, *FURTHER_STAGES,
+          *CONTROL_STAGES, *AUDIT_STAGES)
 TRIAL_STAGES = tuple(stage for stage in STAGES if not stage.endswith("_logits"))
 SEARCH_STAGES = ("baseline", "distill")
 ARMS = {"baseline": "baseline", "distill": "distillation"}  # each search stage, and its name in a sentence
@@ -69,7 +73,7 @@ class StudyFiles:
         if wanted := self.description.get("wanted"):
             return [stage for stage in STAGES if stage in wanted]
         finalists = self.config.get("finalists", {}).get("configurations", 0)  # a study of an earlier version
-        return [stage for stage in STAGES if stage not in (*CONTROL_STAGES, *AUDIT_STAGES)
+        return [stage for stage in STAGES if stage not in (*FURTHER_STAGES, *CONTROL_STAGES, *AUDIT_STAGES)
                 and (finalists or stage not in FINALIST_STAGES)]
 
     def choice(self, arm: str) -> dict[str, Any] | None:
@@ -283,14 +287,15 @@ class StudyFiles:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} holds no logits: {error}") from None
 
-    def teacher_predictions(self) -> pd.DataFrame | None:
-        """The teacher's test predictions: label and prediction; None where it has not been tested."""
-        stage = self.stage("teacher_logits")
+    def teacher_predictions(self, logits: str = "teacher_logits") -> pd.DataFrame | None:
+        """The teacher's test predictions: label and prediction; None where it has not been tested. logits: the stage
+        that tests it."""
+        stage = self.stage(logits)
         return _predictions(stage / "test.parquet") if stage and (stage / "test.parquet").exists() else None
 
-    def teacher_correct(self) -> np.ndarray | None:
+    def teacher_correct(self, logits: str = "teacher_logits") -> np.ndarray | None:
         """Which test images the teacher got right, (N,) bool; None where it has not been tested."""
-        predictions = self.teacher_predictions()
+        predictions = self.teacher_predictions(logits)
         return None if predictions is None else _correct(predictions)
 
     @property

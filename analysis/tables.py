@@ -19,6 +19,8 @@ COLUMNS = ("model", "configuration", "parameters", "compression", "trials", "bes
 NUMERIC = COLUMNS[2:]
 CONTROL_COLUMNS = ("control", "configuration", "epochs", "seeds", "test accuracy",
                    "gain of the distilled student [95 %]", "p (Holm)")
+TEACHER_COLUMNS = ("teacher", "best validation (selected)", "its own test accuracy", "seeds",
+                   "test accuracy of its students", "gain over tuned baseline [95 %]")
 OTHERS = ("weight_decay", "warmup", "batch_size", "optimizer", "accumulate", "warmup_epochs", "min_lr", "layer_decay",
           "head_lr", "freeze", "clip_grad", "ema", "label_smoothing", "drop_path", "dropout")
 TAKEAWAYS = ("type of transfer", "teacher → student", "data", "seeds", "teacher", "baseline", "distilled",
@@ -35,7 +37,7 @@ def cells(row: dict[str, Any]) -> list[str]:
         "" if row["compression"] is None else f"{row['compression']:.1f}×",
         _trials(row),
         "" if row["best_validation"] is None else f"{row['best_validation']:.2f} %",
-        str(row["seeds"]),
+        _seeds(row),
         _accuracy(row),
         gain_cell(row["gain"]),
         "" if row["gap_closed"] is None else f"{100 * row['gap_closed']:.0f} %",
@@ -48,6 +50,18 @@ def control_cells(row: dict[str, Any]) -> list[str]:
     p = "" if row["gain"] is None else show_p(row["gain"]["p"])
     return [row["control"].replace("_", " "), shown, f"{row['epochs']:,}", str(row["seeds"]), _accuracy(row),
             gain_cell(row["gain"]), p]
+
+
+def teacher_cells(row: dict[str, Any]) -> list[str]:
+    """A row of the table of teachers as text, in the order of TEACHER_COLUMNS."""
+    own = "" if row["teacher_accuracy"] is None else f"{row['teacher_accuracy']:.2f} %"
+    return [f"{row['teacher']}", f"{row['best_validation']:.2f} %", own, str(row["seeds"]), _accuracy(row),
+            gain_cell(row["gain"])]
+
+
+def _seeds(row: dict[str, Any]) -> str:
+    """5, or 5 × 3 teachers."""
+    return f"{row['seeds']} × {row['teachers']} teachers" if "teachers" in row else str(row["seeds"])
 
 
 def _trials(row: dict[str, Any]) -> str:
@@ -76,6 +90,8 @@ def show_others(row: dict[str, Any]) -> str:
 def markdown(outcome: dict[str, Any]) -> str:
     """results.md: the table, the verdict, its scope and the wall time."""
     lines = _markdown_table(COLUMNS, NUMERIC, map(cells, outcome["rows"]))
+    if teachers := outcome.get("teachers"):
+        lines += ["", *_markdown_table(TEACHER_COLUMNS, TEACHER_COLUMNS[1:], map(teacher_cells, teachers))]
     if controls := outcome.get("controls"):
         lines += ["", *_markdown_table(CONTROL_COLUMNS, CONTROL_COLUMNS[2:], map(control_cells, controls))]
     if audit := outcome.get("audit"):

@@ -18,7 +18,16 @@ from kdstudy.analysis.number_text import (
     show_interval,
     show_points,
 )
-from kdstudy.analysis.study_files import ARMS, CONFIRM_STAGES, SEARCH_STAGES, StudyFiles, find_row
+from kdstudy.analysis.study_files import (
+    ARMS,
+    CONFIRM_STAGES,
+    FURTHER_TEACHERS,
+    SEARCH_STAGES,
+    StudyFiles,
+    find_row,
+)
+from kdstudy.analysis.teachers import crossed_runs
+from kdstudy.analysis.teachers import stage_of as students_of
 
 LONGEST_REASON = 150  # characters
 SMOKE_VERDICT = "A trial run: the study works; its numbers say nothing."
@@ -49,7 +58,7 @@ def has_verdict(outcome: dict[str, Any]) -> bool:
 
 def _finding(outcome: dict[str, Any], with_figures: bool) -> str:
     gain, others = outcome["gain"], _others_that_help(outcome)
-    measured = f"{show_interval(gain)} over the tuned baseline on {counted(gain['seeds'], 'paired seed')}"
+    measured = f"{show_interval(gain)} over the tuned baseline on {_sampled(gain)}"
     figures = f": {measured}" if with_figures else ""
     transfer = "few-label transfer: " if with_figures else ""
     included = _few_labels(outcome, f"{transfer}the gain includes knowledge of")
@@ -63,6 +72,11 @@ def _finding(outcome: dict[str, Any], with_figures: bool) -> str:
         what = f" in the {outcome['primary']} configuration" if others else ""
         return f"Distillation{what} hurts{figures}{others}{over_controls}{included if others else ''}"
     return f"Distillation helps{figures}{controls_clause(outcome, begins=', ')}{included}"
+
+
+def _sampled(gain: dict[str, Any]) -> str:
+    seeds = counted(gain["seeds"], "paired seed")
+    return f"{seeds}, each with {counted(gain['teachers'], 'teacher')}" if "teachers" in gain else seeds
 
 
 def _others_that_help(outcome: dict[str, Any]) -> str:
@@ -106,7 +120,9 @@ def scope(study: StudyFiles, outcome: dict[str, Any]) -> str:
     confirm = study.confirmation
     if confirm is None:
         return "Scope: the confirmation on fresh seeds is still to come."
-    text = (f"Scope: this teacher, this split, this search; {outcome['data']['test']} test images, "
+    teachers = len(outcome.get("teachers", []))
+    whose = f"{number_word(teachers)} teachers that differ in their seed alone" if teachers else "this teacher"
+    text = (f"Scope: {whose}, this split, this search; {outcome['data']['test']} test images, "
             f"{counted(len(confirm['rows'][0]['runs']), 'fresh seed')}, last epoch, {_tests(study)}{_audit(study)}.")
     on_gain = ([_samples(outcome["gain"]), _look(outcome), _family(outcome), _of_controls(outcome),
                 _better_default(outcome)]
@@ -118,9 +134,10 @@ def scope(study: StudyFiles, outcome: dict[str, Any]) -> str:
 
 def _tests(study: StudyFiles) -> str:
     """How often test images were read: runs of earlier winners and of fewer or more seeds count too."""
-    stages = (*CONFIRM_STAGES, *map(stage_of, NAMES))
+    stages = (*CONFIRM_STAGES, *map(stage_of, NAMES), *map(students_of, FURTHER_TEACHERS))
     trials = study.trials[study.trials["stage"].isin(stages) & (study.trials["ended"] == "complete")]
     shown = {(row["stage"], run) for row in study.confirmation["rows"] for run in row["runs"]}
+    shown |= crossed_runs(study)
     shown |= {(stage_of(kind), run) for kind, runs in current_runs(study).items() for run in runs}
     tested = set(zip(trials["stage"], trials["trial"], strict=True)) | shown
     if tested == shown:
@@ -180,7 +197,10 @@ def _failed_points(study: StudyFiles, arm: str) -> str:
 
 
 def _samples(gain: dict[str, Any]) -> str:
-    """How the interval compares with the one over seeds alone."""
+    """How the interval compares with the one over seeds alone or, with several teachers, with that for these."""
+    if "teachers" in gain:
+        return ("The interval treats teachers, seeds and test images as samples; for these very teachers it is "
+                f"{show_bounds(gain['these_teachers'])}. All other comparisons are those of the first teacher.")
     text = "The interval treats seeds and test images as samples"
     bounds = [show_points(interval[end]) for interval in (gain, gain["seeds_only"]) for end in ("low", "high")]
     if bounds[:2] == bounds[2:]:

@@ -4,6 +4,7 @@
     python tests/known_nulls.py --looks --simulations 10000
     python tests/known_nulls.py --pairs
     python tests/known_nulls.py --trends
+    python tests/known_nulls.py --teachers
 
 Each simulation draws two arms that are equally good in truth, their seeds and the test images, and asks every test
 whether one arm is better. At nominal 5 % a sound one says so 5 times in 100.
@@ -23,6 +24,10 @@ gain, which shows how often each design finds it and how many seeds it takes.
 
 With --pairs, the interval for how often one of two equally good runs looks better by some gain, over all pairs of seeds
 (`significance.pair_share`, for the audit), beside a percentile bootstrap over the seeds: how often it holds the truth.
+
+With --teachers, the second arm learns from several teachers, whose skill and leans differ, and is as good as the first
+on average over teachers. Beside the interval over all of them stand that of the first teacher alone, and that which
+counts these teachers as the only ones: both are right for these teachers, and wrong for teachers in general.
 """
 
 import argparse
@@ -39,6 +44,7 @@ from kdstudy.analysis.gain import gain
 from kdstudy.analysis.looks import Compared, levels, planned_levels
 from kdstudy.analysis.significance import Interval, crossed_interval, mcnemar, pair_share, paired_t_interval
 from kdstudy.analysis.spending import nominal_levels
+from kdstudy.analysis.three_way import three_way_interval
 from kdstudy.analysis.trend import slope
 
 SEEDS, IMAGES, LEVEL = (3, 5, 10), (360, 2000, 10000), 0.05
@@ -248,6 +254,54 @@ def show_trends(simulations: int, rng: np.random.Generator, show: Callable[[str]
             show(f"| {name} | {seeds} | " + " | ".join(f"{100 * rate:.1f}" for rate in rates) + " |")
 
 
+# -- several teachers -------------------------------------------------------------------------------------------------
+
+DESIGNS = ((2, 3), (3, 3), (3, 5), (5, 5))  # teachers, seeds
+TAUGHT = ("seeds and images", "seeds alone")  # the nulls where teachers can matter
+TEACHER_SPREADS = (0.0, 1.0, 2.0)  # of the teachers' skill, in standard deviations of the seeds' part of a gain
+
+
+def draw_taught(null: Null, teachers: int, seeds: int, images: int, spread: float,
+                rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Which images a baseline and the students of equally good teachers get right, (seeds, images) and (teachers,
+    seeds, images) bool. Half of the variance of what the students find easy comes from their teacher."""
+    noise, ease = rng.standard_normal((1 + teachers, seeds, images)), rng.standard_normal((1, 1, images))
+    lean = null.lean * rng.standard_normal((2, 1, images))
+    own = null.lean * rng.standard_normal((teachers, 1, images))
+    of_seed = null.skill * rng.standard_normal((2, seeds, 1))
+    of_teacher = spread * np.sqrt(2) * null.skill * rng.standard_normal((teachers, 1, 1))
+    skill = null.level + np.concatenate([of_seed[:1] + lean[:1],
+                                         of_seed[1:] + (lean[1:] + own) / np.sqrt(2) + of_teacher])
+    right = skill + ease > NOISE * noise
+    return right[0], right[1:]
+
+
+def false_taught(null: Null, teachers: int, seeds: int, images: int, spread: float, simulations: int,
+                 rng: np.random.Generator) -> dict[str, float]:
+    """The share of simulations in which each interval finds a gain or a loss."""
+    found = Counter()
+    for _ in range(simulations):
+        baseline, taught = draw_taught(null, teachers, seeds, images, spread, rng)
+        differences = taught.astype(float) - baseline
+        found["over teachers"] += three_way_interval(differences).p < LEVEL
+        found["first teacher alone"] += crossed_interval(differences[0]).p < LEVEL
+        found["these teachers alone"] += crossed_interval(differences.mean(0)).p < LEVEL
+    return {name: count / simulations for name, count in found.items()}
+
+
+def show_teachers(simulations: int, rng: np.random.Generator, show: Callable[[str], None], images: int = 2000) -> None:
+    show(f"\nfalse gains in percent at nominal {100 * LEVEL:.0f} %, {images} images, {simulations} simulations, "
+         f"binomial standard error {100 * binomial_error(simulations):.2f}\n")
+    show("| null | teachers, seeds | teachers' sd / seeds' | over teachers | first teacher alone "
+         "| these teachers alone |\n|---|---:|---:|---:|---:|---:|")
+    for name in TAUGHT:
+        for teachers, seeds in DESIGNS:
+            for spread in TEACHER_SPREADS:
+                rates = false_taught(NULLS[name], teachers, seeds, images, spread, simulations, rng)
+                show(f"| {name} | {teachers}, {seeds} | {spread:g} | "
+                     + " | ".join(f"{100 * rate:.1f}" for rate in rates.values()) + " |")
+
+
 def binomial_error(simulations: int) -> float:
     """The standard error of a rate that is LEVEL in truth."""
     return float(np.sqrt(LEVEL * (1 - LEVEL) / simulations))
@@ -268,6 +322,7 @@ def main(show: Callable[[str], None] = print) -> None:
     parser.add_argument("--looks", action="store_true", help="several looks at the test images, instead")
     parser.add_argument("--pairs", action="store_true", help="shares of pairs of runs, instead")
     parser.add_argument("--trends", action="store_true", help="the slope of the gain over a series, instead")
+    parser.add_argument("--teachers", action="store_true", help="several teachers, instead")
     arguments = parser.parse_args()
     started, rng = time.monotonic(), np.random.default_rng(arguments.seed)
     if arguments.looks:
@@ -276,6 +331,8 @@ def main(show: Callable[[str], None] = print) -> None:
         show_pairs(arguments.simulations, rng, show)
     elif arguments.trends:
         show_trends(arguments.simulations, rng, show)
+    elif arguments.teachers:
+        show_teachers(arguments.simulations, rng, show)
     else:
         show_single_looks(arguments.simulations, rng, show)
     show(f"\n{time.monotonic() - started:.0f} s")

@@ -98,7 +98,7 @@ def test_every_figure_of_the_report_has_a_name(real):
     folder = real[0]
     figures = report.figures(StudyAnalysis.of(folder))
     assert list(figures) == [name for name in report.FIGURES if name in figures]
-    assert {*report.FIGURES} - {*figures} == {"controls", "audit", "losses"}  # this study has none of these
+    assert {*report.FIGURES} - {*figures} == {"teachers", "controls", "audit", "losses"}  # this study has none of these
     assert all(isinstance(figure, go.Figure) and figure.data for figure in figures.values())
     shown = {exhibit.name: exhibit.figure for exhibit in report.exhibits(folder)}
     assert {name: figure.to_json() for name, figure in figures.items()} == {
@@ -107,8 +107,9 @@ def test_every_figure_of_the_report_has_a_name(real):
 
 def test_the_figures_names_never_change():
     assert report.FIGURES == (
-        "gain", "controls", "audit", "price", "effect-curves", "map", "effects", "losses", "rungs", "curves-distill",
-        "curves-baseline", "parallel", "history", "slices", "teacher", "classes", "agreement", "calibration", "budget")
+        "gain", "teachers", "controls", "audit", "price", "effect-curves", "map", "effects", "losses", "rungs",
+        "curves-distill", "curves-baseline", "parallel", "history", "slices", "teacher", "classes", "agreement",
+        "calibration", "budget")
 
 
 def test_one_figure_is_drawn_alone(complete, monkeypatch):  # noqa: F811
@@ -120,7 +121,7 @@ def test_one_figure_is_drawn_alone(complete, monkeypatch):  # noqa: F811
 
 def test_a_figure_that_is_not_there_says_why(started):  # noqa: F811
     begun = StudyAnalysis.of(started)
-    with pytest.raises(ValueError, match="there is no figure 'effect'; the figures are gain, controls, audit, price"):
+    with pytest.raises(ValueError, match="there is no figure 'effect'; the figures are gain, teachers, controls, audit, price"):
         report.figure(begun, "effect")
     with pytest.raises(ValueError, match="'gain' cannot be drawn yet: This needs the confirmation on at least two"):
         report.figure(begun, "gain")

@@ -7,13 +7,14 @@ The same name stands for the figure in `report.figures`, for its file with --ima
 from collections.abc import Callable
 from functools import partial
 
-from kdstudy.analysis.exhibits import audit, controls, effects, gain, losses, predictions, searches
+from kdstudy.analysis.exhibits import audit, controls, effects, gain, losses, predictions, searches, teachers
 from kdstudy.analysis.exhibits.exhibit import Exhibit
 from kdstudy.analysis.study_analysis import StudyAnalysis
 
 # In the order of the page. Each function is called with the name and the analysis.
 EXHIBITS: dict[str, Callable[[str, StudyAnalysis], Exhibit]] = {
     "gain": gain.gain,
+    "teachers": teachers.teachers,
     "controls": controls.controls,
     "audit": audit.audit,
     "price": effects.price,

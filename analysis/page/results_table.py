@@ -17,7 +17,7 @@ def results_table(outcome: dict[str, Any]) -> str:
             "<p class=note>“Best validation” comes from the search or the finalists that chose the row, so it is "
             "optimistic. “Only … tuned” takes from the fitted surface the best values of what the baseline tunes too. "
             "Test accuracy is the mean over the seeds ± their standard deviation, of models that were retrained on "
-            f"fresh seeds.{_family(outcome)}</p>\n{_controls(outcome)}"
+            f"fresh seeds.{_family(outcome)}</p>\n{_teachers(outcome)}{_controls(outcome)}"
             f"<p class=note>{html.escape(tables.wall_time(outcome))}</p>")
 
 
@@ -29,6 +29,18 @@ def _family(outcome: dict[str, Any]) -> str:
     return (f" The gain of “distilled {html.escape(outcome['primary'])}” is the comparison chosen beforehand, with a "
             f"95 % interval of its own; the other {others} intervals are wider, so that all of them together hold with "
             "95 %.")
+
+
+def _teachers(outcome: dict[str, Any]) -> str:
+    """The table of several teachers with its note; nothing where there is one."""
+    rows = [(tables.teacher_cells(row), False) for row in outcome.get("teachers", [])]
+    if not rows:
+        return ""
+    return (f"<h3>Teachers</h3>{_table(tables.TEACHER_COLUMNS, tables.TEACHER_COLUMNS[1:], rows)}\n"
+            f"<p class=note>The row “distilled {html.escape(outcome['primary'])}” above is over all "
+            f"{len(rows)} teachers, which differ in their seed alone, and its interval treats them as a sample. All "
+            "other rows, the search and the exported student are those of the first teacher. Here each interval is for "
+            "that teacher alone.</p>\n")
 
 
 def _controls(outcome: dict[str, Any]) -> str:

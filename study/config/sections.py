@@ -28,6 +28,7 @@ LearningRates = Annotated[tuple[LearningRate, ...], Field(min_length=1, max_leng
 # Accept a single value where a list is expected.
 FromOne = BeforeValidator(lambda value: (value,) if isinstance(value, str) else
                           tuple(value) if isinstance(value, list) else value)
+MOST_TEACHERS = 10
 MOST_DECADES = 15  # of a range on a log scale
 
 FINALIST_SHARE = 0.25  # of a search's epochs that its finalists may cost by default
@@ -87,6 +88,10 @@ class TeacherSettings(ModelSettings, TrainSettings):
     lr: Annotated[LearningRate | LearningRates, FromList] = Field(
         3e-4, description="peak learning rate; of a list, the best on validation is kept"
     )
+    replicates: Annotated[int, Field(ge=1, le=MOST_TEACHERS)] = Field(
+        1, description="teachers, trained on seeds of their own; with 2 or more, better 5, the interval of the gain "
+                       "treats teachers as a sample too"
+    )
 
     @model_validator(mode="after")
     def _one_origin(self) -> "TeacherSettings":
@@ -95,6 +100,13 @@ class TeacherSettings(ModelSettings, TrainSettings):
             raise ValueError("needs exactly one of model (to be trained), trained = [folders], logits = file, and both "
                              f"model and trained = [files of its weights], not {' and '.join(given) or 'none'}"
                              + ("; --set teacher.model= removes the study's own model" if "model" in given else ""))
+        return self
+
+    @model_validator(mode="after")
+    def _trained_again(self) -> "TeacherSettings":
+        if self.is_given and self.replicates > 1:
+            raise ValueError(f"replicates = {self.replicates} needs a teacher that the study trains; set "
+                             "teacher.replicates = 1, or teacher.model alone")
         return self
 
     @property

@@ -24,6 +24,7 @@ from kdstudy.watch.display import clock
 # A data-centre GPU sustains only a small part of its peak on models of this size; override with --tflops.
 ASSUMED_TFLOPS = 40.0
 START_SECONDS = 12.0  # to start the workers; both times are measured with digits on 2 CPU cores
+ENOUGH_TEACHERS = 5
 END_SECONDS = 4.0  # to write the report and the export
 
 
@@ -62,6 +63,8 @@ def show_plan(study: Study, console: Console, measure: bool = False, gpus: int |
     if len(looks := config.confirm.looks) > 1:
         facts["looks"] = (f"at {', '.join(map(str, looks[:-1]))} and {looks[-1]} seeds; what follows is for all "
                           f"{looks[-1]}, but the study may stop earlier")
+    if config.teacher.replicates > 1:
+        facts["teachers"] = _show_teachers(config.teacher.replicates)
     if started := _show_start(study):
         facts["start"] = started
     for name, text in facts.items():
@@ -151,6 +154,14 @@ def _show_views(views: ViewSettings) -> str:
     given = changed(views.written_out, exclude=("count", "cache_gib"))
     shown = [f"{name} = {list(value) if isinstance(value, tuple) else value}" for name, value in given.items()]
     return f"{views.augment}: {', '.join(shown)}"
+
+
+def _show_teachers(number: int) -> str:
+    text = f"{number} that differ in their seed; the further ones begin their students once the confirmation is done"
+    if number >= ENOUGH_TEACHERS:
+        return text
+    return (f"{text}. Fewer than {ENOUGH_TEACHERS} give wide intervals: {number} leave {counted(number - 1, 'degree')} "
+            "of freedom for how teachers differ")
 
 
 def _show_start(study: Study) -> str | None:

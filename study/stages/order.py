@@ -17,10 +17,11 @@ from kdstudy.stages.outputs import Export, Report
 from kdstudy.stages.search import BaselineSearch, DistillSearch
 from kdstudy.stages.teacher import TeacherStage
 from kdstudy.stages.teacher_logits import TeacherLogitsStage
+from kdstudy.stages.teacher_replicates import STAGES as FURTHER_TEACHERS
 
 STAGES: tuple[type[Stage], ...] = (
     TeacherStage, BaselineSearch, TeacherLogitsStage, DistillSearch, BaselineFinalists, DistillFinalists,
-    BaselineConfirmation, DistillConfirmation, *CONTROLS,
+    BaselineConfirmation, DistillConfirmation, *FURTHER_TEACHERS, *CONTROLS,
     AuditLogits, AuditBaseline, AuditDistill,
 )
 OUTPUTS: tuple[Output, ...] = (Report(), Export())

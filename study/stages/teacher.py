@@ -86,8 +86,13 @@ class TeacherStage(Stage):
             return ["trained", digests, images["validation"], self.context.image_size, teacher.precision,
                     *self._how_given()]
         return [config.seed, model_inputs("teacher", teacher.model_settings), changed(teacher.train_settings),
-                teacher.lr, students.view_inputs(config, exclude=("count", "erase_teacher")), images["train"],
+                self.rates, students.view_inputs(config, exclude=("count", "erase_teacher")), images["train"],
                 images["validation"], self.context.image_size]
+
+    @property
+    def rates(self) -> float | tuple[float, ...]:
+        """The learning rates to try, for the fingerprint."""
+        return self.config.teacher.lr
 
     def _files_of(self, path: str) -> list[Path]:
         """Return the files that a given model is read from: a file of weights, or those of a folder."""
@@ -138,7 +143,7 @@ class TeacherStage(Stage):
         record = folder.record()
         best = best_or_fail(self.name, record, "run the same command again to retry")
         weights, teacher = keep_weights(self.context, folder, best), self.config.teacher
-        parameters, tried = count_parameters(files.read_weights(weights)), len(teacher.learning_rates)
+        parameters, tried = count_parameters(files.read_weights(weights)), len(self.runs())
         normalised = self._chosen_normalisation()
         member = {"model": _stored(teacher.model_settings), "weights": WEIGHTS,
                   "normalised": list(map(list, normalised)) if normalised else None}
