@@ -121,7 +121,8 @@ def test_one_figure_is_drawn_alone(complete, monkeypatch):  # noqa: F811
 
 def test_a_figure_that_is_not_there_says_why(started):  # noqa: F811
     begun = StudyAnalysis.of(started)
-    with pytest.raises(ValueError, match="there is no figure 'effect'; the figures are gain, teachers, controls, audit, price"):
+    with pytest.raises(ValueError, match="there is no figure 'effect'; the figures are gain, teachers, controls, "
+                                         "audit, price"):
         report.figure(begun, "effect")
     with pytest.raises(ValueError, match="'gain' cannot be drawn yet: This needs the confirmation on at least two"):
         report.figure(begun, "gain")

@@ -16,7 +16,7 @@ from kdstudy.config.load import check_parameter
 from kdstudy.config.permission import TRAINED
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
-from kdstudy.stages.order import NAMES, OUTPUTS, names
+from kdstudy.stages.order import LISTED, NAMES, OUTPUTS, names
 from kdstudy.study import Study
 from kdstudy.trainables.losses import PARAMETERS
 from kdstudy.watch.console import make_console, print_prose
@@ -26,7 +26,7 @@ from kdstudy.watch.display import Display
 @cli.command()
 @study_options
 @click.option("--until", type=click.Choice(NAMES), default=NAMES[-1], metavar="STAGE",
-              help=f"Stop after this stage: {', '.join(NAMES)}.")
+              help=f"Stop after this stage: {', '.join(LISTED)}. Further teachers have numbers: teacher_3 and so on.")
 @address_option
 @trust_option
 def run(study: str, overrides: tuple[str, ...], location: str | None, smoke: bool, until: str,
