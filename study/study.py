@@ -162,7 +162,8 @@ class Study:
             return None
         more = f" and {len(changes) - MOST_CHANGES} more" if len(changes) > MOST_CHANGES else ""
         return (f"{self.storage} was run with other settings before; now {', '.join(changes[:MOST_CHANGES])}{more}. "
-                f"`kdstudy run {self.storage}` keeps a study's own settings")
+                "Its report and export will show the new ones; what ran before is kept, and comes back with the "
+                f"earlier settings. `kdstudy run {self.storage}` keeps a study's own")
 
     def _existing_stages(self) -> dict[str, str]:
         """The folders of stages started with the current settings, by stage name."""

@@ -82,7 +82,7 @@ def export(study: str, out: Path, location: str | None, model: str, row: str | N
             accuracy = exporting.export_teacher(config, storage.folder, out)
         else:
             accuracy = exporting.export_student(config, storage.folder, out, row or exporting.CHOSEN)
-    click.echo(f"{out}: {100 * accuracy:.2f} % test accuracy; its README.md says how to load it")
+    click.echo(f"{out}: {100 * accuracy:.2f} % test accuracy (this run alone); its README.md says how to load it")
 
 
 @cli.command()

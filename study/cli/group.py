@@ -16,7 +16,7 @@ def cli(context: click.Context) -> None:
 
     \b
     kdstudy run digits            run a whole study in about 2½ minutes on two CPU cores
-    kdstudy run digits --smoke    run a tiny version of it in half a minute
+    kdstudy run digits --smoke    run a tiny version of it in about a minute
     kdstudy plan STUDY            show what a study would do and cost
     kdstudy status FOLDER         show a study's progress
     """

@@ -182,7 +182,9 @@ def find_study(study: str) -> Path:
     if path.suffix == ".toml" or len(path.parts) > 1:
         raise UserError(f"{study} does not exist; name a study folder, a TOML file or a preset "
                         f"({', '.join(preset_names())})")
-    nearest = difflib.get_close_matches(study, preset_names(), n=1, cutoff=0.4)
+    here = sorted(path.name for path in Path().glob("*.toml"))
+    nearest = (difflib.get_close_matches(study, here, n=1, cutoff=0.6)
+               or difflib.get_close_matches(study, preset_names(), n=1, cutoff=0.4))
     hint = f"did you mean {nearest[0]!r}?" if nearest else f"presets: {', '.join(preset_names())}"
     raise UserError(f"{study!r} is not a preset, a TOML file or a study folder; {hint}")
 

@@ -185,7 +185,7 @@ def _show_stopping(config: StudyConfig) -> str:
 def _show_parallel(config: StudyConfig, machine: Share) -> str:
     """Say how many trials of a search run at a time, and whether that leaves slots idle."""
     parallel = config.search.parallel
-    text = f"a search runs up to {parallel} trials at a time, once its protected trials have begun"
+    text = f"a search keeps up to {parallel} trials open, once its protected trials have begun"
     if parallel >= config.search.trials:
         return f"{text}; search.parallel should be well below search.trials: no trial can use another's result"
     if machine.concurrent <= parallel:

@@ -34,16 +34,17 @@ def runs_left(trials: Mapping[int, TrialState], wanted: int, epochs: int, protec
 
 
 def seconds_per_run(trials: Iterable[TrialState], epochs: int, since: float = 0.0) -> float | None:
-    """Estimate the seconds per run of `epochs` epochs, as the median of the latest trials; None without any reports.
+    """Estimate the seconds per run of `epochs` epochs, as the median of the latest trials; None if it is too early.
 
-    Based on the time between a trial's reports or, if every trial reports once, since its start. since: Unix time at
+    Based on the time between a trial's reports or, if a whole trial reports once, since its start. The first of several
+    reports says nothing: the start of its worker, which takes long, comes before it. since: Unix time at
     which the driver started; earlier reports are ignored."""
     latest = [trial for trial in trials if trial.reports and trial.reports[-1]["time"] >= since][-LATEST:]
     reports = [[report for report in trial.reports if report["time"] >= since] for trial in latest]
     spans = [(last["time"] - first["time"], last["epoch"] - first["epoch"]) for first, *_, last in
              (own for own in reports if len(own) > 1) if last["epoch"] > first["epoch"]]
     spans = spans or [(own[0]["time"] - trial.begun, trial.epoch) for trial, own in zip(latest, reports, strict=True)
-                      if trial.begun >= since and trial.epoch]
+                      if trial.begun >= since and trial.epoch >= epochs]
     return statistics.median(epochs * seconds / count for seconds, count in spans) if spans else None
 
 
