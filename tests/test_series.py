@@ -56,11 +56,21 @@ def test_smoke_shrinks_the_values_of_a_file_but_not_those_that_are_given_with_it
     assert load_series("digits", ("train.epochs=[3, 6]",), smoke=True).values == [3, 6]
 
 
+@pytest.mark.parametrize(("setting", "values", "expected"), [
+    ("train.epochs", [20, 10], [3, 2]), ("data.student_images", [100, 400], [0.125, 0.5]),
+    ("teacher.epochs", [4, 6], [2, 3])])
+def test_smoke_leaves_a_series_a_series(tmp_path, setting, values, expected):
+    """Each value alone would become the same: few epochs the fewest, a number of images one half."""
+    (tmp_path / "own.toml").write_text(load_series("digits", (f"{setting}={values}",)).to_toml())
+    assert load_series(str(tmp_path / "own.toml"), smoke=True).values == expected
+
+
 @pytest.mark.parametrize(("settings", "said"), [
     (["train.epochs=[75]"], r"train\.epochs = \[75\]: .* at least two different values.* or the single value 75"),
     (["train.epochs=[75, 75]"], "at least two different values"), (["train.epochs=[]"], "at least two"),
     (["train.epochs=[75, 0]"], r"^train\.epochs = 0: must be at least 1"),
     (["train.epochs=[75, 'a']"], "needs numbers, not 'a'"), (["train.epochs=[75, true]"], "needs numbers, not True"),
+    ([f"train.epochs=[75, 1{400 * '0'}]"], r"^train\.epochs = 10+…: must be at most"),
     (["train.epochs=[75, [80]]"], r"needs numbers, not \[80\]"), (["train.epochs=[75, nan]"], "needs numbers, not nan"),
     (["data.student_images=[0.1, 1.5]"], r"data\.student_images = 1\.5: must be at most 1"),
     (["train.epochs=[75, 150]", "teacher.epochs=[5, 10]"], r"train\.epochs and teacher\.epochs are both lists"),
@@ -244,6 +254,9 @@ def test_a_received_series_may_hold_no_link_and_name_no_function(made_up, tmp_pa
         assert code == 2 and is_one_line(err) and "is a link" in err
     assert not list((tmp_path / "outside").iterdir())
     (folder / "train.epochs=16").unlink()
+    (folder / "train.epochs=9" / "wandb").mkdir(parents=True)  # of a value that is no longer in the list
+    (folder / "train.epochs=9" / "wandb" / "latest-run").symlink_to(tmp_path)
+    assert here("status", str(folder))[0] == 0
     text = (folder / "study.toml").read_text()
     model = next(line for line in text.split("[student]")[1].splitlines() if line.startswith("model"))
     (folder / "study.toml").write_text(text.replace(model, 'model = "theirs.nets:tiny"'))
