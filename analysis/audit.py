@@ -9,6 +9,7 @@ and test images are samples (`significance.crossed_interval`), as for the study'
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from kdstudy.analysis.study_files import AUDIT_STAGES, StudyFiles
 
 USUAL_GAIN = 1.34  # points, of the experiment that kdstudy grew out of: see study/README.md
 STAGE_OF = {"baseline": "audit_baseline", "distilled": "audit"}
+PUBLISHED = ("baseline", "published")
+ROWS = {PUBLISHED, *((arm, name) for arm in STAGE_OF for name in ("default", "tuned"))}
 SAME = 1e-9  # points; accuracies that differ by less are the same but for rounding
 
 
@@ -67,11 +70,12 @@ def audit(study: StudyFiles) -> dict[str, Any] | None:
     rows = {(arm, row["configuration"]): row for arm, mark in done.items() for row in mark["rows"]}
     if any(len(row["runs"]) != len(done[arm]["seeds"]) for (arm, _), row in rows.items()):
         return None
-    if any(rows[arm, name]["parameters"] != study.confirmed_row(arm, name)["parameters"]
-           for arm in STAGE_OF for name in ("default", "tuned")):
+    confirmed = {(row["arm"], row["configuration"]): row["parameters"] for row in study.confirmation["rows"]}
+    if not rows.keys() >= ROWS or any(rows[key]["parameters"] != confirmed.get(key) for key in ROWS - {PUBLISHED}):
         return None
-    runs = {key: _runs(study, key[0], row["runs"]) for key, row in rows.items()}
+    runs = {key: _runs(study, key[0], rows[key]["runs"]) for key in ROWS}
     values = [_values(runs, protocol) for protocol in PROTOCOLS]
+    same = [_are_same_runs(rows, *pair) for pair in pairwise(PROTOCOLS)]
     reported, own = reported_gain(study.config)
     best = {name: runs["baseline", name].best for name in ("published", "default")}
     right = runs["baseline", "default"].right
@@ -79,10 +83,11 @@ def audit(study: StudyFiles) -> dict[str, Any] | None:
         "seeds": len(right), "runs": audit_runs(study), "images": right.shape[1],
         "batch_size": rows["baseline", "default"]["parameters"].get("batch_size") or study.config.get("train", {}).get(
             "batch_size"),
-        "baseline_batch_size": rows["baseline", "published"]["parameters"]["batch_size"],
+        "baseline_batch_size": rows[PUBLISHED]["parameters"].get("batch_size"),
         "protocols": [{"protocol": protocol.name, "gain": _interval(own_values),
-                       "change": None if before is None else _change(own_values, before)}
-                      for protocol, own_values, before in zip(PROTOCOLS, values, [None, *values], strict=False)],
+                       "change": None if before is None else _change(own_values, before, none)}
+                      for protocol, own_values, before, none in zip(PROTOCOLS, values, [None, *values], [False, *same],
+                                                                    strict=False)],
         "overstated": _change(values[0], values[-1]),
         "false_reports": {"gain": reported, "own": own,
                           "other_batch": false_reports(best["published"], best["default"], reported),
@@ -136,14 +141,21 @@ def _values(runs: dict[tuple[str, str], Runs], protocol: Protocol) -> np.ndarray
     return 100 * (distilled.right.astype(float) - baseline.right.astype(float))
 
 
-def _change(values: np.ndarray, before: np.ndarray) -> dict[str, Any]:
+def _are_same_runs(rows: dict[tuple[str, str], dict[str, Any]], one: Protocol, other: Protocol) -> bool:
+    """Whether two protocols compare the same runs, as where a search chose the default point."""
+    return all(rows[arm, getattr(one, arm)]["runs"] == rows[arm, getattr(other, arm)]["runs"] for arm in STAGE_OF)
+
+
+def _change(values: np.ndarray, before: np.ndarray, same_runs: bool = False) -> dict[str, Any]:
     if values.ndim != before.ndim:
         values, before = (one if one.ndim == 1 else one.mean(1) for one in (values, before))
-    return _interval(values - before)
+    return _interval(values - before, same_runs)
 
 
-def _interval(values: np.ndarray) -> dict[str, Any]:
-    if values.ndim == 1 or not values.any():  # one configuration twice, run once: no images differ, whatever the sample
+def _interval(values: np.ndarray, same_runs: bool = False) -> dict[str, Any]:
+    """Between runs that are the same no image differs, whatever the sample. Other runs that agree on all images may
+    still differ on others."""
+    if values.ndim == 1 or same_runs:
         return _as_dict(paired_t_interval(values if values.ndim == 1 else values.mean(1)), "seeds")
     return _as_dict(crossed_interval(values, unit=100.0), "seeds and images")
 

@@ -21,8 +21,11 @@ from kdstudy.analysis.report import as_json, write_changed
 from kdstudy.analysis.study_files import StudyFiles, is_row
 from kdstudy.analysis.tables import series_markdown
 from kdstudy.analysis.trend import trend
+from kdstudy.analysis.verdict import has_verdict
 
 Value = int | float
+WITHOUT_EFFECT = ("name", "about", "smoke", "resources", "watch", "published", "controls", "audit")  # on the gain
+MOST_NAMED = 4  # settings in which studies differ
 
 
 @dataclass(frozen=True)
@@ -44,27 +47,30 @@ WORDS = {
 }
 
 
-def build(out: Path, name: str, setting: str, folders: Mapping[Value, Path]) -> bool:
+def build(out: Path, name: str, setting: str, folders: Mapping[Value, Path], planned: int | None = None) -> bool:
     """Write series.json, series.md and series.html to `results/` in the series' folder `out`.
 
-    name: of the series. folders: the members' folders by the setting's value. Returns whether any file changed. Raises
-    ValueError where a stage's files do not fit together.
+    name: of the series. folders: the members' folders by the setting's value. planned: how many members there are, with
+    those that have not begun. Returns whether any file changed. Raises ValueError where a stage's files do not fit
+    together.
     """
-    found = results(name, setting, folders)
+    found = results(name, setting, folders, planned)
     folder = out / "results"
     folder.mkdir(parents=True, exist_ok=True)
     contents = {"series.json": as_json(found), "series.md": series_markdown(found), "series.html": series_page(found)}
     return any([write_changed(folder / file, content) for file, content in contents.items()])
 
 
-def results(name: str, setting: str, folders: Mapping[Value, Path]) -> dict[str, Any]:
-    """The content of series.json, in the units above; folders as for `build`.
+def results(name: str, setting: str, folders: Mapping[Value, Path], planned: int | None = None) -> dict[str, Any]:
+    """The content of series.json, in the units above; folders and planned as for `build`.
 
-    Members are in the order of their amounts. `slope` is None until two members are confirmed, and `why_not` says why.
+    Members are in the order of their amounts. A folder whose study has another value of the setting, for anyone may run
+    a member with other settings, is left out. `slope` is None until two members are confirmed, and `why_not` says why.
     Raises ValueError where a stage's files do not fit together.
     """
     words = WORDS[setting]
-    studies = {value: StudyFiles(folder) for value, folder in folders.items()}
+    present = {value: StudyFiles(folder) for value, folder in folders.items()}
+    studies = {value: study for value, study in present.items() if _flat(study.config).get(setting) == value}
     members = sorted((_member(setting, value, study) for value, study in studies.items()),
                      key=lambda member: member["amount"])
     confirmed = [member for member in members if member["distilled"]]
@@ -73,7 +79,8 @@ def results(name: str, setting: str, folders: Mapping[Value, Path]) -> dict[str,
     content = {"series": name, "setting": setting, "axis": words.axis, "unit": words.unit, "doubled": words.doubled,
                "smoke": any(member["smoke"] for member in members), "members": members, "slope": found,
                "why_not": why_not}
-    return content | {"sentence": sentence(content), "ends": _ends(content), "caveats": _caveats(content, studies)}
+    caveats = [*_unlike(setting, present, studies), *_caveats(content, studies, max(planned or 0, len(folders)))]
+    return content | {"sentence": sentence(content), "ends": _ends(content), "caveats": caveats}
 
 
 def figures(content: dict[str, Any]) -> dict[str, go.Figure]:
@@ -92,7 +99,8 @@ def _member(setting: str, value: Value, study: StudyFiles) -> dict[str, Any]:
     teacher = next((row for row in outcome["rows"] if row["arm"] == "teacher"), None)
     return {"value": value, "amount": amount, "study": outcome["study"], "folder": study.folder.name,
             "smoke": outcome["smoke"], "primary": primary, "teacher": teacher, "baseline": row("baseline", "tuned"),
-            "distilled": row("distilled", primary), "gain": outcome["gain"], "verdict": outcome["verdict"]}
+            "distilled": row("distilled", primary), "gain": outcome["gain"], "verdict": outcome["verdict"],
+            "has_verdict": has_verdict(outcome)}
 
 
 def sentence(content: dict[str, Any]) -> str:
@@ -102,11 +110,13 @@ def sentence(content: dict[str, Any]) -> str:
     found, words = content["slope"], WORDS[content["setting"]]
     if found is None:
         return f"Whether the gain changes along the series is not known: {content['why_not']}."
+    studies = sum(1 for member in content["members"] if member["distilled"])
     amount = (f"{show_points(found['mean'])} points with each doubling of {words.doubled} (95 % interval "
-              f"{show_bounds(found)}, on {counted(found['seeds'], 'paired seed')}).")
+              f"{show_bounds(found)}; {studies} studies on {counted(found['seeds'], 'paired seed')}).")
     if found["p"] >= SIGNIFICANT:
-        return f"{words.more}, the gain is not shown to change: {amount}"
-    return f"{words.more}, the {'larger' if found['mean'] > 0 else 'smaller'} the gain from distillation: {amount}"
+        return f"The gain from distillation is not shown to change with the {words.axis}: {amount}"
+    return (f"{words.more}, the {'larger' if found['mean'] > 0 else 'smaller'} the gain from distillation on average: "
+            f"{amount}")
 
 
 def _ends(content: dict[str, Any]) -> str:
@@ -123,11 +133,37 @@ def _ends(content: dict[str, Any]) -> str:
             + (f"{doubt}{verb} to differ from zero." if doubt else ""))
 
 
-def _caveats(content: dict[str, Any], studies: Mapping[Value, StudyFiles]) -> list[str]:
-    """What a reader must know before believing the sentence."""
+def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
+    """Settings by full name, such as train.epochs."""
+    if not isinstance(settings, dict):
+        return {prefix[:-1]: settings}
+    return {name: value for key, inner in settings.items() for name, value in _flat(inner, f"{prefix}{key}.").items()}
+
+
+def _unlike(setting: str, present: Mapping[Value, StudyFiles], studies: Mapping[Value, StudyFiles]) -> list[str]:
+    """Studies that are left out, and settings in which those that are not differ although they should not."""
+    said = [f"{study.folder.name} is left out: the study in it was run with {setting} = "
+            f"{_flat(study.config).get(setting)}." for value, study in present.items() if value not in studies]
+    configs = [_flat({name: settings for name, settings in study.config.items() if name not in WITHOUT_EFFECT})
+               for study in studies.values()]
+    names = dict.fromkeys(name for config in configs for name in config if name != setting)
+    if unlike := [name for name in names if any(config.get(name) != configs[0].get(name) for config in configs)]:
+        more = f" and {len(unlike) - MOST_NAMED} more" if len(unlike) > MOST_NAMED else ""
+        said.append(f"The studies also differ in {', '.join(unlike[:MOST_NAMED])}{more}, so what changes along them "
+                    "may be due to that; running the series again gives all of them the same settings.")
+    return said
+
+
+def _caveats(content: dict[str, Any], studies: Mapping[Value, StudyFiles], planned: int) -> list[str]:
+    """What a reader must know before believing the sentence. planned: how many studies there will be."""
     if content["smoke"]:
         return []
     found, said = content["slope"], []
+    confirmed = [member for member in content["members"] if member["distilled"]]
+    if found and len(confirmed) < planned:
+        said.append(f"Only {len(confirmed)} of the {planned} studies are confirmed so far; the slope is theirs alone.")
+    if guessing := [member["folder"] for member in confirmed if not member["has_verdict"]]:
+        said.append(f"No verdict can be drawn from {', '.join(guessing)}: see the report there.")
     if found:
         said.append("The slope is that of the best straight line through the gains over the logarithm of the setting; "
                     "its interval, and no other, is what the sentence rests on. It treats seeds and test images, which "

@@ -273,7 +273,8 @@ class OpenSeries:
     @cached_property
     def _content(self) -> dict[str, Any]:
         return series_page.results(self.settings.name, self.settings.setting,
-                                   {value: study.folder for value, study in self.members.items()})
+                                   {value: study.folder for value, study in self.members.items()},
+                                   len(self.series.members))
 
     @cached_property
     def results(self) -> pd.DataFrame:

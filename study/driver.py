@@ -11,6 +11,7 @@ from kdstudy.stages.base import Output
 from kdstudy.stages.order import NAMES, OUTPUTS
 from kdstudy.store import files
 from kdstudy.study import Study
+from kdstudy.trainables.messages import one_line
 from kdstudy.tune.cluster import cluster_address
 from kdstudy.tune.connection import Connection, KeptRay
 from kdstudy.tune.own_ray import RayLostError
@@ -99,6 +100,8 @@ class _Driver:
         self._display.begin(output.name, text="writing")
         try:
             changed = output.write(study.config, study.folder)
+        except ValueError as error:  # as in `kdstudy report`
+            raise StudyFailedError(f"the files of {study.storage} are inconsistent: {one_line(error)}") from None
         finally:
             self._display.stop()
         self._display.end(output.name, f"{study.storage}/{output.path}", time.monotonic() - started,

@@ -150,6 +150,32 @@ def test_where_the_search_chose_the_default_point_tuning_changes_nothing(confirm
     assert (change["mean"], change["low"], change["high"], change["p"]) == (0, 0, 0, 1)
 
 
+def test_runs_that_agree_on_every_image_are_not_known_to_be_equal(confirmed):
+    """Only the same runs are: with others, images that were not tested may differ."""
+    add_audit(confirmed)
+    for number in range(3):
+        runs = [confirmed / f"audit_baseline-0/runs/{run:03d}/test.parquet" for run in (3 + number, 6 + number)]
+        shutil.copyfile(*runs)  # the tuned baseline now predicts as the default one does
+    change = audit(StudyFiles(confirmed))["protocols"][3]["change"]
+    assert change["mean"] == 0 and change["low"] < 0 < change["high"] and change["over"] == "seeds and images"
+
+
+@pytest.mark.parametrize("lost", [("baseline", "published"), ("baseline", "tuned"), ("distilled", "default"), None])
+def test_an_audit_that_lacks_what_it_compares_is_not_shown(confirmed, lost):
+    """As a stranger's may: the done-mark is valid, but a row or the batch size is not there."""
+    add_audit(confirmed)
+    path = confirmed / ("audit-0" if lost and lost[0] == "distilled" else "audit_baseline-0") / "done.json"
+    done = json.loads(path.read_text())
+    for row in done["rows"]:
+        row["parameters"].pop("batch_size", None)
+        if (row["arm"], row["configuration"]) == lost:
+            row["configuration"] = done["rows"][-1]["configuration"] if lost[1] != "tuned" else "default"
+    write_json(path, done)
+    build(confirmed)
+    assert ("How much of a gain is protocol?</h2>" in (confirmed / "results" / "report.html").read_text())
+    assert ("audit" in results(StudyFiles(confirmed))) == (lost is None)
+
+
 @pytest.mark.parametrize("stale", [{"tuned": {"lr": 0.5}}, {"seeds": (201, 202)}])
 def test_an_audit_of_an_earlier_winner_or_of_other_seeds_is_not_shown(confirmed, stale):
     last = {key: values[:len(stale.get("seeds", values))] for key, values in LAST.items()}

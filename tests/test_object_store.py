@@ -14,6 +14,7 @@ from running import KDSTUDY, ONE_AT_A_TIME, kdstudy, results_of, wait_until
 from synthetic import here, is_one_line
 from test_watch import a_study, add_report, expected_of, watching, written
 
+from kdstudy.config.load import load_series
 from kdstudy.errors import StorageError, UserError
 from kdstudy.store import lease as leases
 from kdstudy.store import storage as storages
@@ -305,6 +306,20 @@ def test_a_study_is_brought_home_whole_or_its_results_alone(synthetic_study, mac
     missing = there - brought["home-results"]
     assert missing and all(name.endswith((".safetensors", ".npy", ".db")) for name in missing)
     assert not any(name.startswith(("results/", "export/")) for name in missing)
+
+
+def test_a_series_at_a_uri_has_members_there(machine, tmp_path):
+    """Not in the copy on this machine, which holds only what is needed to read them."""
+    import fsspec
+
+    uri = "s3://bucket/series/mine"
+    files, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+    series = load_series("digits", ("train.epochs=[4, 6]",), smoke=True)
+    files.pipe_file(f"{path}/study.toml", series.to_toml().encode())
+    code, _, err = here("pack", uri, str(tmp_path / "out"))
+    assert code == 2 and is_one_line(err) and f"one of its members: {uri}/train.epochs=4, {uri}/train.epochs=6" in err
+    code, out, _ = here("status", uri)
+    assert code == 0 and "0 of 2 studies done" in out
 
 
 def test_event_files_are_published_when_the_command_ends_and_gone_on_with_elsewhere(machine):

@@ -21,6 +21,7 @@ from kdstudy.analysis.significance import crossed_interval
 from kdstudy.analysis.trend import slope, weights
 from kdstudy.config.load import load_series, load_study
 from kdstudy.errors import UserError
+from kdstudy.store.files import StudyLock
 from kdstudy.store.record import Record
 from kdstudy.store.storage import Storage
 from kdstudy.study import Study
@@ -56,11 +57,21 @@ def test_smoke_shrinks_the_values_of_a_file_but_not_those_that_are_given_with_it
     assert load_series("digits", ("train.epochs=[3, 6]",), smoke=True).values == [3, 6]
 
 
+@pytest.mark.parametrize(("setting", "values", "expected"), [
+    ("train.epochs", [20, 10], [3, 2]), ("data.student_images", [100, 400], [0.125, 0.5]),
+    ("teacher.epochs", [4, 6], [2, 3])])
+def test_smoke_leaves_a_series_a_series(tmp_path, setting, values, expected):
+    """Each value alone would become the same: few epochs the fewest, a number of images one half."""
+    (tmp_path / "own.toml").write_text(load_series("digits", (f"{setting}={values}",)).to_toml())
+    assert load_series(str(tmp_path / "own.toml"), smoke=True).values == expected
+
+
 @pytest.mark.parametrize(("settings", "said"), [
     (["train.epochs=[75]"], r"train\.epochs = \[75\]: .* at least two different values.* or the single value 75"),
     (["train.epochs=[75, 75]"], "at least two different values"), (["train.epochs=[]"], "at least two"),
     (["train.epochs=[75, 0]"], r"^train\.epochs = 0: must be at least 1"),
     (["train.epochs=[75, 'a']"], "needs numbers, not 'a'"), (["train.epochs=[75, true]"], "needs numbers, not True"),
+    ([f"train.epochs=[75, 1{400 * '0'}]"], r"^train\.epochs = 10+…: must be at most"),
     (["train.epochs=[75, [80]]"], r"needs numbers, not \[80\]"), (["train.epochs=[75, nan]"], "needs numbers, not nan"),
     (["data.student_images=[0.1, 1.5]"], r"data\.student_images = 1\.5: must be at most 1"),
     (["train.epochs=[75, 150]", "teacher.epochs=[5, 10]"], r"train\.epochs and teacher\.epochs are both lists"),
@@ -173,7 +184,8 @@ def test_report_writes_the_members_reports_and_the_page_of_the_series(serious):
         assert member["gain"] == own["gain"] and member["verdict"] == own["verdict"]
     first, second = (member["gain"]["mean"] for member in content["members"])
     assert content["slope"]["mean"] == pytest.approx((second - first) / np.log2(6 / 4))
-    assert content["sentence"] in " ".join(out.split()) and "The longer the student trains" in content["sentence"]
+    assert content["sentence"] in " ".join(out.split()) and "is not shown to change" in content["sentence"]
+    assert "Only 2 of the 3 studies are confirmed so far" in " ".join(content["caveats"])
     assert "with each doubling of its epochs (95 % interval" in content["sentence"]
     page = (serious / "results" / "series.html").read_text()
     assert 'href="../train.epochs%3D4/results/report.html"' in page and "not shown" in page
@@ -202,11 +214,28 @@ def test_the_block_of_a_readme_is_rewritten(serious, tmp_path):
 def test_the_sentence_says_whether_the_gain_changes(setting):
     def said(mean, low, high, p):
         found = {"mean": mean, "low": low, "high": high, "p": p, "seeds": 5}
-        return pages.sentence({"smoke": False, "setting": setting, "slope": found, "why_not": ""})
+        members = [{"distilled": {"seeds": 5}}] * 3 + [{"distilled": None}]
+        return pages.sentence({"smoke": False, "setting": setting, "slope": found, "why_not": "", "members": members})
 
-    assert "the smaller the gain from distillation: −1.50 points" in said(-1.5, -2.5, -0.5, 0.01)
-    assert "the larger the gain from distillation: +1.50 points" in said(1.5, 0.5, 2.5, 0.01)
-    assert "the gain is not shown to change: +0.10 points" in said(0.1, -0.5, 0.7, 0.6)
+    assert "the smaller the gain from distillation on average: −1.50 points" in said(-1.5, -2.5, -0.5, 0.01)
+    assert "the larger the gain from distillation on average: +1.50 points" in said(1.5, 0.5, 2.5, 0.01)
+    assert re.search(r"is not shown to change with the .*: \+0\.10 points .*; 3 studies on 5 paired seeds\)\.$",
+                     said(0.1, -0.5, 0.7, 0.6))
+
+
+def test_a_member_that_was_run_with_other_settings_is_left_out_or_named(serious, tmp_path):
+    """`kdstudy run series/train.epochs=6 --set …` may have made another study of it."""
+    path = serious / "train.epochs=6" / "study.toml"
+    other = load_study(str(path.parent), ("search.parallel=3",)).to_toml()
+    path.write_text(other)
+    assert here("report", str(serious))[0] == 0
+    content = json.loads((serious / "results" / "series.json").read_text())
+    assert content["caveats"][0].startswith("The studies also differ in search.parallel, so")
+    path.write_text(load_study(str(path.parent), ("train.epochs=50",)).to_toml())
+    assert here("report", str(serious))[0] == 0
+    content = json.loads((serious / "results" / "series.json").read_text())
+    assert [member["amount"] for member in content["members"]] == [4] and content["slope"] is None
+    assert content["caveats"][0] == "train.epochs=6 is left out: the study in it was run with train.epochs = 50."
 
 
 def test_studies_without_common_seeds_or_test_images_have_no_slope(serious):
@@ -244,6 +273,9 @@ def test_a_received_series_may_hold_no_link_and_name_no_function(made_up, tmp_pa
         assert code == 2 and is_one_line(err) and "is a link" in err
     assert not list((tmp_path / "outside").iterdir())
     (folder / "train.epochs=16").unlink()
+    (folder / "train.epochs=9" / "wandb").mkdir(parents=True)  # of a value that is no longer in the list
+    (folder / "train.epochs=9" / "wandb" / "latest-run").symlink_to(tmp_path)
+    assert here("status", str(folder))[0] == 0
     text = (folder / "study.toml").read_text()
     model = next(line for line in text.split("[student]")[1].splitlines() if line.startswith("model"))
     (folder / "study.toml").write_text(text.replace(model, 'model = "theirs.nets:tiny"'))
@@ -369,3 +401,21 @@ def test_a_member_with_too_few_images_is_named_before_anything_runs(tmp_path):
     with pytest.raises(UserError, match=r"^data\.student_images=\S+ of the series: "):
         api.run(api.load("digits", smoke=True, data={"student_images": [0.5, 0.0001]}), tmp_path / "series")
     assert not list(tmp_path.glob("series/*/stages.json"))
+
+
+def test_a_series_has_one_driver_at_a_time_and_only_that_one_writes_its_settings(made_up, tmp_path):
+    folder = shutil.copytree(made_up, tmp_path / "series")
+    with StudyLock(folder):
+        code, _, err = here("run", str(folder), "--set", "train.epochs=[4, 8]")
+    assert code == 2 and is_one_line(err) and "is in use by process" in err
+    assert load_series(str(folder)).values == [6, 4, 16]
+
+
+def test_a_member_with_damaged_files_does_not_keep_the_others_from_running(run, tmp_path):
+    """Not even where it is the page of the series that reads them first."""
+    folder = shutil.copytree(run[0], tmp_path / "series")
+    path = next((folder / "train.epochs=4").glob("confirm_baseline-*/runs/*/test.parquet"))
+    path.write_bytes(bytes(path.stat().st_size))
+    code, out, err = here("run", str(folder))
+    assert code != 0 and is_one_line(err) and "cannot be read" in err
+    assert "note: " in out and "2 of 2: train.epochs=4" in out

@@ -76,7 +76,12 @@ def started_series(study: str, location: str | None) -> SeriesFolder | None:
 def locate(study: str, overrides: tuple[str, ...], location: str | None,
             smoke: bool = False) -> tuple[StudyConfig, Storage]:
     own, file = _own(study, location)
-    config = load_study(file, overrides, smoke)
+    try:
+        config = load_study(file, overrides, smoke)
+    except UserError as error:  # which may name members of a series: those at the URI, not their copies here
+        if own.uri is None:
+            raise
+        raise UserError(str(error).replace(file, own.uri)) from None
     return config, _place(own, location, smoke, config.name)
 
 

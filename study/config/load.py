@@ -11,7 +11,16 @@ from pydantic import ValidationError
 
 from kdstudy.config.messages import validate
 from kdstudy.config.sections import DefaultPoint
-from kdstudy.config.series import Series, member_name, series_of, value_in, varied_in, with_value
+from kdstudy.config.series import (
+    Series,
+    distinct_values,
+    member_name,
+    series_of,
+    shrunk_values,
+    value_in,
+    varied_in,
+    with_value,
+)
 from kdstudy.config.settings import StudyConfig, credentials_in, named_texts
 from kdstudy.config.smoke import smoke_study
 from kdstudy.config.wording import shown, wording
@@ -148,9 +157,10 @@ def _shrunk(values: dict[str, Any]) -> dict[str, Any]:
     varied = varied_in(values)
     if varied is None:
         return smoke_study(validate(values)).to_values()
-    setting, listed = varied
+    setting, listed = varied[0], distinct_values(*varied)
     each = [smoke_study(validate(with_value(values, setting, value))) for value in listed]
-    return with_value(each[0].to_values(), setting, [value_in(one, setting) for one in each]) if each else values
+    return with_value(each[0].to_values(), setting,
+                      shrunk_values(setting, listed, [value_in(one, setting) for one in each]))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -96,6 +96,17 @@ def with_value(values: dict[str, Any], setting: str, value: Any) -> dict[str, An
     return changed
 
 
+def shrunk_values(setting: str, listed: list[Value], shrunk: list[Value]) -> list[Value]:
+    """The values of a series for `--smoke`. listed: those of the study file. shrunk: what each of them alone becomes,
+    which may be the same for all: epochs have a minimum, and a number of images becomes one half. They are then made
+    different, in the same order, so that the series remains one."""
+    if len(set(shrunk)) > 1:
+        return shrunk
+    if setting == "data.student_images":
+        return [shrunk[0] * value / max(listed) for value in listed]
+    return [shrunk[0] + sorted(listed).index(value) for value in listed]
+
+
 def value_in(config: StudyConfig, setting: str) -> Value:
     section, _, key = setting.partition(".")
     return getattr(getattr(config, section), key)
@@ -109,7 +120,7 @@ def series_of(values: dict[str, Any]) -> Series | None:
     if varied is None:
         return None
     setting, listed = varied
-    distinct = _distinct(setting, listed)
+    distinct = distinct_values(setting, listed)
     members = tuple(_member(values, setting, value) for value in distinct)
     if setting == "teacher.epochs" and members[0].config.teacher.is_given:
         raise UserError(f"{setting} = {shown(listed)} varies nothing: the teacher is given, not trained; set "
@@ -118,10 +129,10 @@ def series_of(values: dict[str, Any]) -> Series | None:
     return Series(base, setting, members)
 
 
-def _distinct(setting: str, listed: list[Any]) -> list[Value]:
+def distinct_values(setting: str, listed: list[Any]) -> list[Value]:
     """The values of a list, each once. Raises UserError."""
     for value in listed:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if not _is_number(value):
             raise UserError(f"{setting} = {shown(listed)}: a series of studies needs numbers, not {shown(value)}")
     distinct = list(dict.fromkeys(listed))
     if len(distinct) < 2:
@@ -132,6 +143,11 @@ def _distinct(setting: str, listed: list[Any]) -> list[Value]:
         raise UserError(f"{setting} has {len(distinct)} values, but a series has at most {MOST_MEMBERS} studies; give "
                         "fewer")
     return distinct
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value is a finite number. A whole number may have more digits than fit a float."""
+    return math.isfinite(value) if isinstance(value, float) else isinstance(value, int) and not isinstance(value, bool)
 
 
 def _example(setting: str) -> str:

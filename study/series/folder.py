@@ -89,10 +89,16 @@ class SeriesFolder:
 
     def refresh(self) -> None:
         """Update local copies, and check what is there, which may come from a stranger. Raises UserError."""
-        check.check_plain(self.storage.folder, tuple(member.name for member in self.members))  # no link, not even these
+        check.check_plain(self.storage.folder, (*(member.name for member in self.members), *self._retired))  # no link
         for member in self.members:
             member.storage.refresh()
             check.check(member.storage.folder, STAGE_FILES)
+
+    @property
+    def _retired(self) -> list[str]:
+        """The folders of members whose values have been taken out of the list. As of any neighbour, each stage of them
+        is checked before it is taken over."""
+        return [path.name for path in self.storage.folder.glob(f"{self.series.setting}=*")]
 
     def begin(self) -> None:
         """Write the settings. Raises UserError where the images of a member that has not begun cannot be read."""

@@ -7,4 +7,5 @@ from kdstudy.series.folder import SeriesFolder
 def write_page(series: SeriesFolder) -> bool:
     """Write `results/` of the series, from the members that have begun. Returns whether it has changed."""
     folders = {member.value: member.storage.folder for member in series.begun}
-    return pages.build(series.storage.folder, series.series.name, series.series.setting, folders)
+    return pages.build(series.storage.folder, series.series.name, series.series.setting, folders,
+                       len(series.members))

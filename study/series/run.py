@@ -9,6 +9,8 @@ from kdstudy.errors import StorageError, StudyFailedError
 from kdstudy.series.folder import SeriesFolder
 from kdstudy.series.page import write_page
 from kdstudy.stages.order import NAMES, OUTPUTS, names
+from kdstudy.store import files
+from kdstudy.trainables.messages import one_line
 from kdstudy.tune.connection import KeptRay
 from kdstudy.watch.console import print_prose
 from kdstudy.watch.display import Display
@@ -20,9 +22,9 @@ def run(series: SeriesFolder, console: Console, *, until: str = NAMES[-1], addre
     until, address: see `driver.run`. Returns whether there was anything to do. Raises UserError, InterruptedStudyError,
     and StudyFailedError, once the other members have run.
     """
-    series.begin()
-    did_work, failures = False, []
-    with KeptRay() as kept:
+    did_work, failures, unwritten = False, [], ""
+    with files.StudyLock(series.storage.folder, str(series.storage)), KeptRay() as kept:  # the members have their own
+        series.begin()
         for number, member in enumerate(series.members, 1):
             print_prose(console, f"\n{number} of {len(series.members)}: {member.name}", style="bold")
             display = Display(console, names(member.member.config))
@@ -34,9 +36,17 @@ def run(series: SeriesFolder, console: Console, *, until: str = NAMES[-1], addre
                 failures.append(f"{member.name}: {error}")
                 print_prose(console, f"{member.name} failed: {error}", style="red")
             if series.begun and until in [output.name for output in OUTPUTS]:
-                did_work |= write_page(series)
+                try:
+                    did_work |= write_page(series)
+                except (ValueError, FileNotFoundError) as error:  # of a member that may yet be run again
+                    unwritten = f"{series.page} is not up to date: {one_line(error)}"
+                    print_prose(console, f"note: {unwritten}")
+                    continue
+                unwritten = ""
                 series.storage.publish(series.page.parent)
+    if unwritten:
+        failures.append(unwritten)
     if failures:
-        more = f" ({len(failures) - 1} more members failed)" if len(failures) > 1 else ""
+        more = f" ({len(failures) - 1} more failed)" if len(failures) > 1 else ""
         raise StudyFailedError(failures[0] + more)
     return did_work
