@@ -170,6 +170,10 @@ def _caveats(content: dict[str, Any], studies: Mapping[Value, StudyFiles], plann
                     "the studies share, as samples.")
     if found and len({member["distilled"]["seeds"] for member in content["members"] if member["distilled"]}) > 1:
         said.append(f"The slope uses the first {found['seeds']} seeds, which all studies have.")
+    if content["setting"] == "teacher.epochs":
+        said.append("At each value the slope knows one teacher; how much teachers of other seeds differ is not in it.")
+    if any(study.config.get("teacher", {}).get("replicates", 1) > 1 for study in studies.values()):
+        said.append("The gains are over all teachers of a study, the slope is that of the first teacher's students.")
     said.append("The interval of each gain holds for that study alone: of many, some leave out zero by chance.")
     if any(isinstance(study.config.get("confirm", {}).get("seeds"), list) for study in studies.values()):
         said.append("The studies were to stop at the first number of seeds that decides, which the slope does not "

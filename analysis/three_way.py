@@ -5,7 +5,7 @@ from itertools import combinations
 
 import numpy as np
 
-from kdstudy.analysis.significance import Interval, crossed_interval, paired_t_interval, t_interval
+from kdstudy.analysis.significance import Interval, crossed_interval, t_interval
 
 
 def three_way_interval(differences: np.ndarray, confidence: float = 0.95, unit: float = 1.0) -> Interval:
@@ -24,9 +24,10 @@ def three_way_interval(differences: np.ndarray, confidence: float = 0.95, unit: 
     degrees of freedom (Biometrics Bulletin 2, 1946).
 
     As in `crossed_interval`, and for the same reason, the interval is never narrower than one that treats less as
-    samples: Student's t over the teachers' means, with t - 1 degrees of freedom, and `crossed_interval` of the means
-    over teachers, which holds for these teachers alone. Its p-value is never smaller than theirs. With two teachers the
-    first has one degree of freedom: the interval is honest, and wide. `tests/known_nulls.py --teachers` simulates it.
+    samples: `crossed_interval` of teachers and images, from the means over seeds, and of seeds and images, from the
+    means over teachers, which holds for these teachers alone. Its p-value is never smaller than theirs. The first is
+    itself never narrower than Student's t over the teachers' means. With two teachers that has one degree of freedom:
+    the interval is honest, and wide. `tests/known_nulls.py --teachers` simulates it.
 
     unit: see `exact_interval`. Raises ValueError with fewer than two teachers, seeds or images.
     """
@@ -39,8 +40,7 @@ def three_way_interval(differences: np.ndarray, confidence: float = 0.95, unit: 
     spread = (terms**2 / freedoms).sum()
     freedom = float(variance**2 / spread) if spread > 0 else np.inf
     whole = t_interval(differences.mean(), variance, freedom, confidence)
-    bounds = (paired_t_interval(differences.mean((1, 2)), confidence),
-              crossed_interval(differences.mean(0), confidence, unit))
+    bounds = [crossed_interval(differences.mean(left_out), confidence, unit) for left_out in (0, 1)]
     return replace(whole, low=min(whole.low, *(bound.low for bound in bounds)),
                    high=max(whole.high, *(bound.high for bound in bounds)),
                    p=max(whole.p, *(bound.p for bound in bounds)))
