@@ -130,6 +130,9 @@ class OneStage:
     def is_ended(self) -> bool:
         return not any(job.open for job in self.jobs)
 
+    def interrupted(self) -> None:
+        pass
+
     def occupied(self, trials: int, slots: int) -> None:
         pass
 

@@ -83,6 +83,9 @@ class Pipeline:
     def occupied(self, trials: int, slots: int) -> None:
         self._meter.set(trials, slots)
 
+    def interrupted(self) -> None:
+        self._display.note("ending the running trials, which takes some seconds; Ctrl-C again ends them at once")
+
     def _is_ready(self, name: str) -> bool:
         needs = self._study.stages[name].needs
         return all(needed in self._done or needed not in self._wanted for needed in needs)

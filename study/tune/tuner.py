@@ -76,6 +76,9 @@ class Work(Protocol):
     def occupied(self, trials: int, slots: int) -> None:
         """Called when the number of running trials or of slots changes."""
 
+    def interrupted(self) -> None:
+        """Called at the first Ctrl-C or SIGTERM, in the signal's handler; the running trials will end in seconds."""
+
 
 class _JobSearcher(_DriverOnly, Searcher):
     """Asks the managers for trials, in order of the jobs' priority, while slots are free. It saves no state, since the
@@ -356,7 +359,7 @@ def _try(work: Work, storage: Storage, share: Share, worker_retries: int, traina
     """Let Tune run the jobs until all end or it fails. Returns why it failed and which trials were running."""
     callback, problem = _JobCallback(work, storage, slots, worker_retries, watchdog), None
     work.occupied(0, slots.count())
-    with interrupts_collected() as interrupted:
+    with interrupts_collected(work.interrupted) as interrupted:
         searcher = _JobSearcher(work, storage, slots, interrupted, only_cut_off)
         try:
             _fit(storage, share, trainable, searcher, _JobScheduler(work, slots, watchdog), callback)
