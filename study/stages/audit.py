@@ -25,7 +25,7 @@ from kdstudy.stages.context import Context
 from kdstudy.stages.looks import STAGES as CONFIRMATIONS
 from kdstudy.stages.teacher_logits import TeacherLogitsStage
 from kdstudy.stages.tested import Configuration, TestedStage
-from kdstudy.store.predictions import FEWEST, copy_predictions
+from kdstudy.store.predictions import FEWEST
 from kdstudy.store.schema import Done, Parameters, Part, StageFiles, Whole
 from kdstudy.trainables.files import TEST_PREDICTIONS, VALIDATION_PREDICTIONS
 from kdstudy.trainables.seeds import small_seed
@@ -105,13 +105,7 @@ class AuditStage(OfAudit, TestedStage):
     seeds_setting = "audit.seeds"
     needs = CONFIRMATIONS
     result_files = (TEST_PREDICTIONS,)
-
-    @classmethod
-    def pack(cls, source: Path, target: Path, done: dict[str, Any], teacher: bool) -> None:
-        for run in sorted((source / "runs").iterdir()):
-            kept = target / "runs" / run.name
-            kept.mkdir(parents=True)
-            copy_predictions(run / TEST_PREDICTIONS, kept / TEST_PREDICTIONS, logits=False, columns=FEWEST)
+    packed_columns = FEWEST
 
     @property
     def seeds(self) -> list[int]:

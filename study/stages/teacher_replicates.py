@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -25,7 +24,6 @@ from kdstudy.stages.looks import STAGES as CONFIRMATIONS
 from kdstudy.stages.teacher import TeacherStage
 from kdstudy.stages.teacher_logits import TeacherLogitsStage
 from kdstudy.stages.tested import Configuration, TestedStage
-from kdstudy.store.predictions import copy_predictions
 from kdstudy.store.record import TrialState
 from kdstudy.store.schema import Done, Parameters, Part, StageFiles, Whole
 from kdstudy.trainables.files import TEST_PREDICTIONS
@@ -127,13 +125,6 @@ class FurtherConfirmation(OfFurtherTeacher, TestedStage):
     files = StageFiles(CrossedDone, frozenset({ORIGIN}), distils=True)
     result_files = (TEST_PREDICTIONS,)
     teacher: ClassVar[str]
-
-    @classmethod
-    def pack(cls, source: Path, target: Path, done: dict[str, Any], teacher: bool) -> None:
-        for run in sorted((source / "runs").iterdir()):
-            kept = target / "runs" / run.name
-            kept.mkdir(parents=True)
-            copy_predictions(run / TEST_PREDICTIONS, kept / TEST_PREDICTIONS, logits=False)
 
     def inputs(self) -> list[Any]:
         return [*super().inputs(), *students.soft_inputs(self.context, self.teacher)]

@@ -1,5 +1,5 @@
 """What the stages have in common that retrain students on the confirmation's fresh seeds and test each once: both arms'
-confirmations, and the controls."""
+confirmations, further teachers', the controls' and the audit's."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from kdstudy.stages import students
 from kdstudy.stages.base import Space, Stage, StageFolder
 from kdstudy.stages.looks import Looks
 from kdstudy.store import files
+from kdstudy.store.predictions import COLUMNS, copy_predictions
 from kdstudy.store.record import Record, TrialState
 from kdstudy.trainables.files import TEST_PREDICTIONS, WEIGHTS
 from kdstudy.trainables.settings import ModelSettings
@@ -37,12 +38,21 @@ class Configuration:
 
 class TestedStage(Stage):
     """Configurations of the student on fresh seeds. origin: of its trials. what: they are, in messages. seeds_setting:
-    the setting that says how many seeds there are."""
+    the setting that says how many seeds there are. packed_columns: of the predictions, what a packed study keeps."""
 
     origin: ClassVar[str]
     what: ClassVar[str]
     seeds_setting: ClassVar[str] = "confirm.seeds"
+    packed_columns: ClassVar[tuple[str, ...]] = COLUMNS
     trains = "student"
+
+    @classmethod
+    def pack(cls, source: Path, target: Path, done: dict[str, Any], teacher: bool) -> None:
+        """Keep the predictions without their logits."""
+        for run in sorted((source / "runs").iterdir()):
+            kept = target / "runs" / run.name
+            kept.mkdir(parents=True)
+            copy_predictions(run / TEST_PREDICTIONS, kept / TEST_PREDICTIONS, logits=False, columns=cls.packed_columns)
 
     def inputs(self) -> list[Any]:
         return [*students.shared_inputs(self.context), self.context.image_hashes["test"]]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -14,7 +13,6 @@ from kdstudy.stages import students
 from kdstudy.stages.base import Stage, StageFolder, Workload
 from kdstudy.stages.looks import STAGES as CONFIRMATIONS
 from kdstudy.stages.tested import Configuration, TestedStage
-from kdstudy.store.predictions import copy_predictions
 from kdstudy.store.schema import Done, Epoch, FileName, Parameters, Part, StageFiles, Whole
 from kdstudy.trainables.files import TEST_PREDICTIONS
 
@@ -68,13 +66,6 @@ class ControlStage(OfControl, TestedStage):
     origin, what = ORIGIN, "control"
     needs = CONFIRMATIONS
     result_files = (TEST_PREDICTIONS,)
-
-    @classmethod
-    def pack(cls, source: Path, target: Path, done: dict[str, Any], teacher: bool) -> None:
-        for run in sorted((source / "runs").iterdir()):
-            kept = target / "runs" / run.name
-            kept.mkdir(parents=True)
-            copy_predictions(run / TEST_PREDICTIONS, kept / TEST_PREDICTIONS, logits=False)
 
     @abstractmethod
     def basis(self) -> Basis | None:
