@@ -18,6 +18,7 @@ from kdstudy.analysis.gain import SIGNIFICANT
 from kdstudy.analysis.number_text import counted, show_bounds, show_interval, show_points
 from kdstudy.analysis.page.series_page import exhibits, series_page
 from kdstudy.analysis.report import as_json, write_changed
+from kdstudy.analysis.settings import flat
 from kdstudy.analysis.study_files import StudyFiles, is_row
 from kdstudy.analysis.tables import series_markdown
 from kdstudy.analysis.trend import trend
@@ -70,7 +71,7 @@ def results(name: str, setting: str, folders: Mapping[Value, Path], planned: int
     """
     words = WORDS[setting]
     present = {value: StudyFiles(folder) for value, folder in folders.items()}
-    studies = {value: study for value, study in present.items() if _flat(study.config).get(setting) == value}
+    studies = {value: study for value, study in present.items() if flat(study.config).get(setting) == value}
     members = sorted((_member(setting, value, study) for value, study in studies.items()),
                      key=lambda member: member["amount"])
     confirmed = [member for member in members if member["distilled"]]
@@ -133,18 +134,11 @@ def _ends(content: dict[str, Any]) -> str:
             + (f"{doubt}{verb} to differ from zero." if doubt else ""))
 
 
-def _flat(settings: Any, prefix: str = "") -> dict[str, Any]:
-    """Settings by full name, such as train.epochs."""
-    if not isinstance(settings, dict):
-        return {prefix[:-1]: settings}
-    return {name: value for key, inner in settings.items() for name, value in _flat(inner, f"{prefix}{key}.").items()}
-
-
 def _unlike(setting: str, present: Mapping[Value, StudyFiles], studies: Mapping[Value, StudyFiles]) -> list[str]:
     """Studies that are left out, and settings in which those that are not differ although they should not."""
     said = [f"{study.folder.name} is left out: the study in it was run with {setting} = "
-            f"{_flat(study.config).get(setting)}." for value, study in present.items() if value not in studies]
-    configs = [_flat({name: settings for name, settings in study.config.items() if name not in WITHOUT_EFFECT})
+            f"{flat(study.config).get(setting)}." for value, study in present.items() if value not in studies]
+    configs = [flat({name: settings for name, settings in study.config.items() if name not in WITHOUT_EFFECT})
                for study in studies.values()]
     names = dict.fromkeys(name for config in configs for name in config if name != setting)
     if unlike := [name for name in names if any(config.get(name) != configs[0].get(name) for config in configs)]:

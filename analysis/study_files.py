@@ -238,8 +238,14 @@ class StudyFiles:
         return _predictions(self.stage(stage) / "runs" / f"{run:03d}" / "test.parquet")
 
     def correct(self, run: int, stage: str = "confirm") -> np.ndarray:
-        """Which test images a confirmation run got right, (N,) bool."""
-        return _correct(self.predictions(run, stage))
+        """Which test images a confirmation run got right, (N,) bool; each file is read once."""
+        if (stage, run) not in self._right:
+            self._right[stage, run] = _correct(self.predictions(run, stage))
+        return self._right[stage, run]
+
+    @cached_property
+    def _right(self) -> dict[tuple[str, int], np.ndarray]:
+        return {}
 
     @cached_property
     def confirmed(self) -> dict[tuple[str, str], np.ndarray]:

@@ -12,7 +12,7 @@ def three_way_interval(differences: np.ndarray, confidence: float = 0.95, unit: 
     """Interval for the mean of paired differences (t teachers, n seeds, N images), all three random samples.
 
     The model has three crossed random effects without replication, with all interactions. Write M(A) for the mean
-    square of an effect A in the means over all that A leaves out (`_mean_squares`), and |A| for the number of such
+    square of an effect A in the means over all that A leaves out (`_terms`), and |A| for the number of such
     means. Then
 
         Var(mean) = sum over all A of (-1)^(order of A - 1) M(A) / |A|,

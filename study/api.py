@@ -19,7 +19,7 @@ from kdstudy.analysis import series as series_page
 from kdstudy.analysis.study_analysis import StudyAnalysis
 from kdstudy.config.load import STUDY_FILE, is_own_file, load_study, load_values, values_named
 from kdstudy.config.permission import Named, functions_allowed
-from kdstudy.config.series import Series
+from kdstudy.config.series import Series, studies_of
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
 from kdstudy.series.folder import SeriesFolder, check_single
@@ -61,13 +61,8 @@ def load(study: Settings, *, smoke: bool = False, trust: bool = False, **changes
         settings = load_values(path, changes, smoke)
     if trust:
         _named.add(settings.to_values())
-    _allowed(_any_of(settings), source)
+    _allowed(studies_of(settings)[0], source)
     return settings
-
-
-def _any_of(settings: StudyConfig | Series) -> StudyConfig:
-    """The settings of a study; of a series, those of its first member, from which the others differ in a number."""
-    return settings.members[0].config if isinstance(settings, Series) else settings
 
 
 def _local(study: str) -> str:
@@ -110,7 +105,7 @@ def plan(settings: Settings, folder: Location = None, *, measure: bool = False, 
     given = (measure, gpus, tflops, address)
     if isinstance(loaded := _loaded(settings), Series):
         series = _series(loaded, settings, folder)
-        with _only_named(_any_of(loaded)):
+        with _only_named(studies_of(loaded)[0]):
             members = show_series_plan(series, console or make_console(), *given)
         return pd.DataFrame([{"member": member.member.name, **_planned(one), "done": one.done or one.name in
                               member.shared} for member in members for one in member.plans])
@@ -142,7 +137,7 @@ def run(settings: Settings, folder: Location = None, *, until: str = NAMES[-1], 
 
     if isinstance(loaded := _loaded(settings), Series):
         series = _series(loaded, settings, folder)
-        with _only_named(_any_of(loaded)):
+        with _only_named(studies_of(loaded)[0]):
             running.run(series, console or make_console(), until=until, address=address)
         return OpenSeries(series)
     study = _study(loaded, settings, folder)

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import astuple
 from typing import Any
 
+from kdstudy.analysis.settings import flat
 from kdstudy.config.load import STUDY_FILE
 from kdstudy.config.models import (
     check_controls,
@@ -189,11 +190,3 @@ class Study:
     def _save_description(self) -> None:
         files.write_json(self.folder / "stages.json", self._description)
         self.storage.publish(self.folder / "stages.json")
-
-
-def flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested settings to a dict keyed by full name, such as `train.epochs`."""
-    found = {}
-    for name, value in settings.items():
-        found |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return found

@@ -11,7 +11,7 @@ from kdstudy.cli.options import study_options, trust_option, variables
 from kdstudy.cli.resolve import allow, locate, locate_series
 from kdstudy.config.load import STUDY_FILE
 from kdstudy.config.permission import TRAINED
-from kdstudy.config.series import Series
+from kdstudy.config.series import Series, studies_of
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
 from kdstudy.stages.order import NAMES
@@ -85,7 +85,7 @@ def submit(context: click.Context, study: str, overrides: tuple[str, ...], locat
         config, storage = found.series, found.storage
     else:
         config, storage = locate(study, overrides, location, smoke)
-    for one in common.studies_of(config):
+    for one in studies_of(config):
         allow(one, study, overrides, trust, (*TRAINED, "watch"))
     location = location or (str(storage) if (storage.folder / STUDY_FILE).is_file() else "")
     common.check_location(location)

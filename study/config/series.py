@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import tomli_w
@@ -58,12 +57,13 @@ class Series:
         """Return the settings as they would appear in a study file."""
         return with_value(self.members[0].config.to_values() | {"name": self.base}, self.setting, self.values)
 
-    @cached_property
-    def text(self) -> str:
+    def to_toml(self) -> str:
         return tomli_w.dumps(self.to_values())
 
-    def to_toml(self) -> str:
-        return self.text
+
+def studies_of(config: StudyConfig | Series) -> list[StudyConfig]:
+    """The settings of a study, or those of each study of a series, which differ in a number alone."""
+    return [member.config for member in config.members] if isinstance(config, Series) else [config]
 
 
 def member_name(setting: str, value: Value) -> str:

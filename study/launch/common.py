@@ -13,7 +13,7 @@ from types import ModuleType
 
 from kdstudy import analysis, trainables
 from kdstudy.config.load import STUDY_FILE
-from kdstudy.config.series import Series
+from kdstudy.config.series import Series, studies_of
 from kdstudy.config.settings import StudyConfig, own_functions
 from kdstudy.errors import UserError
 from kdstudy.store.object_store import PACKAGES
@@ -34,11 +34,6 @@ def check_location(location: str) -> None:
     if not _is_absolute(location):
         raise UserError(f"--dir {location} is relative; {ABSOLUTE}")
     Storage.of(location)
-
-
-def studies_of(config: StudyConfig | Series) -> list[StudyConfig]:
-    """The settings of a study, or those of each study of a series."""
-    return [member.config for member in config.members] if isinstance(config, Series) else [config]
 
 
 def check_paths(config: StudyConfig | Series) -> None:

@@ -106,10 +106,10 @@ class SeriesFolder:
             for member in self.members:
                 if not member.has_begun:
                     _check_images(member)
-        path = self.storage.folder / STUDY_FILE
-        if not files.has_text(path, self.series.text):
+        path, text = self.storage.folder / STUDY_FILE, self.series.to_toml()
+        if not files.has_text(path, text):
             path.parent.mkdir(parents=True, exist_ok=True)
-            files.write_text(path, self.series.text)
+            files.write_text(path, text)
             self.storage.publish(path)
 
 
