@@ -1,5 +1,6 @@
 """The study file: what is wrong with it is said in one line that names the key and the remedy."""
 
+import re
 import tomllib
 
 import pytest
@@ -62,6 +63,17 @@ def test_a_wrong_setting_is_named_with_its_remedy(override):
     with pytest.raises(UserError) as error:
         load_study("digits", (override,))
     assert PROBLEMS[override] in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("asked", ["search.trials=1", "search.baseline_trials=2", "search.protected=40"])
+@pytest.mark.parametrize("name", preset_names())
+def test_both_remedies_for_too_few_trials_are_accepted(name, asked):
+    with pytest.raises(UserError, match="is too few") as error:
+        load_study(name, (asked,))
+    points, small = re.search("; set (search.*) too, or, for a small study, (.*)", str(error.value)).groups()
+    load_study(name, (asked, points.replace(" to at most ", "=")))
+    study = load_study(name, (asked, *small.split()[1::2]))
+    assert study.confirm.seeds == 3 and study.search.trials > study.search.protected
 
 
 MODEL_PROBLEMS = {

@@ -202,6 +202,19 @@ class _SharedSearch(Settings):
     dropout: Range | None = Field(None, description="a range for both arms")
 
 
+    def too_few_trials(self) -> str:
+        """Say which search has fewer trials than the points that it always runs, and what to set; "" if none has."""
+        small = {"trials": max(10, self.protected + 1), "baseline_trials": max(8, self.baseline_protected + 1)}
+        study = " ".join(f"--set search.{name}={count}" for name, count in small.items())
+        for trials, protected in (("trials", "protected"), ("baseline_trials", "baseline_protected")):
+            given, points = getattr(self, trials), getattr(self, protected)
+            if given <= points:
+                return (f"search.{trials} = {given} is too few: search.{protected} = {points} and the default point "
+                        f"need at least {points + 1}; set search.{protected} to at most {given - 1} too, or, "
+                        f"for a small study, {study} --set confirm.seeds=3")
+        return ""
+
+
 SearchSettings = create_model("SearchSettings", __base__=_SharedSearch, __doc__=_SharedSearch.__doc__, **{
     name: (Range | None, Field(None, description="{log = [1, 16]}, {linear = [1, 8]} or {choice = [2, 4]}; for trials "
                                                  "whose loss has it"))

@@ -84,11 +84,8 @@ class StudyConfig(Settings):
                                  "default point")
             if not dimension.contains(default):
                 raise ValueError(f"search.{name} must include {where}.{name} = {default}")
-        for trials, protected in (("trials", "protected"), ("baseline_trials", "baseline_protected")):
-            needed = getattr(self.search, protected) + 1
-            if getattr(self.search, trials) < needed:
-                raise ValueError(f"search.{trials} = {getattr(self.search, trials)} is too few: search.{protected} = "
-                                 f"{needed - 1} and the default point need at least {needed}")
+        if problem := self.search.too_few_trials():
+            raise ValueError(problem)
         if self.search.early_stopping and self.search.grace_period and not self.rungs:
             raise ValueError(f"search.grace_period = {self.search.grace_period} leaves no rung before 70 % of "
                              f"{self.train.epochs} epochs; make it smaller, or set search.early_stopping = false")
