@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import astuple
 from typing import Any
 
+from kdstudy.analysis.number_text import listed
 from kdstudy.analysis.settings import flat
 from kdstudy.config.load import STUDY_FILE
 from kdstudy.config.models import (
@@ -35,7 +36,7 @@ from kdstudy.store import check, files
 from kdstudy.store.storage import Storage
 
 UNREADABLE_FILE = "unreadable.csv"
-MOST_CHANGES = 5  # to list individually in the note about changed settings
+MOST_CHANGES = 5  # to list individually in messages about changed settings
 
 
 class Study:
@@ -108,13 +109,15 @@ class Study:
         """Write the settings and a description of the images. note: called with what there is to know about images
         and losses, and with a message if settings have changed.
 
-        Raises UserError where the settings are invalid; the earlier settings are then kept.
+        Raises UserError where the settings are invalid, or would replace the report of other images or of another
+        student; the earlier settings are then kept.
         """
         splits, settings = self.context.splits, self.config.to_toml()
         if not files.has_text(self.folder / STUDY_FILE, settings):
             self.check_models()
             if changes := self._changes(settings):
-                note(changes)
+                self._check_same_question(changes)
+                note(self._what_becomes_of(changes))
             files.write_text(self.folder / STUDY_FILE, settings)
             self.storage.publish(self.folder / STUDY_FILE)
         for text in self.notes:
@@ -148,23 +151,59 @@ class Study:
                 self.storage.publish(path)
         return bool(unreadable)
 
-    def _changes(self, settings: str) -> str | None:
-        """Describe which settings differ from the earlier ones, since the user may have forgotten a --set."""
+    def _changes(self, settings: str) -> dict[str, str]:
+        """Which settings differ from the earlier ones, by full name: what they are and were."""
+        earlier, now = flat(self._earlier()), flat(tomllib.loads(settings))
+        if not earlier:
+            return {}
+        return {name: f"{name} = {now.get(name, 'its default')} instead of {earlier.get(name, 'its default')}"
+                for name in dict.fromkeys([*now, *earlier]) if now.get(name) != earlier.get(name)}
+
+    def _earlier(self) -> dict[str, Any]:
+        """The settings that the folder has been run with; empty if there are none."""
         try:
             earlier = tomllib.loads((self.folder / STUDY_FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError):
-            return None
+            return {}
         with contextlib.suppress(ValueError):  # a setting that did not exist then had its default
             earlier = StudyConfig.model_validate(earlier).to_values()
-        earlier, now = flat(earlier), flat(tomllib.loads(settings))
-        changes = [f"{name} = {now.get(name, 'its default')} instead of {earlier.get(name, 'its default')}"
-                   for name in dict.fromkeys([*now, *earlier]) if now.get(name) != earlier.get(name)]
-        if not changes:
-            return None
-        more = f" and {len(changes) - MOST_CHANGES} more" if len(changes) > MOST_CHANGES else ""
-        return (f"{self.storage} was run with other settings before; now {', '.join(changes[:MOST_CHANGES])}{more}. "
-                "Its report and export will show the new ones; what ran before is kept, and comes back with the "
-                f"earlier settings. `kdstudy run {self.storage}` keeps a study's own")
+        return earlier
+
+    def _check_same_question(self, changes: dict[str, str]) -> None:
+        """Raises UserError where a finished study would lose its report and export to one of other images or another
+        student, which nobody expects of a folder. Images that have moved stay the same."""
+        earlier = self._earlier()
+        asked = [name for name in changes if name.startswith(("data.", "student."))]
+        written = [name for name in ("results", "export") if (self.folder / name).is_dir()]
+        if not asked or not written or earlier.get("smoke") or self._knows_its_baseline(earlier):
+            return
+        what = "another student" if any(name.startswith("student.") for name in asked) else "other images"
+        raise UserError(f"{self.storage} is a study of {what}: {_first(changes, asked)}; give this one a folder of its "
+                        f"own, --dir {self.storage}-2, beside it, which takes over what both share, or remove "
+                        f"{' and '.join(f'{self.storage}/{name}' for name in written)}, which it would replace")
+
+    def _knows_its_baseline(self, earlier: dict[str, Any]) -> bool:
+        """Whether the earlier settings with the present images and student lead to a baseline that has been run."""
+        present = self.config.to_values()
+        try:
+            config = StudyConfig.model_validate(earlier | {name: present[name] for name in ("data", "student")})
+        except ValueError:
+            return False
+        context = Context(config, self.storage, STAGES)
+        context.splits = self.context.splits  # rather than read them again
+        return context.stage("baseline").folder.path.is_dir()
+
+    def _what_becomes_of(self, changes: dict[str, str]) -> str:
+        """Tell what other settings mean for what was run before, since the user may have forgotten a --set."""
+        found = self._existing_stages()
+        kept = [name.replace("_", " ") for name in found]
+        anew = [name.replace("_", " ") for name in self.stages if name not in found]
+        fate = (f"{listed(kept, 'and')} {'goes' if len(kept) == 1 else 'go'} on from what there is"
+                if kept else "all stages begin anew")
+        fate += f", {listed(anew, 'and')} {'begins' if len(anew) == 1 else 'begin'} anew" if kept and anew else ""
+        return (f"{self.storage} was run with other settings before; now {_first(changes, list(changes))}. So {fate}. "
+                "Report and export will be those of the new settings; what was trained with the earlier ones is kept, "
+                f"and they come back with these. `kdstudy run {self.storage}` keeps a study's own settings")
 
     def _existing_stages(self) -> dict[str, str]:
         """The folders of stages started with the current settings, by stage name."""
@@ -190,3 +229,9 @@ class Study:
     def _save_description(self) -> None:
         files.write_json(self.folder / "stages.json", self._description)
         self.storage.publish(self.folder / "stages.json")
+
+
+def _first(changes: dict[str, str], names: list[str]) -> str:
+    """The first of some changes, and how many there are besides."""
+    more = f" and {len(names) - MOST_CHANGES} more" if len(names) > MOST_CHANGES else ""
+    return ", ".join(changes[name] for name in names[:MOST_CHANGES]) + more

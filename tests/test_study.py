@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from running import KDSTUDY, ONE_AT_A_TIME, kdstudy, results_of, with_set
-from synthetic import here, is_one_line
+from synthetic import here, is_one_line, write_finished
 from yardstick import slowness
 
 from kdstudy.config.load import load_study
+from kdstudy.errors import UserError
 from kdstudy.store.record import Record
 from kdstudy.store.storage import Storage
 from kdstudy.study import Study
@@ -304,9 +305,42 @@ def test_a_setting_that_is_new_and_has_its_default_is_no_change(synthetic_study,
     assert earlier != text
     (folder / "study.toml").write_text(earlier)
     study = Study(load_study(str(folder)), Storage(folder))
-    assert study._changes(study.config.to_toml()) is None
+    assert study._changes(study.config.to_toml()) == {}
     other = Study(load_study(str(folder), ("resources.hang_minutes=7",)), Storage(folder))
-    assert "now resources.hang_minutes = 7.0 instead of 5.0." in other._changes(other.config.to_toml())
+    said = []
+    other.begin(said.append)
+    assert "now resources.hang_minutes = 7.0 instead of 5.0. So teacher, baseline, " in said[0]
+
+
+OTHER_QUESTION = {"data.student_images=0.5": "other images", "student.args={patch_size=4,embed_dim=48,depth=2}":
+                  "another student"}
+
+
+@pytest.mark.parametrize("setting", OTHER_QUESTION)
+def test_other_images_or_another_student_do_not_replace_a_finished_study(setting, synthetic_study, tmp_path):
+    """Its report and its exported weights may be in use, and its settings are written nowhere else."""
+    folder = shutil.copytree(synthetic_study, tmp_path / "mine")
+    text = (folder / "study.toml").read_text().replace("smoke = true", "smoke = false")
+    (folder / "study.toml").write_text(text)
+    (folder / "results").mkdir(exist_ok=True)
+    other, said = Study(load_study(str(folder), (setting,)), Storage(folder)), []
+    with pytest.raises(UserError, match=f"is a study of {OTHER_QUESTION[setting]}: .* --dir {folder}-2"):
+        other.begin(said.append)
+    assert (folder / "study.toml").read_text() == text and said == []
+    shutil.rmtree(folder / "results")
+    other.begin(said.append)
+    assert said[0].startswith(f"{folder} was run with other settings before") and " begin anew. " in said[0]
+
+
+def test_images_that_have_moved_are_the_same_images(tmp_path):
+    images, rng = tmp_path / "images.npz", np.random.default_rng(0)
+    np.savez(images, images=rng.integers(0, 256, (400, 8, 8), np.uint8), labels=np.arange(400) % 10)
+    folder = write_finished(tmp_path / "mine", f"data.source={images}", "data.classes=10", "smoke=false")
+    (folder / "results").mkdir()
+    moved = images.rename(tmp_path / "moved.npz")
+    said = []
+    Study(load_study(str(folder), (f"data.source={moved}",)), Storage(folder)).begin(said.append)
+    assert f"now data.source = {moved} instead of {images}. So teacher, " in said[0] and "anew" not in said[0]
 
 
 def test_an_estimate_for_gpus_says_that_it_is_one(apart):
