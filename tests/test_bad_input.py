@@ -408,9 +408,18 @@ def test_a_mistake_is_said_in_words_that_help(things, words, said):
     assert code == 2 and is_one_line(err) and said in err, err
 
 
-def test_the_name_of_a_study_that_was_begun_is_enough_to_be_told_where_it_is(apart, synthetic_study):
-    shutil.copytree(synthetic_study, "studies/mine")
+@pytest.mark.parametrize(("begun", "words", "said"), [
+    ("mine", ("status", "mine"), "did you mean studies/mine?"),
+    ("digits-smoke", ("export", "studies/digits", "out"), "did you mean studies/digits-smoke?"),
+    ("digits-smoke", ("report", "digits"), "`kdstudy run digits` starts it, or did you mean studies/digits-smoke?"),
+    ("x-smoke", ("status", "x"), "did you mean studies/x-smoke?"),
+    ("flowers", ("status", "studies/flower"), "did you mean studies/flowers?"),
+    ("flowers", ("status", "studies/birds"), "there is no study studies/birds; name the folder"),
+])
+def test_whoever_names_a_study_roughly_is_told_where_it_is(begun, words, said, apart, synthetic_study):
+    shutil.copytree(synthetic_study, f"studies/{begun}")
     try:
-        assert "did you mean studies/mine?" in here("status", "mine")[2]
+        code, _, err = here(*words)
+        assert code == 2 and is_one_line(err) and said in err
     finally:
         shutil.rmtree("studies")

@@ -1,6 +1,7 @@
 """Resolve the STUDY argument to settings and storage, and check which of its functions and hosts the user trusts."""
 
 import contextlib
+import difflib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,9 +125,17 @@ def _check_named(study: str) -> None:
     """Raises UserError where `study` is no URI, preset or existing path."""
     if "://" in study or study in preset_names() or Path(study).exists():
         return
-    begun = Path("studies") / study
-    hint = f"did you mean {begun}?" if (begun / STUDY_FILE).is_file() else "name the folder of a study, or a preset"
-    raise UserError(f"there is no study {study}; {hint}")
+    begun = _begun_like(Path("studies") / study) or _begun_like(Path(study))
+    raise UserError(f"there is no study {study}; "
+                    + (f"did you mean {begun}?" if begun else "name the folder of a study, or a preset"))
+
+
+def _begun_like(folder: Path) -> Path | None:
+    """The folder if a study in it has begun, else the begun study beside it whose name is most like its own."""
+    begun = sorted(path.parent.name for path in folder.parent.glob(f"*/{STUDY_FILE}"))
+    trial_run = [name for name in begun if name in (folder.name, f"{folder.name}-smoke")]
+    nearest = trial_run or difflib.get_close_matches(folder.name, begun, n=1, cutoff=0.6)
+    return folder.with_name(nearest[0]) if nearest else None
 
 
 def resolve_started(study: str, location: str | None, overrides: tuple[str, ...] = (),
@@ -140,7 +149,9 @@ def resolve_started(study: str, location: str | None, overrides: tuple[str, ...]
     storage.refresh(everything)
     folder = storage.folder
     if not (folder / STUDY_FILE).exists():
-        raise UserError(f"{storage} has not been started; `kdstudy run {study}` starts it")
+        begun = _begun_like(folder) if storage.uri is None else None
+        raise UserError(f"{storage} has not been started; `kdstudy run {study}` starts it"
+                        + (f", or did you mean {begun}?" if begun else ""))
     if read_json(folder / "stages.json") is None:
         raise UserError(f"{storage}/stages.json is missing or damaged; `kdstudy run {storage}` recreates it")
     check.check(folder, STAGE_FILES)
