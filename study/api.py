@@ -231,7 +231,7 @@ class OpenStudy:
     def figure(self, name: str) -> go.Figure:
         """Return a figure of the report. Raises KeyError where the name is unknown or has no results yet."""
         if name not in report.FIGURES:
-            raise KeyError(f"there is no figure {name!r}; the figures are {', '.join(report.FIGURES)}")
+            raise KeyError(f"there is no figure {name!r}; this study has {', '.join(self.figures) or 'none yet'}")
         try:
             return report.figure(self._analysis, name)
         except ValueError as error:

@@ -39,7 +39,8 @@ def test_an_open_study_has_tables_in_percent_figures_and_a_verdict(synthetic_stu
         assert isinstance(study.figure(name), go.Figure)
     shown = study._repr_html_()
     assert study.verdict.split(":")[0] in shown and "<table" in shown
-    with pytest.raises(KeyError, match="there is no figure 'nonsense'; the figures are"):
+    assert not {"teachers", "controls", "audit", "losses"} & set(study.figures)
+    with pytest.raises(KeyError, match=f"there is no figure 'nonsense'; this study has {', '.join(study.figures)}\\W*$"):
         study.figure("nonsense")
 
 
