@@ -348,14 +348,17 @@ def test_an_estimate_for_gpus_says_that_it_is_one(apart):
     assert "8 at a time, each 1 CPU + 0.5 GPU" in printed and "An estimate, not measured" in printed
 
 
-def test_every_setting_is_listed_with_its_default_and_its_purpose():
+@pytest.mark.parametrize("width", ["60", "80", "100"])
+def test_every_setting_is_listed_with_its_default_and_its_purpose(width, monkeypatch):
+    monkeypatch.setenv("COLUMNS", width)
     lines = here("settings")[1].splitlines()
-    for section, name in (("[search]", "  baseline_trials      = 20 "), ("[data]", "  label_column "),
-                          ("[teacher]", "  lr                   = 0.0003")):
+    assert max(map(len, lines)) <= int(width)
+    for section, name in (("[search]", "  search.baseline_trials = 20 "), ("[data]", "  data.label_column "),
+                          ("[teacher]", "  teacher.lr = 0.0003 "), ("above all sections", "  seed = 0 ")):
         own = lines[lines.index(section) + 1:]
         own = own[: next((index for index, line in enumerate(own) if line.startswith("[")), None)]
         assert any(line.startswith(name) for line in own), (section, name)
-    assert all(line[44:].strip() for line in lines if line.startswith("  ")), "a setting says nothing of its purpose"
+    assert all(line[36:].strip() for line in lines if line.startswith("  ")), "a setting says nothing of its purpose"
 
 
 @pytest.mark.parametrize("command", ["", "run", "plan", "status", "report", "export", "logits", "pack", "train",

@@ -1,6 +1,7 @@
 """Commands that show information without training: status, report, presets, settings."""
 
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ from kdstudy.config.settings import settings_table
 from kdstudy.errors import UserError
 from kdstudy.series.status import show_series
 from kdstudy.stages.order import STAGES
-from kdstudy.watch.console import make_console, print_columns
+from kdstudy.watch.console import make_console, print_columns, print_terms
 from kdstudy.watch.status import follow_status, show_status
+
+LISTING_WIDTH = 100  # of the settings, where there is no terminal
+SETTINGS_COLUMN = 36  # in which their descriptions begin; the longest setting with its default is shorter
 
 
 @cli.command()
@@ -158,8 +162,10 @@ def settings(section: str | None) -> None:
     sections = settings_table()
     if section and section not in sections:
         raise UserError(f"{section!r} is not a section; the sections are {', '.join(filter(None, sections))}")
-    console = make_console()
+    console, width = make_console(), shutil.get_terminal_size((LISTING_WIDTH, 0)).columns
     for name, lines in sections.items():
         if section in (None, name):
             console.print(f"[{name}]" if name else "above all sections", style="bold", markup=False)
-            print_columns(console, lines, widths=(20, 20), indent="  ")
+            # In full, as --set takes it: a line that is searched for says what it belongs to.
+            print_terms(console, [(f"  {name}{'.' if name else ''}{setting} {default}", description)
+                                  for setting, default, description in lines], SETTINGS_COLUMN, width)

@@ -4,6 +4,7 @@ import contextlib
 import os
 import sys
 import termios
+import textwrap
 from typing import Any
 
 from rich.console import Console
@@ -76,3 +77,12 @@ def print_columns(console: Console, rows: list[tuple[str, ...]], widths: tuple[i
     for row in rows:
         table.add_row(*map(Text, row))
     console.print(Padding(table, (0, 0, 0, len(indent))))
+
+
+def print_terms(console: Console, rows: list[tuple[str, str]], column: int, width: int) -> None:
+    """Print terms with what they mean: in lines of at most `width` characters, the meaning from `column` on."""
+    for term, meaning in rows:
+        first, *others = textwrap.wrap(meaning, max(width - column, 20), break_on_hyphens=False) or [""]
+        lines = [f"{term.ljust(column - 1)} {first}"] if len(term) < column else [term, " " * column + first]
+        lines += [" " * column + line for line in others]
+        console.print("\n".join(line.rstrip() for line in lines), soft_wrap=True, markup=False)
