@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 
 from kdstudy.analysis.gain import SIGNIFICANT, gain
-from kdstudy.analysis.learned import FailedRun, Rise, at_chance
+from kdstudy.analysis.learned import FailedRun, Rise, at_chance, in_comparison, which_failed
 from kdstudy.analysis.looks import present_look
 from kdstudy.analysis.number_text import counted, show_interval, show_points
 from kdstudy.analysis.study_files import ARMS, StudyFiles, find_row
-
-MOST_NAMED = 3  # runs that failed to learn
 
 
 def cautions(study: StudyFiles, outcome: dict[str, Any], failed: list[FailedRun],
@@ -56,27 +54,17 @@ def _guessing(outcome: dict[str, Any]) -> str:
 
 
 def _failed(study: StudyFiles, outcome: dict[str, Any], failed: list[FailedRun]) -> str:
-    """Runs that failed to learn, and the gain without their pairs."""
-    if not failed:
+    """Runs of the comparison that failed to learn, and the gain without their pairs. Others are in the scope."""
+    concerned = in_comparison(study, failed)
+    if not concerned:
         return ""
-    named = [f"{run.arm} {run.configuration}, seed {run.seed}: {run.accuracy:.1f} %" for run in failed[:MOST_NAMED]]
-    more = [f"{len(failed) - MOST_NAMED} more"] if len(failed) > MOST_NAMED else []
-    return (f"{counted(len(failed), 'run')} failed to learn ({'; '.join([*named, *more])})"
-            f"{_without(study, outcome, failed)}")
-
-
-def _without(study: StudyFiles, outcome: dict[str, Any], failed: list[FailedRun]) -> str:
-    pair = {("distilled", outcome["primary"]), ("baseline", "tuned")}
-    lost = sorted({run.index for run in failed if (run.arm, run.configuration) in pair})
-    if not lost:
-        return ", none of them in this comparison" if len(failed) > 1 else ", not in this comparison"
+    lost = sorted({run.index for run in concerned})
     right, baseline = (np.delete(study.confirmed[key], lost, axis=0)
                        for key in (("distilled", outcome["primary"]), ("baseline", "tuned")))
-    pairs = "their pairs" if len(lost) > 1 else "its pair"
-    rest = gain(right, baseline, level=present_look(study).level)
-    if rest is None:
-        return f"; without {pairs} too few seeds are left for an interval"
-    return f"; without {pairs} the gain is {show_interval(rest)}"
+    rest, pairs = gain(right, baseline, level=present_look(study).level), "their pairs" if len(lost) > 1 else "its pair"
+    without = f"the gain is {show_interval(rest)}" if rest else "too few seeds are left for an interval"
+    return (f"{counted(len(concerned), 'run')} failed to learn ({which_failed(concerned)}); without {pairs} "
+            f"{without}")
 
 
 def _over_default(outcome: dict[str, Any]) -> str:

@@ -68,7 +68,7 @@ def results(study: StudyFiles) -> dict[str, Any]:
                                "test_accuracy": run.accuracy} for run in failed]
     outcome["cautions"] = cautions(study, outcome, failed, rises(study)) if study.confirmation else []
     outcome["verdict"] = verdict(outcome)
-    outcome["scope"] = scope(study, outcome)
+    outcome["scope"] = scope(study, outcome, failed)
     return outcome
 
 

@@ -9,6 +9,7 @@ from kdstudy.analysis.audit import audit_runs
 from kdstudy.analysis.cautions import all_guess, guessing
 from kdstudy.analysis.controls import NAMES, current_runs, stage_of
 from kdstudy.analysis.gain import SIGNIFICANT
+from kdstudy.analysis.learned import FailedRun, in_comparison, which_failed
 from kdstudy.analysis.number_text import (
     counted,
     listed,
@@ -115,8 +116,8 @@ def _few_labels(outcome: dict[str, Any], begins: str) -> str:
     return f"; {begins} {unseen} images that the student {saw}" if unseen else ""
 
 
-def scope(study: StudyFiles, outcome: dict[str, Any]) -> str:
-    """For what the verdict holds, and what else a reader must know to quote it."""
+def scope(study: StudyFiles, outcome: dict[str, Any], failed: list[FailedRun]) -> str:
+    """For what the verdict holds, and what else a reader must know to quote it. failed: as for the cautions."""
     confirm = study.confirmation
     if confirm is None:
         return "Scope: the confirmation on fresh seeds is still to come."
@@ -127,9 +128,9 @@ def scope(study: StudyFiles, outcome: dict[str, Any]) -> str:
     on_gain = ([_samples(outcome["gain"]), _look(outcome), _family(outcome), _of_controls(outcome),
                 _better_default(outcome)]
                if has_verdict(outcome) else [])
-    failed = [_failed_points(study, arm) for arm in SEARCH_STAGES]
-    return " ".join(filter(None, [text, _duplicates(outcome), *_on_images(outcome), _given_teacher(outcome), *failed,
-                                  _mismatches(study), *on_gain]))
+    points = [_failed_points(study, arm) for arm in SEARCH_STAGES]
+    return " ".join(filter(None, [text, _duplicates(outcome), *_on_images(outcome), _given_teacher(outcome), *points,
+                                  _failed_elsewhere(study, failed), _mismatches(study), *on_gain]))
 
 
 def _tests(study: StudyFiles) -> str:
@@ -196,16 +197,28 @@ def _failed_points(study: StudyFiles, arm: str) -> str:
     return text[0].upper() + text[1:]
 
 
+def _failed_elsewhere(study: StudyFiles, failed: list[FailedRun]) -> str:
+    """Runs that failed to learn in rows that the verdict is not about."""
+    concerned = in_comparison(study, failed)
+    others = [run for run in failed if run not in concerned]
+    if not others:
+        return ""
+    return (f"Outside this comparison {counted(len(others), 'run')} failed to learn ({which_failed(others)}), which "
+            "the means of these rows include.")
+
+
 def _samples(gain: dict[str, Any]) -> str:
-    """How the interval compares with the one over seeds alone or, with several teachers, with that for these."""
+    """What varies, what the interval covers, and how it compares with the one for these very images or teachers."""
     if "teachers" in gain:
-        return ("The interval treats teachers, seeds and test images as samples; for these very teachers it is "
-                f"{show_bounds(gain['these_teachers'])}. All other comparisons are those of the first teacher.")
-    text = "The interval treats seeds and test images as samples"
+        return ("The gain varies with the teacher, the training seed and the test images: the interval is for the "
+                f"average over new ones of all three, from {gain['teachers']}, {gain['seeds']} and "
+                f"{gain['images']:,} here; for these very teachers it is {show_bounds(gain['these_teachers'])}. All "
+                "other comparisons are those of the first teacher.")
     bounds = [show_points(interval[end]) for interval in (gain, gain["seeds_only"]) for end in ("low", "high")]
-    if bounds[:2] == bounds[2:]:
-        return f"{text}; the {gain['seeds']} seeds alone already leave this much open."
-    return f"{text}; over seeds alone, for these very images, it is {bounds[2]} to {bounds[3]}."
+    alone = "the same" if bounds[:2] == bounds[2:] else f"{bounds[2]} to {bounds[3]}"
+    return ("The gain varies with the training seed (initial weights, image order, augmentation) and with the test "
+            f"images: the interval is for the average over new seeds and new test images, from {gain['seeds']} and "
+            f"{gain['images']:,} here; for new seeds and these very images it is {alone}.")
 
 
 def _look(outcome: dict[str, Any]) -> str:

@@ -40,7 +40,8 @@ def test_an_open_study_has_tables_in_percent_figures_and_a_verdict(synthetic_stu
     shown = study._repr_html_()
     assert study.verdict.split(":")[0] in shown and "<table" in shown
     assert not {"teachers", "controls", "audit", "losses"} & set(study.figures)
-    with pytest.raises(KeyError, match=f"there is no figure 'nonsense'; this study has {', '.join(study.figures)}\\W*$"):
+    there = ", ".join(study.figures)
+    with pytest.raises(KeyError, match=f"there is no figure 'nonsense'; this study has {there}\\W*$"):
         study.figure("nonsense")
 
 

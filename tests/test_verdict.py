@@ -133,6 +133,31 @@ def test_a_run_that_failed_to_learn_is_named_and_the_gain_is_given_without_it(tm
     assert outcome["gain"]["mean"] == pytest.approx(np.mean(tuned - baseline))  # and nothing is dropped from the gain
 
 
+def test_a_run_that_failed_to_learn_in_another_row_is_in_the_scope_alone(tmp_path):
+    baseline, tuned = np.array([60.0, 61.0, 62.0, 61.0]), np.array([65.0, 66.0, 25.0, 66.5])
+    rows = rows_of(baseline, tuned, default=np.array([62.0, 63.0, 64.0, 25.0]))
+    outcome = results(study_of(tmp_path / "s", rows))
+    assert "1 run failed to learn (distilled tuned, seed 103: 25.0 %); without its pair" in outcome["verdict"]
+    assert "distilled default" not in outcome["verdict"] and len(outcome["failed_runs"]) == 2
+    assert "Outside this comparison 1 run failed to learn (distilled default, seed 104: 25.0 %), which" in (
+        outcome["scope"])
+    rows = rows_of(baseline, baseline + 5.0, default=np.array([62.0, 25.0, 64.0, 25.0]))
+    other = results(study_of(tmp_path / "other", rows))
+    assert "failed to learn" not in other["verdict"]
+    assert "2 runs failed to learn (distilled default, seed 102: 25.0 %; distilled default, seed" in other["scope"]
+
+
+def test_the_scope_says_what_varies_and_what_the_interval_covers(tmp_path):
+    outcome = results(study_of(tmp_path / "s", rows_of(BASE, raised([4.9, 5.0, 5.2]))))
+    said = outcome["scope"].split("The gain varies with the training seed (")[1].split(". The comparison")[0]
+    assert "and with the test images: the interval is for the average over new seeds and new test images" in said
+    narrow = outcome["gain"]["seeds_only"]
+    assert said.endswith(f"from 3 and 2,000 here; for new seeds and these very images it is {narrow['low']:+.2f} to "
+                         f"{narrow['high']:+.2f}")
+    (card,) = [card for card in cards(outcome, None) if card.title.startswith("Gain over")]
+    assert "the average over new training seeds and new test images, from 3 seeds, the same for both arms" in card.text
+
+
 def test_a_run_that_is_only_worse_than_the_others_has_not_failed(tmp_path):
     baseline = BASE
     outcome = results(study_of(tmp_path / "s", rows_of(baseline, np.array([65.0, 66.0, 48.0]))))

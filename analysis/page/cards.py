@@ -42,10 +42,11 @@ def cards(outcome: dict[str, Any], measured: Calibration | None) -> list[Card]:
 
 
 def _gain_card(gain: dict[str, Any]) -> Card:
-    teachers = f"{gain['teachers']} teachers, " if "teachers" in gain else ""
+    teachers, new = (f"{gain['teachers']} teachers, ", "teachers, ") if "teachers" in gain else ("", "")
     return Card("Gain over the tuned baseline", f"{show_points(gain['mean'])} points",
-                f"95 % interval {show_bounds(gain)} over {teachers}{gain['seeds']} paired seeds and "
-                f"{gain['images']:,} test images, {_p(gain['p'])}.")
+                f"95 % interval {show_bounds(gain)} ({_p(gain['p'])}) for the average over new {new}training seeds and "
+                f"new test images, from {teachers}{gain['seeds']} seeds, the same for both arms, and "
+                f"{gain['images']:,} images.")
 
 
 def _only_card(only: dict[str, Any] | None) -> Card | None:
