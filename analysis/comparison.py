@@ -12,6 +12,7 @@ from kdstudy.analysis.figures import several_studies
 from kdstudy.analysis.page.document import document, sections_of
 from kdstudy.analysis.page.results_table import takeaways_table
 from kdstudy.analysis.study_files import read_json
+from kdstudy.analysis.tables import PUBLISHED, setting
 
 
 def build(folders: list[Path], out: Path) -> None:
@@ -23,8 +24,9 @@ def build(folders: list[Path], out: Path) -> None:
     body = [
         "<header><p class=kind>Hyperparameter studies of knowledge distillation</p>"
         f"<h1>{len(folders)} studies side by side</h1></header>",
-        f"<section class=verdict><h2>Verdicts</h2><ul>{_verdicts(names, outcomes, folders, out)}</ul></section>",
-        f"<section><h2>Takeaways</h2>{takeaways_table(outcomes)}</section>", *sections_of(exhibits),
+        f"<section class=verdict><h2>Verdicts</h2><ul>{_verdicts(names, outcomes, folders, out)}</ul>"
+        f"{_published(outcomes)}</section>",
+        f"<section><h2>Takeaways</h2>{takeaways_table(names, outcomes)}</section>", *sections_of(exhibits),
     ]
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(document("Does distillation help? Several studies", body, exhibits), encoding="utf-8")
@@ -53,9 +55,13 @@ def _exhibits(names: list[str], outcomes: list[dict[str, Any]], known: list[dict
 
 
 def _verdicts(names: list[str], outcomes: list[dict[str, Any]], folders: list[Path], out: Path) -> str:
-    return "".join(f'<li><a href="{html.escape(_report_of(folder, out), quote=True)}">{html.escape(name)}</a>: '
-                   f"{html.escape(outcome['verdict'])}</li>"
+    return "".join(f'<li><a href="{html.escape(_report_of(folder, out), quote=True)}">{html.escape(name)}</a> '
+                   f"({html.escape(setting(outcome))}): {html.escape(outcome['verdict'])}</li>"
                    for name, folder, outcome in zip(names, folders, outcomes, strict=True))
+
+
+def _published(outcomes: list[dict[str, Any]]) -> str:
+    return f"<p class=note>{PUBLISHED}</p>" if any(outcome["published"] for outcome in outcomes) else ""
 
 
 def _report_of(folder: Path, out: Path) -> str:

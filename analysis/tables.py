@@ -12,6 +12,7 @@ from typing import Any
 from kdstudy.analysis.audit_words import COLUMNS as AUDIT_COLUMNS
 from kdstudy.analysis.audit_words import audit_cells
 from kdstudy.analysis.number_text import counted, gain_cell, show_number, show_p, show_points
+from kdstudy.analysis.study_files import find_row
 from kdstudy.analysis.verdict import verdict
 
 COLUMNS = ("model", "configuration", "parameters", "compression", "trials", "best validation (selected)", "seeds",
@@ -23,8 +24,10 @@ TEACHER_COLUMNS = ("teacher", "best validation (selected)", "its own test accura
                    "test accuracy of its students", "gain over tuned baseline [95 %]")
 OTHERS = ("weight_decay", "warmup", "batch_size", "optimizer", "accumulate", "warmup_epochs", "min_lr", "layer_decay",
           "head_lr", "freeze", "clip_grad", "ema", "label_smoothing", "drop_path", "dropout")
-TAKEAWAYS = ("type of transfer", "teacher → student", "data", "seeds", "teacher", "baseline", "distilled",
-             "gain [95 %]", "both at the default point: gain [95 %]", "published gain (single run, best test epoch)")
+TAKEAWAYS = ("study", "teacher → student", "teacher [%]", "baseline [%]", "distilled [%]", "gain [95 %]",
+             "both at default")
+PUBLISHED = "Published: single runs, best test epoch."
+NUMERIC_TAKEAWAYS = TAKEAWAYS[2:]
 TAKEAWAYS_BLOCK = "takeaways"
 
 
@@ -135,27 +138,35 @@ def takeaways(outcomes: list[dict[str, Any]], names: list[str] | None = None) ->
 
     names: what to call the studies, instead of their own names.
     """
-    names = names or [outcome["study"] for outcome in outcomes]
-    lines = ["| " + " | ".join(TAKEAWAYS) + " |", "|" + "---|" * 3 + "---:|" * 6 + "---|"]
-    lines += [_markdown_row(takeaway(outcome)) for outcome in outcomes]
-    verdicts = [f"- {plain(name)}: {verdict(outcome, figures=False)}"
-                for name, outcome in zip(names, outcomes, strict=True)]
-    return "\n".join([*lines, "", *verdicts, ""])
+    named = list(zip(names or [outcome["study"] for outcome in outcomes], outcomes, strict=True))
+    lines = _markdown_table(TAKEAWAYS, NUMERIC_TAKEAWAYS, (takeaway(name, outcome) for name, outcome in named))
+    verdicts = [f"- {plain(name)} ({plain(setting(outcome))}): {verdict(outcome, figures=False)}"
+                for name, outcome in named]
+    note = ["", PUBLISHED] if any(outcome["published"] for _, outcome in named) else []
+    return "\n".join([*lines, "", *verdicts, *note, ""])
 
 
-def takeaway(outcome: dict[str, Any]) -> list[str]:
-    """A study's row of that table, in the order of TAKEAWAYS."""
+def takeaway(name: str, outcome: dict[str, Any]) -> list[str]:
+    """A study's row of that table, in the order of TAKEAWAYS. Both gains are of the distilled student over the
+    baseline: where both are tuned, and where both are at the default point."""
     rows = {(row["arm"], row["configuration"]): row for row in outcome["rows"]}
     teacher = next((row for row in outcome["rows"] if row["arm"] == "teacher"), None)
     tuned, at_default = rows.get(("distilled", outcome["primary"])), (outcome.get("evidence") or {}).get("default")
-    baseline, data = rows.get(("baseline", "tuned")), outcome["data"]
-    pair = " → ".join(_model(row) for row in (teacher, tuned) if row)
     return [
-        outcome["transfer"] or "", pair or outcome["study"],
-        f"{len(data['classes'])} classes, {data['student_train']:,} images, {data['image_size']} px",
-        str(tuned["seeds"]) if tuned else "", _accuracy(teacher), _accuracy(baseline), _accuracy(tuned),
-        gain_cell(tuned and tuned["gain"]), gain_cell(at_default), _published(outcome["published"]),
+        name, " → ".join(_model(row) for row in (teacher, tuned) if row),
+        *("" if row is None else show_accuracy(row) for row in (teacher, rows.get(("baseline", "tuned")), tuned)),
+        gain_cell(tuned and tuned["gain"]), gain_cell(at_default),
     ]
+
+
+def setting(outcome: dict[str, Any]) -> str:
+    """From what to what knowledge goes in a study, on which images and seeds, and what was published of such a pair."""
+    data, tuned = outcome["data"], find_row(outcome, "distilled", outcome["primary"])
+    said = [outcome["transfer"], f"{len(data['classes'])} classes, {data['student_train']:,} images, "
+                                 f"{data['image_size']} px" + (f", {counted(tuned['seeds'], 'seed')}" if tuned else "")]
+    if published := outcome["published"]:
+        said.append(f"published for {published['pair']}: {show_points(published['gain'])}")
+    return "; ".join(filter(None, said))
 
 
 def series_columns(content: dict[str, Any]) -> list[str]:
@@ -197,10 +208,6 @@ def _accuracy(row: dict[str, Any] | None) -> str:
 def show_accuracy(row: dict[str, Any]) -> str:
     """71.84 ± 0.61, in percent; without the standard deviation where there is one run."""
     return f"{row['test_mean']:.2f}" + ("" if row["test_sd"] is None else f" ± {row['test_sd']:.2f}")
-
-
-def _published(published: dict[str, Any] | None) -> str:
-    return f"{show_points(published['gain'])} ({published['pair']})" if published else ""
 
 
 def readme_markers(name: str) -> tuple[str, str]:

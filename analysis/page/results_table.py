@@ -56,12 +56,9 @@ def _controls(outcome: dict[str, Any]) -> str:
             f"gain is that of “distilled {html.escape(outcome['primary'])}” over the control.</p>\n")
 
 
-def takeaways_table(outcomes: list[dict[str, Any]]) -> str:
-    """A row per study. outcomes: the contents of their results.json."""
-    head = "".join(f"<th>{html.escape(title)}</th>" for title in tables.TAKEAWAYS)
-    rows = "".join(f"<tr>{_takeaway_cells(outcome)}</tr>" for outcome in outcomes)
-    return ("<div class=scroll><table class='results takeaways'>"
-            f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>")
+def takeaways_table(names: list[str], outcomes: list[dict[str, Any]]) -> str:
+    """A row per study. names: of the studies. outcomes: the contents of their results.json."""
+    return plain_table(tables.TAKEAWAYS, tables.NUMERIC_TAKEAWAYS, list(map(tables.takeaway, names, outcomes)))
 
 
 def plain_table(columns: Sequence[str], numeric: Sequence[str], rows: list[list[str]]) -> str:
@@ -89,9 +86,3 @@ def _cell(tag: str, column: str, numeric: bool, text: str) -> str:
 def _bound(text: str) -> str:
     """The text with hyperparameters and their values, such as T 4, on the same line."""
     return re.sub(r"\b(T|α|lr) (?=\d)", "\\1\N{NO-BREAK SPACE}", text)
-
-
-def _takeaway_cells(outcome: dict[str, Any]) -> str:
-    labelled = zip(tables.TAKEAWAYS, tables.takeaway(outcome), strict=True)
-    return "".join(f'<td{" class=number" if index > 2 else ""} data-label="{html.escape(title)}">'
-                   f"{html.escape(text)}</td>" for index, (title, text) in enumerate(labelled))
