@@ -152,12 +152,13 @@ class Study:
         return bool(unreadable)
 
     def _changes(self, settings: str) -> dict[str, str]:
-        """Which settings differ from the earlier ones, by full name: what they are and were."""
+        """Which settings differ from the earlier ones, by full name: what they are and were. Not `about`, which decides
+        nothing."""
         earlier, now = flat(self._earlier()), flat(tomllib.loads(settings))
         if not earlier:
             return {}
         return {name: f"{name} = {now.get(name, 'its default')} instead of {earlier.get(name, 'its default')}"
-                for name in dict.fromkeys([*now, *earlier]) if now.get(name) != earlier.get(name)}
+                for name in dict.fromkeys([*now, *earlier]) if now.get(name) != earlier.get(name) and name != "about"}
 
     def _earlier(self) -> dict[str, Any]:
         """The settings that the folder has been run with; empty if there are none."""

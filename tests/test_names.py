@@ -101,6 +101,25 @@ def test_an_export_carries_names_as_they_are_and_its_card_shows_them(named, tmp_
     assert models.read_trained(tmp_path / "o[/x] out").class_names == NAMES
 
 
+@pytest.mark.parametrize("model", ["student", "teacher"])
+def test_the_card_of_a_study_that_says_nothing_of_itself_has_no_gap(named, tmp_path, model):
+    folder = shutil.copytree(named, tmp_path / "silent")
+    text = (folder / "study.toml").read_text()
+    (folder / "study.toml").write_text(re.sub("^about = .*$", 'about = ""', text, count=1, flags=re.MULTILINE))
+    code, _, err = here("export", str(folder), str(tmp_path / "out"), "--model", model)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert code == 0 and "\n\n\n" not in card and len(card.splitlines()) > 10, err
+
+
+def test_figures_that_are_older_than_the_page_are_said_to_be(named, tmp_path):
+    folder = shutil.copytree(named, tmp_path / "s")
+    assert "older than the page" not in here("report", str(folder))[1]
+    (folder / "results" / "images").mkdir()
+    assert "older than the page" not in here("report", str(folder))[1]  # the page is what it was
+    (folder / "results" / "report.html").unlink()
+    assert f"{folder}/results/images are older than the page; --images draws" in here("report", str(folder))[1]
+
+
 def test_names_appear_on_the_terminal_as_they_are_and_in_no_file_name(named, tmp_path):
     for words in (("status", named), ("plan", named), ("report", named), ("pack", named, tmp_path / "p[/x] packed"),
                   ("logits", named, tmp_path / "[red].safetensors"),

@@ -306,6 +306,7 @@ def test_a_setting_that_is_new_and_has_its_default_is_no_change(synthetic_study,
     (folder / "study.toml").write_text(earlier)
     study = Study(load_study(str(folder)), Storage(folder))
     assert study._changes(study.config.to_toml()) == {}
+    assert study._changes(load_study(str(folder), ("about=",)).to_toml()) == {}
     other = Study(load_study(str(folder), ("resources.hang_minutes=7",)), Storage(folder))
     said = []
     other.begin(said.append)

@@ -21,7 +21,7 @@ from kdstudy.config.settings import settings_table
 from kdstudy.errors import UserError
 from kdstudy.series.status import show_series
 from kdstudy.stages.order import STAGES
-from kdstudy.watch.console import make_console, print_columns, print_terms
+from kdstudy.watch.console import make_console, print_columns, print_prose, print_terms
 from kdstudy.watch.status import follow_status, show_status
 
 LISTING_WIDTH = 100  # of the settings, where there is no terminal
@@ -90,11 +90,14 @@ def report(studies: tuple[str, ...], location: str | None, readmes: tuple[Path, 
     storages = {storage.folder: storage for study in studies for storage in (resolve_started(study, location)[1],)}
     for folder, storage in storages.items():
         with files_must_fit(storage):
-            report_page.build(folder)
+            changed = report_page.build(folder)
         outcomes.append(read_json(folder / "results" / "results.json"))
         print_results(console, storage)
         if images:
             _write_images(console, folder, images)
+        elif changed and (folder / "results" / "images").is_dir():
+            print_prose(console, f"note: the figures in {storage}/results/images are older than the page; --images "
+                                 "draws them again")
         publish(console, storage, "results")
     if len(outcomes) > 1:
         names = comparison.distinct_names(outcomes, list(storages))

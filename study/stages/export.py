@@ -77,7 +77,7 @@ def export_teacher(config: StudyConfig, folder: Path, target: Path) -> float:
     weights = study.stage("teacher") / member["weights"]
     check_function(member["model"]["model"], config)
     settings = ModelSettings.model_validate(member["model"] | {"pretrained": config.teacher.pretrained})
-    card = [f"# {plain(done['model'])}, teacher of the study {config.name}", "", plain(config.about), ""]
+    card = [f"# {plain(done['model'])}, teacher of the study {config.name}", "", *_about(config)]
     if not config.teacher.is_given:
         recipe = _recipe(config.teacher.train_settings, done["parameters"]) | {"lr": done["parameters"]["lr"]}
         card += [f"Training: {_show(recipe)}.", ""]
@@ -206,7 +206,7 @@ def _student_card(config: StudyConfig, outcome: dict[str, Any], row: dict[str, A
     teacher = [f"| teacher | {plain(config.teacher.title)} |"] if distilled else []
     other = [] if is_chosen else [f"This is the row “{name}” of that study, not the student that it chose.", ""]
     return [
-        f"# {plain(config.student.model)}, {what} by the study {config.name}", "", plain(config.about), "",
+        f"# {plain(config.student.model)}, {what} by the study {config.name}", "", *_about(config),
         "| | |", "|---|---|",
         f"| data | {plain(config.data.source)}: {sizes['student_train']} training images seen by the student"
         f"{by_teacher}; {sizes['test']} test images |",
@@ -220,6 +220,10 @@ def _student_card(config: StudyConfig, outcome: dict[str, Any], row: dict[str, A
         f"These are the {'averaged weights (EMA)' if recipe.get('ema') else 'weights'} of the confirmation run with "
         f"seed {seed}, after its last epoch.", "",
     ]
+
+
+def _about(config: StudyConfig) -> list[str]:
+    return [plain(config.about), ""] if config.about.strip() else []
 
 
 def _recipe(training: TrainSettings, row: dict[str, Any]) -> dict[str, Any]:
