@@ -18,8 +18,8 @@ from kdstudy.stages.base import StageFolder, Workload
 from kdstudy.stages.finalists import FINALISTS
 from kdstudy.stages.looks import Looks, PastLook
 from kdstudy.stages.search import SEARCHES
-from kdstudy.stages.teacher import count_parameters
 from kdstudy.stages.tested import Configuration, TestedStage
+from kdstudy.stages.weights import count_parameters
 from kdstudy.store import files
 from kdstudy.store.predictions import copy_predictions
 from kdstudy.store.record import TrialState

@@ -21,7 +21,7 @@ from kdstudy.search.runs import METRIC, best_or_fail
 from kdstudy.stages import logits_file, students
 from kdstudy.stages.base import COPIES_IN_CHECKPOINT, Space, Stage, StageFolder, Workload
 from kdstudy.stages.logits_file import LogitsFile
-from kdstudy.stages.weights import keep_weights, read_checked, weights_check
+from kdstudy.stages.weights import count_parameters, keep_weights, read_checked, weights_check
 from kdstudy.store import files
 from kdstudy.store.fingerprints import changed, existing, fingerprint, hash_file, hash_input, model_inputs
 from kdstudy.store.record import TrialState
@@ -396,9 +396,3 @@ def check_function(model: str, config: StudyConfig) -> None:
     if ":" in model and model not in (config.teacher.model, config.teacher.function):
         raise UserError(f"the teacher's model is the function {model}, which is called only if the study names it: "
                         f"set teacher.function = {model!r}")
-
-
-def count_parameters(weights: dict[str, np.ndarray]) -> int:
-    """Return the number of trainable parameters among a model's weights: all but normalisation statistics."""
-    buffers = ("running_mean", "running_var", "num_batches_tracked")
-    return sum(array.size for name, array in weights.items() if name.rsplit(".", 1)[-1] not in buffers)

@@ -43,3 +43,9 @@ def read_checked(path: Path, check: Callable[[dict[str, np.ndarray]], None]) -> 
     except ValueError as error:
         raise StudyFailedError(f"{path}: {error}; restore it from a copy") from None
     return weights
+
+
+def count_parameters(weights: dict[str, np.ndarray]) -> int:
+    """Return the number of trainable parameters among a model's weights: all but normalisation statistics."""
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    return sum(array.size for name, array in weights.items() if name.rsplit(".", 1)[-1] not in buffers)
