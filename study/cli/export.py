@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from kdstudy.cli.group import cli
-from kdstudy.cli.options import LocalPath, trust_option
+from kdstudy.cli.options import LocalPath, set_option, study_argument, trust_option
 from kdstudy.cli.resolve import allow, files_must_fit, resolve_started
 from kdstudy.errors import UserError
 from kdstudy.stages import logits_file
@@ -16,11 +16,10 @@ from kdstudy.watch.display import show_bytes
 
 
 @cli.command()
-@click.argument("study", metavar="STUDY")
+@study_argument
 @click.argument("out", type=LocalPath(path_type=Path, dir_okay=False), metavar="OUT")
 @click.option("--dir", "location", metavar="FOLDER_OR_URI", help="Study folder or URI.")
-@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
-              help="Override a setting, e.g. --set data.source=PATH if the images have moved.")
+@set_option("Override a setting, e.g. --set data.source=PATH if the images have moved.")
 @trust_option
 def logits(study: str, out: Path, location: str | None, overrides: tuple[str, ...], trust: bool) -> None:
     """Write the teacher's logits to one file.
@@ -35,7 +34,7 @@ def logits(study: str, out: Path, location: str | None, overrides: tuple[str, ..
 
 
 @cli.command()
-@click.argument("study", metavar="STUDY")
+@study_argument
 @click.argument("out", type=LocalPath(path_type=Path), metavar="OUT")
 @click.option("--dir", "location", metavar="FOLDER_OR_URI", help="Study folder or URI.")
 @click.option("--no-teacher", is_flag=True, help="Also leave out the teacher's weights.")
@@ -54,15 +53,14 @@ def pack(study: str, out: Path, location: str | None, no_teacher: bool) -> None:
 
 
 @cli.command()
-@click.argument("study", metavar="STUDY")
+@study_argument
 @click.argument("out", type=LocalPath(path_type=Path), metavar="OUT")
 @click.option("--dir", "location", metavar="FOLDER_OR_URI", help="Study folder or URI.")
 @click.option("--model", type=click.Choice(["student", "teacher"]), default="student", show_default=True,
               help="Export a student or the teacher.")
 @click.option("--row", help="Which student: a row of the results table, such as 'distilled default' or 'baseline "
                             "tuned'.  [default: distilled tuned, the student that the study chose]")
-@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
-              help="Override a setting, e.g. --set data.source=PATH if the images have moved.")
+@set_option("Override a setting, e.g. --set data.source=PATH if the images have moved.")
 @trust_option
 def export(study: str, out: Path, location: str | None, model: str, row: str | None, overrides: tuple[str, ...],
            trust: bool) -> None:
@@ -86,7 +84,7 @@ def export(study: str, out: Path, location: str | None, model: str, row: str | N
 
 
 @cli.command()
-@click.argument("study", metavar="STUDY")
+@study_argument
 @click.argument("out", type=LocalPath(path_type=Path), metavar="OUT")
 @click.option("--dir", "location", metavar="FOLDER_OR_URI", help="Study folder or URI.")
 @click.option("--results", "results_only", is_flag=True,

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from kdstudy.cli import completion
 from kdstudy.errors import UserError
 from kdstudy.trainables.credentials import is_secret_name
 
@@ -22,15 +23,23 @@ class LocalPath(click.Path):
         return super().convert(value, param, ctx)
 
 
+study_argument = click.argument("study", metavar="STUDY", shell_complete=completion.studies)
+
+
+def set_option(text: str) -> Callable:
+    """The option --set. text: its help."""
+    return click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help=text,
+                        shell_complete=completion.settings)
+
+
 def study_options(command: Callable) -> Callable:
     """Add the STUDY argument and the options --set, --dir and --smoke to a command."""
     for decorate in (
         click.option("--smoke", is_flag=True, help="Shrink the study to a few short trials and two seeds."),
         click.option("--dir", "location", metavar="FOLDER_OR_URI",
                      help="Study folder, or a URI such as s3://BUCKET/studies/NAME.  [default: studies/NAME]"),
-        click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
-                     help="Override a setting, e.g. --set search.trials=40. Repeatable."),
-        click.argument("study", metavar="STUDY"),
+        set_option("Override a setting, e.g. --set search.trials=40. Repeatable."),
+        study_argument,
     ):
         command = decorate(command)
     return command

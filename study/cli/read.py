@@ -8,9 +8,10 @@ from typing import Any
 import click
 from rich.console import Console
 
+from kdstudy.cli import completion
 from kdstudy.cli.console import print_results
 from kdstudy.cli.group import cli
-from kdstudy.cli.options import LocalPath
+from kdstudy.cli.options import LocalPath, study_argument
 from kdstudy.cli.resolve import files_must_fit, resolve_begun, resolve_started, started_series
 from kdstudy.cli.series import publish, report_series
 from kdstudy.config.load import (
@@ -29,7 +30,7 @@ SETTINGS_COLUMN = 36  # in which their descriptions begin; the longest setting w
 
 
 @cli.command()
-@click.argument("study", metavar="STUDY")
+@study_argument
 @click.option("--dir", "location", metavar="FOLDER_OR_URI", help="Study folder or URI.")
 @click.option("--follow", is_flag=True, help="Keep updating until the study's driver exits.")
 @click.option("--every", type=click.FloatRange(0.5, 86400), metavar="SECONDS",
@@ -54,7 +55,7 @@ def status(study: str, location: str | None, follow: bool, every: float | None) 
 
 
 @cli.command()
-@click.argument("studies", metavar="STUDY...", nargs=-1, required=True)
+@click.argument("studies", metavar="STUDY...", nargs=-1, required=True, shell_complete=completion.studies)
 @click.option("--dir", "location", metavar="FOLDER_OR_URI", help="Study folder or URI.")
 @click.option("--readme", "readmes", type=click.Path(path_type=Path, exists=True, dir_okay=False), metavar="FILE",
               multiple=True, help="Also update the text between <!-- kdstudy results: NAME --> and <!-- end of "
