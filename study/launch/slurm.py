@@ -21,7 +21,7 @@ from kdstudy.launch import common as launch
 
 STOP_SECONDS = 120  # before the time limit, so that the driver can end its trials cleanly
 LIMIT_SIGNAL = "USR1"  # of the time limit; a TERM comes from the user, who does not want the job requeued
-PATIENCE = 20  # seconds for Ray on the other nodes to end, before it is killed
+PATIENCE = 30  # seconds for Ray on the other nodes to end, before it is killed
 INTERRUPTED = 130  # the driver's exit code if it was asked to stop before the study's end
 REQUEUES = 20
 END_OF_SETTINGS = "END_OF_SETTINGS"
@@ -72,6 +72,7 @@ srun --ntasks-per-node=1 --cpu-bind=none --kill-on-bad-exit=0 bash -c '
     exec 3>&2 2>/dev/null  # bash would report that Ray has been terminated
     ray symmetric-run --num-cpus="$SLURM_CPUS_ON_NODE" "$@" > "$RAY_TMPDIR/ray.log" 2>&1 || code=$?
     exec 2>&3
+    [ -z "$ending" ] || ray stop > /dev/null 2>&1 || true  # SIGTERM has ended what would have called it
     if [ "$code" != 0 ] && [ -z "$ending" ] && [ ! -e "$RAY_TMPDIR/begun" ]; then
         echo "Ray on $(hostname) ended with code $code:"
         tail -n 20 "$RAY_TMPDIR/ray.log"
