@@ -13,6 +13,7 @@ from running import wait_until
 from synthetic import here, is_one_line
 
 from kdstudy.config.load import load_study
+from kdstudy.launch import slurm
 
 # Of sbatch(1), those that a script of ours may use, and others that users ask for.
 SBATCH_OPTIONS = {
@@ -60,7 +61,7 @@ if sys.argv[1] == "-c":
     sys.exit()
 def stop(number, frame):
     time.sleep(1)
-    sys.exit(130)
+    sys.exit(int(os.environ.get("STOP_CODE", "130")))
 signal.signal(signal.SIGTERM, stop)
 words = sys.argv[1:]
 with open(os.environ["RECORDS"] + "/driver", "w") as file:
@@ -99,7 +100,8 @@ def cluster(tmp_path):
     """Runs a script as SLURM would on the one node that it allocates; gives the process."""
     (tmp_path / "bin").mkdir()
     executable(tmp_path / "bin" / "srun", SRUN)
-    executable(tmp_path / "bin" / "scontrol", '#!/bin/sh\n[ "$1 $2" = "show hostnames" ] && echo "$3"\n')
+    executable(tmp_path / "bin" / "scontrol", '#!/bin/sh\n[ "$1 $2" != "show hostnames" ] || echo "$3"\n'
+               '[ "$1" != requeue ] || echo "$2" >> "$RECORDS/requeued"\n')
     executable(tmp_path / "bin" / "ray", RAY.format(python=sys.executable))
     left = []
 
@@ -150,7 +152,7 @@ def test_the_nodes_are_the_jobs_own_and_only_the_driver_is_asked_to_stop_before_
     assert asked["exclusive"] == "" and asked["nodes"] == "4" and asked["ntasks-per-node"] == "1"
     assert asked["gpus-per-node"] == "8" and asked["cpus-per-task"] == "64" and asked["time"] == "2-00:00:00"
     assert asked["mem"] == "0" and "requeue" in asked and asked["open-mode"] == "append"
-    shell, seconds = re.fullmatch(r"(B:)?TERM@(\d+)", asked["signal"]).groups()
+    shell, seconds = re.fullmatch(r"(B:)?USR1@(\d+)", asked["signal"]).groups()
     assert shell and int(seconds) >= 60
 
 
@@ -206,6 +208,26 @@ def test_before_the_limit_the_driver_ends_in_order(cluster, driver, tmp_path):
     assert job.wait(30) == 130, (tmp_path / "log").read_text()
     assert 1 <= time.monotonic() - sent < 20
     assert "submit this script again to continue" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize(("restarts", "code", "is_requeued"), [("0", 130, True), ("2", 130, False), ("0", 0, False)])
+def test_at_the_limit_a_job_requeues_itself_unless_it_is_done_or_may_not(cluster, driver, tmp_path, restarts, code,
+                                                                         is_requeued):
+    job = cluster(script("--setup", "true", "--requeues", "2"), DRIVER_SECONDS="60", STOP_CODE=str(code),
+                  SLURM_RESTART_COUNT=restarts)
+    wait_until(job, (tmp_path / "driver").exists, 30)
+    job.send_signal(signal.SIGUSR1)
+    assert job.wait(30) == (0 if is_requeued else code), (tmp_path / "log").read_text()
+    assert (tmp_path / "requeued").exists() == is_requeued
+    assert ("not requeued: 2 times are the limit (--requeues)" in (tmp_path / "log").read_text()) == (restarts == "2")
+
+
+@pytest.mark.parametrize(("text", "minutes"), [
+    ("30", 30), ("30:30", 30.5), ("2:00:00", 120), ("1-0", 1440), ("1-2", 1560), ("1-2:03", 1563),
+    ("2-00:00:30", 2880.5), ("infinite", None), ("UNLIMITED", None), ("1:2:3:4", None),
+])
+def test_a_time_limit_is_read_as_sbatch_reads_it(text, minutes):
+    assert slurm._minutes(text) == minutes
 
 
 def test_the_functions_of_ones_own_are_found_on_the_nodes(tmp_path, monkeypatch):

@@ -22,7 +22,7 @@ TARGETS = ("ray", "slurm", "kuberay")
 MEANT_FOR = {
     "address": ("ray",), "pip": ("ray",), "detach": ("ray",), "environment": ("ray", "kuberay"),
     "nodes": ("slurm",), "time": ("slurm",), "partition": ("slurm",), "account": ("slurm",), "sbatch": ("slurm",),
-    "setup": ("slurm",), "image": ("kuberay",), "workers": ("kuberay",), "memory": ("kuberay",),
+    "setup": ("slurm",), "requeues": ("slurm",), "image": ("kuberay",), "workers": ("kuberay",), "memory": ("kuberay",),
     "namespace": ("kuberay",), "env_from": ("kuberay",), "gpus_per_node": ("slurm", "kuberay"),
     "cpus_per_node": ("slurm", "kuberay"), "show": ("slurm", "kuberay"),
 }
@@ -45,6 +45,8 @@ MEANT_FOR = {
 @click.option("--partition", help="slurm: partition.")
 @click.option("--account", help="slurm: account to charge.")
 @click.option("--sbatch", multiple=True, metavar="KEY[=VALUE]", help="slurm: further sbatch option. Repeatable.")
+@click.option("--requeues", type=click.IntRange(0), default=20, show_default=True, metavar="N",
+              help="slurm: how many times the job may requeue itself at its time limit; 0 to submit it again yourself.")
 @click.option("--setup", multiple=True, metavar="LINE",
               help="slurm: shell line that makes kdstudy available on each node. Repeatable.  [default: activate this "
                    "virtual environment]")
@@ -104,12 +106,12 @@ def _submit_to_slurm(config: StudyConfig | Series, location: str, until: str | N
     from kdstudy.launch import slurm
 
     allocation = slurm.Allocation(*(options[name] for name in (
-        "nodes", "gpus_per_node", "cpus_per_node", "time", "partition", "account", "sbatch")))
+        "nodes", "gpus_per_node", "cpus_per_node", "time", "partition", "account", "sbatch", "requeues")))
     content = slurm.script(config, location, allocation, until=until, setup=options["setup"])
     if options["show"]:
         click.echo(content, nl=False)
     else:
-        slurm.submit(content, location, make_console())
+        slurm.submit(content, location, allocation, make_console())
 
 
 def _submit_to_kuberay(config: StudyConfig | Series, location: str, until: str | None, options: dict[str, Any]) -> None:
