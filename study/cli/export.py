@@ -73,15 +73,17 @@ def export(study: str, out: Path, location: str | None, model: str, row: str | N
     Load it with timm.create_model("local-dir:OUT", pretrained=True)."""
     config, storage = resolve_started(study, location, overrides, everything=True)
     allow(config, study, overrides, trust, (model,), storage)
-    from kdstudy.stages import export as exporting  # imports torch
-
     if model == "teacher" and row is not None:
         raise UserError("--row names a student; leave it out with --model teacher")
+    from kdstudy.export import candidates, writing  # imports torch
+
     with files_must_fit(storage):
         if model == "teacher":
-            accuracy = exporting.export_teacher(config, storage.folder, out)
+            candidate = candidates.teacher(config, storage.folder)
         else:
-            accuracy = exporting.export_student(config, storage.folder, out, row or exporting.CHOSEN)
+            candidate = candidates.student(config, storage.folder, row or candidates.CHOSEN)
+        details = writing.export(config, candidate, out)
+    accuracy = next(iter(details["formats"].values()))["accuracy"]
     click.echo(f"{out}: {100 * accuracy:.2f} % test accuracy (this run alone); its README.md says how to load it")
 
 
