@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pandas as pd
+
 from kdstudy.analysis.number_text import counted, show_interval, significant
 from kdstudy.analysis.study_files import EXPORT_KEY_FILE
 from kdstudy.analysis.tables import OTHERS, plain
@@ -16,32 +18,73 @@ from kdstudy.trainables.settings import TrainSettings
 def of_student(config: StudyConfig, outcome: dict[str, Any], row: dict[str, Any], seed: int,
                is_chosen: bool) -> list[str]:
     """The first lines of the card of a confirmed student. row: of the results table. seed: of its run."""
+    ema = _recipe(config.train, row).get("ema")
+    return _of_row(config, outcome, row, f"These are the {'averaged weights (EMA)' if ema else 'weights'} of the "
+                   f"confirmation run with seed {seed}, after its last epoch.", is_chosen)
+
+
+def of_average(config: StudyConfig, outcome: dict[str, Any], row: dict[str, Any], runs: int, kind: str) -> list[str]:
+    """The first lines of the card of an average over a row's seeds. kind: `weights` or `logits`."""
+    mean = "one model, whose weights are the mean of those" if kind == "weights" else "the mean of the logits"
+    return _of_row(config, outcome, row, f"This is {mean} of {runs} confirmation runs that differ in their seed alone. "
+                   "The study did not confirm it: the table above is of the single runs.", is_chosen=True)
+
+
+def of_trial(config: StudyConfig, outcome: dict[str, Any], trial: dict[str, Any], names: list[str]) -> list[str]:
+    """The first lines of the card of a search's trial. trial: a row of trials.csv. names: of the hyperparameters."""
+    distilled = trial["stage"] != "baseline"
+    shown = ", ".join(f"{name} {significant(trial[name], 4) if isinstance(trial[name], float) else plain(trial[name])}"
+                      for name in names if not pd.isna(trial.get(name)))
+    ended = (f" It was stopped early, after epoch {trial['epochs']} of {config.train.epochs}, when its learning rate "
+             "was not yet at the end of its schedule." if trial["ended"] == "stopped" else "")
+    return [
+        *_title(config, distilled),
+        "| | |", "|---|---|",
+        *_data(config, outcome, distilled),
+        f"| hyperparameters | {shown} |",
+        f"| training | {_show(_recipe(config.train, trial))} |",
+        f"| validation accuracy | {100 * trial['last_validation_accuracy']:.2f} % after {trial['epochs']} epochs |", "",
+        f"This is trial {trial['trial']} of the study's search, trained again, not the student that the study chose "
+        f"and confirmed.{ended} Its accuracy is that of one run: the best of several trials looks better than it is.",
+        "",
+    ]
+
+
+def _of_row(config: StudyConfig, outcome: dict[str, Any], row: dict[str, Any], origin: str,
+            is_chosen: bool) -> list[str]:
     name, distilled = f"{row['arm']} {row['configuration']}", row["arm"] == "distilled"
     names = ("temperature", "alpha", "lr", *row.get("of_loss", ()))
     loss = [f"loss {plain(row['loss'])}"] if row.get("loss") else []
     shown = ", ".join(loss + [f"{setting} {row[setting]:.4g}" for setting in names if setting in row])
     recipe = _recipe(config.train, row)
     mean = f"{row['test_mean']:.2f} %" + (f" ± {row['test_sd']:.2f}" if row["test_sd"] is not None else "")
-    sizes = outcome["data"]
-    what = "distilled" if distilled else "trained on labels alone"
-    by_teacher = f", {sizes['train']} by the teacher" if distilled else ""
-    teacher = [f"| teacher | {plain(config.teacher.title)} |"] if distilled else []
     other = [] if is_chosen else [f"This is the row “{name}” of that study, not the student that it chose.", ""]
     return [
-        f"# {plain(config.student.model)}, {what} by the study {config.name}", "", plain(config.about), "",
+        *_title(config, distilled),
         "| | |", "|---|---|",
-        f"| data | {plain(config.data.source)}: {sizes['student_train']} training images seen by the student"
-        f"{by_teacher}; {sizes['test']} test images |",
-        *teacher,
+        *_data(config, outcome, distilled),
         f"| hyperparameters | {shown} |",
         f"| training | {_show(recipe)} |",
         f"| parameters | {row['parameters']:,} |",
         f"| test accuracy over {counted(row['seeds'], 'seed')} | {mean} |",
         f"| gain | {_gain_in_card(outcome, row)} |", "",
         *other, outcome["verdict"], "", plain(outcome["scope"]), "",
-        f"These are the {'averaged weights (EMA)' if recipe.get('ema') else 'weights'} of the confirmation run with "
-        f"seed {seed}, after its last epoch.", "",
+        origin, "",
     ]
+
+
+def _title(config: StudyConfig, distilled: bool) -> list[str]:
+    what = "distilled" if distilled else "trained on labels alone"
+    return [f"# {plain(config.student.model)}, {what} by the study {config.name}", "", plain(config.about), ""]
+
+
+def _data(config: StudyConfig, outcome: dict[str, Any], distilled: bool) -> list[str]:
+    """Rows of the card's table."""
+    sizes = outcome["data"]
+    by_teacher = f", {sizes['train']} by the teacher" if distilled else ""
+    teacher = [f"| teacher | {plain(config.teacher.title)} |"] if distilled else []
+    return [f"| data | {plain(config.data.source)}: {sizes['student_train']} training images seen by the student"
+            f"{by_teacher}; {sizes['test']} test images |", *teacher]
 
 
 def of_teacher(config: StudyConfig, done: dict[str, Any]) -> list[str]:

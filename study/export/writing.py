@@ -3,17 +3,18 @@
 import contextlib
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from kdstudy.analysis.study_files import EXPORT_KEY_FILE
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import StudyFailedError, UserError
 from kdstudy.export import card
+from kdstudy.export.average import MeanOfLogits, average_weights, measure_batch_norm
 from kdstudy.export.candidates import Candidate
 from kdstudy.export.formats import DEFAULT, FORMAT
 from kdstudy.export.formats.base import Deployable
@@ -21,6 +22,8 @@ from kdstudy.export.proof import TIES, prove
 from kdstudy.store import files
 from kdstudy.trainables import data, models
 from kdstudy.trainables.device import default_device
+from kdstudy.trainables.files import WEIGHTS
+from kdstudy.trainables.models import Classifier
 from kdstudy.trainables.paths import remove
 from kdstudy.trainables.predictions import plain_logits
 
@@ -44,7 +47,7 @@ def export(config: StudyConfig, candidate: Candidate, target: Path,
         splits = data.load(config.data)
     except ValueError as error:
         raise UserError(str(error)) from None
-    _check_images(config, splits, candidate.predictions)
+    _check_images(config, splits, candidate.labels)
     deployable = _load(config, candidate, splits)
     logits = _logits_as_recorded(config, candidate, deployable)
     details = {"key": candidate.key, "formats": {}}
@@ -65,9 +68,8 @@ def export(config: StudyConfig, candidate: Candidate, target: Path,
     return details
 
 
-def _check_images(config: StudyConfig, splits: data.Splits, predictions: pd.DataFrame) -> None:
-    """See whether these are the images that the study was tested on. Raises UserError."""
-    labels = predictions["label"].to_numpy()
+def _check_images(config: StudyConfig, splits: data.Splits, labels: np.ndarray) -> None:
+    """See whether these are the images that the study was tested on. labels: those of then. Raises UserError."""
     if not np.array_equal(labels, splits.test.labels):
         raise UserError(f"data.source = {config.data.source!r} does not hold the images that the study was tested on: "
                         f"{len(splits.test)} test images of {len(splits.class_names)} classes, not {len(labels)} of "
@@ -83,21 +85,34 @@ def _load(config: StudyConfig, candidate: Candidate, splits: data.Splits) -> Dep
     models.check(settings, **shape)
     if normalised:
         models.check_normalisation(*normalised, splits.channels)
-    model = models.build(settings, **shape, normalised=normalised)
-    models.load_weights(model, candidate.weights)
-    return Deployable(model.eval(), settings, splits)
+
+    def load(weights: Path) -> Classifier:
+        model = models.build(settings, **shape, normalised=normalised)
+        models.load_weights(model, weights)
+        return model.eval()
+
+    if candidate.average == "weights":
+        with tempfile.TemporaryDirectory() as temporary:
+            mean = Path(temporary) / WEIGHTS
+            average_weights(candidate.weights, mean)
+            model = load(mean)
+        measure_batch_norm(model, splits.student_train)
+    elif candidate.average == "logits":
+        model = MeanOfLogits([load(weights) for weights in candidate.weights]).eval()
+    else:
+        model = load(*candidate.weights)
+    return Deployable(model, settings, splits)
 
 
 def _logits_as_recorded(config: StudyConfig, candidate: Candidate, deployable: Deployable) -> np.ndarray:
-    """The model's logits (N, classes) for the test images. Raises StudyFailedError if its predictions are not those
-    that the study recorded."""
-    recorded, test = candidate.predictions, deployable.splits.test
+    """The model's logits (N, classes) for the test images. Raises StudyFailedError if it is not right about the images
+    about which the study recorded that it is."""
+    test, correct = deployable.splits.test, candidate.correct
     logits = plain_logits(deployable.model.to(default_device()), test).cpu().numpy()
     deployable.model.cpu()
-    correct = (recorded["label"] == recorded["prediction"]).to_numpy()
     again = logits.argmax(1) == test.labels
     # On the device that trained it every prediction is the same; elsewhere, rounding may change ties.
-    if (again != correct).sum() > max(1, TIES * len(correct)):
+    if correct is not None and (again != correct).sum() > max(1, TIES * len(correct)):
         raise StudyFailedError("the exported model does not reproduce its recorded test predictions: "
                                f"{100 * again.mean():.2f} % right instead of {100 * correct.mean():.2f} %; are the "
                                f"images of data.source = {config.data.source!r} the same?")

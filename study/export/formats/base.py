@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from kdstudy.errors import UserError
+from kdstudy.export.average import MeanOfLogits
 from kdstudy.trainables.data import Splits
 from kdstudy.trainables.models import Classifier
 from kdstudy.trainables.settings import ModelSettings
@@ -18,10 +19,11 @@ from kdstudy.trainables.settings import ModelSettings
 class Deployable:
     """A trained model, and what must be known beside its weights.
 
-    model: on the CPU, in evaluation mode. settings: how it is created. splits: the study's images and class names.
+    model: on the CPU, in evaluation mode; either kind takes images (B, C, size, size) in 0..1 and normalises them
+    itself. settings: how it is created. splits: the study's images and class names.
     """
 
-    model: Classifier
+    model: Classifier | MeanOfLogits
     settings: ModelSettings
     splits: Splits
 

@@ -6,10 +6,12 @@ from pathlib import Path
 
 from timm.models import save_for_hf
 
+from kdstudy.errors import UserError
 from kdstudy.export.formats.base import Deployable, Format
 from kdstudy.store import files
 from kdstudy.trainables import models
 from kdstudy.trainables.files import WEIGHTS
+from kdstudy.trainables.models import Classifier
 
 CONFIG = "config.json"
 # timm copies the origin and licence of its own pretrained weights, which do not apply to a model trained from scratch.
@@ -20,7 +22,9 @@ class TimmFolder(Format):
     name = "timm"
 
     def write(self, deployable: Deployable, folder: Path) -> list[str]:
-        folder.mkdir(parents=True, exist_ok=True)
+        if not isinstance(deployable.model, Classifier):
+            raise UserError("--format timm holds one model, not the mean of several models' logits; choose another "
+                            "format, or --average weights")
         if models.is_function(deployable.settings.model):
             _write_plain(deployable, folder)
         else:
