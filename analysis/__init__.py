@@ -25,6 +25,7 @@
     families         which comparisons are made together, so that their intervals hold together
     tables           the cells of a table row, and the tables as Markdown
     console_table    the results table for a terminal
+    trials_table     the searches' trials for a terminal
     number_text      numbers as text
 
     figures/         one function per plotly figure

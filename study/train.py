@@ -13,15 +13,20 @@ from kdstudy.errors import MissingTeacherError, StudyFailedError, UserError
 from kdstudy.planning.preflight import check_settings
 from kdstudy.search.runs import search_view_seed
 from kdstudy.store import files
+from kdstudy.store.record import METRIC, TrialState
 from kdstudy.store.storage import Storage
 from kdstudy.study import Study
+from kdstudy.trainables import models
 from kdstudy.trainables.distill import start_distillation
+from kdstudy.trainables.files import TEST_PREDICTIONS, WEIGHTS
 from kdstudy.trainables.loop import Training
+from kdstudy.trainables.predictions import write_predictions
 from kdstudy.trainables.seeds import small_seed
 from kdstudy.trainables.task import Member, Task, Teacher, save, start, teacher_predictions
 from kdstudy.trainables.trainable import describe, not_finite
 from kdstudy.watch.console import print_prose
 
+TRIAL_KEY_FILE = "trial.json"  # identifies the trial that was trained again
 KEY_FILE = "teacher.json"  # identifies the settings that a separately trained teacher belongs to
 
 
@@ -41,6 +46,59 @@ def train(config: StudyConfig, storage: Storage, loop: str, parameters: dict[str
     if out is None:
         storage.publish(own)
     return trained
+
+
+def retrain(config: StudyConfig, storage: Storage, arm: str, number: int, console: Console, *,
+            stopped: bool = False) -> Path:
+    """Train a search's trial again, from its record, up to the epoch that it had reached, and test it. A search keeps
+    no weights, and the same trial gives the same numbers again.
+
+    arm: `baseline` or `distill`. stopped: whether it may be one that was stopped early. Returns the folder with weights
+    and test predictions, in which a second call finds them. Raises UserError if there is no such trial.
+    """
+    study = Study(config, storage)
+    stage = study.stages[arm]
+    folder = stage.known_folder
+    trials = folder.read_record().trials if folder else {}
+    trial = _known_trial(study, arm, trials, number, stopped)
+    check_settings(study, sections=())
+    out = storage.folder / "train" / f"{arm}-{number:03d}"
+    key = {"search": folder.path.name, "trial": number, "epochs": trial.epoch}
+    with files.StudyLock(out):
+        if files.read_json(out / TRIAL_KEY_FILE) == key:
+            console.print(f"trial {number}: already trained again, in {out}", highlight=False, soft_wrap=True)
+            return out
+        task = replace(study.stages["baseline"].task(), test=study.context.splits.test)
+        if arm == "distill":
+            task = replace(task, teacher=_teacher(study, console, own_seed=False),
+                           unlabelled=study.context.splits.unlabelled)
+        parameters = {"alpha": 0.0} | trial.parameters
+        training = start_distillation(task, parameters, seed=trial.seed, view_seed=trial.view_seed)
+        console.print(f"training trial {number} again, {trial.epoch} epochs", highlight=False)
+        reached = _run(training, task, console, until=trial.epoch)[-1][METRIC]
+        if abs(reached - trial.metric(METRIC)) > 1e-9:
+            print_prose(console, f"note: its validation accuracy is now {100 * reached:.2f} %, in the search it was "
+                                 f"{100 * trial.metric(METRIC):.2f} %: another machine, or other versions, round "
+                                 "otherwise")
+        with files.writing(out):
+            models.save_weights(training.result, out / WEIGHTS)
+            write_predictions(training.result, task.test, out / TEST_PREDICTIONS)
+        files.write_json(out / TRIAL_KEY_FILE, key)
+    return out
+
+
+def _known_trial(study: Study, arm: str, trials: dict[int, TrialState], number: int, stopped: bool) -> TrialState:
+    """Raises UserError unless the trial has ended and can be trained again."""
+    if (trial := trials.get(number)) is None:
+        known = f"; its trials are 0 to {max(trials)}" if trials else ""
+        raise UserError(f"--trial {number}: the {arm} search of {study.storage} has no such trial{known}")
+    if trial.state not in ("complete", "stopped"):
+        why = f"failed: {trial.reason}" if trial.state == "failed" else "has not ended yet"
+        raise UserError(f"--trial {number} {why}")
+    if trial.state == "stopped" and not stopped:
+        raise UserError(f"--trial {number} was stopped early, after epoch {trial.epoch} of "
+                        f"{study.config.train.epochs}; add --stopped to export it as it was then")
+    return trial
 
 
 def _train(study: Study, loop: str, parameters: dict[str, float], console: Console, seed: int | None,
@@ -83,11 +141,12 @@ def _seeds(config: StudyConfig, loop: str, seed: int | None) -> dict[str, int]:
     return {"seed": small_seed(config.seed, loop, 0), "view_seed": search_view_seed(config.seed)}
 
 
-def _run(training: Training, task: Task, console: Console) -> list[dict[str, Any]]:
-    history = []
-    while not training.finished:
+def _run(training: Training, task: Task, console: Console, until: int | None = None) -> list[dict[str, Any]]:
+    """Train to the end, or to the epoch `until`. Returns the reports."""
+    history, last = [], until or training.settings.epochs
+    while training.epoch < last:
         try:
-            report = training.run(task.report_every)
+            report = training.run(min(task.report_every, last - training.epoch))
         except (RuntimeError, ValueError) as error:
             raise StudyFailedError(describe(error)) from None
         history.append(report)

@@ -30,12 +30,26 @@ def print_results(console: Console, storage: Storage) -> None:
     for statement in results.get("audit", {}).get("statements", []):
         print_prose(console, f"Audit: {statement}")
     print_prose(console, results["scope"], style="dim")
+    if (folder / "export").exists() and (better := _better_baseline(results)):
+        print_prose(console, f"note: the student in {storage}/export is less accurate than the tuned baseline, "
+                             f"{better}; `kdstudy export {storage} OUT --model baseline` exports that one")
     console.print()
     console.print(f"report   {folder / 'results' / 'report.html'}", soft_wrap=True, markup=False)
     if StudyFiles(folder).has_current_export:
         console.print(f"student  {folder / 'export'}", soft_wrap=True, markup=False)
     if storage.uri is not None:
         console.print(f"these are copies; the study is stored at {storage}", style="dim", soft_wrap=True, markup=False)
+
+
+def _better_baseline(results: dict[str, Any]) -> str:
+    """By how much the tuned baseline is more accurate than the chosen student, both as means over the seeds; "" if it
+    is not, or if this is a trial run."""
+    from kdstudy.analysis.study_files import find_row
+
+    rows = [find_row(results, arm, "tuned") for arm in ("baseline", "distilled")]
+    if results["smoke"] or None in rows or rows[0]["test_mean"] <= rows[1]["test_mean"]:
+        return ""
+    return f"{rows[0]['test_mean']:.2f} % against {rows[1]['test_mean']:.2f} %"
 
 
 @contextlib.contextmanager

@@ -7,11 +7,13 @@ import click
 from kdstudy.cli.group import cli
 from kdstudy.cli.options import LocalPath, set_option, study_argument, trust_option
 from kdstudy.cli.resolve import allow, files_must_fit, resolve_started
+from kdstudy.config.permission import TRAINED
 from kdstudy.errors import UserError
 from kdstudy.stages import logits_file
 from kdstudy.stages.order import STAGES
 from kdstudy.store import fetch as fetching
 from kdstudy.study import Study
+from kdstudy.watch.console import make_console
 from kdstudy.watch.display import show_bytes
 
 
@@ -56,31 +58,73 @@ def pack(study: str, out: Path, location: str | None, no_teacher: bool) -> None:
 @study_argument
 @click.argument("out", type=LocalPath(path_type=Path), metavar="OUT")
 @click.option("--dir", "location", metavar="FOLDER_OR_URI", help="Study folder or URI.")
-@click.option("--model", type=click.Choice(["student", "teacher"]), default="student", show_default=True,
-              help="Export a student or the teacher.")
+@click.option("--model", type=click.Choice(["student", "baseline", "teacher"]), default="student", show_default=True,
+              help="Export the distilled student, the tuned baseline or the teacher.")
 @click.option("--row", help="Which student: a row of the results table, such as 'distilled default' or 'baseline "
                             "tuned'.  [default: distilled tuned, the student that the study chose]")
+@click.option("--seed", type=click.IntRange(0), metavar="N",
+              help="Its run with this confirmation seed.  [default: the first that did not diverge]")
+@click.option("--average", type=click.Choice(["weights", "logits"]),
+              help="All its runs as one model: the mean of their weights, if they start from the same trained weights, "
+                   "or the mean of their logits.")
+@click.option("--trial", type=click.IntRange(0), metavar="N",
+              help="A trial of the distillation search, or of the baseline's with --model baseline; it is trained "
+                   "again, since a search keeps no weights. `kdstudy trials STUDY` lists them.")
+@click.option("--stopped", is_flag=True, help="Allow a --trial that was stopped early.")
 @set_option("Override a setting, e.g. --set data.source=PATH if the images have moved.")
 @trust_option
-def export(study: str, out: Path, location: str | None, model: str, row: str | None, overrides: tuple[str, ...],
-           trust: bool) -> None:
-    """Export the chosen student as a model folder for timm.
+def export(study: str, out: Path, location: str | None, model: str, row: str | None, seed: int | None,
+           average: str | None, trial: int | None, stopped: bool, overrides: tuple[str, ...], trust: bool) -> None:
+    """Export a model, by default the student that the study chose, as a folder for timm.
 
     Exports the last epoch as safetensors with a config.json, from the first confirmation seed with which the student
-    did not diverge. With --row, any other confirmed student.
-    Load it with timm.create_model("local-dir:OUT", pretrained=True)."""
-    config, storage = resolve_started(study, location, overrides, everything=True)
-    allow(config, study, overrides, trust, (model,), storage)
-    from kdstudy.stages import export as exporting  # imports torch
+    did not diverge. Load it with timm.create_model("local-dir:OUT", pretrained=True).
 
-    if model == "teacher" and row is not None:
-        raise UserError("--row names a student; leave it out with --model teacher")
+    \b
+    kdstudy export STUDY OUT --model baseline         the tuned baseline
+    kdstudy export STUDY OUT --row 'distilled default' --seed 1234
+    kdstudy export STUDY OUT --trial 12               any trial of the search
+    """
+    _check_choice(model, row=row, seed=seed, average=average, trial=trial, stopped=stopped or None)
+    config, storage = resolve_started(study, location, overrides, everything=True)
+    allow(config, study, overrides, trust, TRAINED if trial is not None else (_SECTION[model],), storage)
+    from kdstudy.export import candidates, writing  # imports torch
+
+    name = row or (candidates.BASELINE if model == "baseline" else candidates.CHOSEN)
     with files_must_fit(storage):
-        if model == "teacher":
-            accuracy = exporting.export_teacher(config, storage.folder, out)
+        if trial is not None:
+            from kdstudy.train import retrain  # imports torch
+
+            arm = "baseline" if model == "baseline" else "distill"
+            trained = retrain(config, storage, arm, trial, make_console(), stopped=stopped)
+            candidate = candidates.trial(config, storage.folder, arm, trial, trained)
+        elif model == "teacher":
+            candidate = candidates.teacher(config, storage.folder)
+        elif average:
+            candidate = candidates.average(config, storage.folder, average, name)
         else:
-            accuracy = exporting.export_student(config, storage.folder, out, row or exporting.CHOSEN)
-    click.echo(f"{out}: {100 * accuracy:.2f} % test accuracy (this run alone); its README.md says how to load it")
+            candidate = candidates.student(config, storage.folder, name, seed)
+        details = writing.export(config, candidate, out)
+    accuracy = next(iter(details["formats"].values()))["accuracy"]
+    what = f"the mean of {len(candidate.weights)} runs' {average}" if average else "this run alone"
+    click.echo(f"{out}: {100 * accuracy:.2f} % test accuracy ({what}); its README.md says how to load it")
+
+
+_SECTION = {"student": "student", "baseline": "student", "teacher": "teacher"}  # which functions are called
+
+
+def _check_choice(model: str, **given: object) -> None:
+    """Raises UserError where options that say which model is meant exclude each other."""
+    named = [f"--{name}" for name, value in given.items() if value is not None]
+    if model == "teacher" and named:
+        raise UserError(f"{named[0]} says which student is meant; leave it out with --model teacher")
+    if model == "baseline" and "--row" in named:
+        raise UserError("--model baseline is the row 'baseline tuned'; leave out --row or --model")
+    if "--stopped" in named and "--trial" not in named:
+        raise UserError("--stopped allows a stopped --trial; add that, or leave out --stopped")
+    for one, other in (("--trial", "--row"), ("--trial", "--seed"), ("--trial", "--average"), ("--seed", "--average")):
+        if one in named and other in named:
+            raise UserError(f"{one} and {other} exclude each other; leave one of them out")
 
 
 @cli.command()

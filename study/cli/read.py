@@ -22,6 +22,7 @@ from kdstudy.config.settings import settings_table
 from kdstudy.errors import UserError
 from kdstudy.series.status import show_series
 from kdstudy.stages.order import STAGES
+from kdstudy.stages.search import SEARCHES
 from kdstudy.watch.console import make_console, print_columns, print_prose, print_terms
 from kdstudy.watch.status import follow_status, show_status
 
@@ -151,6 +152,33 @@ def _rewrite_blocks(readme: Path, blocks: dict[str, str]) -> None:
     except ValueError as error:
         raise UserError(str(error)) from None
     click.echo(f"{readme}: rewrote {', '.join(changed)}" if changed else f"{readme} is up to date")
+
+
+@cli.command()
+@study_argument
+@click.option("--dir", "location", metavar="FOLDER_OR_URI", help="Study folder or URI.")
+@click.option("--search", type=click.Choice([search.name for search in SEARCHES]), help="Only one.  [default: both]")
+@click.option("--sort", "key", default="val_accuracy", show_default=True, metavar="COLUMN",
+              help="val_accuracy (of the last epoch), best_accuracy (of any epoch), epochs, trial, or a "
+                   "hyperparameter. Accuracies and epochs begin with the largest, all else with the smallest.")
+@click.option("--top", type=click.IntRange(1), metavar="N", help="Only the first N.")
+def trials(study: str, location: str | None, search: str | None, key: str, top: int | None) -> None:
+    """List the searches' trials, best first.
+
+    A trial that was stopped early has the accuracy of an earlier epoch, which is not comparable; those that ran all
+    epochs are bold. `kdstudy export STUDY OUT --trial N` exports one of them."""
+    _, storage = resolve_started(study, location)
+    from kdstudy.analysis.study_files import StudyFiles  # pandas takes long to import
+    from kdstudy.analysis.trials_table import sort_keys, trials_table
+
+    with files_must_fit(storage):
+        found = StudyFiles(storage.folder)
+        if key not in (known := sort_keys(found)):
+            raise UserError(f"--sort {key!r} is not a column; the columns are {', '.join(known)}")
+        table = trials_table(found, search, key, top)
+    if not table.rows:
+        raise UserError(f"{storage} has no trials yet; `kdstudy run {storage}` starts them")
+    make_console().print(table)
 
 
 @cli.command()

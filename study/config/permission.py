@@ -61,3 +61,11 @@ def functions_allowed(config: StudyConfig, named: Named, source: object, *, trus
                             f"contacted; if you trust it, {remedy}, else set your own, or none, with "
                             f"--set {setting}=…")
     return own
+
+
+def check_function(model: str, config: StudyConfig) -> None:
+    """Check that a function that a file names as its model is also named by the study's own settings, since it will be
+    called. Raises UserError."""
+    if ":" in model and model not in (config.teacher.model, config.teacher.function):
+        raise UserError(f"the teacher's model is the function {model}, which is called only if the study names it: "
+                        f"set teacher.function = {model!r}")

@@ -40,7 +40,7 @@ class Export(Output):
 
         if StudyFiles(folder).has_current_export:
             return False
-        from kdstudy.stages import export  # imports torch
+        from kdstudy.export import candidates, writing  # imports torch
 
-        export.export_student(config, folder, folder / self.path)
+        writing.export(config, candidates.student(config, folder), folder / self.path)
         return True

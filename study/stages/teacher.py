@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import Field
 from safetensors.numpy import save_file
 
+from kdstudy.config.permission import check_function
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import MissingTeacherError, UserError
 from kdstudy.search.runs import METRIC, best_or_fail
@@ -388,11 +389,3 @@ def _stored(settings: ModelSettings) -> dict[str, Any]:
     """Return a trained model's settings for the done-mark, which keeps its mean and std beside them. Fingerprints are
     made of these, so settings of how it is trained stay out."""
     return settings.model_copy(update={"pretrained": False}).model_dump(exclude=set(NORMALISATION))
-
-
-def check_function(model: str, config: StudyConfig) -> None:
-    """Check that a function that a file names as its model is also named by the study's own settings, since it will be
-    called. Raises UserError."""
-    if ":" in model and model not in (config.teacher.model, config.teacher.function):
-        raise UserError(f"the teacher's model is the function {model}, which is called only if the study names it: "
-                        f"set teacher.function = {model!r}")

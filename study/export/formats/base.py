@@ -1,0 +1,56 @@
+"""What a format is."""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from kdstudy.errors import UserError
+from kdstudy.export.average import MeanOfLogits
+from kdstudy.trainables.data import Splits
+from kdstudy.trainables.models import Classifier
+from kdstudy.trainables.settings import ModelSettings
+
+
+@dataclass(frozen=True)
+class Deployable:
+    """A trained model, and what must be known beside its weights.
+
+    model: on the CPU, in evaluation mode; either kind takes images (B, C, size, size) in 0..1 and normalises them
+    itself. settings: how it is created. splits: the study's images and class names.
+    """
+
+    model: Classifier | MeanOfLogits
+    settings: ModelSettings
+    splits: Splits
+
+
+class Format(ABC):
+    """A way to write a model, so that it can be read without kdstudy.
+
+    name: as in `--format`. requires: the modules that write and read it and that kdstudy itself does not need. extra:
+    of this package, which installs them. largest_difference: of its logits from those of the model in the study, as a
+    share of their standard deviation over all test images and classes; None where it may differ.
+    """
+
+    name: ClassVar[str]
+    requires: ClassVar[tuple[str, ...]] = ()
+    extra: ClassVar[str | None] = None
+    largest_difference: ClassVar[float | None] = 1e-3
+
+    def check_installed(self) -> None:
+        """Raises UserError where a package is missing."""
+        if missing := [name for name in self.requires if importlib.util.find_spec(name) is None]:
+            raise UserError(f"--format {self.name} needs {' and '.join(missing)}; install them with "
+                            f"pip install 'kdstudy[{self.extra}]'")
+
+    @abstractmethod
+    def write(self, deployable: Deployable, folder: Path) -> list[str]:
+        """Write the model's files into the folder. Returns their names."""
+
+    @abstractmethod
+    def usage(self, folder: str, deployable: Deployable) -> list[str]:
+        """Return lines of Python that load the model. folder: the name of the folder that holds it."""
