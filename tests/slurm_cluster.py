@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+# cred_expire: the seconds after which SLURM starts a requeued job again; 120 by default.
 TOOLS = ("slurmctld", "slurmd", "sbatch", "srun", "scontrol", "munged", "ip", "unshare")
 BRIDGE = "kd-slurm"
 NETWORK = "10.98.7"
@@ -21,7 +22,7 @@ ClusterName=kdstudy
 SlurmctldHost={host}({network}.1)
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket
+AuthInfo=socket={folder}/munge.socket,cred_expire=20
 CredType=cred/munge
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
