@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from running import ONE_AT_A_TIME, kdstudy
+from running import AUDIT, ONE_AT_A_TIME, SECOND_TEACHER, kdstudy, with_set
 
 from kdstudy.trainables.images import ImageSet
 
@@ -29,9 +29,11 @@ def pytest_addoption(parser):
                                                    "from commit to commit")
 
 
-# Each takes a minute or more. Begun last, one of them would keep a single process busy while the others have ended.
-LONGEST = ("test_study.py", "test_preflight.py", "test_submit.py", "test_browser.py", "test_parallel.py",
-           "test_placement.py", "test_series.py", "test_faults.py")
+# The longest, some of them with --slow alone. Begun last, one of them would keep a single process busy while the others
+# have ended.
+LONGEST = ("test_study.py", "test_series.py", "test_preflight.py", "test_submit.py", "test_placement.py",
+           "test_browser.py", "test_bad_input.py", "test_received.py", "test_parallel.py", "test_faults.py",
+           "test_sections.py", "test_sensitivity.py")
 
 
 TIME_IS_OVER = "no time left: --minutes is over"
@@ -96,19 +98,34 @@ def images() -> ImageSet:
     return ImageSet(pixels.astype(np.uint8), labels.astype(np.int64))
 
 
-@pytest.fixture(scope="session")
-def finished(tmp_path_factory, worker_id):
+def _made_once(name, command, folders, worker_id, begin_with=None):
     """A study run to its end by one command, and what that printed. Run once for all test processes; each has its own
-    copy."""
-    shared = tmp_path_factory.getbasetemp().parent if worker_id != "master" else tmp_path_factory.getbasetemp()
-    made, home = shared / "finished-for-all", tmp_path_factory.mktemp("finished")
-    with open(shared / "finished.lock", "w") as lock:
+    copy. It goes on from what was made under the name `begin_with`, where that is given."""
+    shared = folders.getbasetemp().parent if worker_id != "master" else folders.getbasetemp()
+    made, home = shared / f"{name}-for-all", folders.mktemp(name)
+    with open(shared / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (made / "printed.txt").exists():
             made.mkdir(exist_ok=True)
-            (made / "printed.txt").write_text(kdstudy("run", *ONE_AT_A_TIME, cwd=made).stdout)
+            if begin_with:
+                shutil.copytree(shared / f"{begin_with}-for-all" / "studies", made / "studies",
+                                dirs_exist_ok=True)
+            (made / "printed.txt").write_text(kdstudy("run", *command, cwd=made).stdout)
     shutil.copytree(made / "studies", home / "studies")
     return home / "studies" / "digits-smoke", (made / "printed.txt").read_text()
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, worker_id):
+    """The smoke study of digits, and what its command printed."""
+    return _made_once("finished", ONE_AT_A_TIME, tmp_path_factory, worker_id)
+
+
+@pytest.fixture(scope="session")
+def extended(finished, tmp_path_factory, worker_id):
+    """The finished study, run again with a second teacher and an audit."""
+    command = [*ONE_AT_A_TIME, *with_set([*SECOND_TEACHER, *AUDIT])]
+    return _made_once("extended", command, tmp_path_factory, worker_id, begin_with="finished")[0]
 
 
 @pytest.fixture(scope="session")

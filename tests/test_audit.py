@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from known_nulls import pair_coverage
-from running import KDSTUDY, kdstudy, results_of, wait_until, with_set
+from running import AUDIT, KDSTUDY, kdstudy, results_of, wait_until, with_set
 from scipy import stats
-from synthetic import write_finished
+from synthetic import here, write_finished
 from test_report import parameters_of, write_json
 from test_verdict import BASE, raised, right_for, rows_of, study_of, write_predictions
 
@@ -321,18 +321,6 @@ def test_testing_after_every_epoch_changes_no_training_and_says_what_is_saved(im
     assert said["test_accuracy"] == float((predicted == torch.from_numpy(images.labels)).float().mean())
 
 
-AUDIT = ("audit.seeds=2", "audit.baseline_batch_size=72", "resources.concurrent=1")
-
-
-@pytest.fixture(scope="module")
-def audited(finished, tmp_path_factory):
-    """The finished study, to which an audit is added."""
-    home = tmp_path_factory.mktemp("audited")
-    shutil.copytree(finished[0], home / "mine")
-    kdstudy("run", home / "mine", *with_set(AUDIT), cwd=home)
-    return home / "mine"
-
-
 def per_epoch(folder):
     """(stage, seed, parameters, epoch): test accuracy."""
     study = StudyFiles(folder)
@@ -342,15 +330,16 @@ def per_epoch(folder):
              row.epoch): row.test_accuracy for row in rows.itertuples()}
 
 
-def test_an_audit_of_a_finished_study_runs_its_arms_alone_and_is_shown(finished, audited):
-    study, before = StudyFiles(audited), StudyFiles(finished[0])
-    found, epochs = results_of(audited)["audit"], load_study(str(audited)).train.epochs
+def test_an_audit_of_a_finished_study_runs_its_arms_alone_and_is_shown(finished, extended):
+    study, before = StudyFiles(extended), StudyFiles(finished[0])
+    found, epochs = results_of(extended)["audit"], load_study(str(extended)).train.epochs
     runs = {(stage, run) for stage in ("audit_baseline", "audit")
             for row in study.done(stage)["rows"] for run in row["runs"]}
     assert len(runs) in (8, 10)  # arms whose default point was chosen run once
     assert (found["seeds"], found["runs"]) == (2, len(runs)) and found["statements"] == []  # a trial run
-    assert "<h2>How much of a gain is protocol?</h2>" in (audited / "results" / "report.html").read_text()
-    assert results_of(audited)["gain"] == results_of(finished[0])["gain"]
+    assert "<h2>How much of a gain is protocol?</h2>" in (extended / "results" / "report.html").read_text()
+    pairs = zip(results_of(extended)["rows"], results_of(finished[0])["rows"], strict=True)
+    assert all(row == earlier for row, earlier in pairs if "teachers" not in row)  # the winner has two teachers now
     for stage in before.planned:
         assert len(before.events.get(stage, [])) == len(study.events.get(stage, []))
     tested = study.curves.dropna(subset=["test_accuracy"])
@@ -362,19 +351,19 @@ def test_an_audit_of_a_finished_study_runs_its_arms_alone_and_is_shown(finished,
             for run in row["runs"]:
                 last = tested[(tested["stage"] == stage) & (tested["trial"] == run) & (tested["epoch"] == epochs)]
                 assert last["test_accuracy"].item() == pytest.approx(study.correct(run, stage).mean())
-    again = kdstudy("run", audited, cwd=audited.parent).stdout
+    _, again, _ = here("run", str(extended))
     assert "audit baseline" in again and "0:" not in again.split("audit baseline")[1].split("\n")[0]  # nothing to do
 
 
-def test_a_packed_study_keeps_its_audit(audited, tmp_path):
-    kdstudy("pack", audited, tmp_path / "small", cwd=tmp_path)
-    assert results_of(tmp_path / "small")["audit"] == results_of(audited)["audit"]
+def test_a_packed_study_keeps_its_audit(extended, tmp_path):
+    assert here("pack", str(extended), str(tmp_path / "small"))[0] == 0
+    assert results_of(tmp_path / "small")["audit"] == results_of(extended)["audit"]
     study = Study(load_study(str(tmp_path / "small")), Storage(tmp_path / "small"))
     assert all(study.stages[name].is_finished for name in AUDIT_STAGES)
 
 
 @pytest.mark.slow
-def test_an_audit_that_is_killed_half_way_ends_with_the_same_test_accuracies(finished, audited, tmp_path):
+def test_an_audit_that_is_killed_half_way_ends_with_the_same_test_accuracies(finished, extended, tmp_path):
     home = tmp_path / "mine"
     shutil.copytree(finished[0], home)
     command = [*KDSTUDY, "run", str(home), *with_set(AUDIT)]
@@ -385,6 +374,6 @@ def test_an_audit_that_is_killed_half_way_ends_with_the_same_test_accuracies(fin
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
     kdstudy(*command[len(KDSTUDY):], cwd=tmp_path)
-    assert per_epoch(home) == per_epoch(audited) and len(per_epoch(home)) >= 8 * load_study(str(home)).train.epochs
+    assert per_epoch(home) == per_epoch(extended) and len(per_epoch(home)) >= 8 * load_study(str(home)).train.epochs
     assert not any("mismatch" in path.read_text() for path in home.glob("audit*/record.jsonl"))
-    assert results_of(home)["audit"] == results_of(audited)["audit"]
+    assert results_of(home)["audit"] == results_of(extended)["audit"]

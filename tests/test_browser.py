@@ -12,7 +12,7 @@ import browser as driver
 import numpy as np
 import pytest
 from browser import NARROW, WIDE, Browser, Page
-from test_report import BASELINE, DISTILL, INJECTION, complete  # noqa: F401
+from test_report import BASELINE, DISTILL, INJECTION, complete, write_complete  # noqa: F401
 from yardstick import slowness
 
 from kdstudy.analysis import comparison, report
@@ -43,9 +43,9 @@ def browser():
         yield started
 
 
-@pytest.fixture
-def made_up(complete):  # noqa: F811
-    return page_of(complete[0])
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory):
+    return page_of(write_complete(tmp_path_factory.mktemp("made-up"))[0])
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from running import kdstudy
+from synthetic import here
 
 from kdstudy.config.load import load_study
 from kdstudy.store.storage import Storage
@@ -36,7 +36,8 @@ def rebuilt(tmp_path_factory):
         for file in RESULT_FILES:
             (home / "results" / name / "results" / file).unlink()
     readmes = [word for readme in READMES for word in ("--readme", home / readme)]
-    kdstudy("report", *(home / "results" / name for name in STUDIES), *readmes, cwd=home)
+    code, _, err = here("report", *(str(home / "results" / name) for name in STUDIES), *map(str, readmes))
+    assert code == 0, err
     return home
 
 

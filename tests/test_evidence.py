@@ -11,13 +11,15 @@ from test_report import SEEDS, built, complete, drawn, write_json  # noqa: F401,
 
 from kdstudy.analysis import comparison, report
 from kdstudy.analysis.cautions import cautions
+from kdstudy.analysis.outcome import results
 from kdstudy.analysis.page.cards import cards
 from kdstudy.analysis.predictions import calibration
 from kdstudy.analysis.study_files import StudyFiles
 
 
 def outcome_of(folder):
-    return json.loads(built(folder, "results.json"))
+    """The content of results.json."""
+    return results(StudyFiles(folder))
 
 
 def cards_of(folder):
@@ -48,7 +50,7 @@ def test_tuning_temperature_and_alpha_is_told_from_tuning_the_learning_rate(with
     assert only["rest"]["mean"] == pytest.approx(100 * (tuned - default).mean())
     card = cards_of(folder)["What tuning T and α adds"]
     assert card.figure == f"{only['rest']['mean']:+.2f} points" and "With only lr tuned" in card.text
-    assert "distilled | only lr tuned: T 4, α 0.5" in (folder / "results" / "results.md").read_text()
+    assert "distilled | only lr tuned: T 4, α 0.5" in built(folder, "results.md")
 
 
 def test_both_arms_are_compared_at_the_default_point(complete):  # noqa: F811
@@ -131,6 +133,8 @@ def test_several_studies_stand_on_one_page(complete, tmp_path):  # noqa: F811
     other = tmp_path / "other"
     shutil.copytree(folder, other)
     write_json(other / "stages.json", json.loads((other / "stages.json").read_text()) | {"name": "second <b>study"})
+    for one in (folder, other):
+        report.build(one)
     outcomes = [outcome_of(folder), outcome_of(other)]
     comparison.build([folder, other], tmp_path / "comparison.html")
     page = (tmp_path / "comparison.html").read_text(encoding="utf-8")

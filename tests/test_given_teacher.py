@@ -27,7 +27,7 @@ def study_with(tmp_path, **teacher):
 @pytest.fixture(scope="module")
 def teacher_folder(finished, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported") / "teacher"
-    kdstudy("export", finished[0], folder, "--model", "teacher", cwd=folder.parent)
+    assert here("export", str(finished[0]), str(folder), "--model", "teacher")[0] == 0
     return folder
 
 

@@ -14,11 +14,14 @@ import pandas as pd
 import pytest
 from plotly.offline import get_plotlyjs
 from rich.console import Console
+from running import results_of
 from scipy import stats
 
 from kdstudy.analysis import report, tables
 from kdstudy.analysis.console_table import console_table
 from kdstudy.analysis.figures import gain, learning_curves, style, trial_panels
+from kdstudy.analysis.outcome import results
+from kdstudy.analysis.sensitivity.latest import LATEST
 from kdstudy.analysis.study_files import StudyFiles
 
 INJECTION = "<script>alert(1)</script>"
@@ -125,9 +128,21 @@ def write_confirmation(folder: Path, generator: np.random.Generator) -> dict[tup
 
 @pytest.fixture
 def complete(tmp_path):
+    return write_complete(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def reported(tmp_path_factory):
+    """The same with its report, to be read only."""
+    folder, right = write_complete(tmp_path_factory.mktemp("reported"))
+    report.build(folder)
+    return folder, right
+
+
+def write_complete(home: Path) -> tuple[Path, dict[tuple[str, str], np.ndarray]]:
     """A finished study and, per arm and configuration, which test images each seed got right."""
     generator = np.random.default_rng(5)
-    folder = write_study(tmp_path / "tiny", ("teacher", "baseline", "teacher_logits", "distill", "confirm_baseline",
+    folder = write_study(home / "tiny", ("teacher", "baseline", "teacher_logits", "distill", "confirm_baseline",
                                              "confirm"))
     write_search(folder / "teacher-0", "baseline", {0: ([60, 80, 90, 95], "complete")},
                  {"seconds": 9.0, "trial": 0, "trials": 1, "parameters": {"lr": 1e-3}, "best_validation": 0.95,
@@ -150,6 +165,10 @@ def started(tmp_path):
     with open(folder / "baseline-0" / "record.jsonl", "a", encoding="utf-8") as record:
         record.write('{"sequence": 99, "event": "repo')
     return folder
+
+
+def page_of(folder: Path) -> str:
+    return (folder / "results" / "report.html").read_text(encoding="utf-8")
 
 
 def built(folder: Path, name: str) -> str:
@@ -188,9 +207,9 @@ def crossed_interval(difference: np.ndarray) -> tuple[float, float]:
     return max(own, tuple(of_seeds_alone), key=lambda interval: interval[1] - interval[0])
 
 
-def test_accuracies_and_gains_are_those_of_the_predictions(complete):
-    folder, right = complete
-    outcome = json.loads(built(folder, "results.json"))
+def test_accuracies_and_gains_are_those_of_the_predictions(reported):
+    folder, right = reported
+    outcome = results_of(folder)
     rows = {(row["arm"], row["configuration"]): row for row in outcome["rows"]}
     assert set(rows) == set(right)
     for key, correct in right.items():
@@ -207,9 +226,8 @@ def test_accuracies_and_gains_are_those_of_the_predictions(complete):
     assert rows["distilled", "tuned"]["gap_closed"] == pytest.approx(difference.mean() / 100 / (teacher - baseline))
 
 
-def test_tables_hold_every_trial_and_report(complete):
-    folder, _ = complete
-    report.build(folder)
+def test_tables_hold_every_trial_and_report(reported):
+    folder, _ = reported
     trials, curves = (pd.read_csv(folder / "results" / f"{name}.csv") for name in ("trials", "curves"))
     counts = trials["stage"].value_counts().to_dict()
     assert counts == {"teacher": 1, "baseline": len(BASELINE), "distill": len(DISTILL)}
@@ -219,10 +237,9 @@ def test_tables_hold_every_trial_and_report(complete):
     assert "| distilled | tuned" in (folder / "results" / "results.md").read_text(encoding="utf-8")
 
 
-def test_page_says_the_verdict_and_shows_the_table(complete):
-    folder, _ = complete
-    page = own_part(built(folder, "report.html"))
-    outcome = json.loads((folder / "results" / "results.json").read_text(encoding="utf-8"))
+def test_page_says_the_verdict_and_shows_the_table(reported):
+    folder, _ = reported
+    page, outcome = own_part(page_of(folder)), results_of(folder)
     assert outcome["verdict"].startswith("Distillation helps")
     assert html.escape(outcome["verdict"]) in page and html.escape(outcome["scope"]) in page
     assert page.count("<tr class=main>") == 1
@@ -231,14 +248,14 @@ def test_page_says_the_verdict_and_shows_the_table(complete):
     assert "distill: under way" not in page
 
 
-def test_page_loads_nothing(complete):
-    page = own_part(built(complete[0], "report.html"))
+def test_page_loads_nothing(reported):
+    page = own_part(page_of(reported[0]))
     assert not re.findall(r"https?:|<link|\bsrc=(?!x )|\bhref=(?!\"#)|url\(|@import|fetch\(|XMLHttpRequest", page)
     assert "default-src 'none'" in page
 
 
-def test_text_from_the_study_is_escaped(complete):
-    page = built(complete[0], "report.html")
+def test_text_from_the_study_is_escaped(reported):
+    page = page_of(reported[0])
     assert INJECTION not in own_part(page)
     assert f"<p>{html.escape(INJECTION)} &amp; more</p>" in page
     texts = json.dumps(drawn(page))
@@ -255,6 +272,7 @@ def test_building_again_changes_nothing(complete):
     assert set(before) == {"results.json", "results.md", "trials.csv", "curves.csv", "classes.csv", "sensitivity.json",
                            "report.html"}
     shutil.rmtree(folder / "results")
+    LATEST.clear()  # as in another process: the surface is fitted anew
     assert report.build(folder)
     assert {path.name: path.read_bytes() for path in (folder / "results").iterdir()} == before
 
@@ -333,15 +351,15 @@ def test_rows_of_a_confirmation_wait_for_searches_and_seeds_that_fit_them(comple
     content = json.loads(done.read_text())
     shorter = [{**row, "runs": row["runs"][:-1]} for row in content["rows"]]
     write_json(done, content | {"rows": shorter})
-    assert "No verdict yet" in built(folder, "results.json")
+    assert "No verdict yet" in results(StudyFiles(folder))["verdict"]
     write_json(done, content)
     (folder / "baseline-0" / "done.json").unlink()
-    assert "No verdict yet" in built(folder, "results.json")
+    assert "No verdict yet" in results(StudyFiles(folder))["verdict"]
 
 
 def test_takeaways_put_studies_side_by_side_with_what_was_published(complete, tmp_path):
     folder, right = complete
-    first = json.loads(built(folder, "results.json"))
+    first = results(StudyFiles(folder))
     other = tmp_path / "other"
     shutil.copytree(folder, other)
     description = json.loads((other / "stages.json").read_text())
@@ -350,7 +368,7 @@ def test_takeaways_put_studies_side_by_side_with_what_was_published(complete, tm
                json.loads((other / "teacher-0" / "done.json").read_text()) | {"family": "VisionTransformer"})
     settings = (other / "study.toml").read_text()
     (other / "study.toml").write_text(settings.replace("[teacher]", "[teacher]\npretrained = 'weights.pth'"))
-    table = tables.takeaways([first, json.loads(built(other, "results.json"))])
+    table = tables.takeaways([first, results(StudyFiles(other))])
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:4]]
     assert [row[0] for row in rows] == ["tiny", "other"]
     assert rows[1][1] == "resnet18 (0.02 M, pretrained) → tiny_vit (0.01 M)"
@@ -370,8 +388,8 @@ def test_takeaways_put_studies_side_by_side_with_what_was_published(complete, tm
     assert f"{notes}): {claim}." in said and figures.split(" (")[0] not in said.split("Caution")[0]
 
 
-def test_the_terminals_table_breaks_no_number_and_no_word_at_80_columns(complete):
-    outcome = json.loads(built(complete[0], "results.json"))
+def test_the_terminals_table_breaks_no_number_and_no_word_at_80_columns(reported):
+    outcome = results_of(reported[0])
     only = outcome["rows"][-2] | {"configuration": "only weight_decay, batch_size, warmup and optimizer tuned"}
     printed = io.StringIO()
     Console(file=printed, width=80).print(console_table({"rows": [*outcome["rows"], only]}))
@@ -386,8 +404,8 @@ def test_the_terminals_table_breaks_no_number_and_no_word_at_80_columns(complete
     assert {"distilled", "weight_decay,", "batch_size,", "warmup", "optimizer", "tuned", "hyperparameters"} <= words
 
 
-def test_one_block_of_a_readme_is_rewritten_and_the_rest_left_alone(complete, tmp_path):
-    outcome = json.loads(built(complete[0], "results.json"))
+def test_one_block_of_a_readme_is_rewritten_and_the_rest_left_alone(reported, tmp_path):
+    outcome = results_of(reported[0])
     begin, end = tables.readme_markers("tiny")
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{begin}\nwhat stood here\n{end}\nafter\n")

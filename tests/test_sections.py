@@ -5,15 +5,18 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+from running import results_of
 from test_report import built, complete, drawn  # noqa: F401, complete is a fixture
 from test_sensitivity import SPACE, Made, write_study
 
 from kdstudy.analysis import report
 from kdstudy.analysis.exhibits.predictions import agreement_caption
-from kdstudy.analysis.figures import predictions as figures
+from kdstudy.analysis.figures import predictions
+from kdstudy.analysis.outcome import results
 from kdstudy.analysis.sensitivity.findings import analyse
 from kdstudy.analysis.sensitivity.reports import reports_of
 from kdstudy.analysis.sensitivity.space import space_of
+from kdstudy.analysis.study_files import StudyFiles
 
 CHOICE = {"choice": [0.25, 0.5, 0.75]}
 SHAPES = {
@@ -31,12 +34,9 @@ def test_every_search_has_its_figures(tmp_path, names):
     made = Made(names)
     study = write_study(tmp_path / "study", made.space, {"baseline": made.trials("baseline") if names != ("alpha",)
                                                          else [], "distill": made.trials()})
-    exhibits = shown(study)
-    wanted = {"price", "effect-curves", "effects", "curves-distill", "parallel", "history", "slices"}
-    assert {name for name, exhibit in exhibits.items() if exhibit.figure} >= wanted
-    assert (exhibits["map"].figure is not None) == (len(names) > 1)
-    assert json.loads(exhibits["effect-curves"].figure.to_json())["data"]
-    assert report.build(study.folder)
+    figures = drawn(built(study.folder, "report.html"))
+    assert {*figures} >= {"price", "effect-curves", "effects", "curves-distill", "parallel", "history", "slices"}
+    assert ("map" in figures) == (len(names) > 1) and figures["effect-curves"]
 
 
 @pytest.mark.parametrize("choices", [
@@ -49,9 +49,9 @@ def test_temperature_and_alpha_may_be_choices(tmp_path, choices):
         trial.parameters |= {name: CHOICE["choice"][index % 3] for name in choices}
     space = made.space | {name: CHOICE for name in choices}
     study = write_study(tmp_path / "study", space, {"baseline": Made(("lr",)).trials("baseline"), "distill": trials})
-    exhibits = shown(study)
-    assert exhibits["map"].figure.data[0].type == "heatmap" and report.build(study.folder)
-    baseline = [trace for trace in exhibits["effect-curves"].figure.data if trace.legendgroup == "baseline"]
+    figures = drawn(built(study.folder, "report.html"))
+    assert figures["map"][0]["type"] == "heatmap"
+    baseline = [trace for trace in figures["effect-curves"] if trace.get("legendgroup") == "baseline"]
     assert bool(baseline) == ("alpha" not in choices)  # at alpha = 0 only where that is a place in its range
     counts = analyse(study)["counts"]
     assert counts["trials"] == 24 + (12 if "alpha" not in choices else 0)
@@ -90,7 +90,7 @@ def test_a_teacher_without_mistakes_has_none_to_imitate():
     few, many = (shares.assign(images=[100, wrong] * 2, agreement=[70.0, 20.0, 80.0, 40.0]) for wrong in (3, 60))
     assert "wrong on only 3 of the test images" in agreement_caption(few)
     assert "in 40 % of the cases, 20 points more than the baseline" in agreement_caption(many)
-    figure = figures.agreement(shares)
+    figure = predictions.agreement(shares)
     assert "nan" not in figure.to_json().lower() and [list(trace.y) for trace in figure.data] == [[70], [80]]
 
 
@@ -104,12 +104,13 @@ def test_the_page_of_a_study_with_finalists_has_one_winner(complete):  # noqa: F
         (folder / f"{name}-0").mkdir()
         (folder / f"{name}-0" / "done.json").write_text(json.dumps({"seconds": 1.0, "winner": winner}))
     (folder / "stages.json").write_text(json.dumps(stages))
-    assert "No verdict yet" in built(folder, "results.json")  # another trial was confirmed
+    assert "No verdict yet" in results(StudyFiles(folder))["verdict"]  # another trial was confirmed
     page = built(folder, "report.html")
     assert "winner: trial 2" in {trace["name"] for trace in drawn(page)["curves-distill"]}
     (folder / "finalists-0" / "done.json").write_text(json.dumps({"seconds": 1.0, "winner": 1}))
-    assert "Distillation helps" in built(folder, "results.json")
-    assert "winner: trial 1" in {trace["name"] for trace in drawn(built(folder, "report.html"))["curves-distill"]}
+    page = built(folder, "report.html")
+    assert "Distillation helps" in results_of(folder)["verdict"]
+    assert "winner: trial 1" in {trace["name"] for trace in drawn(page)["curves-distill"]}
 
 
 def test_space_of_these_tests_has_choices_and_ranges():

@@ -368,7 +368,7 @@ def test_the_members_have_the_fingerprints_of_single_studies(run):
 def test_the_same_command_again_runs_nothing_and_another_value_its_member_alone(run, tmp_path):
     folder = shutil.copytree(run[0], tmp_path / "series")
     before = written(folder)
-    again = kdstudy("run", folder, cwd=tmp_path).stdout
+    _, again, _ = here("run", str(folder))
     assert "Nothing to do" in again and written(folder) == before
     more = kdstudy("run", *TINY, *values(2, 4, 3), "--until", "baseline", cwd=tmp_path).stdout
     now = written(folder)

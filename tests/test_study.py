@@ -166,8 +166,8 @@ def test_a_study_beside_it_takes_over_the_teacher_and_the_baseline(finished):
     folder, _ = finished
     other = folder.parent / "other"
     settings = with_set(["search.alpha.linear=[0.2,0.8]", "name=other"])
-    done = kdstudy("run", *ONE_AT_A_TIME, "--dir", other, "--until", "baseline", *settings, cwd=folder.parent.parent)
-    assert " ".join(done.stdout.split()).count("taken from digits-smoke") == 2
+    code, printed, _ = here("run", *ONE_AT_A_TIME, "--dir", str(other), "--until", "baseline", *settings)
+    assert code == 0 and " ".join(printed.split()).count("taken from digits-smoke") == 2
     for stage in ("teacher", "baseline"):
         theirs, ours = next(folder.glob(f"{stage}-*")), next(other.glob(f"{stage}-*"))
         assert theirs.name == ours.name
@@ -195,7 +195,7 @@ def test_a_stage_whose_files_have_gone_is_not_done_and_not_taken_over(finished, 
 
 def test_a_loop_on_its_own_repeats_the_searchs_first_trial(finished):
     folder, _ = finished
-    kdstudy("train", "distill", folder, "--out", folder / "solo", cwd=folder.parent)
+    assert here("train", "distill", str(folder), "--out", str(folder / "solo"))[0] == 0
     history = json.loads((folder / "solo" / "result.json").read_text())["history"]
     record = Record(next(folder.glob("distill-*")) / "record.jsonl", write=False)
     assert [report["validation_loss"] for report in history] == [
@@ -259,8 +259,9 @@ def test_a_users_mistake_is_one_line_and_exit_code_2(arguments, message, tmp_pat
     assert message in err and is_one_line(err)
 
 
-def test_plan_starts_nothing_and_says_what_there_is_to_do(tmp_path):
-    printed = kdstudy("plan", "digits", cwd=tmp_path).stdout
+def test_plan_starts_nothing_and_says_what_there_is_to_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, printed, _ = here("plan", "digits")
     for text in ("58,474 parameters", "167,018 parameters", "epoch 40, 120 of 300", "confirm"):
         assert text in printed
     assert list(tmp_path.iterdir()) == []

@@ -9,15 +9,16 @@ import subprocess
 import numpy as np
 import pytest
 from known_nulls import NULLS, false_taught
-from running import KDSTUDY, ONE_AT_A_TIME, kdstudy, results_of, wait_until
+from running import KDSTUDY, ONE_AT_A_TIME, SECOND_TEACHER, kdstudy, results_of, wait_until, with_set
 from scipy import stats
+from synthetic import here
 from test_report import write_json
 from test_verdict import BASE, raised, right_for, rows_of, study_of, write_predictions
 
 from kdstudy.analysis.outcome import results
 from kdstudy.analysis.report import build
 from kdstudy.analysis.significance import crossed_interval, paired_t_interval
-from kdstudy.analysis.study_files import FURTHER_STAGES, MOST_TEACHERS, StudyFiles
+from kdstudy.analysis.study_files import AUDIT_STAGES, FURTHER_STAGES, MOST_TEACHERS, StudyFiles
 from kdstudy.analysis.three_way import three_way_interval
 from kdstudy.config import sections
 from kdstudy.config.load import load_study
@@ -146,7 +147,6 @@ def test_students_of_an_earlier_winner_do_not_count(taught, stale):
 
 # -- a whole study ----------------------------------------------------------------------------------------------------
 
-TWO = ["--set", "teacher.replicates=2"]
 NEW = {"teacher_2", "teacher_2_logits", "confirm_teacher_2"}
 
 
@@ -154,20 +154,11 @@ def records(folder):
     return {path.parent.name: path.read_bytes() for path in folder.glob("*/record.jsonl")}
 
 
-@pytest.fixture(scope="module")
-def two(finished, tmp_path_factory):
-    """The finished study, run again with a second teacher."""
-    home = tmp_path_factory.mktemp("teachers")
-    shutil.copytree(finished[0].parent, home / "studies")
-    kdstudy("run", *ONE_AT_A_TIME, *TWO, cwd=home)
-    return home / "studies" / "digits-smoke"
-
-
-def test_a_second_teacher_added_later_runs_only_what_is_new(two, finished):
-    before, after = records(finished[0]), records(two)
+def test_a_second_teacher_added_later_runs_only_what_is_new(extended, finished):
+    before, after = records(finished[0]), records(extended)
     assert {name: after[name] for name in before} == before
-    assert {name.rsplit("-", 1)[0] for name in set(after) - set(before)} == NEW
-    study, outcome = StudyFiles(two), results_of(two)
+    assert {name.rsplit("-", 1)[0] for name in set(after) - set(before)} == {*NEW, *AUDIT_STAGES}
+    study, outcome = StudyFiles(extended), results_of(extended)
     assert study.done("teacher_2")["weights"] != study.done("teacher")["weights"]
     assert study.done("teacher_2")["parameters"] == study.done("teacher")["parameters"]
     assert [row["teacher"] for row in outcome["teachers"]] == [1, 2] and outcome["gain"]["teachers"] == 2
@@ -176,17 +167,17 @@ def test_a_second_teacher_added_later_runs_only_what_is_new(two, finished):
     assert not (study.correct(0, "confirm_teacher_2") == study.confirmed["distilled", "tuned"][0]).all()
 
 
-def test_a_packed_study_keeps_its_teachers(two, tmp_path):
-    kdstudy("pack", two, tmp_path / "small", cwd=tmp_path)
-    assert results_of(tmp_path / "small")["teachers"] == results_of(two)["teachers"]
-    assert "nothing" in kdstudy("plan", tmp_path / "small", cwd=tmp_path).stdout.split("left to do")[1][:12]
+def test_a_packed_study_keeps_its_teachers(extended, tmp_path):
+    assert here("pack", str(extended), str(tmp_path / "small"))[0] == 0
+    assert results_of(tmp_path / "small")["teachers"] == results_of(extended)["teachers"]
+    assert "nothing" in here("plan", str(tmp_path / "small"))[1].split("left to do")[1][:12]
 
 
 @pytest.mark.slow
-def test_killed_among_its_further_teachers_it_goes_on(two, finished, tmp_path):
+def test_killed_among_its_further_teachers_it_goes_on(extended, finished, tmp_path):
     shutil.copytree(finished[0].parent, tmp_path / "studies")
     folder = tmp_path / "studies" / "digits-smoke"
-    command = ["run", *ONE_AT_A_TIME, *TWO]
+    command = ["run", *ONE_AT_A_TIME, *with_set(SECOND_TEACHER)]
     for stage in ("teacher_2", "teacher_2_logits", "confirm_teacher_2"):
         driver = subprocess.Popen([*KDSTUDY, *command], cwd=tmp_path, stdout=subprocess.DEVNULL,
                                   stderr=subprocess.DEVNULL)
@@ -195,6 +186,6 @@ def test_killed_among_its_further_teachers_it_goes_on(two, finished, tmp_path):
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
     kdstudy(*command, cwd=tmp_path)
-    mine, undisturbed = results_of(folder), results_of(two)
+    mine, undisturbed = results_of(folder), results_of(extended)
     assert (mine["teachers"], mine["gain"]) == (undisturbed["teachers"], undisturbed["gain"])
     assert not any("mismatch" in path.read_text() for path in folder.glob("*/record.jsonl"))

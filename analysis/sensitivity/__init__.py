@@ -12,6 +12,7 @@ every number has an interval. Trials that failed to learn are no part of it, and
     failures      the trials that failed to learn, and where training fails
     process       the Gaussian process and the posterior of its hyperparameters
     budget_model  the surface, an ensemble of it: accuracy as a function of parameters and epoch
+    latest        what was computed from the latest surfaces, so that it is computed once
     fit           a study's reports to a fitted surface
     losses        the surface of each loss where they have unlike parameters, and how losses compare
     grid          the space, read off at the budget

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -14,6 +15,7 @@ from scipy.special import ndtr
 from threadpoolctl import threadpool_limits
 
 from kdstudy.analysis.sensitivity.failures import Failures
+from kdstudy.analysis.sensitivity.latest import LATEST
 from kdstudy.analysis.sensitivity.process import Member, Rows, drawn
 from kdstudy.analysis.sensitivity.space import Dimension
 
@@ -55,6 +57,17 @@ class BudgetModel:
         self._observed = Rows(inputs, pd.factorize(self.rows["trial"])[0], (self._z - self._middle) / self._spread,
                               tuple(np.flatnonzero(numbers)))
 
+    @cached_property
+    def made_of(self) -> str:
+        """A hash of all that the surface depends on."""
+        failures, rows = self.failures, self._observed
+        arrays = [rows.x, rows.trial, rows.y, *((failures.learned, failures.failed) if failures is not None else ())]
+        numbers = (rows.numbers, self._middle, self._spread, self.budget, failures and failures.chance)
+        whole = hashlib.sha256(repr((list(self.space.items()), numbers, [array.shape for array in arrays])).encode())
+        for array in arrays:
+            whole.update(np.ascontiguousarray(array).tobytes())
+        return whole.hexdigest()
+
     @property
     def is_constant(self) -> bool:
         """Whether all accuracies at the budget are the same, so that there is nothing to explain."""
@@ -72,6 +85,9 @@ class BudgetModel:
     @cached_property
     def hyperparameters(self) -> np.ndarray:
         """Those of the ensemble, a row each; where there are many rows, they are drawn from a part of them."""
+        return LATEST.of(("hyperparameters", self.made_of), self._drawn)
+
+    def _drawn(self) -> np.ndarray:
         # One thread: more gain little on matrices of this size, and beside running trials they wait for each other.
         with threadpool_limits(1):
             return drawn(self._observed.part(self._part_for_fitting()),

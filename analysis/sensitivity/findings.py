@@ -8,6 +8,7 @@ import pandas as pd
 from kdstudy.analysis.sensitivity.budget_model import DRAWS, BudgetModel
 from kdstudy.analysis.sensitivity.effects import NEAR_BEST, best_map, curves, main_effects
 from kdstudy.analysis.sensitivity.grid import Grid, chosen_bounds, product
+from kdstudy.analysis.sensitivity.latest import LATEST
 from kdstudy.analysis.sensitivity.losses import compared, leading_loss, surfaces
 from kdstudy.analysis.sensitivity.prices import prices
 from kdstudy.analysis.sensitivity.reports import diverged
@@ -58,6 +59,10 @@ def analyse(study: StudyFiles) -> dict[str, Any]:
 
 def said_of_surface(model: BudgetModel, default: dict[str, Any]) -> dict[str, Any]:
     """What a fitted surface says by itself: prices to regions of `analyse`."""
+    return LATEST.of(("said", model.made_of, repr(default)), lambda: _read_off(model, default))
+
+
+def _read_off(model: BudgetModel, default: dict[str, Any]) -> dict[str, Any]:
     grid = Grid.of(model, default)
     best, pair = grid.argmax(), _map_pair(list(grid.axes))
     return {

@@ -282,7 +282,9 @@ class Member:
         across = self.kernel.between(points, self.rows.x)
         half = solve_triangular(self.lower, across.T, lower=True, check_finite=False)
         left = np.maximum(self.kernel.variance(points) - np.einsum("ij,ij->j", half, half), 0)
-        if exact:
+        if count == 0:
+            draws = np.empty((len(points), 0))
+        elif exact:
             draws = self._exact_draws(points, across, half, count, random)
         else:
             draws = self._draws(points, across, count, random)
@@ -303,8 +305,10 @@ class Member:
         both = np.vstack([points, rows.x])
         prior = math.sqrt(kernel.surface) * _features(both @ kernel.factor, count, random)
         for number in kernel.numbers:
-            own = both[:, [number, -1]] / kernel.lengths[[number, -1]]
-            prior += math.sqrt(kernel.alone) * _features(own, count, random)
+            # The points of a grid share few values of one number, so there are few features to compute.
+            own, place = np.unique(both[:, [number, -1]], axis=0, return_inverse=True)
+            drawn_alone = _features(own / kernel.lengths[[number, -1]], count, random)
+            prior += math.sqrt(kernel.alone) * drawn_alone[place.ravel()]
         prior *= kernel.grown(both)[:, None]
         epochs, place = np.unique(both[:, -1:], return_inverse=True)
         curve = _features(epochs[:, None] / kernel.lengths[-1], count, random)
