@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from kdstudy.cli.formats import format_options, show_formats, written_formats
 from kdstudy.cli.group import cli
 from kdstudy.cli.options import LocalPath, trust_option
 from kdstudy.cli.resolve import allow, files_must_fit, resolve_started
@@ -74,9 +75,11 @@ def pack(study: str, out: Path, location: str | None, no_teacher: bool) -> None:
 @click.option("--stopped", is_flag=True, help="Allow a --trial that was stopped early.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
               help="Override a setting, e.g. --set data.source=PATH if the images have moved.")
+@format_options
 @trust_option
 def export(study: str, out: Path, location: str | None, model: str, row: str | None, seed: int | None,
-           average: str | None, trial: int | None, stopped: bool, overrides: tuple[str, ...], trust: bool) -> None:
+           average: str | None, trial: int | None, stopped: bool, overrides: tuple[str, ...],
+           kinds: tuple[str, ...], quantise: str | None, resizes: bool, trust: bool) -> None:
     """Export a model, by default the student that the study chose, as a folder for timm.
 
     Exports the last epoch as safetensors with a config.json, from the first confirmation seed with which the student
@@ -106,10 +109,12 @@ def export(study: str, out: Path, location: str | None, model: str, row: str | N
             candidate = candidates.average(config, storage.folder, average, name)
         else:
             candidate = candidates.student(config, storage.folder, name, seed)
-        details = writing.export(config, candidate, out)
+        details = writing.export(config, candidate, out, written_formats(kinds, quantise, resizes),
+                                 folder=storage.folder, resizes=resizes)
     accuracy = next(iter(details["formats"].values()))["accuracy"]
     what = f"the mean of {len(candidate.weights)} runs' {average}" if average else "this run alone"
     click.echo(f"{out}: {100 * accuracy:.2f} % test accuracy ({what}); its README.md says how to load it")
+    show_formats(details["formats"])
 
 
 _SECTION = {"student": "student", "baseline": "student", "teacher": "teacher"}  # which functions are called
