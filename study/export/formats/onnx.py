@@ -1,10 +1,5 @@
 """ONNX: one file with the normalisation, and on request the resizing, inside the graph."""
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +8,7 @@ import torch
 from kdstudy.errors import StudyFailedError
 from kdstudy.export.formats import snippets
 from kdstudy.export.formats.base import Deployable, Format
-from kdstudy.export.formats.program import INPUT, OUTPUT, cannot, labels, trace
+from kdstudy.export.formats.program import INPUT, OUTPUT, cannot, labels, quiet, trace
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -100,16 +95,3 @@ def _strip(graph) -> None:
     for part in (*graph.node, *graph.initializer, *graph.input, *graph.output):
         del part.metadata_props[:]
         part.doc_string = ""
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep the tools' remarks, meant for their developers, from the terminal."""
-    earlier = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(earlier)

@@ -8,7 +8,7 @@ import torch
 
 from kdstudy.export.formats import onnx
 from kdstudy.export.formats.base import Deployable, Format
-from kdstudy.export.formats.program import INPUT, cannot
+from kdstudy.export.formats.program import INPUT, cannot, quiet
 from kdstudy.trainables.images import ImageSet
 from kdstudy.trainables.views import resize
 
@@ -32,7 +32,7 @@ class OnnxInt8(Format):
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
         try:
-            with onnx.quiet(), tempfile.TemporaryDirectory() as temporary:
+            with quiet(), tempfile.TemporaryDirectory() as temporary:
                 prepared = Path(temporary) / FILE
                 quant_pre_process(str(folder / onnx.FILE), str(prepared), skip_symbolic_shape=True)
                 quantize_static(str(prepared), str(folder / FILE), _Calibration(deployable),

@@ -1,7 +1,11 @@
 """The graph of a whole classifier, from images in 0..1 to logits, from which onnx and pt2 are written."""
 
+import contextlib
+import io
 import json
+import logging
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -45,8 +49,7 @@ def trace(deployable: Deployable, kind: str) -> ExportedProgram:
     # Not square: from equal sides torch would conclude that they always are.
     example = torch.zeros(EXAMPLES, deployable.splits.channels, side, side + deployable.resizes)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch.no_grad(), quiet():
             program = torch.export.export(Whole(deployable.model, deployable.resizes).eval(), (example,),
                                           dynamic_shapes={INPUT: sizes}, strict=False)
     except Exception as error:  # of many kinds
@@ -71,3 +74,17 @@ def labels(deployable: Deployable) -> dict[str, str]:
     inside: dict[str, Any] = {"input": f"{INPUT}: float32 (B, C, H, W) in 0..1", "mean": model.mean, "std": model.std,
                               "size": model.size, "resizes": deployable.resizes}
     return {"class_names": json.dumps(list(deployable.splits.class_names)), "preprocessing": json.dumps(inside)}
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what torch and the converters print, meant for their developers, from the terminal."""
+    earlier = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), \
+                contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(earlier)

@@ -1,6 +1,5 @@
 """torch.export's archive, which torch loads without the model's code."""
 
-import warnings
 from pathlib import Path
 
 import torch
@@ -8,7 +7,7 @@ import torch
 from kdstudy.errors import UserError
 from kdstudy.export.formats import snippets
 from kdstudy.export.formats.base import Deployable, Format
-from kdstudy.export.formats.program import cannot, labels, trace
+from kdstudy.export.formats.program import cannot, labels, quiet, trace
 
 FILE = "model.pt2"
 
@@ -19,8 +18,7 @@ class Pt2(Format):
     def write(self, deployable: Deployable, folder: Path) -> list[str]:
         program = trace(deployable, self.name)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+            with quiet():
                 torch.export.save(program, folder / FILE, extra_files=labels(deployable))
         except Exception as error:  # of many kinds
             raise cannot(deployable, self.name, error) from error

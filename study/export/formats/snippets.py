@@ -28,7 +28,8 @@ def images(deployable: Deployable, library: Literal["numpy", "torch"], outside: 
         lines.insert(0, "# This study stretched the images' brightness first (data.stretch): do that to yours too.")
     lines += [
         f"picture = Image.open({text(FILE)})",
-        "sides = [max(size, round(side * size / min(picture.size))) for side in picture.size]",
+        "scale = size / min(picture.size)",
+        "sides = [max(size, round(side * scale)) for side in picture.size]",
         "picture = picture.resize(sides, Image.Resampling.BICUBIC)",
         "left, top = [(side - size) // 2 for side in sides]",
         f'picture = picture.crop((left, top, left + size, top + size)).convert("{mode}")',
