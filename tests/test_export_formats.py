@@ -443,6 +443,15 @@ def test_a_strangers_configuration_fetches_and_calls_nothing(copy, part, change,
     assert found == code and is_one_line(err) and said in err and "config.json" in err
 
 
+def test_modules_in_the_current_folder_are_not_imported(copy, monkeypatch):
+    """Somebody may stand in the folder that a stranger sent."""
+    for name in ("timm", "torch", "safetensors", "onnxruntime"):
+        (copy / f"{name}.py").write_text("open('imported', 'w')\n")
+    monkeypatch.chdir(copy)
+    code, _, err = here("verify", ".", "--format", "timm", "--format", "onnx")
+    assert code == 0 and not (copy / "imported").exists(), err
+
+
 def test_a_strangers_graph_reads_no_other_file(copy):
     import onnx
 

@@ -16,8 +16,8 @@ from kdstudy.errors import UserError
 @cli.command()
 @click.argument("out", type=LocalPath(path_type=Path, file_okay=False), metavar="OUT")
 @click.option("--data", "source", metavar="STUDY_OR_SOURCE",
-              help="Also measure the accuracy on the test images: of this study, or read from this data.source with the "
-                   "settings of the export.")
+              help="Also measure the accuracy on the test images: of this study, or read from this data.source "
+                   "with the settings of the export.")
 @click.option("--set", "overrides", multiple=True, metavar="data.KEY=VALUE",
               help="With --data: override a setting of [data].")
 @click.option("--format", "kinds", type=FormatChoice(), multiple=True,

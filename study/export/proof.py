@@ -77,8 +77,8 @@ def run(folder: Path, kind: str, images: Sequence[np.ndarray], *, function: str 
         for number, part in enumerate(images):
             files += [Path(temporary) / f"images{number}.npy", Path(temporary) / f"logits{number}.npy"]
             np.save(files[-2], part)
-        done = subprocess.run([sys.executable, standalone.__file__, folder.absolute(), kind, function or "", *files],
-                              capture_output=True, text=True, errors="replace",
+        done = subprocess.run([sys.executable, "-P", standalone.__file__, folder.absolute(), kind, function or "",
+                               *files], capture_output=True, text=True, errors="replace",
                               env=os.environ | {"HF_HUB_OFFLINE": "1"})  # nothing is fetched, whatever the files say
         if done.returncode or not files[-1].exists():
             last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]

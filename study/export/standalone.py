@@ -1,12 +1,13 @@
 """Logits of an exported model, by the packages alone that its format names: this file imports nothing of kdstudy.
 
-`python standalone.py FOLDER FORMAT FUNCTION IMAGES.npy LOGITS.npy [IMAGES.npy LOGITS.npy …]` runs it in a process of
+`python -P standalone.py FOLDER FORMAT FUNCTION IMAGES.npy LOGITS.npy [IMAGES.npy LOGITS.npy …]` runs it in a process of
 its own, which cannot import kdstudy either. FUNCTION: empty if none may be called. IMAGES.npy: (N, C, H, W) uint8.
 LOGITS.npy: (N, classes) fp32.
 """
 
 import importlib
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -106,8 +107,9 @@ READERS = {"timm": _read_timm, "onnx": _read_onnx, "onnx-int8": _read_onnx_int8,
 
 if __name__ == "__main__":
     sys.modules["kdstudy"] = None  # an import of it now fails
-    sys.path[0] = ""  # instead of this file's folder: where the user's own modules are, as when the study ran
     given, kind, function, *files = sys.argv[1:]
+    if function:  # the current folder, where the user's own modules are, as when the study ran; last, and else not at
+        sys.path.append(os.getcwd())  # all: it may be a stranger's, with a timm.py
     sources, targets = files[::2], files[1::2]
     for target, result in zip(targets, logits(given, kind, list(map(np.load, sources)), function or None), strict=True):
         np.save(target, result)

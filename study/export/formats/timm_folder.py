@@ -74,8 +74,8 @@ class TimmFolder(Format):
         except (KeyError, TypeError, AttributeError):
             raise StudyFailedError(f"{path} is not a model's configuration") from None
         if unknown := sorted(set(own) - DESCRIBING - LOADING) + sorted(keys & LOADING):
-            raise StudyFailedError(f"{path} sets {unknown[0]!r}, which could have other weights fetched or read, and is "
-                                   "not in what kdstudy exports")
+            raise StudyFailedError(f"{path} sets {unknown[0]!r}, which could have other weights fetched or read; "
+                                   "kdstudy exports no such setting")
         if not isinstance(architecture, str) or not (models.is_function(architecture) or timm.is_model(architecture)):
             raise StudyFailedError(f"{path} names a model that timm does not know: {str(architecture)[:100]!r}")
         if models.is_function(architecture) and architecture != function:
