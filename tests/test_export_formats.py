@@ -346,6 +346,18 @@ def test_a_file_that_is_another_model_is_not_exported(study, tmp_path, monkeypat
     assert not list(tmp_path.iterdir())
 
 
+def test_the_mean_of_several_models_is_a_graph_but_no_timm_folder(study, tmp_path):
+    code, _, err = here("export", str(study), str(tmp_path / "out"), "--average", "logits")
+    assert code == 2 and is_one_line(err) and not (tmp_path / "out").exists()
+    code, printed, err = here("export", str(study), str(tmp_path / "out"), "--average", "logits", "--format", "pt2")
+    assert code == 0 and "the mean of 2 runs' logits" in printed, err
+    images = some_images(3, (OWN, OWN))
+    with torch.no_grad():
+        mean = torch.export.load(tmp_path / "out" / "model.pt2").module()(torch.from_numpy(images)).numpy()
+    assert np.abs(mean - logits_of(model_of(study), images)).max() < 1e-4  # its models are all alike
+    assert len(details_of(tmp_path / "out")["weights"]) == 2
+
+
 # -- verify -----------------------------------------------------------------------------------------------------------
 
 

@@ -95,6 +95,7 @@ def export(study: str, out: Path, location: str | None, model: str, row: str | N
     allow(config, study, overrides, trust, TRAINED if trial is not None else (_SECTION[model],), storage)
     from kdstudy.export import candidates, writing  # imports torch
 
+    formats = written_formats(kinds, quantise, resizes)
     name = row or (candidates.BASELINE if model == "baseline" else candidates.CHOSEN)
     with files_must_fit(storage):
         if trial is not None:
@@ -109,8 +110,7 @@ def export(study: str, out: Path, location: str | None, model: str, row: str | N
             candidate = candidates.average(config, storage.folder, average, name)
         else:
             candidate = candidates.student(config, storage.folder, name, seed)
-        details = writing.export(config, candidate, out, written_formats(kinds, quantise, resizes),
-                                 folder=storage.folder, resizes=resizes)
+        details = writing.export(config, candidate, out, formats, folder=storage.folder, resizes=resizes)
     accuracy = next(iter(details["formats"].values()))["accuracy"]
     what = f"the mean of {len(candidate.weights)} runs' {average}" if average else "this run alone"
     click.echo(f"{out}: {100 * accuracy:.2f} % test accuracy ({what}); its README.md says how to load it")

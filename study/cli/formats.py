@@ -31,26 +31,28 @@ def format_options(command: Callable) -> Callable:
                      help="The graphs of onnx and pt2 take images of any size and resize them."),
         click.option("--quantise", type=click.Choice(["int8"]),
                      help="Also write model.int8.onnx beside the ONNX file, and measure what it loses."),
-        click.option("--format", "kinds", type=FormatChoice(), multiple=True, default=["timm"], show_default=True,
-                     help="A format to write. Repeatable."),
+        click.option("--format", "kinds", type=FormatChoice(), multiple=True,
+                     help="A format to write. Repeatable.  [default: timm]"),
     ):
         command = decorate(command)
     return command
 
 
 def written_formats(kinds: Sequence[str], quantise: str | None, resizes: bool) -> list[str]:
-    """The names of the formats to write. Raises UserError for options that do not go together."""
-    from kdstudy.export.formats import FORMAT, QUANTISED  # imports torch
+    """The names of the formats to write. Raises UserError for options that do not go together, or a missing package."""
+    from kdstudy.export.formats import DEFAULT, FORMAT, QUANTISED  # imports torch
 
-    kinds = list(kinds)
+    kinds = list(kinds) or [DEFAULT]
     if quantise:
         name = QUANTISED[quantise]
         if FORMAT[name].source not in kinds:
             raise UserError(f"--quantise {quantise} makes another file of the ONNX file; add --format "
                             f"{FORMAT[name].source}")
         kinds.append(name)
-    if resizes and not set(kinds) - {"timm"}:
+    if resizes and not set(kinds) - {DEFAULT}:
         raise UserError("--resize-inside is for graphs; add --format onnx or --format pt2")
+    for name in kinds:
+        FORMAT[name].check_installed()
     return kinds
 
 

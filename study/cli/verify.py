@@ -37,11 +37,11 @@ def verify(out: Path, source: str | None, overrides: tuple[str, ...], kinds: tup
         raise UserError("--set changes which images are read; add --data")
     from kdstudy.export import verify as checking  # imports torch
 
-    details = checking.read_details(out)
+    details = checking.read(out)
     test = None
     if source is not None:
         test = checking.test_images(_config(out / checking.SETTINGS, source, overrides).data, details)
-    found = checking.verify(out, kinds=_parts(kinds, details), test=test, function=function, trust=trust)
+    found = checking.verify(out, details, kinds=_parts(kinds, details), test=test, function=function, trust=trust)
     click.echo(f"{'':10} {'same files':>10}  {'difference':>10}  accuracy")
     for one in found:
         accuracy = (f"{100 * one.accuracy:.2f} %, at its export {100 * one.recorded:.2f} %" if one.accuracy is not None

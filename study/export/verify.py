@@ -45,21 +45,19 @@ class Checked:
     accuracy: float | None = None
 
 
-def verify(folder: Path, *, kinds: Sequence[str] = (), test: ImageSet | None = None, function: str | None = None,
-           trust: bool = False) -> list[Checked]:
-    """Check an export. kinds: the formats to run; all that it has by default. All files are hashed in any case.
+def verify(folder: Path, details: dict[str, Any], *, kinds: Sequence[str] = (), test: ImageSet | None = None,
+           function: str | None = None, trust: bool = False) -> list[Checked]:
+    """Run an export whose files are as they were. details: of its export.json, see `read`.
 
-    test: the images that it was tested on, see `test_images`. function: the only function that it may call. trust:
-    whether its author is trusted.
+    kinds: the formats to run; all that it has by default. test: the images that it was tested on, see `test_images`.
+    function: the only function that it may call. trust: whether its author is trusted.
 
-    Raises UserError where the folder is no export, or would run code that the user has not allowed; StudyFailedError,
-    which names the file, where one is not as it was exported.
+    Raises UserError where it would run code that the user has not allowed; StudyFailedError, which names the file,
+    where one does not compute what it computed at its export.
     """
-    details = read_details(folder)
     if function is not None:
         _check_function(function)
     formats = _formats(folder, details, kinds)
-    _check_files(folder, details)
     for one in formats:
         one.check_installed()
         one.check_received(folder, function, trust)
@@ -67,8 +65,11 @@ def verify(folder: Path, *, kinds: Sequence[str] = (), test: ImageSet | None = N
     return [_run(folder, one, details, probed, test, function) for one in formats]
 
 
-def read_details(folder: Path) -> dict[str, Any]:
-    """Read export.json. Raises UserError where the folder is no export, StudyFailedError where it is damaged."""
+def read(folder: Path) -> dict[str, Any]:
+    """Read export.json, and compare all files with the hashes in it. Returns its content.
+
+    Raises UserError where the folder is no export; StudyFailedError, which names the file, where one is not as it was
+    exported."""
     path = folder / DETAILS
     if not path.is_file():
         remedy = ("; it was exported by an earlier version: export it again" if (folder / EXPORT_KEY_FILE).is_file()
@@ -83,6 +84,7 @@ def read_details(folder: Path) -> dict[str, Any]:
         _check_shape(details)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise StudyFailedError(f"{path} is damaged or not what kdstudy writes") from None
+    _check_files(folder, details)
     return details
 
 
