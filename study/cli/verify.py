@@ -47,7 +47,8 @@ def verify(out: Path, source: str | None, overrides: tuple[str, ...], kinds: tup
         accuracy = (f"{100 * one.accuracy:.2f} %, at its export {100 * one.recorded:.2f} %" if one.accuracy is not None
                     else f"{100 * one.recorded:.2f} % at its export; --data measures it again")
         click.echo(f"{one.name:10} {len(one.files):>10}  {one.largest_difference:>10.2g}  {accuracy}")
-    click.echo(f"{out} is as it was exported")
+    others = [name for name in details["formats"] if name not in {one.name for one in found}]
+    click.echo(f"{out} is as it was exported" + (f"; not run: {', '.join(others)}" if others else ""))
 
 
 def _parts(kinds: tuple[str, ...], details: dict) -> list[str]:
