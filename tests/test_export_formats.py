@@ -18,7 +18,8 @@ from synthetic import here, is_one_line, write_finished
 from kdstudy.config.load import load_study
 from kdstudy.export import details as writing_details
 from kdstudy.export import proof
-from kdstudy.export.formats import CHOICES, FORMAT, FORMATS, QUANTISED
+from kdstudy.export.choices import CHOICES, QUANTISED
+from kdstudy.export.formats import FORMAT, FORMATS
 from kdstudy.export.formats.base import Deployable
 from kdstudy.export.formats.onnx_int8 import CALIBRATION_IMAGES, calibration_images
 from kdstudy.export.standalone import READERS
@@ -202,6 +203,7 @@ def test_files_say_what_they_need_and_nothing_of_this_machine(study, exported):
 
 def test_the_formats_are_those_that_can_be_asked_for_and_read():
     assert {one.name for one in FORMATS} == set(READERS) == {*CHOICES, *QUANTISED.values()}
+    assert set(CHOICES) == {one.name for one in FORMATS if one.source is None}
     names = [one.name for one in FORMATS]
     assert all(names.index(one.source) < names.index(one.name) for one in FORMATS if one.source)
     code, _, err = here("export", "digits", "out", "--format", "tf")

@@ -80,10 +80,10 @@ def pack(study: str, out: Path, location: str | None, no_teacher: bool) -> None:
 def export(study: str, out: Path, location: str | None, model: str, row: str | None, seed: int | None,
            average: str | None, trial: int | None, stopped: bool, overrides: tuple[str, ...],
            kinds: tuple[str, ...], quantise: str | None, resizes: bool, trust: bool) -> None:
-    """Export a model, by default the student that the study chose, as a folder for timm.
+    """Export the student that the study chose, or another model.
 
     Exports the last epoch as safetensors with a config.json, from the first confirmation seed with which the student
-    did not diverge. Load it with timm.create_model("local-dir:OUT", pretrained=True).
+    did not diverge. Load it with timm.create_model("local-dir:OUT", pretrained=True). Other formats: --format.
 
     \b
     kdstudy export STUDY OUT --model baseline         the tuned baseline

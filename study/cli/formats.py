@@ -6,22 +6,10 @@ from typing import Any
 import click
 
 from kdstudy.errors import UserError
+from kdstudy.export.choices import CHOICES, DEFAULT, QUANTISED
 from kdstudy.watch.display import show_bytes
 
 POINT = 1.0  # of accuracy, the loss from which on quantising is worth a warning
-
-
-class FormatChoice(click.Choice):
-    """The formats, whose list is read when it is needed: it imports torch."""
-
-    def __init__(self) -> None:
-        self.case_sensitive = True
-
-    @property
-    def choices(self) -> Sequence[str]:
-        from kdstudy.export.formats import CHOICES  # imports torch
-
-        return CHOICES
 
 
 def format_options(command: Callable) -> Callable:
@@ -29,10 +17,10 @@ def format_options(command: Callable) -> Callable:
     for decorate in (
         click.option("--resize-inside", "resizes", is_flag=True,
                      help="The graphs of onnx and pt2 take images of any size and resize them."),
-        click.option("--quantise", type=click.Choice(["int8"]),
+        click.option("--quantise", type=click.Choice(list(QUANTISED)),
                      help="Also write model.int8.onnx beside the ONNX file, and measure what it loses."),
-        click.option("--format", "kinds", type=FormatChoice(), multiple=True,
-                     help="A format to write. Repeatable.  [default: timm]"),
+        click.option("--format", "kinds", type=click.Choice(CHOICES), multiple=True,
+                     help=f"A format to write. Repeatable.  [default: {DEFAULT}]"),
     ):
         command = decorate(command)
     return command
@@ -40,7 +28,7 @@ def format_options(command: Callable) -> Callable:
 
 def written_formats(kinds: Sequence[str], quantise: str | None, resizes: bool) -> list[str]:
     """The names of the formats to write. Raises UserError for options that do not go together, or a missing package."""
-    from kdstudy.export.formats import DEFAULT, FORMAT, QUANTISED  # imports torch
+    from kdstudy.export.formats import FORMAT  # imports torch
 
     kinds = list(kinds) or [DEFAULT]
     if quantise:

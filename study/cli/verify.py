@@ -5,12 +5,12 @@ from pathlib import Path
 
 import click
 
-from kdstudy.cli.formats import FormatChoice
 from kdstudy.cli.group import cli
 from kdstudy.cli.options import LocalPath
 from kdstudy.config.load import load_study, preset_names
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
+from kdstudy.export.choices import CHOICES
 
 
 @cli.command()
@@ -20,7 +20,7 @@ from kdstudy.errors import UserError
                    "with the settings of the export.")
 @click.option("--set", "overrides", multiple=True, metavar="data.KEY=VALUE",
               help="With --data: override a setting of [data].")
-@click.option("--format", "kinds", type=FormatChoice(), multiple=True,
+@click.option("--format", "kinds", type=click.Choice(CHOICES), multiple=True,
               help="Run this format alone. Repeatable.  [default: all that the export has]")
 @click.option("--function", metavar="PACKAGE.MODULE:FUNCTION",
               help="The function that builds the model, if the export is of one of your own.")
@@ -28,7 +28,7 @@ from kdstudy.errors import UserError
               help="Trust whoever wrote OUT: also read its pt2 file, which could run code.")
 def verify(out: Path, source: str | None, overrides: tuple[str, ...], kinds: tuple[str, ...], function: str | None,
            trust: bool) -> None:
-    """Check an export: that its files are as they were exported, and still compute the same.
+    """Check that an export is as it was.
 
     Every file's hash is compared with export.json. Every format is loaded in a process of its own, without kdstudy, and
     must give the logits that it gave at its export. No images are needed; with --data the accuracy is compared too.

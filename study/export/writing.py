@@ -16,8 +16,9 @@ from kdstudy.errors import StudyFailedError, UserError
 from kdstudy.export import card, proof
 from kdstudy.export.average import MeanOfLogits, average_weights, measure_batch_norm
 from kdstudy.export.candidates import Candidate
+from kdstudy.export.choices import DEFAULT
 from kdstudy.export.details import DETAILS, PROBES, SETTINGS, identity, origin, settings_text
-from kdstudy.export.formats import DEFAULT, FORMATS
+from kdstudy.export.formats import FORMATS
 from kdstudy.export.formats.base import Deployable, Format
 from kdstudy.export.proof import TIES
 from kdstudy.store import files

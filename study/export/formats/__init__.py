@@ -8,6 +8,3 @@ from kdstudy.export.formats.timm_folder import TimmFolder
 
 FORMATS: tuple[Format, ...] = (TimmFolder(), Onnx(), OnnxInt8(), Pt2())  # one that is made of another comes after it
 FORMAT = {one.name: one for one in FORMATS}
-DEFAULT = "timm"
-CHOICES = tuple(one.name for one in FORMATS if one.source is None)  # of `--format`
-QUANTISED = {"int8": OnnxInt8.name}  # of `--quantise`

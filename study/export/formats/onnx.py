@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 FILE = "model.onnx"
 LARGEST = 2**31 - 2**20  # bytes in one file: protobuf's limit, and room for the graph
+FLOAT, INTEGER = 1, 2  # of onnx.AttributeProto.AttributeType
 AXES = {INPUT: ("batch", None, "height", "width"), OUTPUT: ("batch", None)}
 
 
@@ -77,7 +78,9 @@ def _converted(deployable: Deployable) -> "ModelProto":
 
     program = torch.onnx.export(trace(deployable, Onnx.name), dynamo=True, input_names=[INPUT], output_names=[OUTPUT],
                                 external_data=False, verbose=False)
-    model = onnxslim.slim(program.model_proto)
+    model = program.model_proto
+    _resize_as_torch(model.graph)
+    model = onnxslim.slim(model)
     _strip(model.graph)
     for value in (*model.graph.input, *model.graph.output):
         for axis, name in zip(value.type.tensor_type.shape.dim, AXES[value.name], strict=True):
@@ -86,6 +89,18 @@ def _converted(deployable: Deployable) -> "ModelProto":
     for name, text in labels(deployable).items():
         model.metadata_props.add(key=name, value=text)
     return model
+
+
+def _resize_as_torch(graph) -> None:
+    """Let an antialiased Resize weight pixels as torch does: Keys' cubic with a = -0.5, and nothing outside the image.
+    onnxscript 0.7.0 and earlier do not say so, and logits would differ."""
+    for node in graph.node:
+        attributes = {attribute.name: attribute for attribute in node.attribute}
+        if node.op_type == "Resize" and "antialias" in attributes and attributes["antialias"].i:
+            for name in attributes.keys() & {"exclude_outside", "cubic_coeff_a"}:
+                node.attribute.remove(attributes[name])
+            node.attribute.add(name="exclude_outside", i=1, type=INTEGER)
+            node.attribute.add(name="cubic_coeff_a", f=-0.5, type=FLOAT)
 
 
 def _strip(graph) -> None:
