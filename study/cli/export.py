@@ -60,6 +60,7 @@ def pack(study: str, out: Path, location: str | None, no_teacher: bool) -> None:
 @click.argument("study", metavar="STUDY")
 @click.argument("out", type=LocalPath(path_type=Path), metavar="OUT")
 @click.option("--dir", "location", metavar="FOLDER_OR_URI", help="Study folder or URI.")
+@format_options
 @click.option("--model", type=click.Choice(["student", "baseline", "teacher"]), default="student", show_default=True,
               help="Export the distilled student, the tuned baseline or the teacher.")
 @click.option("--row", help="Which student: a row of the results table, such as 'distilled default' or 'baseline "
@@ -75,7 +76,6 @@ def pack(study: str, out: Path, location: str | None, no_teacher: bool) -> None:
 @click.option("--stopped", is_flag=True, help="Allow a --trial that was stopped early.")
 @click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE",
               help="Override a setting, e.g. --set data.source=PATH if the images have moved.")
-@format_options
 @trust_option
 def export(study: str, out: Path, location: str | None, model: str, row: str | None, seed: int | None,
            average: str | None, trial: int | None, stopped: bool, overrides: tuple[str, ...],
