@@ -92,14 +92,13 @@ def write_finished(folder: Path, *settings: str) -> Path:
     write_json(folder / "stages.json", {
         "name": config.name, "epochs": config.train.epochs, "rungs": config.rungs, "machine": "a desk",
         "stages": {path.name.rsplit("-", 1)[0]: path.name for path in made},
-        "data": {**data, "unlabelled": 0, "classes": list(splits.class_names), "channels": 1,
-                 "image_size": 8, "duplicates": splits.duplicates, "dropped": 0}})
+        "data": {**data, "unlabelled": 0, "classes": list(splits.class_names), "channels": splits.channels,
+                 "image_size": study.context.image_size, "duplicates": splits.duplicates, "dropped": 0}})
     return folder
 
 
 def _model(study, section):
-    return models.build(study.context.model(section).model_copy(update={"pretrained": False}), classes=10, channels=1,
-                        image_size=8)
+    return models.build(study.context.model(section).model_copy(update={"pretrained": False}), **study.context.shape)
 
 
 def _record(stage, runs, epochs, *origins) -> None:

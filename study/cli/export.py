@@ -4,6 +4,7 @@ from pathlib import Path
 
 import click
 
+from kdstudy.cli.formats import format_options, show_formats, written_formats
 from kdstudy.cli.group import cli
 from kdstudy.cli.options import LocalPath, set_option, study_argument, trust_option
 from kdstudy.cli.resolve import allow, files_must_fit, resolve_started
@@ -58,6 +59,7 @@ def pack(study: str, out: Path, location: str | None, no_teacher: bool) -> None:
 @study_argument
 @click.argument("out", type=LocalPath(path_type=Path), metavar="OUT")
 @click.option("--dir", "location", metavar="FOLDER_OR_URI", help="Study folder or URI.")
+@format_options
 @click.option("--model", type=click.Choice(["student", "baseline", "teacher"]), default="student", show_default=True,
               help="Export the distilled student, the tuned baseline or the teacher.")
 @click.option("--row", help="Which student: a row of the results table, such as 'distilled default' or 'baseline "
@@ -74,11 +76,12 @@ def pack(study: str, out: Path, location: str | None, no_teacher: bool) -> None:
 @set_option("Override a setting, e.g. --set data.source=PATH if the images have moved.")
 @trust_option
 def export(study: str, out: Path, location: str | None, model: str, row: str | None, seed: int | None,
-           average: str | None, trial: int | None, stopped: bool, overrides: tuple[str, ...], trust: bool) -> None:
-    """Export a model, by default the student that the study chose, as a folder for timm.
+           average: str | None, trial: int | None, stopped: bool, overrides: tuple[str, ...],
+           kinds: tuple[str, ...], quantise: str | None, resizes: bool, trust: bool) -> None:
+    """Export the student that the study chose, or another model.
 
     Exports the last epoch as safetensors with a config.json, from the first confirmation seed with which the student
-    did not diverge. Load it with timm.create_model("local-dir:OUT", pretrained=True).
+    did not diverge. Load it with timm.create_model("local-dir:OUT", pretrained=True). Other formats: --format.
 
     \b
     kdstudy export STUDY OUT --model baseline         the tuned baseline
@@ -90,6 +93,7 @@ def export(study: str, out: Path, location: str | None, model: str, row: str | N
     allow(config, study, overrides, trust, TRAINED if trial is not None else (_SECTION[model],), storage)
     from kdstudy.export import candidates, writing  # imports torch
 
+    formats = written_formats(kinds, quantise, resizes)
     name = row or (candidates.BASELINE if model == "baseline" else candidates.CHOSEN)
     with files_must_fit(storage):
         if trial is not None:
@@ -104,10 +108,11 @@ def export(study: str, out: Path, location: str | None, model: str, row: str | N
             candidate = candidates.average(config, storage.folder, average, name)
         else:
             candidate = candidates.student(config, storage.folder, name, seed)
-        details = writing.export(config, candidate, out)
+        details = writing.export(config, candidate, out, formats, folder=storage.folder, resizes=resizes)
     accuracy = next(iter(details["formats"].values()))["accuracy"]
     what = f"the mean of {len(candidate.weights)} runs' {average}" if average else "this run alone"
     click.echo(f"{out}: {100 * accuracy:.2f} % test accuracy ({what}); its README.md says how to load it")
+    show_formats(details["formats"])
 
 
 _SECTION = {"student": "student", "baseline": "student", "teacher": "teacher"}  # which functions are called

@@ -10,7 +10,7 @@ import warnings
 
 import click
 
-from kdstudy.cli import export, read, run, submit  # noqa: F401  importing them registers their commands
+from kdstudy.cli import export, read, run, submit, verify  # noqa: F401  importing them registers their commands
 from kdstudy.cli.group import cli
 from kdstudy.errors import InterruptedStudyError, StudyFailedError, UserError
 from kdstudy.store.files import is_full, is_out_of_memory, remedy

@@ -117,7 +117,16 @@ def _measured(formats: dict[str, dict[str, Any]]) -> list[str]:
     """What was measured of each written file."""
     first, *others = formats.items()
     lines = [f"Test accuracy of these very weights: {100 * first[1]['accuracy']:.2f} % on {first[1]['images']} images."]
-    return lines + [f"As {kind}: {100 * found['accuracy']:.2f} %." for kind, found in others]
+    return lines + [f"As {kind}: {100 * found['accuracy']:.2f} %{shown_loss(found)}." for kind, found in others]
+
+
+def shown_loss(found: dict[str, Any]) -> str:
+    """What a quantised file loses, in words; empty for others. found: of export.json, for one format."""
+    if "lost_points" not in found:
+        return ""
+    lost = found["lost_points"]
+    return f", {abs(lost):.2f} points {'less' if lost > 0 else 'more'} than {found['of']}" if round(lost, 2) else \
+        f", as much as {found['of']}"
 
 
 def _recipe(training: TrainSettings, row: dict[str, Any]) -> dict[str, Any]:

@@ -1,9 +1,12 @@
 """Whether an exported file is the model that the study tested: its logits, computed by a process that cannot import
 kdstudy, against those that the study's own code computes."""
 
+import hashlib
+import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,8 @@ from kdstudy.export.formats.base import Format
 from kdstudy.trainables.messages import one_line
 
 TIES = 0.002  # the share of images whose prediction rounding may change, on another device or in another runtime
+PROBES = 8  # images for which an export keeps its logits
+COARSE = 8  # pixels of a probe per side, before it is enlarged: smoother than noise, as images are
 
 
 @dataclass(frozen=True)
@@ -38,16 +43,12 @@ class Proof:
         return asdict(self)
 
 
-def prove(folder: Path, kind: Format, images: np.ndarray, labels: np.ndarray, logits: np.ndarray, *,
-          function: str | None = None, fresh_process: bool = True) -> Proof:
-    """Load a model from a folder and compare it with the study's.
+def compare(kind: Format, own: np.ndarray, labels: np.ndarray, logits: np.ndarray, fresh_process: bool) -> Proof:
+    """Compare an exported model with the study's.
 
-    images: (N, C, H, W) uint8. labels: (N,). logits: (N, classes), of the study's model. function: the only function
-    that the folder may name as its model. Raises StudyFailedError if the model cannot be loaded or differs by more than
-    rounding.
+    own, logits: (N, classes), of the exported model and of the study's. labels: (N,). Raises StudyFailedError if they
+    differ by more than rounding, unless the format allows that.
     """
-    own = _in_fresh_process(folder, kind.name, images, function) if fresh_process else standalone.logits(
-        folder, kind.name, images, function)
     if own.shape != logits.shape or not np.isfinite(own).all():
         raise StudyFailedError(f"the model exported as {kind.name} returns logits of the shape {own.shape}, not all "
                                f"finite, instead of {logits.shape}")
@@ -63,13 +64,32 @@ def prove(folder: Path, kind: Format, images: np.ndarray, labels: np.ndarray, lo
     return proof
 
 
-def _in_fresh_process(folder: Path, kind: str, images: np.ndarray, function: str | None) -> np.ndarray:
+def run(folder: Path, kind: str, images: Sequence[np.ndarray], *, function: str | None = None,
+        fresh_process: bool = True) -> list[np.ndarray]:
+    """The logits (N, classes) of the model in a folder, for each array of images (N, C, H, W) uint8.
+
+    function: the only function that the folder may name as its model. Raises StudyFailedError if the model cannot be
+    loaded."""
+    if not fresh_process:
+        return standalone.logits(folder, kind, list(images), function)
     with tempfile.TemporaryDirectory() as temporary:
-        source, target = Path(temporary) / "images.npy", Path(temporary) / "logits.npy"
-        np.save(source, images)
-        done = subprocess.run([sys.executable, standalone.__file__, folder.absolute(), kind, source, target,
-                               *([function] if function else [])], capture_output=True, text=True)
-        if done.returncode or not target.exists():
+        files = []
+        for number, part in enumerate(images):
+            files += [Path(temporary) / f"images{number}.npy", Path(temporary) / f"logits{number}.npy"]
+            np.save(files[-2], part)
+        done = subprocess.run([sys.executable, "-P", standalone.__file__, folder.absolute(), kind, function or "",
+                               *files], capture_output=True, text=True, errors="replace",
+                              env=os.environ | {"HF_HUB_OFFLINE": "1"})  # nothing is fetched, whatever the files say
+        if done.returncode or not files[-1].exists():
             last = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
             raise StudyFailedError(f"the model exported as {kind} cannot be loaded without kdstudy: {one_line(last)}")
-        return np.load(target)
+        return [np.load(file) for file in files[1::2]]
+
+
+def probes(channels: int, size: int) -> np.ndarray:
+    """Images (PROBES, channels, size, size) uint8 that are the same everywhere and always, so that an export can be
+    checked without data. size: pixels."""
+    shape = PROBES, channels, COARSE, COARSE
+    coarse = np.frombuffer(hashlib.shake_256(b"kdstudy").digest(int(np.prod(shape))), np.uint8).reshape(shape)
+    places = np.arange(size) * COARSE // size
+    return np.ascontiguousarray(coarse[:, :, places][:, :, :, places])

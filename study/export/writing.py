@@ -1,7 +1,6 @@
 """Write a model into a folder, in one format or several, and prove that each is what the study tested."""
 
 import contextlib
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -9,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import save_file
 
 from kdstudy.analysis.study_files import EXPORT_KEY_FILE
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import StudyFailedError, UserError
-from kdstudy.export import card
+from kdstudy.export import card, proof
 from kdstudy.export.average import MeanOfLogits, average_weights, measure_batch_norm
 from kdstudy.export.candidates import Candidate
-from kdstudy.export.formats import DEFAULT, FORMAT
-from kdstudy.export.formats.base import Deployable
-from kdstudy.export.proof import TIES, prove
+from kdstudy.export.choices import DEFAULT
+from kdstudy.export.details import DETAILS, PROBES, SETTINGS, identity, origin, settings_text
+from kdstudy.export.formats import FORMATS
+from kdstudy.export.formats.base import Deployable, Format
+from kdstudy.export.proof import TIES
 from kdstudy.store import files
 from kdstudy.trainables import data, models
 from kdstudy.trainables.device import default_device
@@ -27,20 +29,19 @@ from kdstudy.trainables.models import Classifier
 from kdstudy.trainables.paths import remove
 from kdstudy.trainables.predictions import plain_logits
 
-DETAILS = "export.json"
 
-
-def export(config: StudyConfig, candidate: Candidate, target: Path,
-           kinds: Sequence[str] = (DEFAULT,)) -> dict[str, Any]:
+def export(config: StudyConfig, candidate: Candidate, target: Path, kinds: Sequence[str] = (DEFAULT,), *,
+           folder: Path, resizes: bool = False) -> dict[str, Any]:
     """Write a model, its card, and export.json, whose content it returns.
 
-    kinds: names of formats. Raises UserError if the target is something else, a package is missing or the images are
-    not those of the study; StudyFailedError if the model does not repeat the recorded predictions, or a written file
-    is not that model. In each case the target stays as it was.
+    kinds: names of formats. folder: of the study. resizes: whether graphs resize images themselves. Raises UserError if
+    the target is something else, a package is missing or the images are not those of the study; StudyFailedError if the
+    model does not repeat the recorded predictions, cannot be written in a format, or a written file is not that model.
+    In each case the target stays as it was.
     """
     if target.exists() and any(target.iterdir()) and not (target / EXPORT_KEY_FILE).exists():
         raise UserError(f"{target} is neither empty nor a kdstudy export; choose another folder")
-    formats = [FORMAT[kind] for kind in kinds]
+    formats = [one for one in FORMATS if one.name in kinds]
     for one in formats:
         one.check_installed()
     try:
@@ -48,24 +49,42 @@ def export(config: StudyConfig, candidate: Candidate, target: Path,
     except ValueError as error:
         raise UserError(str(error)) from None
     _check_images(config, splits, candidate.labels)
-    deployable = _load(config, candidate, splits)
+    deployable = _load(config, candidate, splits, resizes)
     logits = _logits_as_recorded(config, candidate, deployable)
-    details = {"key": candidate.key, "formats": {}}
     with _draft_of(target) as draft:
         draft.mkdir(parents=True)
-        for one in formats:
-            written = {name: {"bytes": (draft / name).stat().st_size, "sha256": _sha256(draft / name)}
-                       for name in one.write(deployable, draft)}
-            # A trial run is over in seconds; a process that imports torch would take as long again.
-            proof = prove(draft, one, splits.test.images, splits.test.labels, logits, fresh_process=not config.smoke,
-                          function=deployable.settings.model if models.is_function(deployable.settings.model) else None)
-            details["formats"][one.name] = {"files": written, **proof.as_dict()}
+        details = {"key": candidate.key, "formats": _write_formats(formats, deployable, logits, draft,
+                                                                   # A trial run is over in seconds; a process that
+                                                                   # imports torch would take as long again.
+                                                                   fresh_process=not config.smoke)}
+        details |= origin(config, candidate, deployable, formats, folder)
         (draft / "README.md").write_text(card.whole(candidate.card, deployable, details, target.name), encoding="utf-8")
+        (draft / SETTINGS).write_text(settings_text(config), encoding="utf-8")
         files.write_json(draft / EXPORT_KEY_FILE, candidate.key)
+        # The card is for its owner to edit.
+        details["files"] = {name: identity(draft / name) for name in (SETTINGS, EXPORT_KEY_FILE, PROBES)}
         files.write_json(draft / DETAILS, details)
         for file in draft.iterdir():
             file.chmod(0o644)  # safetensors makes files private, but an export is meant to be shared
     return details
+
+
+def _write_formats(formats: Sequence[Format], deployable: Deployable, logits: np.ndarray, draft: Path,
+                   fresh_process: bool) -> dict[str, dict[str, Any]]:
+    """Write the files of each format and prove them, and keep each one's logits for the probes. logits: (N, classes),
+    of the study's model for the test images. Returns the files and the proof of each format."""
+    test, model, written, probed = deployable.splits.test, deployable.settings.model, {}, {}
+    probes = proof.probes(*test.images.shape[1:3])
+    for one in formats:
+        names = one.write(deployable, draft)
+        own, probed[one.name] = proof.run(draft, one.name, [test.images, probes], fresh_process=fresh_process,
+                                          function=model if models.is_function(model) else None)
+        found = proof.compare(one, own, test.labels, logits, fresh_process).as_dict()
+        if one.source:
+            found |= {"of": one.source, "lost_points": 100 * (written[one.source]["accuracy"] - found["accuracy"])}
+        written[one.name] = {"files": {name: identity(draft / name) for name in names}, **found}
+    save_file(probed, draft / PROBES)
+    return written
 
 
 def _check_images(config: StudyConfig, splits: data.Splits, labels: np.ndarray) -> None:
@@ -76,7 +95,7 @@ def _check_images(config: StudyConfig, splits: data.Splits, labels: np.ndarray) 
                         f"{len(np.unique(labels))}; say where those images are with --set data.source=PATH")
 
 
-def _load(config: StudyConfig, candidate: Candidate, splits: data.Splits) -> Deployable:
+def _load(config: StudyConfig, candidate: Candidate, splits: data.Splits, resizes: bool) -> Deployable:
     settings, normalised = candidate.settings, candidate.normalised
     if not normalised:
         settings = models.with_measured(settings, splits.student_train)
@@ -101,7 +120,7 @@ def _load(config: StudyConfig, candidate: Candidate, splits: data.Splits) -> Dep
         model = MeanOfLogits([load(weights) for weights in candidate.weights]).eval()
     else:
         model = load(*candidate.weights)
-    return Deployable(model, settings, splits)
+    return Deployable(model, settings, splits, resizes, bool(config.data.stretch))
 
 
 def _logits_as_recorded(config: StudyConfig, candidate: Candidate, deployable: Deployable) -> np.ndarray:
@@ -117,11 +136,6 @@ def _logits_as_recorded(config: StudyConfig, candidate: Candidate, deployable: D
                                f"{100 * again.mean():.2f} % right instead of {100 * correct.mean():.2f} %; are the "
                                f"images of data.source = {config.data.source!r} the same?")
     return logits
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
