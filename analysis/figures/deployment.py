@@ -60,4 +60,5 @@ def _axis(low: float, high: float) -> dict[str, Any]:
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [digit * 10.0**power for power in powers for digit in ((1, 2, 5) if high / low < 200 else (1,))]
     ticks = [rounded(tick) for tick in ticks if low <= tick <= high]
-    return {"range": [math.log10(low), math.log10(high)], "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
+    return {"range": [math.log10(low), math.log10(high)], "tickvals": ticks,
+            "ticktext": [f"{tick:g}" for tick in ticks]}

@@ -1,5 +1,5 @@
-"""What a deployer wants to see of a finished study, for results/deployment.json: costs measured here, and qualities from
-the results. `kdstudy.analysis.deployment` says what the file holds, and reads it."""
+"""What a deployer wants to see of a finished study, for results/deployment.json: costs measured here, and qualities
+from the results. `kdstudy.analysis.deployment` says what the file holds, and reads it."""
 
 import datetime
 import platform
