@@ -13,7 +13,7 @@ import numpy as np
 from kdstudy.analysis.study_files import EXPORT_KEY_FILE
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import StudyFailedError, UserError
-from kdstudy.export import card
+from kdstudy.export import calibration, card
 from kdstudy.export.average import MeanOfLogits, average_weights, measure_batch_norm
 from kdstudy.export.candidates import Candidate
 from kdstudy.export.formats import DEFAULT, FORMAT
@@ -31,12 +31,13 @@ DETAILS = "export.json"
 
 
 def export(config: StudyConfig, candidate: Candidate, target: Path,
-           kinds: Sequence[str] = (DEFAULT,)) -> dict[str, Any]:
+           kinds: Sequence[str] = (DEFAULT,), *, folder: Path, calibrate: bool = False) -> dict[str, Any]:
     """Write a model, its card, and export.json, whose content it returns.
 
-    kinds: names of formats. Raises UserError if the target is something else, a package is missing or the images are
-    not those of the study; StudyFailedError if the model does not repeat the recorded predictions, or a written file
-    is not that model. In each case the target stays as it was.
+    kinds: names of formats. folder: of the study. calibrate: whether to scale its logits by a temperature that is
+    fitted here. Raises UserError if the target is something else, a package is missing, the images are not those of the
+    study or the model cannot be calibrated; StudyFailedError if the model does not repeat the recorded predictions, or
+    a written file is not that model. In each case the target stays as it was.
     """
     if target.exists() and any(target.iterdir()) and not (target / EXPORT_KEY_FILE).exists():
         raise UserError(f"{target} is neither empty nor a kdstudy export; choose another folder")
@@ -51,6 +52,9 @@ def export(config: StudyConfig, candidate: Candidate, target: Path,
     deployable = _load(config, candidate, splits)
     logits = _logits_as_recorded(config, candidate, deployable)
     details = {"key": candidate.key, "formats": {}}
+    if calibrate:
+        scaling = calibration.scale(deployable, logits)
+        logits, details["calibration"] = logits / scaling.temperature, scaling.as_dict()
     with _draft_of(target) as draft:
         draft.mkdir(parents=True)
         for one in formats:

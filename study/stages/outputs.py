@@ -67,5 +67,5 @@ class Export(Output):
             return False
         from kdstudy.export import candidates, writing  # imports torch
 
-        writing.export(config, candidates.student(config, folder), folder / self.path)
+        writing.export(config, candidates.student(config, folder), folder / self.path, folder=folder)
         return True
