@@ -147,8 +147,8 @@ def explanation(content: dict[str, Any]) -> str:
     text = (f"Latency of the forward pass, without reading and resizing images, in {where['precision']} on "
             f"{where['hardware']}{threads} (torch {where['torch']}, {where['date']}): the median of repetitions that "
             "took turns, and in brackets their quartiles. Baseline and distilled student are one architecture, "
-            "measured once. Accuracy and calibration are those of the tuned rows, on the test images; the intervals "
-            "treat seeds and test images as samples, the teacher’s test images alone.")
+            "measured once. Accuracy and calibration are means over the tuned rows’ seeds, as trained, on the test "
+            "images; the intervals treat seeds and test images as samples, the teacher’s test images alone.")
     if (together := costs["teacher"]["models"] or 0) > 1:
         text += f" The teacher is {together} models, which run one after the other."
     for name, cost in costs.items():

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from kdstudy.analysis.study_files import EXPORT_KEY_FILE
+from kdstudy.analysis.study_files import EXPORT_KEY_FILE, StudyFiles
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import StudyFailedError, UserError
 from kdstudy.export import calibration, card
@@ -64,7 +64,8 @@ def export(config: StudyConfig, candidate: Candidate, target: Path,
             proof = prove(draft, one, splits.test.images, splits.test.labels, logits, fresh_process=not config.smoke,
                           function=deployable.settings.model if models.is_function(deployable.settings.model) else None)
             details["formats"][one.name] = {"files": written, **proof.as_dict()}
-        (draft / "README.md").write_text(card.whole(candidate.card, deployable, details, target.name), encoding="utf-8")
+        readme = card.whole(candidate.card, config, deployable, details, target.name, StudyFiles(folder))
+        (draft / "README.md").write_text(readme, encoding="utf-8")
         files.write_json(draft / EXPORT_KEY_FILE, candidate.key)
         files.write_json(draft / DETAILS, details)
         for file in draft.iterdir():
