@@ -100,8 +100,8 @@ def deployable_of(model, settings, classes=4, count=80):
 @pytest.mark.parametrize("settings", SCALABLE, ids=lambda settings: settings.model)
 def test_scaling_the_last_layer_divides_all_logits(settings):
     model = models.build(settings, classes=4, channels=1, image_size=32).eval()
-    for name in models.head_names(model.net):
-        nn.init.normal_(model.net.get_parameter(name), std=2.0)  # untrained heads are nearly zero
+    for name in sorted(models.head_names(model.net)):
+        nn.init.normal_(model.net.get_parameter(name))  # untrained heads are nearly zero
     deployable, logits = deployable_of(model, settings)
     scaling = calibration.scale(deployable, logits)
     with torch.no_grad():

@@ -27,6 +27,7 @@ STAGES: tuple[type[Stage], ...] = (
 OUTPUTS: tuple[Output, ...] = (Deployment(), Report(), Export())
 
 NAMES = tuple(kind.name for kind in (*STAGES, *OUTPUTS))
+REPORTED = NAMES[NAMES.index(Report.name):]  # the outputs after which there is a results table to show
 # Those to list in a help text: of the further teachers, one stands for all.
 LISTED = tuple(name for name in NAMES if name not in {stage.name for stage in FURTHER_TEACHERS if stage.number > 2})
 _NEEDS = {stage.name: stage.needs for stage in STAGES}
