@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
-from scipy import stats
+from scipy import special, stats
 
 from kdstudy.analysis.significance import crossed_interval
 from kdstudy.analysis.study_files import StudyFiles, read_columns
@@ -132,7 +132,7 @@ def calibration(study: StudyFiles, bins: int = 15) -> Calibration | None:
     for arm, runs in found.items():
         pooled = [np.concatenate(part) for part in zip(*runs, strict=True)]
         reliability.append(_reliability(*pooled, bins).assign(arm=arm))
-        error = [_expected_calibration_error(_reliability(*run, bins)) for run in runs]
+        error = [calibration_error(*run, bins) for run in runs]
         over = [100 * float(confidence.mean() - correct.mean()) for confidence, correct in runs]
         errors.append((arm, len(runs), *_mean_and_sd(error), *_mean_and_sd(over)))
     return Calibration(pd.concat(reliability, ignore_index=True)[BIN_COLUMNS],
@@ -151,9 +151,19 @@ def _reliability(confidence: np.ndarray, correct: np.ndarray, bins: int) -> pd.D
                          "confidence": means[0], "accuracy": means[1]})
 
 
-def _expected_calibration_error(reliability: pd.DataFrame) -> float:
-    gap = (reliability["accuracy"] - reliability["confidence"]).abs()
-    return float((reliability["count"] * gap).sum() / reliability["count"].sum())
+def calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
+    """The expected calibration error, in points, of predictions with these confidences (N,), 0 to 1, of which those in
+    `correct` (N,) bool are right; see `calibration`."""
+    found = _reliability(confidence, correct, bins)
+    gap = (found["accuracy"] - found["confidence"]).abs()
+    return float((found["count"] * gap).sum() / found["count"].sum())
+
+
+def likelihood_loss(logits: np.ndarray, labels: np.ndarray, temperature: float = 1.0) -> float:
+    """The negative log-likelihood per image, in nats, of labels (N,) under softmax(logits / temperature), (N, classes).
+    """
+    scaled = logits.astype(np.float64) / temperature
+    return float((special.logsumexp(scaled, axis=1) - scaled[np.arange(len(labels)), labels]).mean())
 
 
 def _confidence_files(study: StudyFiles) -> dict[str, list[Path]]:

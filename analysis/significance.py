@@ -59,18 +59,36 @@ def crossed_interval(differences: np.ndarray, confidence: float = 0.95, unit: fl
 
     unit: see `exact_interval`. Raises ValueError with fewer than two seeds or images.
     """
-    seeds, images = differences.shape
-    if seeds < 2 or images < 2:
-        raise ValueError(f"an interval needs at least two seeds and two images, not {seeds} and {images}")
-    squares = _mean_squares(differences)
-    terms = np.array([squares.seed / seeds, squares.image / images, -squares.residual / (seeds * images)])
-    variance = max(terms.sum(), terms[0], terms[1])
-    freedom = _satterthwaite(variance, terms, seeds, images)
-    crossed = t_interval(differences.mean(), variance, float(freedom), confidence)
+    crossed = _crossed(differences, confidence)
     bounds = paired_t_interval(differences.mean(1), confidence), exact_interval(differences.mean(0), confidence, unit)
     return replace(crossed, low=min(crossed.low, *(bound.low for bound in bounds)),
                    high=max(crossed.high, *(bound.high for bound in bounds)),
                    p=max(crossed.p, *(bound.p for bound in bounds)))
+
+
+def accuracy_interval(right: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval for an accuracy, 0 to 1, of models that got test images right, (n seeds, N images) bool.
+
+    Seeds and images are samples, as in `crossed_interval`. Never narrower than Wilson's interval of so many images,
+    which is all that there is with one seed, nor than that of the seeds' accuracies alone.
+    """
+    low, high = wilson_interval(right.mean(), right.shape[1], confidence)
+    if min(right.shape) < 2:
+        return low, high
+    shares = right.astype(float)
+    bounds = _crossed(shares, confidence), paired_t_interval(shares.mean(1), confidence)
+    return max(0.0, min(low, *(bound.low for bound in bounds))), min(1.0, max(high, *(bound.high for bound in bounds)))
+
+
+def _crossed(values: np.ndarray, confidence: float) -> Interval:
+    """The interval of two crossed random effects alone, (seeds, images); see `crossed_interval`."""
+    seeds, images = values.shape
+    if seeds < 2 or images < 2:
+        raise ValueError(f"an interval needs at least two seeds and two images, not {seeds} and {images}")
+    squares = _mean_squares(values)
+    terms = np.array([squares.seed / seeds, squares.image / images, -squares.residual / (seeds * images)])
+    variance = max(terms.sum(), terms[0], terms[1])
+    return t_interval(values.mean(), variance, float(_satterthwaite(variance, terms, seeds, images)), confidence)
 
 
 def exact_interval(differences: np.ndarray, confidence: float = 0.95, unit: float = 1.0) -> Interval:

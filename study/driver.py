@@ -40,7 +40,8 @@ class _Driver:
                  kept: KeptRay | None):
         self._study, self._display, self._address, self._kept = study, display, address, kept
         self._stages = [name for name in study.stages if name in wanted]
-        self._outputs = [output for output in OUTPUTS if output.name in wanted]
+        self._outputs = [output for output in OUTPUTS
+                         if output.name in wanted and output.is_wanted(study.config)]
 
     def run(self) -> bool:
         study, storage = self._study, self._study.storage

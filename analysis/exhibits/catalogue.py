@@ -7,7 +7,17 @@ The same name stands for the figure in `report.figures`, for its file with --ima
 from collections.abc import Callable
 from functools import partial
 
-from kdstudy.analysis.exhibits import audit, controls, effects, gain, losses, predictions, searches, teachers
+from kdstudy.analysis.exhibits import (
+    audit,
+    controls,
+    deployment,
+    effects,
+    gain,
+    losses,
+    predictions,
+    searches,
+    teachers,
+)
 from kdstudy.analysis.exhibits.exhibit import Exhibit
 from kdstudy.analysis.study_analysis import StudyAnalysis
 
@@ -32,6 +42,7 @@ EXHIBITS: dict[str, Callable[[str, StudyAnalysis], Exhibit]] = {
     "classes": predictions.classes,
     "agreement": predictions.agreement,
     "calibration": predictions.calibration,
+    "deployment": deployment.deployment,
     "budget": searches.budget,
 }
 

@@ -73,10 +73,12 @@ def pack(study: str, out: Path, location: str | None, no_teacher: bool) -> None:
               help="A trial of the distillation search, or of the baseline's with --model baseline; it is trained "
                    "again, since a search keeps no weights. `kdstudy trials STUDY` lists them.")
 @click.option("--stopped", is_flag=True, help="Allow a --trial that was stopped early.")
+@click.option("--calibrate", is_flag=True, help="Divide the logits by one temperature, fitted on the validation "
+                                                "images. It changes no prediction, only how sure they are.")
 @set_option("Override a setting, e.g. --set data.source=PATH if the images have moved.")
 @trust_option
 def export(study: str, out: Path, location: str | None, model: str, row: str | None, seed: int | None,
-           average: str | None, trial: int | None, stopped: bool, overrides: tuple[str, ...],
+           average: str | None, trial: int | None, stopped: bool, calibrate: bool, overrides: tuple[str, ...],
            kinds: tuple[str, ...], quantise: str | None, resizes: bool, trust: bool) -> None:
     """Export the student that the study chose, or another model.
 
@@ -108,10 +110,15 @@ def export(study: str, out: Path, location: str | None, model: str, row: str | N
             candidate = candidates.average(config, storage.folder, average, name)
         else:
             candidate = candidates.student(config, storage.folder, name, seed)
-        details = writing.export(config, candidate, out, formats, folder=storage.folder, resizes=resizes)
+        details = writing.export(config, candidate, out, formats, folder=storage.folder, resizes=resizes,
+                                 calibrate=calibrate)
     accuracy = next(iter(details["formats"].values()))["accuracy"]
     what = f"the mean of {len(candidate.weights)} runs' {average}" if average else "this run alone"
     click.echo(f"{out}: {100 * accuracy:.2f} % test accuracy ({what}); its README.md says how to load it")
+    if scaling := details.get("calibration"):
+        before, after = (f"{100 * scaling['test'][when]['calibration_error']:.1f}" for when in ("before", "after"))
+        click.echo(f"logits divided by {scaling['temperature']:.3g}, fitted on {scaling['fitted_on']} validation "
+                   f"images; calibration error on the test images: {before} points before, {after} after")
     show_formats(details["formats"])
 
 

@@ -16,7 +16,7 @@ from kdstudy.config.load import check_parameter
 from kdstudy.config.permission import TRAINED
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
-from kdstudy.stages.order import LISTED, NAMES, OUTPUTS, names
+from kdstudy.stages.order import LISTED, NAMES, REPORTED, names
 from kdstudy.study import Study
 from kdstudy.trainables.losses import PARAMETERS
 from kdstudy.watch.console import make_console, print_prose
@@ -54,7 +54,7 @@ def run(study: str, overrides: tuple[str, ...], location: str | None, smoke: boo
     if not did_work:
         console.print(f"Nothing to do: {storage} is complete{'' if until == NAMES[-1] else f' up to {until}'}.",
                       markup=False)
-    if until in [output.name for output in OUTPUTS]:
+    if until in REPORTED:
         print_results(console, storage)
 
 

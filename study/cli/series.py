@@ -9,7 +9,7 @@ from kdstudy.cli.console import stoppable
 from kdstudy.cli.resolve import files_must_fit
 from kdstudy.errors import StudyFailedError, UserError
 from kdstudy.series.folder import SeriesFolder
-from kdstudy.stages.order import NAMES, OUTPUTS
+from kdstudy.stages.order import NAMES, REPORTED
 from kdstudy.watch.console import print_prose
 
 
@@ -23,7 +23,7 @@ def run_series(series: SeriesFolder, console: Console, until: str, address: str 
     if not did_work:
         upto = "" if until == NAMES[-1] else f" up to {until}"
         console.print(f"\nNothing to do: {series.storage} is complete{upto}.", markup=False)
-    if until in [output.name for output in OUTPUTS]:
+    if until in REPORTED:
         print_series(console, series)
 
 

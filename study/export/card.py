@@ -1,18 +1,23 @@
 """The card of an exported model, README.md in its folder."""
 
+import importlib.metadata
 from typing import Any
 
 import pandas as pd
 
+from kdstudy.analysis.deployment import deployment, explanation, table
 from kdstudy.analysis.number_text import counted, show_interval, significant
-from kdstudy.analysis.study_files import EXPORT_KEY_FILE
+from kdstudy.analysis.study_files import EXPORT_KEY_FILE, StudyFiles
 from kdstudy.analysis.tables import OTHERS, plain
 from kdstudy.config.settings import StudyConfig
 from kdstudy.export.formats import FORMAT
 from kdstudy.export.formats.base import Deployable
+from kdstudy.export.header import base_model, header
 from kdstudy.store.fingerprints import changed
 from kdstudy.trainables import models
 from kdstudy.trainables.settings import TrainSettings
+
+PACKAGES = ("kdstudy", "torch", "timm")
 
 
 def of_student(config: StudyConfig, outcome: dict[str, Any], row: dict[str, Any], seed: int,
@@ -54,7 +59,8 @@ def _of_row(config: StudyConfig, outcome: dict[str, Any], row: dict[str, Any], o
             is_chosen: bool) -> list[str]:
     name, distilled = f"{row['arm']} {row['configuration']}", row["arm"] == "distilled"
     names = ("temperature", "alpha", "lr", *row.get("of_loss", ()))
-    loss = [f"loss {plain(row['loss'])}"] if row.get("loss") else []
+    name_of_loss = row.get("loss") or (config.default.loss if distilled else "")
+    loss = [f"loss {plain(name_of_loss)}"] if name_of_loss else []
     shown = ", ".join(loss + [f"{setting} {row[setting]:.4g}" for setting in names if setting in row])
     recipe = _recipe(config.train, row)
     mean = f"{row['test_mean']:.2f} %" + (f" ± {row['test_sd']:.2f}" if row["test_sd"] is not None else "")
@@ -100,17 +106,67 @@ def of_teacher(config: StudyConfig, done: dict[str, Any]) -> list[str]:
     return lines
 
 
-def whole(first: list[str], deployable: Deployable, details: dict[str, Any], name: str) -> str:
-    """The whole card, Markdown. first: its first lines. details: of export.json. name: of the folder."""
+def whole(first: list[str], config: StudyConfig, deployable: Deployable, details: dict[str, Any], name: str,
+          study: StudyFiles) -> str:
+    """The whole card, Markdown with a header in YAML, as the Hugging Face hub reads it.
+
+    first: its first lines. details: of export.json. name: of the folder."""
     model = deployable.model
-    lines = [*first, *_measured(details["formats"]), "",
+    lines = [header(config, deployable, details, name), *first, *_measured(details["formats"]), "",
+             *_calibrated(details.get("calibration")),
              f"It takes images of {model.size}x{model.size} pixels in 0..1, normalised with "
              f"{models.show_normalisation(model.mean, model.std)}.", ""]
     for kind in details["formats"]:
         lines += ["```python", *FORMAT[kind].usage(name, deployable), "```", ""]
-    lines += [f"Licence and provenance: trained by kdstudy; `{EXPORT_KEY_FILE}` names the study's stage it came from.",
-              ""]
+    lines += _deployment(deployment(study))
+    begun = _begun(deployable)
+    lines += ["## Origin", "", *begun,
+              f"Splits: {_splits(deployable)}. Exported with {_versions()}. `{EXPORT_KEY_FILE}` names the study's "
+              "stage that it came from.", "",
+              "**License: none is chosen yet.** Before you publish this model, add `license: …` to the header of this "
+              f"file. Mind the licenses of the images{' and of the pretrained weights' if begun else ''}.", ""]
     return "\n".join(lines)
+
+
+def _calibrated(scaling: dict[str, Any] | None) -> list[str]:
+    """What temperature scaling has changed. scaling: of export.json."""
+    if scaling is None:
+        return []
+    before, after = (scaling["test"][when] for when in ("before", "after"))
+    errors = [f"{100 * one['calibration_error']:.1f}" for one in (after, before)]
+    return [f"Its logits are calibrated: the last layer is divided by {scaling['temperature']:.3g}, fitted on "
+            f"{scaling['fitted_on']} validation images, which changes no prediction. On the test images the expected "
+            f"calibration error is {errors[0]} points ({errors[1]} as trained), the negative log-likelihood "
+            f"{after['nll']:.3f} ({before['nll']:.3f} as trained).", ""]
+
+
+def _deployment(content: dict[str, Any] | None) -> list[str]:
+    """The study's three models side by side. content: of deployment.json."""
+    if content is None:
+        return []
+    head, *rows = ([plain(cell) for cell in row] for row in table(content))
+    return ["## Cost and quality", "", plain(explanation(content)), "",
+            *(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)), ""]
+
+
+def _begun(deployable: Deployable) -> list[str]:
+    """Where its training began, if that was not at random weights."""
+    if name := base_model(deployable):
+        return [f"Its training began with the weights [{name}](https://huggingface.co/{name}).", ""]
+    if deployable.settings.pretrained:
+        return ["Its training began with trained weights from a file.", ""]
+    return []
+
+
+def _splits(deployable: Deployable) -> str:
+    splits = deployable.splits
+    counts = {"training": splits.train, "of them seen by the student": splits.student_train,
+              "validation": splits.validation, "test": splits.test}
+    return ", ".join(f"{len(images)} {name}" for name, images in counts.items())
+
+
+def _versions() -> str:
+    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
 
 
 def _measured(formats: dict[str, dict[str, Any]]) -> list[str]:

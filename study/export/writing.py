@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from kdstudy.analysis.study_files import EXPORT_KEY_FILE
+from kdstudy.analysis.study_files import EXPORT_KEY_FILE, StudyFiles
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import StudyFailedError, UserError
-from kdstudy.export import card, proof
+from kdstudy.export import calibration, card, proof
 from kdstudy.export.average import MeanOfLogits, average_weights, measure_batch_norm
 from kdstudy.export.candidates import Candidate
 from kdstudy.export.choices import DEFAULT
@@ -31,11 +31,12 @@ from kdstudy.trainables.predictions import plain_logits
 
 
 def export(config: StudyConfig, candidate: Candidate, target: Path, kinds: Sequence[str] = (DEFAULT,), *,
-           folder: Path, resizes: bool = False) -> dict[str, Any]:
+           folder: Path, resizes: bool = False, calibrate: bool = False) -> dict[str, Any]:
     """Write a model, its card, and export.json, whose content it returns.
 
-    kinds: names of formats. folder: of the study. resizes: whether graphs resize images themselves. Raises UserError if
-    the target is something else, a package is missing or the images are not those of the study; StudyFailedError if the
+    kinds: names of formats. folder: of the study. resizes: whether graphs resize images themselves. calibrate: whether
+    to scale its logits by a temperature that is fitted here. Raises UserError if the target is something else, a
+    package is missing, the images are not those of the study or the model cannot be calibrated; StudyFailedError if the
     model does not repeat the recorded predictions, cannot be written in a format, or a written file is not that model.
     In each case the target stays as it was.
     """
@@ -51,14 +52,17 @@ def export(config: StudyConfig, candidate: Candidate, target: Path, kinds: Seque
     _check_images(config, splits, candidate.labels)
     deployable = _load(config, candidate, splits, resizes)
     logits = _logits_as_recorded(config, candidate, deployable)
+    details: dict[str, Any] = {"key": candidate.key}
+    if calibrate:
+        scaling = calibration.scale(deployable, logits)
+        logits, details["calibration"] = logits / scaling.temperature, scaling.as_dict()
     with _draft_of(target) as draft:
         draft.mkdir(parents=True)
-        details = {"key": candidate.key, "formats": _write_formats(formats, deployable, logits, draft,
-                                                                   # A trial run is over in seconds; a process that
-                                                                   # imports torch would take as long again.
-                                                                   fresh_process=not config.smoke)}
+        # A trial run is over in seconds; a process that imports torch would take as long again.
+        details["formats"] = _write_formats(formats, deployable, logits, draft, fresh_process=not config.smoke)
         details |= origin(config, candidate, deployable, formats, folder)
-        (draft / "README.md").write_text(card.whole(candidate.card, deployable, details, target.name), encoding="utf-8")
+        readme = card.whole(candidate.card, config, deployable, details, target.name, StudyFiles(folder))
+        (draft / "README.md").write_text(readme, encoding="utf-8")
         (draft / SETTINGS).write_text(settings_text(config), encoding="utf-8")
         files.write_json(draft / EXPORT_KEY_FILE, candidate.key)
         # The card is for its owner to edit.

@@ -8,7 +8,7 @@ from kdstudy import driver
 from kdstudy.errors import StorageError, StudyFailedError
 from kdstudy.series.folder import SeriesFolder
 from kdstudy.series.page import write_page
-from kdstudy.stages.order import NAMES, OUTPUTS, names
+from kdstudy.stages.order import NAMES, REPORTED, names
 from kdstudy.store import files
 from kdstudy.trainables.messages import one_line
 from kdstudy.tune.connection import KeptRay
@@ -35,7 +35,7 @@ def run(series: SeriesFolder, console: Console, *, until: str = NAMES[-1], addre
             except StudyFailedError as error:
                 failures.append(f"{member.name}: {error}")
                 print_prose(console, f"{member.name} failed: {error}", style="red")
-            if series.begun and until in [output.name for output in OUTPUTS]:
+            if series.begun and until in REPORTED:
                 try:
                     did_work |= write_page(series)
                 except (ValueError, FileNotFoundError) as error:  # of a member that may yet be run again

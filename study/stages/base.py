@@ -290,7 +290,7 @@ class Stage(ABC):
 
 
 class Output(ABC):
-    """A product of the finished stages for users: the report or the export.
+    """A product of the finished stages for users, such as the report.
 
     path: its path relative to the study, for display. published: the subfolder of the study that is uploaded.
     """
@@ -298,6 +298,10 @@ class Output(ABC):
     name: ClassVar[str]
     path: ClassVar[str]
     published: ClassVar[str]
+
+    def is_wanted(self, config: StudyConfig) -> bool:
+        """Whether a study with these settings has the output."""
+        return True
 
     def missing(self, folder: Path) -> str | None:
         """Return why there is nothing to write, in a sentence, or None."""

@@ -13,7 +13,7 @@ from kdstudy.stages.base import Output, Stage
 from kdstudy.stages.confirm import BaselineConfirmation, DistillConfirmation
 from kdstudy.stages.controls import CONTROLS
 from kdstudy.stages.finalists import BaselineFinalists, DistillFinalists
-from kdstudy.stages.outputs import Export, Report
+from kdstudy.stages.outputs import Deployment, Export, Report
 from kdstudy.stages.search import BaselineSearch, DistillSearch
 from kdstudy.stages.teacher import TeacherStage
 from kdstudy.stages.teacher_logits import TeacherLogitsStage
@@ -24,9 +24,10 @@ STAGES: tuple[type[Stage], ...] = (
     BaselineConfirmation, DistillConfirmation, *FURTHER_TEACHERS, *CONTROLS,
     AuditLogits, AuditBaseline, AuditDistill,
 )
-OUTPUTS: tuple[Output, ...] = (Report(), Export())
+OUTPUTS: tuple[Output, ...] = (Deployment(), Report(), Export())
 
 NAMES = tuple(kind.name for kind in (*STAGES, *OUTPUTS))
+REPORTED = NAMES[NAMES.index(Report.name):]  # the outputs after which there is a results table to show
 # Those to list in a help text: of the further teachers, one stands for all.
 LISTED = tuple(name for name in NAMES if name not in {stage.name for stage in FURTHER_TEACHERS if stage.number > 2})
 _NEEDS = {stage.name: stage.needs for stage in STAGES}
@@ -35,7 +36,7 @@ STAGE_FILES = {stage.name: stage.files for stage in STAGES}
 
 def names(config: StudyConfig) -> tuple[str, ...]:
     """Return the stages and outputs of a study with these settings, in order."""
-    return (*(stage.name for stage in STAGES if stage.is_wanted(config)), *(output.name for output in OUTPUTS))
+    return tuple(one.name for one in (*STAGES, *OUTPUTS) if one.is_wanted(config))
 
 
 def priority(name: str) -> tuple[int, int]:

@@ -1,9 +1,34 @@
-"""The outputs that are written after the stages: the report and the exported student."""
+"""The outputs that are written after the stages: what the models cost to run, the report and the exported student."""
 
 from pathlib import Path
 
 from kdstudy.config.settings import StudyConfig
 from kdstudy.stages.base import Output
+from kdstudy.store import files
+
+
+class Deployment(Output):
+    """What teacher, tuned baseline and distilled student cost to run, measured when no trial runs any more, so that the
+    machine is quiet. A trial run, over in seconds, has none. Its path is that of `analysis.deployment.FILE`."""
+
+    name = "deployment"
+    path = "results/deployment.json"
+    published = "results"
+
+    def is_wanted(self, config: StudyConfig) -> bool:
+        return not config.smoke
+
+    def write(self, config: StudyConfig, folder: Path) -> bool:
+        from kdstudy.analysis.deployment import deployment  # pandas takes long to import
+        from kdstudy.analysis.study_files import StudyFiles
+
+        study = StudyFiles(folder)
+        if study.confirmation is None or deployment(study) is not None:
+            return False
+        from kdstudy.export.deployment import figures  # imports torch
+
+        files.write_json(folder / self.path, figures(config, folder))
+        return True
 
 
 class Report(Output):
@@ -42,6 +67,5 @@ class Export(Output):
             return False
         from kdstudy.export import candidates, writing  # imports torch
 
-        writing.export(config, candidates.student(config, folder), folder / self.path,
-                       folder=folder)
+        writing.export(config, candidates.student(config, folder), folder / self.path, folder=folder)
         return True

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from kdstudy.analysis import report
+from kdstudy.analysis import deployment, report
 from kdstudy.analysis.records import read_events
 from kdstudy.analysis.study_files import StudyFiles
 from kdstudy.config.load import STUDY_FILE
@@ -53,6 +53,8 @@ def _pack_into(study: StudyFiles, out: Path, stages: Mapping[str, PackStage], te
             stages[name](source, target, outcome, teacher)
         if (done := files.read_json(target / "done.json")) is not None:
             files.write_done(target, done)  # lists only the files that were kept
+    if (measured := deployment.deployment(study)) is not None:
+        files.write_json(out / deployment.FILE, measured)
     report.build(out)
 
 

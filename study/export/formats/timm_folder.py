@@ -91,11 +91,13 @@ def _write_timm(deployable: Deployable, folder: Path) -> None:
         data_config={"input_size": (splits.channels, model.size, model.size), "mean": model.mean, "std": model.std,
                      "interpolation": "bicubic", "crop_pct": 1.0},
     )
+    config = json.loads((folder / CONFIG).read_text())
+    # transformers' TimmWrapper names it a second time beside these arguments; timm reads it from outside them too.
+    (config.get("model_args") or {}).pop("num_classes", None)
     if not deployable.settings.pretrained:
-        config = json.loads((folder / CONFIG).read_text())
         for name in OF_PRETRAINED:
             config["pretrained_cfg"].pop(name, None)
-        files.write_json(folder / CONFIG, config)
+    files.write_json(folder / CONFIG, config)
 
 
 def _write_plain(deployable: Deployable, folder: Path) -> None:
