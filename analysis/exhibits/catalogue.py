@@ -7,7 +7,17 @@ The same name stands for the figure in `report.figures`, for its file with --ima
 from collections.abc import Callable
 from functools import partial
 
-from kdstudy.analysis.exhibits import audit, controls, effects, gain, losses, predictions, searches, teachers
+from kdstudy.analysis.exhibits import (
+    audit,
+    controls,
+    effects,
+    gain,
+    losses,
+    predictions,
+    searches,
+    teacher_choice,
+    teachers,
+)
 from kdstudy.analysis.exhibits.exhibit import Exhibit
 from kdstudy.analysis.study_analysis import StudyAnalysis
 
@@ -22,6 +32,7 @@ EXHIBITS: dict[str, Callable[[str, StudyAnalysis], Exhibit]] = {
     "map": effects.best_map,
     "effects": effects.effects,
     "losses": losses.losses,
+    "which-teacher": teacher_choice.which_teacher,
     "rungs": searches.rungs,
     "curves-distill": partial(searches.learning_curves, stage="distill", nav="Learning curves"),
     "curves-baseline": partial(searches.learning_curves, stage="baseline"),
