@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from kdstudy.analysis.significance import Interval, crossed_interval, pair_share, paired_t_interval
-from kdstudy.analysis.study_files import AUDIT_STAGES, StudyFiles
+from kdstudy.analysis.stage_names import AUDIT_STAGES
+from kdstudy.analysis.study_files import StudyFiles
 
 USUAL_GAIN = 1.34  # points, of the experiment that kdstudy grew out of: see study/README.md
 STAGE_OF = {"baseline": "audit_baseline", "distilled": "audit"}

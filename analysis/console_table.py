@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kdstudy.analysis.number_text import gain_cell
-from kdstudy.analysis.tables import show_accuracy, show_hyperparameters
+from kdstudy.analysis.tables import named_teacher, show_accuracy, show_hyperparameters
 
 COLUMNS = ("", "hyperparameters", "test accuracy %", "gain [95 %]")
 CONTROL_COLUMNS = ("control", "hyperparameters", "test accuracy %", "gain over it [95 %]")
@@ -55,7 +55,7 @@ def _parameters(row: dict[str, Any]) -> str:
 
 
 def _console_cells(row: dict[str, Any]) -> tuple[str, ...]:
-    name = "teacher" if row["arm"] == "teacher" else f"{row['arm']} {row['configuration']}"
+    name = named_teacher(row) if row["arm"] == "teacher" else f"{row['arm']} {row['configuration']}"
     return name, _parameters(row), show_accuracy(row), gain_cell(row["gain"])
 
 

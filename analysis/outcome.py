@@ -10,7 +10,7 @@ seconds. `look` is there where the test images are looked at more than once: the
 look at fewer seeds had found. `controls` is there where the study has run any: see `kdstudy.analysis.controls`. So
 is `audit`: see `kdstudy.analysis.audit`; its `statements` are what it finds, in words. `teachers` is there where the
 study has several, see `kdstudy.analysis.teachers`; a row with `teachers` is over all of them, the others are over the
-first alone.
+first alone. Where the study chooses among teachers, `teacher` names that of its answer, and in a row that of the row.
 """
 
 from typing import Any
@@ -26,7 +26,8 @@ from kdstudy.analysis.families import compare, runs_of
 from kdstudy.analysis.gain import gap_closed, gap_to_teacher, over_seeds
 from kdstudy.analysis.learned import failed_runs, rises
 from kdstudy.analysis.looks import first_shown, present_look
-from kdstudy.analysis.study_files import SEARCH_OF, STAGES, StudyFiles, is_row
+from kdstudy.analysis.stage_names import in_order, stage_for
+from kdstudy.analysis.study_files import SEARCH_OF, StudyFiles, is_row
 from kdstudy.analysis.teachers import crossed, teacher_rows
 from kdstudy.analysis.verdict import scope, verdict
 
@@ -37,6 +38,7 @@ def results(study: StudyFiles) -> dict[str, Any]:
     Raises ValueError where a stage's files do not fit together.
     """
     rows = _teacher_rows(study) + _student_rows(study)
+    finished = {name: done for name in in_order(study.description["stages"]) if (done := study.done(name))}
     outcome: dict[str, Any] = {
         "study": study.description["name"],
         "smoke": bool(study.config.get("smoke")),
@@ -50,9 +52,11 @@ def results(study: StudyFiles) -> dict[str, Any]:
         "transfer": transfer(study),
         "published": study.config.get("published"),
         "machine": study.description.get("machine"),
-        "seconds": {name: round(done["seconds"], 1) for name in STAGES if (done := study.done(name))},
-        "taken_from": {name: done["taken_from"] for name in STAGES if "taken_from" in (done := study.done(name) or {})},
+        "seconds": {name: round(done["seconds"], 1) for name, done in finished.items()},
+        "taken_from": {name: done["taken_from"] for name, done in finished.items() if "taken_from" in done},
     }
+    if study.teacher_choice:
+        outcome["teacher"] = study.teacher
     if study.confirmation and not (look := present_look(study)).is_single:
         outcome["look"] = {"number": look.number, "seeds": look.seeds, "level": look.level, "plan": list(look.plan),
                            "planned": look.planned, "gain": study.config.get("confirm", {}).get("gain"),
@@ -74,7 +78,7 @@ def results(study: StudyFiles) -> dict[str, Any]:
 
 def transfer(study: StudyFiles) -> str | None:
     """From what to what knowledge goes: `same architecture`, or the kinds of both, such as `CNN → Transformer`."""
-    teacher, student = study.done("teacher"), study.done("baseline")
+    teacher, student = study.teacher_done(), study.done("baseline")
     if teacher is None or student is None or not student.get("kind"):
         return None
     if not teacher.get("kind"):
@@ -85,12 +89,14 @@ def transfer(study: StudyFiles) -> str | None:
 
 
 def _teacher_rows(study: StudyFiles) -> list[dict[str, Any]]:
-    done, correct = study.done("teacher"), study.teacher_correct()
+    done, correct = study.teacher_done(), study.teacher_correct()
     if done is None or correct is None:
         return []
     return [{
-        "arm": "teacher", "configuration": "tuned" if done["trials"] > 1 else "default",
-        "model": done.get("model") or study.config["teacher"]["model"], **_pretrained(study, "teacher"),
+        "arm": "teacher", **({"teacher": study.teacher} if study.teacher_choice else {}),
+        "configuration": "tuned" if done["trials"] > 1 else "default",
+        "model": done.get("model") or study.config["teacher"]["model"],
+        **_pretrained(study.config["teacher"] | study.config.get("teachers", {}).get(study.teacher, {})),
         **done["parameters"],
         "parameters": done["model_parameters"], "compression": 1.0 if done["model_parameters"] else None,
         "trials": done["trials"], "seeds": 1, "test_mean": 100 * float(correct.mean()), "test_sd": None,
@@ -102,21 +108,24 @@ def _student_rows(study: StudyFiles) -> list[dict[str, Any]]:
     if study.confirmation is None:
         return []
     baseline = study.confirmed["baseline", "tuned"]
-    gap = gap_to_teacher(study.teacher_correct(), baseline)
+    whose = {row["parameters"].get("teacher", study.teacher) for row in study.confirmation["rows"]}
+    gaps = {name: gap_to_teacher(study.teacher_correct(stage_for("teacher_logits", name)), baseline) for name in whose}
     rows, over_all = [], crossed(study)
     answer = runs_of(study.confirmed_row("distilled", study.primary))
     for row in study.confirmation["rows"]:
         right = study.confirmed[row["arm"], row["configuration"]]
+        teacher = row["parameters"].get("teacher", study.teacher)
         own_gain = compare(study, (row["arm"], row["configuration"]), ("baseline", "tuned"))
         rows.append({
             "arm": row["arm"], "configuration": row["configuration"],
             "primary": is_row(row, "distilled", study.primary), "model": study.config["student"]["model"],
-            **_pretrained(study, "student"), **row["parameters"], **_of_loss(study, row["parameters"]), **_sizes(study),
+            **_pretrained(study.config["student"]), **row["parameters"], **_of_loss(study, row["parameters"]),
+            **_sizes(study, teacher),
             **_searched(study, row),
             **(over_seeds(right) if over_all is None or runs_of(row) != answer else _over_teachers(over_all)),
             "best_validation": _best_validation(study, row), "gain": own_gain,
             # The lead is the first teacher's, and not to be compared with a gain over all.
-            "gap_closed": gap_closed(own_gain, gap)
+            "gap_closed": gap_closed(own_gain, gaps[teacher])
             if row["arm"] == "distilled" and "teachers" not in (own_gain or {}) else None,
         })
     return rows
@@ -131,20 +140,20 @@ def _over_teachers(right: np.ndarray) -> dict[str, Any]:
 
 def _of_loss(study: StudyFiles, parameters: dict[str, Any]) -> dict[str, Any]:
     """of_loss: the names of the parameters that only some losses have, where a row names its loss."""
-    names = [name for name in parameters if name in study.of_distillation - {"loss", "temperature", "alpha"}]
+    names = [name for name in parameters if name in study.of_distillation - {"teacher", "loss", "temperature", "alpha"}]
     return {"of_loss": names} if "loss" in parameters else {}
 
 
-def _pretrained(study: StudyFiles, section: str) -> dict[str, bool]:
+def _pretrained(settings: dict[str, Any]) -> dict[str, bool]:
     """Says so of a model that the study trains from pretrained weights."""
-    settings = study.config[section]
     return {"pretrained": True} if settings.get("pretrained") and not settings.get("trained") else {}
 
 
-def _sizes(study: StudyFiles) -> dict[str, Any]:
-    teacher = (study.done("teacher") or {}).get("model_parameters")
+def _sizes(study: StudyFiles, teacher: str) -> dict[str, Any]:
+    """teacher: the name of the one that a row learns from, or is compared with."""
+    weights = (study.teacher_done(teacher) or {}).get("model_parameters")
     student = study.confirmation["model_parameters"]
-    return {"parameters": student, "compression": teacher / student if teacher else None}
+    return {"parameters": student, "compression": weights / student if weights else None}
 
 
 def _searched(study: StudyFiles, row: dict[str, Any]) -> dict[str, Any]:

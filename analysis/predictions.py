@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 from scipy import special, stats
 
 from kdstudy.analysis.significance import crossed_interval
+from kdstudy.analysis.stage_names import stage_for
 from kdstudy.analysis.study_files import StudyFiles, read_columns
 
 ARMS = ("baseline", "distilled")
@@ -171,7 +172,7 @@ def _confidence_files(study: StudyFiles) -> dict[str, list[Path]]:
     rows = _tuned_rows(study)
     if rows is None:
         return {}
-    stage = study.stage("teacher_logits")
+    stage = study.stage(stage_for("teacher_logits", study.teacher))
     teacher = {"teacher": [stage / "test.parquet"]} if stage else {}
     return teacher | {arm: [study.stage(row["stage"]) / "runs" / f"{run:03d}" / "test.parquet" for run in row["runs"]]
                       for arm, row in rows.items()}

@@ -16,19 +16,17 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from kdstudy.analysis.records import discarded, read_events, settled, stops_of, virtual_order
+from kdstudy.analysis.stage_names import (
+    CONFIRM_STAGES,
+    EARLY_STAGES,
+    FINALIST_STAGES,
+    MAIN_TEACHER,
+    TRIAL_STAGES,
+    in_order,
+    kind_of,
+    stage_for,
+)
 
-CONFIRM_STAGES = ("confirm_baseline", "confirm")
-FINALIST_STAGES = ("finalists_baseline", "finalists")
-CONTROL_STAGES = ("label_smoothing", "control_label_smoothing", "control_placebo", "control_permuted",
-                  "control_equal_compute", "self_teacher", "self_logits", "control_self")
-MOST_TEACHERS = 10  # with teacher.replicates
-FURTHER_TEACHERS = range(2, MOST_TEACHERS + 1)  # their numbers
-FURTHER_STAGES = tuple(stage for number in FURTHER_TEACHERS for stage in (
-    f"teacher_{number}", f"teacher_{number}_logits", f"confirm_teacher_{number}"))
-AUDIT_STAGES = ("audit_logits", "audit_baseline", "audit")
-STAGES = ("teacher", "baseline", "teacher_logits", "distill", *FINALIST_STAGES, *CONFIRM_STAGES, *FURTHER_STAGES,
-          *CONTROL_STAGES, *AUDIT_STAGES)
-TRIAL_STAGES = tuple(stage for stage in STAGES if not stage.endswith("_logits"))
 SEARCH_STAGES = ("baseline", "distill")
 ARMS = {"baseline": "baseline", "distill": "distillation"}  # each search stage, and its name in a sentence
 SEARCH_OF = {"baseline": "baseline", "distilled": "distill"}  # a confirmed row's arm, and the search behind it
@@ -71,10 +69,9 @@ class StudyFiles:
     def planned(self) -> list[str]:
         """The stages of this study in the order in which they run, done or not."""
         if wanted := self.description.get("wanted"):
-            return [stage for stage in STAGES if stage in wanted]
+            return in_order(wanted)
         finalists = self.config.get("finalists", {}).get("configurations", 0)  # a study of an earlier version
-        return [stage for stage in STAGES if stage not in (*FURTHER_STAGES, *CONTROL_STAGES, *AUDIT_STAGES)
-                and (finalists or stage not in FINALIST_STAGES)]
+        return [stage for stage in EARLY_STAGES if finalists or stage not in FINALIST_STAGES]
 
     def choice(self, arm: str) -> dict[str, Any] | None:
         """The done-mark that names an arm's winner: that of the finalists if the study has any, else the search's."""
@@ -88,7 +85,8 @@ class StudyFiles:
 
     @cached_property
     def _all_events(self) -> dict[str, list[dict[str, Any]]]:
-        return {name: read_events(stage / "record.jsonl") for name in TRIAL_STAGES if (stage := self.stage(name))}
+        return {name: read_events(stage / "record.jsonl") for name in in_order(self.description["stages"])
+                if kind_of(name) in TRIAL_STAGES and (stage := self.stage(name))}
 
     @cached_property
     def curves(self) -> pd.DataFrame:
@@ -113,17 +111,18 @@ class StudyFiles:
 
     @cached_property
     def parameter_names(self) -> list[str]:
-        """The hyperparameters of any trial: loss, temperature, alpha and lr first, the others as they first appear."""
+        """The hyperparameters of any trial: teacher, loss, temperature, alpha and lr first, the others as they first
+        appear."""
         names: dict[str, None] = {}
         for event in self._trial_events():
             names.update(dict.fromkeys(event[1]["parameters"]))
-        first = [name for name in ("loss", "temperature", "alpha", "lr") if name in names]
+        first = [name for name in ("teacher", "loss", "temperature", "alpha", "lr") if name in names]
         return first + [name for name in names if name not in first]
 
     @property
     def of_distillation(self) -> set[str]:
         """The hyperparameters that the baseline does not have, which are those of [default] but lr."""
-        return {"loss", "temperature", "alpha", *self.config.get("default", {})} - {"lr"}
+        return {"teacher", "loss", "temperature", "alpha", *self.config.get("default", {})} - {"lr"}
 
     @cached_property
     def trials(self) -> pd.DataFrame:
@@ -285,21 +284,42 @@ class StudyFiles:
         trials = self.trials[self.trials["stage"] == stage]
         return set(trials.loc[trials["ended"] == "failed", "trial"])
 
+    @property
+    def teacher_choice(self) -> tuple[str, ...]:
+        """The names of the teachers that the distillation chooses from; none where it searches no teacher."""
+        return tuple(self.config.get("search", {}).get("teacher", {}).get("choice", ()))
+
+    @property
+    def teacher(self) -> str:
+        """The name of the teacher: of the distilled row that is the study's answer; before that is known, of the
+        search's winner, and at first of the default point."""
+        if not self.teacher_choice:
+            return MAIN_TEACHER
+        chosen = (self.choice("distill") or {}).get("parameters", {}) if self.primary == "tuned" else {}
+        if self.confirmation:
+            chosen = self.confirmed_row("distilled", self.primary)["parameters"]
+        return chosen.get("teacher") or self.config.get("default", {}).get("teacher", MAIN_TEACHER)
+
+    def teacher_done(self, teacher: str | None = None) -> dict[str, Any] | None:
+        """The done-mark of a teacher, of `teacher` unless another is named."""
+        return self.done(stage_for("teacher", teacher or self.teacher))
+
     def teacher_logits(self) -> np.ndarray:
-        """The teacher's logits for the test images, (N, classes) fp16. Raises ValueError where the file has none."""
+        """The main teacher's logits for the test images, (N, classes) fp16. Raises ValueError where the file has none.
+        """
         path = self.stage("teacher_logits") / "test.parquet"
         try:
             return np.stack(read_columns(path, "logits")["logits"].to_numpy()).astype(np.float16)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{path} holds no logits: {error}") from None
 
-    def teacher_predictions(self, logits: str = "teacher_logits") -> pd.DataFrame | None:
+    def teacher_predictions(self, logits: str | None = None) -> pd.DataFrame | None:
         """The teacher's test predictions: label and prediction; None where it has not been tested. logits: the stage
-        that tests it."""
-        stage = self.stage(logits)
+        that tests it; by default that of `teacher`."""
+        stage = self.stage(logits or stage_for("teacher_logits", self.teacher))
         return _predictions(stage / "test.parquet") if stage and (stage / "test.parquet").exists() else None
 
-    def teacher_correct(self, logits: str = "teacher_logits") -> np.ndarray | None:
+    def teacher_correct(self, logits: str | None = None) -> np.ndarray | None:
         """Which test images the teacher got right, (N,) bool; None where it has not been tested."""
         predictions = self.teacher_predictions(logits)
         return None if predictions is None else _correct(predictions)

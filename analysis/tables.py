@@ -34,7 +34,7 @@ TAKEAWAYS_BLOCK = "takeaways"
 def cells(row: dict[str, Any]) -> list[str]:
     """A row of the table as text, in the order of COLUMNS."""
     return [
-        f"{row['arm']} ({row['model']})" if row["arm"] == "teacher" else row["arm"],
+        f"{named_teacher(row)} ({row['model']})" if row["arm"] == "teacher" else row["arm"],
         _configuration(row),
         f"{row['parameters']:,}" if row["parameters"] else "",
         "" if row["compression"] is None else f"{row['compression']:.1f}×",
@@ -77,11 +77,18 @@ def _configuration(row: dict[str, Any]) -> str:
     return shown or "given" if row["arm"] == "teacher" else f"{row['configuration']}: {shown}"
 
 
+def named_teacher(row: dict[str, Any]) -> str:
+    """teacher, or teacher small where the study chose among several. row: the teacher's own."""
+    return " ".join(filter(None, ["teacher", row.get("teacher")]))
+
+
 def show_hyperparameters(row: dict[str, Any], digits: int = 3) -> str:
-    """T 10.4, α 0.644, lr 1.85e-3: those of the three that the row has, after its loss and before that one's own."""
+    """T 10.4, α 0.644, lr 1.85e-3: those of the three that the row has, after its teacher and its loss and before that
+    one's own."""
     names = (("temperature", "T"), ("alpha", "α"), ("lr", "lr"), *((name, name) for name in row.get("of_loss", ())))
     shown = [f"{label} {show_number(row[name], digits)}" for name, label in names if name in row]
-    return ", ".join([row["loss"], *shown] if row.get("loss") else shown)
+    whose = [f"teacher {row['teacher']}"] if row.get("arm") != "teacher" and row.get("teacher") else []
+    return ", ".join([*whose, row["loss"], *shown] if row.get("loss") else [*whose, *shown])
 
 
 def show_others(row: dict[str, Any]) -> str:

@@ -13,7 +13,8 @@ import numpy as np
 
 from kdstudy.analysis.gain import gain, gain_over_teachers, over_seeds
 from kdstudy.analysis.looks import present_look
-from kdstudy.analysis.study_files import FURTHER_TEACHERS, StudyFiles
+from kdstudy.analysis.stage_names import FURTHER_TEACHERS
+from kdstudy.analysis.study_files import StudyFiles
 
 
 def crossed(study: StudyFiles) -> np.ndarray | None:

@@ -19,10 +19,10 @@ from kdstudy.analysis.number_text import (
     show_interval,
     show_points,
 )
+from kdstudy.analysis.stage_names import FURTHER_TEACHERS
 from kdstudy.analysis.study_files import (
     ARMS,
     CONFIRM_STAGES,
-    FURTHER_TEACHERS,
     SEARCH_STAGES,
     StudyFiles,
     find_row,
@@ -65,14 +65,19 @@ def _finding(outcome: dict[str, Any], with_figures: bool) -> str:
     included = _few_labels(outcome, f"{transfer}the gain includes knowledge of")
     over_controls = controls_clause(outcome, begins="; ", with_open=False)  # what is open then says nothing
     if gain["p"] >= SIGNIFICANT:
-        what = f"for the {outcome['primary']} configuration" if others else "from distillation"
+        what = f"for the {outcome['primary']} configuration" if others else f"from distillation{_by_whom(outcome)}"
         few = included if others else _few_labels(outcome, f"{transfer}the teacher saw")
         zero = ", which includes zero" if with_figures else ""
         return f"No gain {what} shown{figures}{zero}{others}{over_controls}{few}"
     if gain["mean"] < 0:
-        what = f" in the {outcome['primary']} configuration" if others else ""
+        what = _by_whom(outcome) + (f" in the {outcome['primary']} configuration" if others else "")
         return f"Distillation{what} hurts{figures}{others}{over_controls}{included if others else ''}"
-    return f"Distillation helps{figures}{controls_clause(outcome, begins=', ')}{included}"
+    return f"Distillation{_by_whom(outcome)} helps{figures}{controls_clause(outcome, begins=', ')}{included}"
+
+
+def _by_whom(outcome: dict[str, Any]) -> str:
+    """Which teacher the answer is about, where the study chose among several."""
+    return f" by the teacher “{outcome['teacher']}”" if "teacher" in outcome else ""
 
 
 def _sampled(gain: dict[str, Any]) -> str:
@@ -122,7 +127,7 @@ def scope(study: StudyFiles, outcome: dict[str, Any], failed: list[FailedRun]) -
     if confirm is None:
         return "Scope: the confirmation on fresh seeds is still to come."
     teachers = len(outcome.get("teachers", []))
-    whose = f"{number_word(teachers)} teachers that differ in their seed alone" if teachers else "this teacher"
+    whose = f"{number_word(teachers)} teachers that differ in their seed alone" if teachers else _this_teacher(study)
     text = (f"Scope: {whose}, this split, this search; {outcome['data']['test']} test images, "
             f"{counted(len(confirm['rows'][0]['runs']), 'fresh seed')}, last epoch, {_tests(study)}{_audit(study)}.")
     on_gain = ([_samples(outcome["gain"]), _look(outcome), _family(outcome), _of_controls(outcome),
@@ -131,6 +136,14 @@ def scope(study: StudyFiles, outcome: dict[str, Any], failed: list[FailedRun]) -
     points = [_failed_points(study, arm) for arm in SEARCH_STAGES]
     return " ".join(filter(None, [text, _duplicates(outcome), *_on_images(outcome), _given_teacher(outcome), *points,
                                   _failed_elsewhere(study, failed), _mismatches(study), *on_gain]))
+
+
+def _this_teacher(study: StudyFiles) -> str:
+    if not study.teacher_choice:
+        return "this teacher"
+    if study.primary == "default":
+        return f"the default point’s teacher, “{study.teacher}”"
+    return f"the teacher “{study.teacher}”, which the search chose among {number_word(len(study.teacher_choice))}"
 
 
 def _tests(study: StudyFiles) -> str:

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from kdstudy.errors import StudyFailedError
 from kdstudy.planning import preflight
 from kdstudy.stages.base import Output
-from kdstudy.stages.order import NAMES, OUTPUTS
+from kdstudy.stages.order import NAMES, OUTPUTS, up_to
 from kdstudy.store import files
 from kdstudy.study import Study
 from kdstudy.trainables.messages import one_line
@@ -31,12 +31,12 @@ def run(study: Study, display: Display, *, until: str = NAMES[-1], address: str 
     address: a running Ray cluster; by default RAY_ADDRESS, else this machine. kept: the connection to it that several
     studies share. Returns whether there was anything to do. Raises UserError, StudyFailedError, InterruptedStudyError.
     """
-    driver = _Driver(study, display, address, NAMES[: NAMES.index(until) + 1], kept)
+    driver = _Driver(study, display, address, up_to(study.config, until), kept)
     return driver.run()
 
 
 class _Driver:
-    def __init__(self, study: Study, display: Display, address: str | None, wanted: tuple[str, ...],
+    def __init__(self, study: Study, display: Display, address: str | None, wanted: set[str],
                  kept: KeptRay | None):
         self._study, self._display, self._address, self._kept = study, display, address, kept
         self._stages = [name for name in study.stages if name in wanted]

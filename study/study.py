@@ -25,13 +25,16 @@ from kdstudy.config.models import (
     check_read,
     check_views,
     notes_on_losses,
+    notes_on_teachers,
 )
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
 from kdstudy.stages.base import Stage, StageFolder
 from kdstudy.stages.context import Context
-from kdstudy.stages.order import STAGES
+from kdstudy.stages.order import stages_of
 from kdstudy.stages.search import SearchStage
+from kdstudy.stages.teacher import TeacherStage
+from kdstudy.stages.teacher_replicates import FurtherTeacher
 from kdstudy.store import check, files
 from kdstudy.store.storage import Storage
 
@@ -44,7 +47,7 @@ class Study:
 
     def __init__(self, config: StudyConfig, storage: Storage):
         self.config, self.storage, self.folder = config, storage, storage.folder
-        self.context = Context(config, storage, STAGES)
+        self.context = Context(config, storage, stages_of(config))
         self._description: dict[str, Any] = {}
 
     @property
@@ -56,6 +59,12 @@ class Study:
     def searches(self) -> list[SearchStage]:
         return [stage for stage in self.stages.values() if isinstance(stage, SearchStage)]
 
+    @property
+    def teachers(self) -> list[TeacherStage]:
+        """The teachers that trials of the distillation may have, that of [teacher] first."""
+        return [stage for stage in self.stages.values() if isinstance(stage, TeacherStage)
+                and not isinstance(stage, FurtherTeacher)]
+
     def check_models(self) -> None:
         """Raises UserError where timm lacks a model, where a model, given teacher or augmentation does not fit the
         images, where a loss of the user's own is none, where a loss reads what a model does not have, or where a
@@ -64,14 +73,14 @@ class Study:
         check_views(self.config, self.context.splits.channels)
         check_losses(self.config, self.context.shape["classes"])
         check_controls(self.config, self.context.shape["classes"])
-        teacher = self.context.stage("teacher")
-        teacher.check_given()
-        check_read(self.config, teacher.named_models, **self.context.shape)
+        for teacher in self.teachers:
+            teacher.check_given()
+            check_read(self.config, teacher.section, teacher.named_models, **self.context.shape)
 
     @property
     def notes(self) -> list[str]:
-        """What there is to know of the images and the losses before a study runs."""
-        return [*self.context.splits.notes, *notes_on_losses(self.config)]
+        """What there is to know of the images, the losses and the teachers before a study runs."""
+        return [*self.context.splits.notes, *notes_on_losses(self.config), *notes_on_teachers(self.config)]
 
     # -- a stage's folder ---------------------------------------------------------------------------------------------
 
@@ -190,7 +199,7 @@ class Study:
             config = StudyConfig.model_validate(earlier | {name: present[name] for name in ("data", "student")})
         except ValueError:
             return False
-        context = Context(config, self.storage, STAGES)
+        context = Context(config, self.storage, stages_of(config))
         context.splits = self.context.splits  # rather than read them again
         return context.stage("baseline").folder.path.is_dir()
 

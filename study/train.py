@@ -8,10 +8,13 @@ import pandas as pd
 from rich.console import Console
 from rich.markup import escape
 
+from kdstudy.analysis.stage_names import stage_for
 from kdstudy.config.settings import StudyConfig
+from kdstudy.config.teachers import MAIN
 from kdstudy.errors import MissingTeacherError, StudyFailedError, UserError
 from kdstudy.planning.preflight import check_settings
 from kdstudy.search.runs import search_view_seed
+from kdstudy.stages.students import TEACHER
 from kdstudy.store import files
 from kdstudy.store.record import METRIC, TrialState
 from kdstudy.store.storage import Storage
@@ -70,9 +73,10 @@ def retrain(config: StudyConfig, storage: Storage, arm: str, number: int, consol
             return out
         task = replace(study.stages["baseline"].task(), test=study.context.splits.test)
         if arm == "distill":
-            task = replace(task, teacher=_teacher(study, console, own_seed=False),
+            whose = trial.parameters.get("teacher", MAIN)
+            task = replace(task, teacher=_teacher(study, whose, console, own_seed=False),
                            unlabelled=study.context.splits.unlabelled)
-        parameters = {"alpha": 0.0} | trial.parameters
+        parameters = {"alpha": 0.0} | {name: value for name, value in trial.parameters.items() if name != "teacher"}
         training = start_distillation(task, parameters, seed=trial.seed, view_seed=trial.view_seed)
         console.print(f"training trial {number} again, {trial.epoch} epochs", highlight=False)
         reached = _run(training, task, console, until=trial.epoch)[-1][METRIC]
@@ -104,12 +108,14 @@ def _known_trial(study: Study, arm: str, trials: dict[int, TrialState], number: 
 def _train(study: Study, loop: str, parameters: dict[str, float], console: Console, seed: int | None,
            out: Path) -> Path:
     config, splits = study.config, study.context.splits
+    parameters = dict(parameters)
+    whose = parameters.pop("teacher", MAIN)  # the default point's
     if loop == "teacher" and config.teacher.is_given:
         raise UserError("the teacher is given: there is nothing to train")
     task = replace(study.stages["teacher" if loop == "teacher" else "baseline"].task(), test=splits.test)
     seeds = _seeds(config, loop, seed)
     if loop == "distill":
-        task = replace(task, teacher=_teacher(study, console, seed is not None), unlabelled=splits.unlabelled)
+        task = replace(task, teacher=_teacher(study, whose, console, seed is not None), unlabelled=splits.unlabelled)
         training = start_distillation(task, parameters, **seeds)
     else:
         training = start(task, parameters, **seeds)
@@ -165,15 +171,24 @@ def _print_report(report: dict[str, Any], console: Console) -> None:
                   highlight=False, soft_wrap=True)
 
 
-def _teacher(study: Study, console: Console, own_seed: bool) -> Teacher:
-    """Return the study's teacher if it is done, else the result of `kdstudy train teacher`, else train one now."""
-    teacher = _find_teacher(study, console, own_seed)
+def _teacher(study: Study, name: str, console: Console, own_seed: bool) -> Teacher:
+    """Return a teacher of the study if it is done, else the result of `kdstudy train teacher`, else train one now."""
+    teacher = _find_other_teacher(study, name) if name != MAIN else _find_teacher(study, console, own_seed)
     if not teacher.members:  # a logits file already has the teacher's predictions
         return teacher
     predictions = teacher_predictions(replace(study.stages["baseline"].task(), teacher=teacher))
-    if study.config.teacher.is_given and (doubt := study.stages["teacher"].doubt(predictions)):
+    if name == MAIN and study.config.teacher.is_given and (doubt := study.stages["teacher"].doubt(predictions)):
         print_prose(console, f"note: {doubt}")
     return replace(teacher, validation_predictions=predictions)
+
+
+def _find_other_teacher(study: Study, name: str) -> Teacher:
+    """Raises UserError while the study has not trained it, and if it is a file of logits."""
+    stage = study.stages[stage_for(TEACHER, name)]
+    if stage.folder.done is None or not (members := stage.members()):
+        raise UserError(f"the teacher {name!r} has no trained model in {study.storage}; run `kdstudy run STUDY --until "
+                        f"{stage.name}` first, or use --set default.teacher={MAIN}")
+    return Teacher(members)
 
 
 def _find_teacher(study: Study, console: Console, own_seed: bool) -> Teacher:

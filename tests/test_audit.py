@@ -21,8 +21,9 @@ from kdstudy.analysis.frames import curves
 from kdstudy.analysis.outcome import results
 from kdstudy.analysis.report import build
 from kdstudy.analysis.significance import crossed_interval, pair_share, paired_t_interval
+from kdstudy.analysis.stage_names import AUDIT_STAGES
 from kdstudy.analysis.study_analysis import StudyAnalysis
-from kdstudy.analysis.study_files import AUDIT_STAGES, StudyFiles
+from kdstudy.analysis.study_files import StudyFiles
 from kdstudy.config.load import load_study
 from kdstudy.errors import UserError
 from kdstudy.stages.order import STAGE_FILES

@@ -19,7 +19,8 @@ from kdstudy.analysis.controls import NAMES
 from kdstudy.analysis.outcome import results
 from kdstudy.analysis.report import build
 from kdstudy.analysis.significance import holm
-from kdstudy.analysis.study_files import CONTROL_STAGES, StudyFiles
+from kdstudy.analysis.stage_names import CONTROL_STAGES
+from kdstudy.analysis.study_files import StudyFiles
 from kdstudy.config.load import load_study
 from kdstudy.config.models import check_controls
 from kdstudy.config.sections import CONTROLS

@@ -18,7 +18,8 @@ from test_verdict import BASE, raised, right_for, rows_of, study_of, write_predi
 from kdstudy.analysis.outcome import results
 from kdstudy.analysis.report import build
 from kdstudy.analysis.significance import crossed_interval, paired_t_interval
-from kdstudy.analysis.study_files import AUDIT_STAGES, FURTHER_STAGES, MOST_TEACHERS, StudyFiles
+from kdstudy.analysis.stage_names import AUDIT_STAGES, FURTHER_STAGES, MOST_TEACHERS
+from kdstudy.analysis.study_files import StudyFiles
 from kdstudy.analysis.three_way import three_way_interval
 from kdstudy.config import sections
 from kdstudy.config.load import load_study

@@ -21,7 +21,7 @@ from synthetic import here, is_one_line
 
 from kdstudy.config.load import load_study
 from kdstudy.errors import StudyFailedError
-from kdstudy.stages.order import STAGES
+from kdstudy.stages.order import stages_of
 from kdstudy.store.files import StudyLock, write_json, write_text
 from kdstudy.store.record import Record, TrialState
 from kdstudy.store.storage import Storage
@@ -243,7 +243,7 @@ def test_on_a_terminal_it_is_drawn_anew_in_its_place(tmp_path):
 def follow_here(folder, screen):
     console = Console(file=screen, force_terminal=True, width=200, highlight=False)
     with contextlib.suppress(StudyFailedError):
-        status.follow_status(Storage(folder), console, STAGES, 0.5)
+        status.follow_status(Storage(folder), console, stages_of, 0.5)
 
 
 def test_every_is_a_number_that_follow_takes(tmp_path):

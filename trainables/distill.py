@@ -10,6 +10,7 @@ from kdstudy.trainables import losses
 from kdstudy.trainables.controls import CHANGES
 from kdstudy.trainables.device import default_device
 from kdstudy.trainables.loop import Objective, Targets, Training
+from kdstudy.trainables.settings import MAIN_TEACHER
 from kdstudy.trainables.task import Task, start
 from kdstudy.trainables.teacher_logits import CachedLogits, LiveLogits
 from kdstudy.trainables.trainable import StudyTrainable
@@ -19,11 +20,11 @@ from kdstudy.trainables.views import Views
 def start_distillation(task: Task, parameters: dict, *, seed: int, view_seed: int) -> Training:
     """Start a distillation run.
 
-    parameters: alpha, lr, loss (the usual one unless given) with its own parameters, and whatever training settings the
-    search varies. Raises ValueError for a loss of the user's own that cannot be imported, or that the task does not
-    name.
+    parameters: alpha, lr, loss (the usual one unless given) with its own parameters, teacher (where the task has
+    several), and whatever training settings the search varies. Raises ValueError for a loss of the user's own that
+    cannot be imported, and for a loss or a teacher that the task does not name.
     """
-    objective = Objective()
+    objective, task = Objective(), with_own_teacher(task, parameters)
     if parameters["alpha"]:
         name = parameters.get("loss", losses.USUAL)
         if name not in losses.LOSSES and name not in task.own_losses:  # of a record that a stranger has written
@@ -31,6 +32,17 @@ def start_distillation(task: Task, parameters: dict, *, seed: int, view_seed: in
         own = {one: parameters[one] for one in losses.parameters_of(name)}
         objective = with_teacher(Objective(parameters["alpha"], losses.find(name), own), task, view_seed)
     return start(task, parameters, seed=seed, view_seed=view_seed, objective=objective)
+
+
+def with_own_teacher(task: Task, parameters: dict) -> Task:
+    """The task with the teacher that a run's parameters name, `main` being the task's own. Raises ValueError where it
+    has no such teacher."""
+    name = parameters.get("teacher", MAIN_TEACHER)
+    if name == MAIN_TEACHER:
+        return task
+    if name not in task.other_teachers:  # of a record that a stranger has written
+        raise ValueError(f"teacher = {name!r} is not a teacher of this study's settings")
+    return replace(task, teacher=task.other_teachers[name])
 
 
 def with_teacher(objective: Objective, task: Task, view_seed: int) -> Objective:

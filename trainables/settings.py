@@ -259,6 +259,7 @@ class ModelSettings(Settings):
 
 
 DEFAULT_WARMUP = 0.1
+MAIN_TEACHER = "main"  # the name of the teacher that is not one of several others
 DROP_ARGUMENTS = {"drop_path": "drop_path_rate", "dropout": "drop_rate"}  # what timm's models call these settings
 
 

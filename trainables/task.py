@@ -64,6 +64,7 @@ class Task:
     test: only set if the weights are final; they are predicted once, after the last epoch.
     test_reports: whether every report also holds the accuracy on `test`. Only an audit of studies that choose the best
     test epoch may ask for that.
+    other_teachers: by name, those that a run may have instead of `teacher`: its parameter `teacher` says which.
     weights: what the model starts from, all but its head; None for random weights.
     unlabelled: images that only the soft loss uses; a batch holds `unlabelled_ratio` of them for each labelled image.
     own_losses: functions of the user's own, package.module:function, that its runs may have as their loss.
@@ -85,6 +86,7 @@ class Task:
     threads: int = 1
     test: ImageSet | None = None
     teacher: Teacher | None = None
+    other_teachers: dict[str, Teacher] = field(default_factory=dict)
     weights: dict[str, np.ndarray] | None = None
     unlabelled: ImageSet | None = None
     unlabelled_ratio: float = 0.0

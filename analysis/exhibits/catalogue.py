@@ -16,6 +16,7 @@ from kdstudy.analysis.exhibits import (
     losses,
     predictions,
     searches,
+    teacher_choice,
     teachers,
 )
 from kdstudy.analysis.exhibits.exhibit import Exhibit
@@ -32,6 +33,7 @@ EXHIBITS: dict[str, Callable[[str, StudyAnalysis], Exhibit]] = {
     "map": effects.best_map,
     "effects": effects.effects,
     "losses": losses.losses,
+    "which-teacher": teacher_choice.which_teacher,
     "rungs": searches.rungs,
     "curves-distill": partial(searches.learning_curves, stage="distill", nav="Learning curves"),
     "curves-baseline": partial(searches.learning_curves, stage="baseline"),

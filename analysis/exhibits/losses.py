@@ -4,7 +4,7 @@ from typing import Any
 
 from kdstudy.analysis.exhibits.effects import show_estimate, show_point
 from kdstudy.analysis.exhibits.exhibit import Exhibit
-from kdstudy.analysis.figures.losses import losses as losses_figure
+from kdstudy.analysis.figures.alternatives import alternatives
 from kdstudy.analysis.number_text import counted
 from kdstudy.analysis.study_analysis import StudyAnalysis
 
@@ -24,7 +24,7 @@ def losses(name: str, analysis: StudyAnalysis) -> Exhibit:
         "losses overlap widely, the search does not show which is better. Test images are for the winner and the "
         "default point alone, so the other losses are not confirmed.",
         "No trial of the distillation has reached the full budget yet." if rows else "The study chose among no losses.",
-        losses_figure(found),
+        alternatives(rows, "loss"),
         notes=tuple(_missing(row) for row in rows if "missing" in row), nav="Losses", applies=bool(rows),
         table=(COLUMNS, *map(_row, rows)))
 

@@ -88,8 +88,10 @@ def slices(name: str, analysis: StudyAnalysis) -> Exhibit:
 
 
 def teacher(name: str, analysis: StudyAnalysis) -> Exhibit:
-    return Exhibit(name, "Learning curves: teacher", "One line per learning rate that was tried.",
-                   "The teacher has not reported yet, or was given.", curves_figure.teacher_curve(analysis.study))
+    study = analysis.study
+    which = f"Of the teacher “{study.teacher}”, that of the study’s answer. " if study.teacher_choice else ""
+    return Exhibit(name, "Learning curves: teacher", f"{which}One line per learning rate that was tried.",
+                   "The teacher has not reported yet, or was given.", curves_figure.teacher_curve(study))
 
 
 def budget(name: str, analysis: StudyAnalysis) -> Exhibit:

@@ -7,6 +7,7 @@ import plotly.graph_objects as go
 
 from kdstudy.analysis.figures.style import ACCURACY, COLOURS, FAILED, NEUTRAL, blank, faint, rounded
 from kdstudy.analysis.figures.trials import MARKERS, STATES, about, leader, thinned, trials_of
+from kdstudy.analysis.stage_names import kind_of, stage_for
 from kdstudy.analysis.study_files import SEARCH_STAGES, StudyFiles
 
 LABEL_GAP = 0.15  # of the epochs between two labelled rungs; with less, labels would overlap on a phone
@@ -28,8 +29,9 @@ def learning_curves(study: StudyFiles, stage: str) -> go.Figure | None:
 
 
 def teacher_curve(study: StudyFiles) -> go.Figure | None:
-    """The teacher's validation accuracy in percent against the epoch, a line per learning rate that was tried."""
-    figure = learning_curves(study, "teacher")
+    """The teacher's validation accuracy in percent against the epoch, a line per learning rate that was tried; of
+    several to choose from, that of the study's answer."""
+    figure = learning_curves(study, stage_for("teacher", study.teacher))
     return figure.update_layout(height=330) if figure else None
 
 
@@ -48,7 +50,7 @@ def _draw_trials(figure: go.Figure, study: StudyFiles, stage: str, reports: dict
 
 def _line(study: StudyFiles, trial: dict[str, Any], reports: pd.DataFrame, title: str, lines: int) -> go.Scatter:
     ended, leads = trial["ended"], title not in STATES.values()
-    colour = COLOURS[trial["stage"]]
+    colour = COLOURS[kind_of(trial["stage"])]
     if not leads:
         colour = faint(colour, thinned(0.6 if ended == "complete" else 0.5, lines))
     symbol, size = ("star", 14) if leads else (MARKERS[ended], {"stopped": 6, "failed": 9}.get(ended, 0))

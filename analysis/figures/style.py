@@ -6,7 +6,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from kdstudy.analysis.number_text import show_value
+from kdstudy.analysis.number_text import listed, show_value
 
 # From the palette of Okabe and Ito, whose colours colour-blind readers can tell apart.
 COLOURS = {"teacher": "#009E73", "baseline": "#D55E00", "distill": "#0072B2"}
@@ -72,7 +72,9 @@ def label(name: str) -> str:
 
 def labels(names: list[str]) -> str:
     """Parameters that were searched, in a sentence: T and α. Of a loss, the parameters go without saying."""
-    return "the loss with its parameters" if "loss" in names else " and ".join(map(label, names))
+    if "loss" in names:
+        return "the teacher and the loss with its parameters" if "teacher" in names else "the loss with its parameters"
+    return listed([f"the {name}" if name == "teacher" else label(name) for name in names], "and")
 
 
 def title(name: str) -> str:

@@ -4,7 +4,7 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from kdstudy.analysis.figures.style import COLOURS, FAILED, NEUTRAL, blank, faint, rounded
-from kdstudy.analysis.study_files import STAGES
+from kdstudy.analysis.stage_names import in_order
 
 KINDS = {  # name, opacity, pattern
     "complete": ("full budget", 0.9, ""), "stopped": ("stopped early", 0.45, ""), "failed": ("failed", 0.3, "x"),
@@ -18,7 +18,7 @@ def training_time(spent: pd.DataFrame) -> go.Figure | None:
     if spent.empty:
         return None
     scale, unit = next((scale, unit) for scale, unit in UNITS if scale == 1 or spent["seconds"].sum() >= 3 * scale)
-    stages = [stage for stage in STAGES if stage in set(spent["stage"])][::-1]
+    stages = in_order(dict.fromkeys(spent["stage"]))[::-1]
     figure = blank(120 + 44 * len(stages), showlegend=True, barmode="stack", legend={"traceorder": "normal"})
     for kind in KINDS:
         mine = spent[spent["kind"] == kind].set_index("stage").reindex(stages).dropna(subset=["seconds"])

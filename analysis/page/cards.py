@@ -55,6 +55,7 @@ def _only_card(only: dict[str, Any] | None) -> Card | None:
     rest, own = only["rest"], only["gain"]
     unsure = "" if rest["p"] < SIGNIFICANT else ", which includes zero"
     kept = "the loss and its parameters" if "loss" in only["searched"] else "T and α"
+    kept = f"the teacher, {kept}" if "teacher" in only["searched"] else kept
     simultaneous = "Simultaneous " if rest["comparisons"] > 1 else ""
     return Card(f"What tuning {labels(only['searched'])} adds", f"{show_points(rest['mean'])} points",
                 f"{simultaneous}95 % interval {show_bounds(rest)}{unsure}. With {only['configuration']}, {kept} at "

@@ -19,7 +19,7 @@ def trials_section(study: StudyFiles) -> str:
     if not rows:
         return "<section id=s-trials><h2>All trials</h2><p>No trial has been started yet.</p></section>"
     columns = [name for name in rows[0] if any(row[name] not in (None, "") for row in rows)]
-    numeric = NUMERIC | study.of_distillation - {"loss"}
+    numeric = NUMERIC | study.of_distillation - {"teacher", "loss"}
     head = "".join(f"<th{_align(name in numeric)}><button>{html.escape(name.replace('_', ' '))}</button></th>"
                    for name in columns)
     body = "\n".join(f"<tr>{''.join(_cell(name, row[name], name in numeric) for name in columns)}</tr>" for row in rows)

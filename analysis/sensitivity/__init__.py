@@ -15,6 +15,7 @@ every number has an interval. Trials that failed to learn are no part of it, and
     latest        what was computed from the latest surfaces, so that it is computed once
     fit           a study's reports to a fitted surface
     losses        the surface of each loss where they have unlike parameters, and how losses compare
+    teachers      how the teachers compare that a search chose from
     grid          the space, read off at the budget
     prices        what it costs to leave one parameter at its default
     effects       which parameter explains the differences, the effect curves, the map

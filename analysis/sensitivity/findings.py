@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from kdstudy.analysis.sensitivity import teachers
 from kdstudy.analysis.sensitivity.budget_model import DRAWS, BudgetModel
 from kdstudy.analysis.sensitivity.effects import NEAR_BEST, best_map, curves, main_effects
 from kdstudy.analysis.sensitivity.grid import Grid, chosen_bounds, product
@@ -20,7 +21,8 @@ def analyse(study: StudyFiles) -> dict[str, Any]:
     """The content of sensitivity.json, of the distillation, or of the baseline before the former has begun.
 
     Always: arm, and searched (the range of each parameter). Where losses were searched, losses: see `losses.compared`;
-    and where these have unlike parameters, loss: the leading one, whose trials alone all else is about. Then either
+    and where these have unlike parameters, loss: the leading one, whose trials alone all else is about. Where teachers
+    were searched, teachers: see `teachers.compared`. Then either
     missing, a sentence that says why there is no more, or
 
     budget, epochs: the epoch at which all is read off, and the full budget.
@@ -45,6 +47,8 @@ def analyse(study: StudyFiles) -> dict[str, Any]:
         name: {dimension.kind: list(dimension.values)} for name, dimension in space.items()}}
     if arm == "distill" and (rows := compared(study, models)):
         facts |= _plain({"losses": rows} | ({"loss": loss} if loss else {}))
+    if arm == "distill" and study.teacher_choice:
+        facts |= _plain({"teachers": teachers.compared(study, model)})
     if isinstance(model, str):
         return facts | {"missing": model}
     default = default_point(study) if loss is None else default_of_loss(study, space)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pandas as pd
+
 from kdstudy.analysis.sensitivity.budget_model import BudgetModel
 from kdstudy.analysis.sensitivity.fit import model_of
 from kdstudy.analysis.sensitivity.grid import Grid, chosen_bounds
@@ -37,15 +39,19 @@ def compared(study: StudyFiles, models: dict[str | None, BudgetModel | str]) -> 
     """
     rows = []
     for loss in losses_of(study):
-        trials = trials_of_loss(study, loss)
-        seen = trials.loc[trials["ended"] == "complete", "last_validation_accuracy"].dropna().astype(float)
-        row = {"loss": loss, "trials": len(trials), "full": int((trials["ended"] == "complete").sum()),
-               "best_seen": 100 * seen.max() if len(seen) else None}
+        row = {"loss": loss, **seen_of(trials_of_loss(study, loss))}
         model = models[loss] if loss in models else models[None]
         best = None if isinstance(model, str) else _best(study, model, loss)
         missing = model if isinstance(model, str) else "no trial with this loss is near enough to its best point."
         rows.append(row | ({"best": best} if best else {"missing": missing}))
     return rows
+
+
+def seen_of(trials: pd.DataFrame) -> dict[str, Any]:
+    """trials, full and best_seen of some trials, see `compared`."""
+    ended = trials[trials["ended"] == "complete"]
+    seen = ended["last_validation_accuracy"].dropna().astype(float)
+    return {"trials": len(trials), "full": len(ended), "best_seen": 100 * seen.max() if len(seen) else None}
 
 
 def _best(study: StudyFiles, model: BudgetModel, loss: str) -> dict[str, Any] | None:

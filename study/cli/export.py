@@ -62,6 +62,8 @@ def pack(study: str, out: Path, location: str | None, no_teacher: bool) -> None:
 @format_options
 @click.option("--model", type=click.Choice(["student", "baseline", "teacher"]), default="student", show_default=True,
               help="Export the distilled student, the tuned baseline or the teacher.")
+@click.option("--teacher", metavar="NAME", help="Which teacher, with --model teacher and search.teacher.  [default: "
+                                                "that of the study's answer]")
 @click.option("--row", help="Which student: a row of the results table, such as 'distilled default' or 'baseline "
                             "tuned'.  [default: distilled tuned, the student that the study chose]")
 @click.option("--seed", type=click.IntRange(0), metavar="N",
@@ -77,9 +79,10 @@ def pack(study: str, out: Path, location: str | None, no_teacher: bool) -> None:
                                                 "images. It changes no prediction, only how sure they are.")
 @set_option("Override a setting, e.g. --set data.source=PATH if the images have moved.")
 @trust_option
-def export(study: str, out: Path, location: str | None, model: str, row: str | None, seed: int | None,
-           average: str | None, trial: int | None, stopped: bool, calibrate: bool, overrides: tuple[str, ...],
-           kinds: tuple[str, ...], quantise: str | None, resizes: bool, trust: bool) -> None:
+def export(study: str, out: Path, location: str | None, model: str, teacher: str | None, row: str | None,
+           seed: int | None, average: str | None, trial: int | None, stopped: bool, calibrate: bool,
+           overrides: tuple[str, ...], kinds: tuple[str, ...], quantise: str | None, resizes: bool,
+           trust: bool) -> None:
     """Export the student that the study chose, or another model.
 
     Exports the last epoch as safetensors with a config.json, from the first confirmation seed with which the student
@@ -90,6 +93,8 @@ def export(study: str, out: Path, location: str | None, model: str, row: str | N
     kdstudy export STUDY OUT --row 'distilled default' --seed 1234
     kdstudy export STUDY OUT --trial 12               any trial of the search
     """
+    if model != "teacher" and teacher is not None:
+        raise UserError("--teacher names a teacher; add --model teacher, or leave it out")
     _check_choice(model, row=row, seed=seed, average=average, trial=trial, stopped=stopped or None)
     config, storage = resolve_started(study, location, overrides, everything=True)
     allow(config, study, overrides, trust, TRAINED if trial is not None else (_SECTION[model],), storage)
@@ -105,7 +110,7 @@ def export(study: str, out: Path, location: str | None, model: str, row: str | N
             trained = retrain(config, storage, arm, trial, make_console(), stopped=stopped)
             candidate = candidates.trial(config, storage.folder, arm, trial, trained)
         elif model == "teacher":
-            candidate = candidates.teacher(config, storage.folder)
+            candidate = candidates.teacher(config, storage.folder, teacher)
         elif average:
             candidate = candidates.average(config, storage.folder, average, name)
         else:

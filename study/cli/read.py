@@ -21,7 +21,7 @@ from kdstudy.config.load import (
 from kdstudy.config.settings import settings_table
 from kdstudy.errors import UserError
 from kdstudy.series.status import show_series
-from kdstudy.stages.order import STAGES
+from kdstudy.stages.order import stages_of
 from kdstudy.stages.search import SEARCHES
 from kdstudy.watch.console import make_console, print_columns, print_prose, print_terms
 from kdstudy.watch.status import follow_status, show_status
@@ -50,9 +50,9 @@ def status(study: str, location: str | None, follow: bool, every: float | None) 
         return
     storage = resolve_begun(study, location)
     if follow:
-        follow_status(storage, make_console(), STAGES, every)
+        follow_status(storage, make_console(), stages_of, every)
     else:
-        show_status(storage, make_console(), STAGES)
+        show_status(storage, make_console(), stages_of)
 
 
 @cli.command()

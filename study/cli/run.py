@@ -14,9 +14,10 @@ from kdstudy.cli.resolve import resolve, resolve_series
 from kdstudy.cli.series import plan_series, run_series
 from kdstudy.config.load import check_parameter
 from kdstudy.config.permission import TRAINED
+from kdstudy.config.series import studies_of
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
-from kdstudy.stages.order import LISTED, NAMES, REPORTED, names
+from kdstudy.stages.order import LISTED, NAMES, REPORTED, names, up_to
 from kdstudy.study import Study
 from kdstudy.trainables.losses import PARAMETERS
 from kdstudy.watch.console import make_console, print_prose
@@ -25,8 +26,9 @@ from kdstudy.watch.display import Display
 
 @cli.command()
 @study_options
-@click.option("--until", type=click.Choice(NAMES), default=NAMES[-1], metavar="STAGE",
-              help=f"Stop after this stage: {', '.join(LISTED)}. Further teachers have numbers: teacher_3 and so on.")
+@click.option("--until", default=NAMES[-1], metavar="STAGE",
+              help=f"Stop after this stage: {', '.join(LISTED)}. Further teachers have numbers: teacher_3 and so on; "
+                   "those of search.teacher names: teacher.NAME and teacher_logits.NAME.")
 @address_option
 @trust_option
 def run(study: str, overrides: tuple[str, ...], location: str | None, smoke: bool, until: str,
@@ -42,9 +44,11 @@ def run(study: str, overrides: tuple[str, ...], location: str | None, smoke: boo
     study for each value and shows how the gain changes.
     """
     if (series := resolve_series(study, overrides, location, smoke, trust, (*TRAINED, "watch"))) is not None:
+        up_to(studies_of(series.series)[0], until)
         run_series(series, make_console(), until, address)
         return
     config, storage = resolve(study, overrides, location, smoke, trust, (*TRAINED, "watch"))
+    up_to(config, until)
     console = make_console()
     print_prose(console, f"[bold]{config.name}[/bold]  {escape(config.about)}", markup=True)
     with stoppable(str(storage)):

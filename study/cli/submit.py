@@ -14,7 +14,7 @@ from kdstudy.config.permission import TRAINED
 from kdstudy.config.series import Series, studies_of
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
-from kdstudy.stages.order import NAMES
+from kdstudy.stages.order import up_to
 from kdstudy.watch.console import make_console
 
 TARGETS = ("ray", "slurm", "kuberay")
@@ -32,7 +32,7 @@ MEANT_FOR = {
 @study_options
 @click.option("--to", "target", type=click.Choice(TARGETS), default=TARGETS[0], show_default=True,
               help="Cluster type: a running Ray cluster, or a SLURM or Kubernetes cluster where the job starts Ray.")
-@click.option("--until", type=click.Choice(NAMES), metavar="STAGE", help="Stop after this stage; see `kdstudy run`.")
+@click.option("--until", metavar="STAGE", help="Stop after this stage; see `kdstudy run`.")
 @click.option("--address", metavar="URL",
               help="ray: dashboard URL, http://HOST:8265.  [default: RAY_API_SERVER_ADDRESS or RAY_ADDRESS]")
 @click.option("--pip", is_flag=True, help="ray: install kdstudy's requirements on the nodes.")
@@ -88,6 +88,8 @@ def submit(context: click.Context, study: str, overrides: tuple[str, ...], locat
     else:
         config, storage = locate(study, overrides, location, smoke)
     for one in studies_of(config):
+        if until is not None:
+            up_to(one, until)
         allow(one, study, overrides, trust, (*TRAINED, "watch"))
     location = location or (str(storage) if (storage.folder / STUDY_FILE).is_file() else "")
     common.check_location(location)

@@ -23,6 +23,7 @@ from kdstudy.config.series import (
 )
 from kdstudy.config.settings import StudyConfig, credentials_in, named_texts
 from kdstudy.config.smoke import smoke_study
+from kdstudy.config.teachers import OTHERS
 from kdstudy.config.wording import shown, wording
 from kdstudy.errors import UserError
 from kdstudy.trainables.functions import is_function
@@ -70,7 +71,9 @@ def texts_in(values: dict[str, Any]) -> set[str]:
 
 def functions_in(values: dict[str, Any]) -> set[str]:
     """Return the functions that unvalidated settings name."""
-    sections = [section for name in ("teacher", "student") if isinstance(section := values.get(name), dict)]
+    others = teachers.values() if isinstance(teachers := values.get(OTHERS), dict) else ()
+    sections = [section for section in (values.get("teacher"), values.get("student"), *others)
+                if isinstance(section, dict)]
     named = [section.get(key) for section in sections for key in ("model", "function")]
     named += [text for setting, text in named_texts(values) if setting in ("default.loss", "search.loss.choice")]
     return {name for name in named if isinstance(name, str) and is_function(name)}

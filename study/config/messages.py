@@ -62,5 +62,6 @@ def _explain(error: ValidationError) -> str:
 def _keys_beside(location: list[str]) -> list[str]:
     model: Any = StudyConfig
     for part in location[:-1]:
-        model = section_model(model.model_fields[part]) or Range
+        if part in model.model_fields:  # NAME in teachers.NAME is not
+            model = section_model(model.model_fields[part]) or Range
     return list(model.model_fields)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from kdstudy.config.settings import StudyConfig, named_losses, own_losses
+from kdstudy.config.teachers import section_of
 from kdstudy.errors import UserError
 from kdstudy.trainables import losses
 from kdstudy.trainables.settings import DROP_ARGUMENTS, JITTER, ModelSettings, TrainSettings
@@ -30,7 +31,8 @@ def check_models(config: StudyConfig, *, classes: int, channels: int, image_size
                 models.check_recipe(settings, wanted, **shape)
         except ValueError as error:
             raise UserError(f"{section}.{error}") from None
-    wanted = {"teacher.optimizer": config.teacher.optimizer, "train.optimizer": config.train.optimizer}
+    wanted = {f"{section}.optimizer": teacher.optimizer for section, teacher in config.used_teachers.items()}
+    wanted["train.optimizer"] = config.train.optimizer
     for value in (config.search.optimizer.choice or ()) if config.search.optimizer else ():
         wanted["search.optimizer"] = value
         _check_optimizer("search.optimizer", value, list_optimizers())
@@ -47,11 +49,12 @@ def check_losses(config: StudyConfig, classes: int) -> None:
             raise UserError(str(error).replace("loss = ", f"{setting} = ", 1)) from None
 
 
-def check_read(config: StudyConfig, teachers: dict[str, ModelSettings], *, classes: int, channels: int,
+def check_read(config: StudyConfig, section: str, teachers: dict[str, ModelSettings], *, classes: int, channels: int,
                image_size: int) -> None:
     """Check that teacher and student have what the losses read of them besides logits. Imports torch if any does.
 
-    teachers: the teacher's models, each with the setting that names it; none if it is a file of logits.
+    section: that of the teacher. teachers: its models, each with the setting that names it; none if it is a file of
+    logits.
 
     Raises UserError.
     """
@@ -68,8 +71,8 @@ def check_read(config: StudyConfig, teachers: dict[str, ModelSettings], *, class
                     config.student, shape)
             continue
         if not teachers:
-            raise UserError(f"teacher.logits is a file of logits, without the features that {setting} = {loss!r} "
-                            "reads; set teacher.trained to the teacher's models, or choose a loss that reads logits "
+            raise UserError(f"{section}.logits is a file of logits, without the features that {setting} = {loss!r} "
+                            f"reads; set {section}.trained to the teacher's models, or choose a loss that reads logits "
                             f"alone, such as {losses.USUAL!r}")
         if config.default.alpha == 1 and setting == "default.loss":
             raise UserError(f"default.alpha = 1 with default.loss = {loss!r} would leave the student's head untrained: "
@@ -88,6 +91,14 @@ def notes_on_losses(config: StudyConfig) -> list[str]:
     return ["search.alpha reaches 1, where a loss of features leaves the student's head untrained: trials near it are "
             "lost, and what the report says of alpha near 1 is not to be trusted; end it below, such as "
             "search.alpha = {linear = [0, 0.95]}"]
+
+
+def notes_on_teachers(config: StudyConfig) -> list[str]:
+    """Name the teachers that no trial can have."""
+    unused = [name for name in config.all_teachers if name not in config.teacher_choice]
+    every = ", ".join(f"'{name}'" for name in config.all_teachers)
+    return [f"[{section_of(name)}] is not used; to compare it, set search.teacher = {{choice = [{every}]}}"
+            for name in unused]
 
 
 def _refuse(section: str, remedy: str, check: Callable[..., Any], settings: ModelSettings, shape: dict[str, int]
@@ -117,14 +128,15 @@ def check_views(config: StudyConfig, channels: int) -> None:
 
 def trained_models(config: StudyConfig) -> dict[str, ModelSettings]:
     """Return the models that the study trains itself, by section."""
-    student = {"student": config.student}
-    return student if config.teacher.is_given else {"teacher": config.teacher.model_settings} | student
+    teachers = {section: teacher.model_settings for section, teacher in config.used_teachers.items()
+                if not teacher.is_given}
+    return teachers | {"student": config.student}
 
 
 def _asked_of_the_model(config: StudyConfig, section: str) -> dict[str, str]:
     """The training settings, as far as they are set or searched, that not every model can follow, by full name."""
-    name = "teacher" if section == "teacher" else "train"
-    own, defaults = getattr(config, name), TrainSettings()
+    own, name = (config.train, "train") if section == "student" else (config.teacher_in(section), section)
+    defaults = TrainSettings()
     wanted = {setting: f"{name}.{setting}" for setting in OF_THE_MODEL
               if getattr(own, setting) != getattr(defaults, setting)}
     searched = config.space("baseline") if section == "student" else {}

@@ -8,11 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from kdstudy.config.load import functions_in, texts_in
+from kdstudy.config.sections import TeacherSettings
 from kdstudy.config.settings import StudyConfig, locations_named, own_functions, own_losses
+from kdstudy.config.teachers import OTHERS
 from kdstudy.errors import UserError
 from kdstudy.trainables import functions
 
 LOSS = "loss"
+KINDS = {OTHERS: "teacher"}  # what a section holds, where it is not named after that
 TRAINED = ("teacher", "student", LOSS)  # what a function may be named for; all of it runs where students are trained
 
 
@@ -42,7 +45,7 @@ def functions_allowed(config: StudyConfig, named: Named, source: object, *, trus
     """
     losses = own_losses(config)
     wanted = {setting: name for setting, name in own_functions(config).items()
-              if (LOSS if setting in losses else setting.split(".")[0]) in sections}
+              if (LOSS if setting in losses else KINDS.get(setting.split(".")[0], setting.split(".")[0])) in sections}
     for setting, name in wanted.items():
         try:
             functions.check_kind(name, setting)
@@ -63,9 +66,9 @@ def functions_allowed(config: StudyConfig, named: Named, source: object, *, trus
     return own
 
 
-def check_function(model: str, config: StudyConfig) -> None:
+def check_function(model: str, teacher: TeacherSettings, section: str = "teacher") -> None:
     """Check that a function that a file names as its model is also named by the study's own settings, since it will be
-    called. Raises UserError."""
-    if ":" in model and model not in (config.teacher.model, config.teacher.function):
+    called. section: that of the teacher. Raises UserError."""
+    if ":" in model and model not in (teacher.model, teacher.function):
         raise UserError(f"the teacher's model is the function {model}, which is called only if the study names it: "
-                        f"set teacher.function = {model!r}")
+                        f"set {section}.function = {model!r}")

@@ -10,6 +10,7 @@ from pydantic.fields import FieldInfo
 
 from kdstudy.trainables import losses
 from kdstudy.trainables.settings import (
+    MAIN_TEACHER,
     FromList,
     LearningRate,
     Line,
@@ -138,6 +139,8 @@ class TeacherSettings(ModelSettings, TrainSettings):
 class _SharedDefaults(Settings):
     """The default configuration, which always runs, whatever the search finds."""
 
+    teacher: Line = Field(MAIN_TEACHER, description="main, the teacher of [teacher], or NAME of [teachers.NAME]; needs "
+                                                    "search.teacher")
     loss: Line = Field(losses.USUAL, description=f"the soft loss: {', '.join(losses.LOSSES)}, or "
                                                  "package.module:function")
     alpha: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="weight of the soft loss")
@@ -160,7 +163,8 @@ DefaultPoint = create_model("DefaultPoint", __base__=_SharedDefaults, __doc__=_S
 
 
 class _SharedSearch(Settings):
-    """The search space and budget. Ranges apply to both arms, except those of the loss, its parameters and alpha."""
+    """The search space and budget. Ranges apply to both arms, except those of the teacher, the loss, its parameters
+    and alpha."""
 
     trials: Trials = Field(20, description="trials of the distillation")
     baseline_trials: Trials = Field(20, description="trials of the baseline; search.trials does not change it")
@@ -182,6 +186,8 @@ class _SharedSearch(Settings):
     warm_start: Line | None = Field(
         None, description="another study's folder: TPE starts from what its searches found in the same space"
     )
+    teacher: Range | None = Field(None, description="{choice = ['main', 'NAME']}: [teacher], and the sections "
+                                                    "[teachers.NAME]")
     loss: Range | None = Field(None, description="{choice = ['hinton', 'dkd']}; a trial has its loss's parameters")
     alpha: Range | None = Field(None, description="{linear = [0, 1]}; every range must include the default point")
     lr: Range | None = Field(None, description="a range for both arms")
@@ -223,12 +229,12 @@ SearchSettings = create_model("SearchSettings", __base__=_SharedSearch, __doc__=
 
 DEEPEST = 50  # levels of tables and lists in a study file
 ARMS = {"baseline": "baseline", "distill": "distillation"}  # the ways to train a student, and what to call them
-DISTILLATION_ONLY = ("loss", losses.TEMPERATURE.name, "alpha", *(
+DISTILLATION_ONLY = ("teacher", "loss", losses.TEMPERATURE.name, "alpha", *(
     name for name in losses.PARAMETERS if name != losses.TEMPERATURE.name))
 SEARCHABLE = (*DISTILLATION_ONLY, "lr", "weight_decay", "warmup", "batch_size", "optimizer", "accumulate",
               "warmup_epochs", "min_lr", "layer_decay", "head_lr", "freeze", "clip_grad", "ema", "label_smoothing",
               "drop_path", "dropout")
-CHOICE_ONLY = ("loss", "batch_size", "optimizer", "accumulate", "freeze")
+CHOICE_ONLY = ("teacher", "loss", "batch_size", "optimizer", "accumulate", "freeze")
 
 
 @dataclass(frozen=True)

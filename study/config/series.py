@@ -125,6 +125,9 @@ def series_of(values: dict[str, Any]) -> Series | None:
     if setting == "teacher.epochs" and members[0].config.teacher.is_given:
         raise UserError(f"{setting} = {shown(listed)} varies nothing: the teacher is given, not trained; set "
                         "teacher.model alone, or vary train.epochs or data.student_images")
+    if setting == "teacher.epochs" and members[0].config.search.teacher:
+        raise UserError(f"{setting} = {shown(listed)} varies [teacher], but search.teacher may choose another teacher; "
+                        "remove search.teacher, or give one value")
     base = values["name"]
     return Series(base, setting, members)
 

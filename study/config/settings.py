@@ -8,6 +8,7 @@ import tomli_w
 from pydantic import Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
+from kdstudy.config.consistency import check_audit, check_kinds, check_teachers
 from kdstudy.config.sections import (
     CHOICE_ONLY,
     DEEPEST,
@@ -31,6 +32,7 @@ from kdstudy.config.sections import (
     TeacherSettings,
     WatchSettings,
 )
+from kdstudy.config.teachers import MAIN, OTHERS, TeacherChanges, TeacherName, section_of, with_changes
 from kdstudy.config.wording import shown, wording
 from kdstudy.trainables import losses
 from kdstudy.trainables.credentials import names_a_host, problem_with
@@ -49,6 +51,7 @@ class StudyConfig(Settings):
     data: DataSettings = DataSettings()
     views: ViewSettings = ViewSettings()
     teacher: TeacherSettings
+    teachers: dict[TeacherName, TeacherChanges] | None = None
     student: ModelSettings
     train: TrainSettings = TrainSettings()
     default: DefaultPoint = DefaultPoint()
@@ -71,6 +74,7 @@ class StudyConfig(Settings):
 
     @model_validator(mode="after")
     def _consistent(self) -> "StudyConfig":
+        check_teachers(self)
         for name, dimension in self.space("distill").items():
             _check_dimension(name, dimension, self.train)
             self._check_used(name)
@@ -94,44 +98,11 @@ class StudyConfig(Settings):
             raise ValueError("data.validation + data.test must be smaller than 1")
         if self.data.unlabelled and self.data.student_images is None:
             raise ValueError("data.unlabelled needs data.student_images: it uses the images that these leave out")
-        for kind in self.controls.kinds:
-            if problem := self._problem_with_control(kind):
-                raise ValueError(f"controls.kinds names {kind}, {problem}, or remove {kind}")
+        check_kinds(self)
         if "label_smoothing" in self.controls.kinds:
             self._check_smoothing()
-        self._check_audit()
+        check_audit(self)
         return self
-
-    def _check_audit(self) -> None:
-        """Raises ValueError where the audit cannot be run."""
-        if self.audit is None:
-            return
-        if self.audit.baseline_batch_size == self.train.batch_size:
-            raise ValueError(f"audit.baseline_batch_size = {self.train.batch_size} is train.batch_size too, so that "
-                             "the published baseline and the one of equal batch are the same; set another")
-        if self.teacher.logits:
-            raise ValueError("audit has seeds of its own, for whose views teacher.logits has no logits; set "
-                             "teacher.trained in place of teacher.logits, or remove [audit]")
-
-    def _problem_with_control(self, kind: str) -> str:
-        """Why a control cannot be run, and the remedy beside leaving it out; "" if it can."""
-        if kind in ("placebo", "permuted"):
-            if self.views.mixes:
-                return ("whose logits are not defined for mixtures of two images; set views.mixup = 0 and "
-                        "views.cutmix = 0")
-            if self.data.unlabelled:
-                return "which needs the label of each image; set data.unlabelled = 0"
-        if kind == "permuted" and self.reads_features:
-            return "which shuffles logits, but a loss reads features; choose losses that read logits"
-        if kind == "label_smoothing":
-            if self.search.label_smoothing or self.train.label_smoothing:
-                return ("but the baseline has label smoothing already; set train.label_smoothing = 0 and remove "
-                        "search.label_smoothing")
-            if self.search.warm_start:
-                return "whose search cannot have the baseline's warm start; remove search.warm_start"
-        if kind == "equal_compute" and self.teacher.logits:
-            return "but what the logits of a file cost is not known; set teacher.trained in place of teacher.logits"
-        return ""
 
     def _check_smoothing(self) -> None:
         """Raises ValueError where the range of the control's label smoothing does not suit it."""
@@ -155,14 +126,36 @@ class StudyConfig(Settings):
         if max(floors) > min(peaks):
             raise ValueError(f"train.min_lr or search.min_lr reaches {max(floors):g}, above the learning rate "
                              f"{min(peaks):g}, which default.lr or search.lr reaches")
-        if not self.teacher.is_given and self.teacher.min_lr > min(self.teacher.learning_rates):
-            raise ValueError(f"teacher.min_lr = {self.teacher.min_lr:g} is above teacher.lr = "
-                             f"{min(self.teacher.learning_rates):g}")
+        for section, teacher in self.used_teachers.items():
+            if not teacher.is_given and teacher.min_lr > min(teacher.learning_rates):
+                raise ValueError(f"{section}.min_lr = {teacher.min_lr:g} is above {section}.lr = "
+                                 f"{min(teacher.learning_rates):g}")
 
     def extremes(self, name: str, default: Any) -> tuple[Any, ...]:
         """The extreme values, or all of the choices, that trials have for a parameter of both arms."""
         dimension = getattr(self.search, name)
         return (default,) if dimension is None else dimension.extremes
+
+    @property
+    def all_teachers(self) -> dict[str, TeacherSettings]:
+        """The settings of each teacher, by name. Raises ValueError where those of a section do not fit together."""
+        others = {name: with_changes(self.teacher, name, changes) for name, changes in (self.teachers or {}).items()}
+        return {MAIN: self.teacher} | others
+
+    @property
+    def teacher_choice(self) -> tuple[str, ...]:
+        """The names of the teachers that trials of the distillation may have."""
+        return (self.search.teacher and self.search.teacher.choice) or (MAIN,)
+
+    @property
+    def used_teachers(self) -> dict[str, TeacherSettings]:
+        """The settings of these teachers, by section, that of [teacher] first."""
+        known = self.all_teachers
+        return {section_of(name): known[name] for name in known if name in self.teacher_choice}
+
+    def teacher_in(self, section: str) -> TeacherSettings:
+        """The settings of the teacher in a section, `teacher` or `teachers.NAME`."""
+        return self.teacher if section == section_of(MAIN) else self.used_teachers[section]
 
     @property
     def losses(self) -> tuple[str, ...]:
@@ -182,8 +175,8 @@ class StudyConfig(Settings):
         return space | ({"label_smoothing": self.controls.smoothing} if arm == "label_smoothing" else {})
 
     def default_parameters(self, arm: str) -> dict[str, float | str]:
-        """An arm's default point: learning rate, for distillation the loss (unless it is the usual one in all trials),
-        its parameters and alpha, and other searched parameters."""
+        """An arm's default point: learning rate, for distillation the teacher (if it is searched), the loss (unless it
+        is the usual one in all trials), its parameters and alpha, and other searched parameters."""
         return losses.active(self.default_values(arm))
 
     def default_values(self, arm: str) -> dict[str, float | str]:
@@ -193,6 +186,7 @@ class StudyConfig(Settings):
         extra = {name: getattr(self.train, name) for name in searched if name in TrainSettings.model_fields}
         own = {"alpha", *(name for loss in self.losses for name in losses.parameters_of(loss))}
         own |= {"loss"} if self.losses != (losses.USUAL,) else set()
+        own |= {"teacher"} if self.search.teacher else set()
         extra |= {"label_smoothing": USUAL_SMOOTHING} if arm == "label_smoothing" else {}
         names = [name for name in DISTILLATION_ONLY if name in own] if arm == "distill" else []
         return {name: getattr(self.default, name) for name in (*names, "lr")} | extra
@@ -341,7 +335,10 @@ def settings_table() -> dict[str, list[tuple[str, str, str]]]:
     sections = {"": [(name, _default(fields[name]), fields[name].description) for name in ("name", "about", "seed")]}
     for section, field in fields.items():
         model = section_model(field)
-        if model is not None:
+        if section == OTHERS:
+            sections[f"{OTHERS}.NAME"] = [("...", "", "another teacher to choose from: any setting of [teacher] that "
+                                           "differs; see search.teacher")]
+        elif model is not None:
             sections[section] = [(name, _default(own), own.description or "")
                                  for name, own in model.model_fields.items()]
     return sections
@@ -356,8 +353,8 @@ def _default(field: FieldInfo) -> str:
 
 def own_functions(config: StudyConfig) -> dict[str, str]:
     """Return the user's own functions (package.module:function) that the settings name, by setting."""
-    named = {"teacher.model": config.teacher.model, "teacher.function": config.teacher.function,
-             "student.model": config.student.model}
+    named = {f"{section}.{key}": getattr(teacher, key) for section, teacher in config.used_teachers.items()
+             for key in ("model", "function")} | {"student.model": config.student.model}
     return {setting: name for setting, name in named.items() if name and is_function(name)} | own_losses(config)
 
 
@@ -376,9 +373,11 @@ def named_losses(config: StudyConfig) -> dict[str, str]:
 def locations_named(config: StudyConfig, watch: bool) -> dict[str, str]:
     """Return the settings that name a host to download from, which may see this machine's credentials, or, with
     `watch`, a destination for curves."""
-    asked = {"data.source": [config.data.source], "search.warm_start": [config.search.warm_start],
-             "teacher.logits": [config.teacher.logits], "teacher.trained": config.teacher.trained or (),
-             "teacher.pretrained": [config.teacher.pretrained], "student.pretrained": [config.student.pretrained]}
+    asked = {"data.source": [config.data.source], "search.warm_start": [config.search.warm_start]}
+    for section, teacher in config.used_teachers.items():
+        asked |= {f"{section}.logits": [teacher.logits], f"{section}.trained": teacher.trained or (),
+                  f"{section}.pretrained": [teacher.pretrained]}
+    asked["student.pretrained"] = [config.student.pretrained]
     found = {setting: location for setting, locations in asked.items() for location in locations
              if isinstance(location, str) and names_a_host(location)}
     told = {"watch.mlflow": config.watch.mlflow, "watch.wandb": config.watch.wandb} if watch else {}
@@ -387,5 +386,6 @@ def locations_named(config: StudyConfig, watch: bool) -> dict[str, str]:
 
 def section_model(field: FieldInfo) -> type[Settings] | None:
     """Return the section model that a field holds, or None."""
-    kinds = (field.annotation, *getattr(field.annotation, "__args__", ()))
+    inside = getattr(field.annotation, "__args__", ())
+    kinds = (field.annotation, *inside, *(kind for part in inside for kind in getattr(part, "__args__", ())))
     return next((kind for kind in kinds if hasattr(kind, "model_fields")), None)

@@ -3,9 +3,10 @@
 from typing import Any
 
 from kdstudy.config.messages import validate
-from kdstudy.config.sections import Range
+from kdstudy.config.sections import Range, TeacherSettings
 from kdstudy.config.settings import StudyConfig
-from kdstudy.trainables.settings import TrainSettings
+from kdstudy.config.teachers import OTHERS, section_of
+from kdstudy.trainables.settings import Settings, TrainSettings
 
 SMOKE_PIXELS = 1.2e6  # per split; keeps a first try at 224 pixels within minutes on a CPU
 SMOKE_IMAGES = 12  # at least, enough for a few images of a few classes
@@ -13,7 +14,8 @@ SMOKE_IMAGES = 12  # at least, enough for a few images of a few classes
 
 def smoke_study(config: StudyConfig) -> StudyConfig:
     """Return the same study with all stages, shrunk for a first try: random weights, few images, few trials."""
-    size = max(config.data.image_size or 0, config.teacher.image_size or 0, config.student.image_size or 0, 32)
+    sizes = (teacher.image_size or 0 for teacher in config.used_teachers.values())
+    size = max(config.data.image_size or 0, *sizes, config.student.image_size or 0, 32)
     limit, large = max(SMOKE_IMAGES, round(SMOKE_PIXELS / size**2)), size > 64
     trials = 3 if large else 6
     teacher_epochs = max(2, config.teacher.epochs // (8 if large else 4))
@@ -27,6 +29,8 @@ def smoke_study(config: StudyConfig) -> StudyConfig:
         "teacher": {"epochs": teacher_epochs, **_at_the_start(config.teacher, teacher_epochs),
                     "lr": config.teacher.learning_rates[:1], "pretrained": False,
                     "replicates": min(2, config.teacher.replicates)},
+        "teachers": {name: _shrunk_teacher(config.used_teachers[section_of(name)], changes, large)
+                     for name, changes in (config.teachers or {}).items() if name in config.teacher_choice} or None,
         "student": {"pretrained": False},
         "train": {"epochs": epochs, **_at_the_start(config.train, epochs)},
         "search": {"trials": trials, "baseline_trials": trials, "protected": trials // 2,
@@ -48,6 +52,16 @@ def smoke_study(config: StudyConfig) -> StudyConfig:
         if large:
             changes["audit"]["baseline_batch_size"] = 2 * changes["train"]["batch_size"]
     return validate(_merge(config.model_dump(), changes))
+
+
+def _shrunk_teacher(teacher: TeacherSettings, changes: Settings, large: bool) -> dict[str, Any]:
+    """What the section [teachers.NAME] then states: what it takes from [teacher] is shrunk there, but for epochs, by
+    which teachers may differ alone. teacher: with all its settings."""
+    epochs = max(2, teacher.epochs // (8 if large else 4))
+    own = {"epochs": epochs, **_at_the_start(teacher, epochs), "lr": teacher.learning_rates[:1], "pretrained": False}
+    if large:
+        own["batch_size"] = min(8, teacher.batch_size)
+    return changes.model_dump(exclude_none=True) | {name: value for name, value in own.items() if value is not None}
 
 
 def _at_the_start(settings: TrainSettings, epochs: int) -> dict[str, Any]:
@@ -84,5 +98,5 @@ def _portion(amount: float | int | None) -> float | None:
 def _merge(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
     merged = dict(values)
     for key, change in changes.items():
-        merged[key] = _merge(merged[key], change) if isinstance(change, dict) else change
+        merged[key] = _merge(merged[key], change) if isinstance(change, dict) and key != OTHERS else change
     return merged

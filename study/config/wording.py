@@ -7,6 +7,7 @@ from kdstudy.trainables.credentials import redact
 
 LONGEST_SHOWN = 80  # characters of a value in a message
 # Union branches that pydantic adds to an error's location; they are not part of the setting's name.
+OF_A_KEY = "[key]"  # where pydantic says that it is the name of a table that is wrong, not its content
 BRANCHES = re.compile(r"(function-|tuple|dict\[|list\[|constrained|nullable|literal\[).*|float|int|str|bool")
 
 
@@ -14,7 +15,8 @@ def location_of(problem: dict[str, Any]) -> list[str]:
     """Return the section and key of a problem."""
     *parents, last = map(str, problem["loc"] or ("",))
     own = [last] if problem["type"] == "extra_forbidden" or not BRANCHES.fullmatch(last) else []
-    return [part for part in (*(part for part in parents if not BRANCHES.fullmatch(part)), *own) if part]
+    found = [part for part in (*(part for part in parents if not BRANCHES.fullmatch(part)), *own) if part]
+    return found[:-1] if found[-1:] == [OF_A_KEY] else found
 
 
 WORDING = {
@@ -39,6 +41,8 @@ def wording(problems: list[dict[str, Any]]) -> str:
 
 
 def _words_for(problem: dict[str, Any]) -> str:
+    if problem["type"] == "string_pattern_mismatch" and problem["loc"][-1] == OF_A_KEY:
+        return "must consist of letters, digits, '_' and '-', and begin with a letter or digit"
     if problem["type"] == "string_pattern_mismatch":
         return PATTERNS.get(str(problem["loc"][-1]), "must be one line without control characters")
     if problem["type"] in WORDING:

@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 
 from kdstudy.analysis.outcome import results
+from kdstudy.analysis.stage_names import stage_for
 from kdstudy.analysis.study_files import StudyFiles, find_row
 from kdstudy.config.permission import check_function
 from kdstudy.config.settings import StudyConfig
+from kdstudy.config.teachers import section_of
 from kdstudy.errors import UserError
 from kdstudy.export import card
 from kdstudy.trainables.files import TEST_PREDICTIONS, WEIGHTS
@@ -101,21 +103,27 @@ def trial(config: StudyConfig, folder: Path, arm: str, number: int, trained: Pat
                      lines)
 
 
-def teacher(config: StudyConfig, folder: Path) -> Candidate:
-    """The teacher. Raises UserError if it is not tested yet or is not a single model."""
+def teacher(config: StudyConfig, folder: Path, name: str | None = None) -> Candidate:
+    """A teacher, by default that of the study's answer. Raises UserError if there is none of that name, or if it is not
+    tested yet or is not a single model."""
     study = StudyFiles(folder)
-    predictions, done = study.teacher_predictions(), study.done("teacher")
+    if name is not None and name not in config.teacher_choice:
+        raise UserError(f"--teacher {name!r} is not a teacher of {folder}; its teachers are "
+                        f"{', '.join(map(repr, config.teacher_choice))}")
+    name = name or study.teacher
+    stage, own = stage_for("teacher", name), config.all_teachers[name]
+    predictions, done = study.teacher_predictions(stage_for("teacher_logits", name)), study.done(stage)
     if predictions is None or done is None:
         raise UserError(f"{folder} has no tested teacher yet; run `kdstudy run {folder} --until teacher_logits` first")
     if len(done["members"]) != 1:
         what = "a file of logits" if not done["members"] else f"{len(done['members'])} models"
         raise UserError(f"the teacher of {folder} is {what}, not one model; there is nothing to export")
     (member,) = done["members"]
-    check_function(member["model"]["model"], config)
-    settings = ModelSettings.model_validate(member["model"] | {"pretrained": config.teacher.pretrained})
+    check_function(member["model"]["model"], own, section_of(name))
+    settings = ModelSettings.model_validate(member["model"] | {"pretrained": own.pretrained})
     normalised = tuple(map(tuple, member["normalised"])) if member["normalised"] else None
-    return Candidate(settings, (study.stage("teacher") / member["weights"],), predictions["label"].to_numpy(),
-                     _correct(predictions), {"teacher": study.stage("teacher").name}, card.of_teacher(config, done),
+    return Candidate(settings, (study.stage(stage) / member["weights"],), predictions["label"].to_numpy(),
+                     _correct(predictions), {"teacher": study.stage(stage).name}, card.of_teacher(config, own, done),
                      normalised)
 
 

@@ -9,7 +9,9 @@ from kdstudy.analysis.deployment import deployment, explanation, table
 from kdstudy.analysis.number_text import counted, show_interval, significant
 from kdstudy.analysis.study_files import EXPORT_KEY_FILE, StudyFiles
 from kdstudy.analysis.tables import OTHERS, plain
+from kdstudy.config.sections import TeacherSettings
 from kdstudy.config.settings import StudyConfig
+from kdstudy.config.teachers import MAIN
 from kdstudy.export.formats import FORMAT
 from kdstudy.export.formats.base import Deployable
 from kdstudy.export.header import base_model, header
@@ -45,7 +47,7 @@ def of_trial(config: StudyConfig, outcome: dict[str, Any], trial: dict[str, Any]
     return [
         *_title(config, distilled),
         "| | |", "|---|---|",
-        *_data(config, outcome, distilled),
+        *_data(config, outcome, trial if distilled else None),
         f"| hyperparameters | {shown} |",
         f"| training | {_show(_recipe(config.train, trial))} |",
         f"| validation accuracy | {100 * trial['last_validation_accuracy']:.2f} % after {trial['epochs']} epochs |", "",
@@ -68,7 +70,7 @@ def _of_row(config: StudyConfig, outcome: dict[str, Any], row: dict[str, Any], o
     return [
         *_title(config, distilled),
         "| | |", "|---|---|",
-        *_data(config, outcome, distilled),
+        *_data(config, outcome, row if distilled else None),
         f"| hyperparameters | {shown} |",
         f"| training | {_show(recipe)} |",
         f"| parameters | {row['parameters']:,} |",
@@ -88,20 +90,21 @@ def _title(config: StudyConfig, distilled: bool) -> list[str]:
     return [f"# {plain(config.student.model)}, {what} by the study {config.name}", "", *_about(config)]
 
 
-def _data(config: StudyConfig, outcome: dict[str, Any], distilled: bool) -> list[str]:
-    """Rows of the card's table."""
+def _data(config: StudyConfig, outcome: dict[str, Any], distilled: dict[str, Any] | None) -> list[str]:
+    """Rows of the card's table. distilled: the hyperparameters, if it was."""
     sizes = outcome["data"]
     by_teacher = f", {sizes['train']} by the teacher" if distilled else ""
-    teacher = [f"| teacher | {plain(config.teacher.title)} |"] if distilled else []
+    title = config.all_teachers[distilled.get("teacher", MAIN)].title if distilled else ""
+    teacher = [f"| teacher | {plain(title)} |"] if distilled else []
     return [f"| data | {plain(config.data.source)}: {sizes['student_train']} training images seen by the student"
             f"{by_teacher}; {sizes['test']} test images |", *teacher]
 
 
-def of_teacher(config: StudyConfig, done: dict[str, Any]) -> list[str]:
-    """The first lines of the teacher's card. done: the done-mark of its stage."""
+def of_teacher(config: StudyConfig, teacher: TeacherSettings, done: dict[str, Any]) -> list[str]:
+    """The first lines of a teacher's card. done: the done-mark of its stage."""
     lines = [f"# {plain(done['model'])}, teacher of the study {config.name}", "", *_about(config)]
-    if not config.teacher.is_given:
-        recipe = _recipe(config.teacher.train_settings, done["parameters"]) | {"lr": done["parameters"]["lr"]}
+    if not teacher.is_given:
+        recipe = _recipe(teacher.train_settings, done["parameters"]) | {"lr": done["parameters"]["lr"]}
         lines += [f"Training: {_show(recipe)}.", ""]
     return lines
 

@@ -39,11 +39,12 @@ def check_location(location: str) -> None:
 def check_paths(config: StudyConfig | Series) -> None:
     """Check that all nodes can resolve the files that the settings name. Raises UserError."""
     config = studies_of(config)[0]  # the studies of a series differ in a number alone
-    named = {"search.warm_start": config.search.warm_start, "teacher.logits": config.teacher.logits,
-             "teacher.pretrained": config.teacher.pretrained, "student.pretrained": config.student.pretrained,
+    named = {"search.warm_start": config.search.warm_start, "student.pretrained": config.student.pretrained,
              "watch.mlflow": config.watch.mlflow,
              "data.source": None if config.data.source in NAMES else config.data.source}
-    named |= {f"teacher.trained.{number}": folder for number, folder in enumerate(config.teacher.trained or ())}
+    for section, teacher in config.used_teachers.items():
+        named |= {f"{section}.logits": teacher.logits, f"{section}.pretrained": teacher.pretrained}
+        named |= {f"{section}.trained.{number}": folder for number, folder in enumerate(teacher.trained or ())}
     for setting, path in named.items():
         if isinstance(path, str) and path and not _is_absolute(path):
             raise UserError(f"{setting} = {path!r} is relative; {ABSOLUTE}")

@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from kdstudy.analysis.stage_names import kind_of
 from kdstudy.planning.forecast import Work
 from kdstudy.stages.base import Stage, Workload
 from kdstudy.stages.context import Context
@@ -93,7 +94,7 @@ def _stage_plan(stage: Stage, load: Workload, pace: Pace | None, overhead: float
     seconds = load.images * flop / flop_rate / load.workers if estimated else pace and pace.epoch
     took = stage.folder.done["seconds"] if stage.is_finished else None
     retries = stage.is_finished and stage.may_improve(stage.folder)
-    return StagePlan(stage.name, stage.needs, load, flop, seconds, overhead, estimated, took, retries)
+    return StagePlan(stage.name, stage.waits_for, load, flop, seconds, overhead, estimated, took, retries)
 
 
 # -- models -----------------------------------------------------------------------------------------------------------
@@ -150,7 +151,7 @@ def _paces(study: Study, loads: dict[str, Workload], measure: bool, flop_rate: f
     """Return the known paces by stage: from the stage's record, else from timed steps if `measure`, else from a stage
     that trains the same model."""
     paces = {name: pace for name, stage in study.stages.items() if (pace := _recorded_pace(stage, only_gpu))}
-    for name in ("teacher", "baseline") if measure else ():
+    for name in [name for name in loads if kind_of(name) in ("teacher", "baseline")] if measure else ():
         if name not in paces and loads[name].runs:
             paces[name] = Pace(_measure(study.stages[name]) / loads[name].workers)
     known = dict(paces)

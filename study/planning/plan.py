@@ -9,10 +9,13 @@ from rich.table import Table
 from kdstudy.analysis.number_text import counted
 from kdstudy.config.sections import ARMS, Range, ResourceSettings
 from kdstudy.config.settings import StudyConfig
+from kdstudy.config.teachers import OTHERS
 from kdstudy.planning import preflight
 from kdstudy.planning.estimate import ModelSizes, StagePlan, make_plan
 from kdstudy.planning.forecast import Forecast, forecast
+from kdstudy.stages.context import Context
 from kdstudy.stages.order import priority
+from kdstudy.stages.teacher import TeacherStage
 from kdstudy.store.fingerprints import changed
 from kdstudy.study import Study
 from kdstudy.trainables.settings import ViewSettings
@@ -41,16 +44,12 @@ def show_plan(study: Study, console: Console, measure: bool = False, gpus: int |
     plans = make_plan(study, measure and not gpus, tflops * 1e12 if gpus else None, only_gpu=bool(gpus))
     sizes = ModelSizes.of(study.context)
     student = sizes.parameters(study.context.model("student"))
-    teacher = sum(map(sizes.parameters, study.context.stage("teacher").models))
     print_prose(console, f"[bold]{config.name}[/bold]  {escape(config.about)}\n", markup=True)
     facts = {
         "data": _show_data(study, sizes),
-        "teacher": config.teacher.title + study.context.stage("teacher").parts_read
-                   + (f", {teacher:,} parameters" if teacher else ", given as logits")
-                   + _show_weights(study, sizes, "teacher"),
-        "student": f"{config.student.model}, {student:,} parameters"
-                   + (f", {teacher / student:.1f}x smaller" if teacher else "")
-                   + _show_weights(study, sizes, "student"),
+        **{stage.name: _show_teacher(stage, sizes) for stage in study.teachers},
+        "student": f"{config.student.model}, {student:,} parameters" + _show_smaller(study, sizes, student)
+                   + _show_weights(sizes, study.context, "student"),
         "training": _show_training(config),
         **({"views": _show_views(config.views)} if config.views.augment != "none" else {}),
         "searched": ", ".join(f"{name} {_show_range(range_)}" for name, range_ in config.space("distill").items())
@@ -68,7 +67,7 @@ def show_plan(study: Study, console: Console, measure: bool = False, gpus: int |
     if started := _show_start(study):
         facts["start"] = started
     for name, text in facts.items():
-        print_columns(console, [(name, text)], widths=(9,))
+        print_columns(console, [(name, text)], widths=(max(9, *map(len, facts)),))
     for text in study.notes:
         print_prose(console, f"note: {text}")
     console.print()
@@ -121,27 +120,45 @@ def _show_data(study: Study, sizes: ModelSizes) -> str:
 
 def _show_seen(study: Study, sizes: ModelSizes) -> str:
     """Describe the models' input sizes if they differ from the size of the stored images."""
-    models = [("teacher", model) for model in study.context.stage("teacher").models]
+    models = [(stage.name, model) for stage in study.teachers for model in stage.models]
     seen = {(name, sizes.image_size(model)) for name, model in [*models, ("student", study.config.student)]}
     others = sorted((name, size) for name, size in seen if size != study.context.splits.image_size)
-    return f" ({', '.join(f'the {name} sees {size}x{size}' for name, size in others)})" if others else ""
+    return f" ({', '.join(f'{_the(name)} sees {size}x{size}' for name, size in others)})" if others else ""
 
 
-def _show_weights(study: Study, sizes: ModelSizes, section: str) -> str:
+def _the(model: str) -> str:
+    return model if "." in model else f"the {model}"
+
+
+def _show_teacher(stage: TeacherStage, sizes: ModelSizes) -> str:
+    parameters = sum(map(sizes.parameters, stage.models))
+    return (stage.settings.title + stage.parts_read
+            + (f", {parameters:,} parameters" if parameters else ", given as logits")
+            + (_show_normalised(stage.shown_normalisation) if stage.is_given else
+               _show_weights(sizes, stage.context, stage.section)))
+
+
+def _show_smaller(study: Study, sizes: ModelSizes, student: int) -> str:
+    """How many times smaller the student is than each of the teachers whose models are known."""
+    teachers = [sum(map(sizes.parameters, stage.models)) for stage in study.teachers]
+    shown = " and ".join(f"{teacher / student:.1f}x" for teacher in teachers if teacher)
+    return f", {shown} smaller" if shown else ""
+
+
+def _show_weights(sizes: ModelSizes, context: Context, section: str) -> str:
     """Say which file a model's training begins with, and with which mean and std its images are normalised."""
-    if section == "teacher" and study.config.teacher.is_given:
-        weights, normalised = "", study.context.stage("teacher").shown_normalisation
-    else:
-        weights = study.context.show_weights(section)
-        normalised = sizes.normalisation(study.context.model(section))
-    return weights + (f", images normalised with {normalised}" if normalised else "")
+    return context.show_weights(section) + _show_normalised(sizes.normalisation(context.model(section)))
+
+
+def _show_normalised(words: str) -> str:
+    return f", images normalised with {words}" if words else ""
 
 
 def _show_training(config: StudyConfig) -> str:
     """The training settings that are not the defaults, and how many epochs there are."""
     trained = {"student": config.train}
-    if not config.teacher.is_given:
-        trained["teacher"] = config.teacher.train_settings
+    trained |= {section.replace(OTHERS, "teacher"): teacher.train_settings
+                for section, teacher in config.used_teachers.items() if not teacher.is_given}
     parts = []
     for name, settings in trained.items():
         others = [f"{setting} {value}" for setting, value in changed(settings, exclude=("epochs",)).items()]

@@ -22,6 +22,7 @@ from kdstudy.trainables import losses
 from kdstudy.trainables.seeds import small_seed
 
 LOSS = "loss"  # the dimension on which others depend
+TEACHER = "teacher"
 ASKED_AGAIN = 4  # retries when TPE proposes a point that has already been tried
 OPTUNA_STATES = {
     "complete": OptunaState.COMPLETE,
@@ -134,12 +135,11 @@ def _suggest(trial: optuna.Trial, name: str, dimension: Range) -> None:
 def sobol_points(space: dict[str, Range], count: int, seed: int) -> list[dict[str, Any]]:
     """Return `count` scrambled Sobol points, uniform on each dimension's own (linear or log) scale.
 
-    Each has the dimensions of its loss. Losses are equally frequent, up to one point."""
+    Each has the dimensions of its loss. Losses are equally frequent, and so are teachers, up to one point."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The balance properties of Sobol")
         unit = qmc.Sobol(d=len(space), scramble=True, rng=seed).random(count)
-    if LOSS in space:
-        place = list(space).index(LOSS)
+    for place in [list(space).index(name) for name in (TEACHER, LOSS) if name in space]:
         unit[:, place] = (unit[:, place].argsort().argsort() + 0.5) / count
     return [_point(space, point) for point in unit]
 

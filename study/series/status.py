@@ -12,7 +12,7 @@ from rich.text import Text
 
 from kdstudy.errors import StudyFailedError
 from kdstudy.series.folder import SeriesFolder, StoredMember
-from kdstudy.stages.order import STAGES
+from kdstudy.stages.order import stages_of
 from kdstudy.watch.display import clock
 from kdstudy.watch.status import Snapshot
 
@@ -22,7 +22,7 @@ def show_series(series: SeriesFolder, console: Console, every: float | None = No
 
     Raises UserError where a member cannot be reached, StudyFailedError where the driver ends before all are done.
     """
-    snapshots = [Snapshot(member.storage, STAGES).update(fetch=False) for member in series.members]
+    snapshots = [Snapshot(member.storage, stages_of).update(fetch=False) for member in series.members]
     if every is None:
         console.print(_page(series, snapshots), soft_wrap=True)
         return

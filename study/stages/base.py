@@ -124,8 +124,9 @@ class Stage(ABC):
 
     name: of its folder and in messages. needs: the stages that must be done before it begins. files: what its folder
     must look like. loop: which of the loops in `kdstudy.trainables` runs its trials. trains: the section whose model it
-    trains, `teacher` or `student`. learns_from: the stage whose logits its runs learn from. scored: whether its reports
-    must have a validation accuracy. result_files: what is kept of a run's last checkpoint, where that is a result.
+    trains, `student` or a teacher's. learns_from: the stage whose logits its runs learn from; where a trial may have
+    other teachers, that of the main one. scored: whether its reports must have a validation accuracy. result_files:
+    what is kept of a run's last checkpoint, where that is a result.
     """
 
     name: ClassVar[str]
@@ -141,6 +142,11 @@ class Stage(ABC):
         self.context, self.config = context, context.config
 
     # -- without an open study: no images, no models ------------------------------------------------------------------
+
+    @classmethod
+    def kinds(cls, config: StudyConfig) -> tuple[type[Stage], ...]:
+        """The stages that this entry of the list stands for: itself, or several whose names the settings choose."""
+        return (cls,)
 
     @classmethod
     def is_wanted(cls, config: StudyConfig) -> bool:
@@ -162,6 +168,11 @@ class Stage(ABC):
         """Copy what a packed study keeps of the stage, besides its record and done-mark.
 
         teacher: whether to keep the teacher's weights."""
+
+    @property
+    def waits_for(self) -> tuple[str, ...]:
+        """The names of all stages that must be done before it begins: `needs`, and those that the settings add."""
+        return self.needs
 
     # -- its folder ---------------------------------------------------------------------------------------------------
 

@@ -79,9 +79,9 @@ class Context:
                 "image_size": self.image_size}
 
     def model(self, section: str) -> ModelSettings:
-        """Return the model of a section, `teacher` or `student`. If its mean and std are to be measured, they are: on
+        """Return the model of a section, `student` or a teacher's. If its mean and std are to be measured, they are: on
         the labelled images that it learns from, the same in both arms. Raises UserError."""
-        settings = self.config.student if section == "student" else self.config.teacher.model_settings
+        settings = self.config.student if section == "student" else self.config.teacher_in(section).model_settings
         if settings.normalise != "images":
             return settings
         if section not in self._models:

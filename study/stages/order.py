@@ -7,23 +7,27 @@ their names in settings and messages. The report, which imports nothing from her
 
 from __future__ import annotations
 
+from kdstudy.analysis.stage_names import kind_of
 from kdstudy.config.settings import StudyConfig
+from kdstudy.errors import UserError
 from kdstudy.stages.audit import AuditBaseline, AuditDistill, AuditLogits
 from kdstudy.stages.base import Output, Stage
 from kdstudy.stages.confirm import BaselineConfirmation, DistillConfirmation
 from kdstudy.stages.controls import CONTROLS
 from kdstudy.stages.finalists import BaselineFinalists, DistillFinalists
+from kdstudy.stages.other_teachers import OfOtherTeacher, OtherLogits, OtherTeacher
 from kdstudy.stages.outputs import Deployment, Export, Report
 from kdstudy.stages.search import BaselineSearch, DistillSearch
 from kdstudy.stages.teacher import TeacherStage
 from kdstudy.stages.teacher_logits import TeacherLogitsStage
 from kdstudy.stages.teacher_replicates import STAGES as FURTHER_TEACHERS
 
-STAGES: tuple[type[Stage], ...] = (
-    TeacherStage, BaselineSearch, TeacherLogitsStage, DistillSearch, BaselineFinalists, DistillFinalists,
-    BaselineConfirmation, DistillConfirmation, *FURTHER_TEACHERS, *CONTROLS,
+LIST: tuple[type[Stage], ...] = (
+    TeacherStage, OtherTeacher, BaselineSearch, TeacherLogitsStage, OtherLogits, DistillSearch,
+    BaselineFinalists, DistillFinalists, BaselineConfirmation, DistillConfirmation, *FURTHER_TEACHERS, *CONTROLS,
     AuditLogits, AuditBaseline, AuditDistill,
 )
+STAGES = tuple(kind for kind in LIST if not issubclass(kind, OfOtherTeacher))  # those whose names no setting chooses
 OUTPUTS: tuple[Output, ...] = (Deployment(), Report(), Export())
 
 NAMES = tuple(kind.name for kind in (*STAGES, *OUTPUTS))
@@ -34,21 +38,37 @@ _NEEDS = {stage.name: stage.needs for stage in STAGES}
 STAGE_FILES = {stage.name: stage.files for stage in STAGES}
 
 
+def stages_of(config: StudyConfig) -> tuple[type[Stage], ...]:
+    """Return all stages that a study with these settings may have, in order."""
+    return tuple(kind for listed in LIST for kind in listed.kinds(config))
+
+
 def names(config: StudyConfig) -> tuple[str, ...]:
     """Return the stages and outputs of a study with these settings, in order."""
-    return tuple(one.name for one in (*STAGES, *OUTPUTS) if one.is_wanted(config))
+    return tuple(one.name for one in (*stages_of(config), *OUTPUTS) if one.is_wanted(config))
 
 
-def priority(name: str) -> tuple[int, int]:
+def up_to(config: StudyConfig, until: str) -> set[str]:
+    """Return the stages and outputs up to and including one. Raises UserError where there is none of that name."""
+    known = (*(stage.name for stage in stages_of(config)), *(output.name for output in OUTPUTS))
+    if until not in known:
+        raise UserError(f"--until {until}: the study has no such stage; its stages are {', '.join(names(config))}")
+    return set(known[: known.index(until) + 1])
+
+
+def priority(name: str) -> tuple[int, int, str]:
     """Return a sort key by priority: stages at the start of the longest chain of dependent stages come first."""
     def waiting(stage: str) -> int:
         return max((1 + waiting(other) for other, needs in _NEEDS.items() if stage in needs), default=0)
 
-    return -waiting(name), NAMES.index(name)
+    kind = kind_of(name)
+    return -waiting(kind), NAMES.index(kind), name
 
 
 def may_overlap(one: str, other: str) -> bool:
     """Whether trials of two stages may run at the same time, because neither depends on the other."""
+    one, other = kind_of(one), kind_of(other)
+
     def before(name: str) -> set[str]:
         return {*_NEEDS[name], *(earlier for need in _NEEDS[name] for earlier in before(need))}
 

@@ -231,6 +231,10 @@ class DistillSearch(SearchStage):
     learns_from = "teacher_logits"
     files = StageFiles(SearchDone, ORIGINS, distils=True)
 
+    @property
+    def waits_for(self) -> tuple[str, ...]:
+        return students.logits_stages(self.config)
+
     def inputs(self) -> list[Any]:
         return [*super().inputs(), *students.soft_inputs(self.context)]
 

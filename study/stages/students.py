@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from kdstudy.analysis.stage_names import stage_for
 from kdstudy.config.settings import StudyConfig, own_losses
+from kdstudy.config.teachers import MAIN
 from kdstudy.stages.base import BACKWARD, COPIES_IN_CHECKPOINT, Workload
 from kdstudy.stages.context import Context
 from kdstudy.store.fingerprints import changed, function_hash, model_inputs
@@ -16,6 +18,9 @@ from kdstudy.trainables.settings import TrainSettings
 
 if TYPE_CHECKING:  # avoids importing torch, which a finished study does not need
     from kdstudy.trainables.task import Task
+
+
+TEACHER, LOGITS = "teacher", "teacher_logits"  # the stages of the main teacher
 
 
 def view_inputs(config: StudyConfig, exclude: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -31,10 +36,13 @@ def shared_inputs(context: Context) -> list[Any]:
             context.image_size]
 
 
-def soft_inputs(context: Context, teacher: str = "teacher") -> list[Any]:
+def soft_inputs(context: Context, teacher: str = TEACHER) -> list[Any]:
     """Return the inputs of the soft loss, for a fingerprint. teacher: the stage that trains it. Raises
     MissingTeacherError."""
     config, inputs = context.config, [context.stage(teacher).weights_hash]
+    if others := _others(context) if teacher == TEACHER else {}:
+        inputs.append({"teachers": {name: [stage.weights_hash, stage.settings.precision]
+                                    for name, stage in others.items()}})
     if config.teacher.precision != "auto":
         inputs.append(config.teacher.precision)
     if config.data.unlabelled:
@@ -66,7 +74,24 @@ def arm_task(context: Context, learns_from: str | None, view_seeds: list[int]) -
     task = replace(plain_task(context), weights=context.initial_weights("student"))
     if learns_from is None:
         return replace(task, unlabelled=None)
-    return replace(task, teacher=context.stage(learns_from).teacher(view_seeds))
+    others = _others(context, learns_from) if learns_from == LOGITS else {}
+    return replace(task, teacher=context.stage(learns_from).teacher(view_seeds),
+                   other_teachers={name: stage.teacher(view_seeds) for name, stage in others.items()})
+
+
+def logits_stages(config: StudyConfig) -> tuple[str, ...]:
+    """The names of the stages with the logits of all teachers that trials of the distillation may have."""
+    return tuple(stage_for(LOGITS, name) for name in config.teacher_choice)
+
+
+def teacher_of(context: Context, parameters: dict[str, Any]) -> Any:
+    """The stage of the teacher that a run with these parameters learns from."""
+    return context.stage(stage_for(TEACHER, parameters.get("teacher", MAIN)))
+
+
+def _others(context: Context, stage: str = TEACHER) -> dict[str, Any]:
+    """The stages of the other teachers that trials may have, by name. stage: which of them, by that of the main one."""
+    return {name: context.stage(stage_for(stage, name)) for name in context.config.teacher_choice if name != MAIN}
 
 
 def workload(context: Context, arm: str, runs: int) -> Workload:

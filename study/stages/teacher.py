@@ -16,6 +16,7 @@ from pydantic import Field
 from safetensors.numpy import save_file
 
 from kdstudy.config.permission import check_function
+from kdstudy.config.sections import TeacherSettings
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import MissingTeacherError, UserError
 from kdstudy.search.runs import METRIC, best_or_fail
@@ -60,14 +61,15 @@ class TeacherDone(Done):
 
 
 class TeacherStage(Stage):
-    name = "teacher"
-    trains = "teacher"
+    """A teacher. section: the one of the study file that describes it."""
+
+    name = section = trains = "teacher"
     loop = "teacher"
     files = StageFiles(TeacherDone, frozenset({"teacher"}), distils=False)
 
     @classmethod
     def trials_expected(cls, config: StudyConfig) -> int:
-        return len(config.teacher.learning_rates)
+        return len(config.teacher_in(cls.section).learning_rates)
 
     @classmethod
     def images_per_epoch(cls, data: dict[str, Any], trial: TrialState) -> int:
@@ -78,35 +80,39 @@ class TeacherStage(Stage):
         for file in source.glob("*.safetensors") if teacher else ():
             shutil.copyfile(file, target / file.name)
 
+    @property
+    def settings(self) -> TeacherSettings:
+        return self.config.teacher_in(self.section)
+
     def inputs(self) -> list[Any]:
-        config, images, teacher = self.config, self.context.image_hashes, self.config.teacher
+        config, images, teacher = self.config, self.context.image_hashes, self.settings
         if teacher.logits:
-            return ["logits", hash_input(existing(teacher.logits, "teacher.logits"))]
+            return ["logits", hash_input(existing(teacher.logits, f"{self.section}.logits"))]
         if teacher.trained:
             digests = [hash_input(file) for path in teacher.trained for file in self._files_of(path)]
             return ["trained", digests, images["validation"], self.context.image_size, teacher.precision,
                     *self._how_given()]
-        return [config.seed, model_inputs("teacher", teacher.model_settings), changed(teacher.train_settings),
+        return [config.seed, model_inputs(self.section, teacher.model_settings), changed(teacher.train_settings),
                 self.rates, students.view_inputs(config, exclude=("count", "erase_teacher")), images["train"],
                 images["validation"], self.context.image_size]
 
     @property
     def rates(self) -> float | tuple[float, ...]:
         """The learning rates to try, for the fingerprint."""
-        return self.config.teacher.lr
+        return self.settings.lr
 
     def _files_of(self, path: str) -> list[Path]:
         """Return the files that a given model is read from: a file of weights, or those of a folder."""
-        if self.config.teacher.model:
-            return [existing(path, "teacher.trained")]
-        found = sorted(existing(path, "teacher.trained", folder=True).glob("*"))
+        if self.settings.model:
+            return [existing(path, f"{self.section}.trained")]
+        found = sorted(existing(path, f"{self.section}.trained", folder=True).glob("*"))
         return [file for file in found if file.is_file() and file.suffix in (".json", ".safetensors", ".bin")]
 
     def _how_given(self) -> list[Any]:
         """Return what the settings, not the files, say of given models: the model of files, its mean and std."""
-        settings = self.config.teacher.model_settings
+        settings = self.settings.model_settings
         if settings.model:
-            said = model_inputs("teacher", settings.model_copy(update={"pretrained": False}))
+            said = model_inputs(self.section, settings.model_copy(update={"pretrained": False}))
         else:
             said = {name: value for name, value in changed(settings).items() if name in NORMALISATION}
         measured = [self.context.image_hashes["train"]] if settings.normalise == "images" else []
@@ -116,7 +122,7 @@ class TeacherStage(Stage):
 
     @property
     def epochs(self) -> int:
-        return self.config.teacher.epochs
+        return self.settings.epochs
 
     @property
     def workers(self) -> int:
@@ -125,17 +131,17 @@ class TeacherStage(Stage):
     def runs(self) -> tuple[TrialState, ...]:
         """Return one run per learning rate, otherwise identical."""
         seed = small_seed(self.config.seed, "teacher")
-        return tuple(TrialState(0, {"lr": lr}, seed, seed, "teacher") for lr in self.config.teacher.learning_rates)
+        return tuple(TrialState(0, {"lr": lr}, seed, seed, "teacher") for lr in self.settings.learning_rates)
 
     def task(self) -> Task:
-        config, training = self.config, self.config.teacher.train_settings
+        config, training = self.config, self.settings.train_settings
         every = max(1, training.epochs // REPORTS)
         # views.count limits how many views have stored logits; the teacher itself sees a new view every epoch.
         views = config.views.model_copy(update={"count": None})
         return replace(students.plain_task(self.context), train=self.context.splits.train,
-                       model=self.context.model("teacher"), training=training, views=views, report_every=every,
+                       model=self.context.model(self.section), training=training, views=views, report_every=every,
                        checkpoint_every=5 * every, keep_weights=True, unlabelled=None,
-                       weights=self.context.initial_weights("teacher"))
+                       weights=self.context.initial_weights(self.section))
 
     def result_check(self, folder: StageFolder) -> Callable[[TrialState], bool]:
         return weights_check(self.context, folder)
@@ -143,13 +149,13 @@ class TeacherStage(Stage):
     def close(self, folder: StageFolder) -> None:
         record = folder.record()
         best = best_or_fail(self.name, record, "run the same command again to retry")
-        weights, teacher = keep_weights(self.context, folder, best), self.config.teacher
+        weights, teacher = keep_weights(self.context, folder, best), self.settings
         parameters, tried = count_parameters(files.read_weights(weights)), len(self.runs())
         normalised = self._chosen_normalisation()
         member = {"model": _stored(teacher.model_settings), "weights": WEIGHTS,
                   "normalised": list(map(list, normalised)) if normalised else None}
         folder.finish({
-            "model": teacher.title, **self.context.family("teacher"), "members": [member],
+            "model": teacher.title, **self.context.family(self.section), "members": [member],
             "outcome": f"{teacher.model} · {100 * best.metric(METRIC):.1f} % validation · {parameters:,} parameters"
                        + (f", best of {tried} learning rates" if tried > 1 else ""),
             "seconds": record.seconds, "trial": best.number, "parameters": best.parameters,
@@ -161,12 +167,12 @@ class TeacherStage(Stage):
 
     @property
     def is_given(self) -> bool:
-        return self.config.teacher.is_given
+        return self.settings.is_given
 
     @cached_property
     def given_members(self) -> list[Trained]:
         """Load the models of a given teacher. Raises UserError if they do not fit the data."""
-        return [self._given_member(path) for path in self.config.teacher.trained or ()]
+        return [self._given_member(path) for path in self.settings.trained or ()]
 
     def _given_member(self, folder: str) -> Trained:
         from kdstudy.trainables import models  # imports torch
@@ -179,12 +185,12 @@ class TeacherStage(Stage):
             if member.classes == len(names):
                 models.check_trained(member, **self.context.shape)
         except ValueError as error:
-            raise UserError(f"teacher.trained: {folder}: {error}") from None
+            raise UserError(f"{self.section}.trained: {folder}: {error}") from None
         if member.classes != len(names):
-            raise UserError(f"teacher.trained: {folder} has {member.classes} classes, but the data have "
+            raise UserError(f"{self.section}.trained: {folder} has {member.classes} classes, but the data have "
                             f"{len(names)}; train it on these data, or choose data.classes accordingly")
         if member.class_names and member.class_names != names:
-            raise UserError(f"teacher.trained: the classes of {folder} are not those of the data in the same "
+            raise UserError(f"{self.section}.trained: the classes of {folder} are not those of the data in the same "
                             f"order: {member.class_names[:3]} … against {names[:3]} …")
         return member
 
@@ -192,16 +198,16 @@ class TeacherStage(Stage):
         """Read one of the models of a given teacher. Raises ValueError."""
         from kdstudy.trainables import models  # imports torch
 
-        teacher = self.config.teacher
+        teacher = self.settings
         if not teacher.model:
             return models.read_trained(path, teacher.function)
         if path.is_dir():
-            raise ValueError("it is a folder, whose config.json names its model; --set teacher.model= removes the "
-                             "study's own model")
+            raise ValueError(f"it is a folder, whose config.json names its model; --set {self.section}.model= "
+                             "removes the study's own model")
         try:
             models.check(teacher.model_settings, **self.context.shape)
         except ValueError as error:
-            raise UserError(f"teacher.{error}") from None
+            raise UserError(f"{self.section}.{error}") from None
         return models.read_trained_file(path, teacher.model_settings, **self.context.shape)
 
     def _chosen_normalisation(self) -> Normalisation | None:
@@ -210,28 +216,28 @@ class TeacherStage(Stage):
         from kdstudy.trainables import models  # imports torch
 
         try:
-            return models.chosen_normalisation(self.context.model("teacher"), self.context.splits.channels)
+            return models.chosen_normalisation(self.context.model(self.section), self.context.splits.channels)
         except ValueError as error:
-            raise UserError(f"teacher.{error}") from None
+            raise UserError(f"{self.section}.{error}") from None
 
     @cached_property
     def given_logits(self) -> LogitsFile:
         """Open the file at teacher.logits. Raises UserError if it does not fit the study."""
-        path = Path(os.path.expanduser(self.config.teacher.logits))
+        path = Path(os.path.expanduser(self.settings.logits))
         try:
             return logits_file.read(path, self.context)
         except ValueError as error:
-            raise UserError(f"teacher.logits = {self.config.teacher.logits!r}: {error}") from None
+            raise UserError(f"{self.section}.logits = {self.settings.logits!r}: {error}") from None
 
     def check_given(self) -> None:
         """Raises UserError if the given teacher does not fit the study."""
-        _ = self.given_logits if self.config.teacher.logits else self.given_members
+        _ = self.given_logits if self.settings.logits else self.given_members
 
     def given_teacher(self, normalised: Normalisation | None = None) -> Teacher:
         """Return the given models as a teacher. normalised: mean and std in place of their own."""
         from kdstudy.trainables.task import Member, Teacher  # imports torch
 
-        return Teacher(tuple(Member(member.model, self.config.teacher.train_settings, member.weights,
+        return Teacher(tuple(Member(member.model, self.settings.train_settings, member.weights,
                                     normalised or (member.mean, member.std)) for member in self.given_members))
 
     def doubt(self, predictions: np.ndarray, predict: Callable[[Task], np.ndarray] | None = None) -> str | None:
@@ -247,7 +253,7 @@ class TeacherStage(Stage):
         labels, few = splits.validation.labels, doubts.few_of(len(splits.validation))
         if said := doubts.of_order(predictions, labels, splits.class_names):
             return said
-        others = self._otherwise_normalised(predict, few) if predict and self.config.teacher.model else {}
+        others = self._otherwise_normalised(predict, few) if predict and self.settings.model else {}
         return (doubts.of_normalisation(predictions[few], labels[few], self.shown_normalisation, others)
                 or doubts.of_guessing(predictions, labels, splits.class_names, self.shown_normalisation))
 
@@ -269,7 +275,7 @@ class TeacherStage(Stage):
     def take_given(self, folder: StageFolder, predict: Callable[[Task], np.ndarray]) -> str | None:
         """Copy the given weights into the study, and see how good the teacher is on the validation images."""
         started = time.monotonic()
-        if self.config.teacher.logits:
+        if self.settings.logits:
             self._finish_given(folder, self.given_logits.accuracy, started, {
                 "weights": self.inputs()[1], "members": [], "model_parameters": None, "kind": None, "family": None})
             return self.doubt(self.given_logits.validation)
@@ -296,7 +302,7 @@ class TeacherStage(Stage):
         return doubt
 
     def _finish_given(self, folder: StageFolder, accuracy: float, started: float, facts: dict[str, Any]) -> None:
-        title, count = self.config.teacher.title, len(facts["members"])
+        title, count = self.settings.title, len(facts["members"])
         folder.finish({
             "model": title, **facts, "outcome": f"{title}{self.parts_read} · given · {100 * accuracy:.1f} % validation"
             + (f" · mean logits of {count} models" if count > 1 else ""),
@@ -343,7 +349,7 @@ class TeacherStage(Stage):
         from kdstudy.trainables import models  # both import torch
         from kdstudy.trainables.task import Member
 
-        check_function(described["model"]["model"], self.config)
+        check_function(described["model"]["model"], self.settings, self.section)
         settings, path = ModelSettings.model_validate(described["model"]), folder / described["weights"]
         normalised = described["normalised"]
 
@@ -353,36 +359,36 @@ class TeacherStage(Stage):
             if normalised:
                 models.check_normalisation(*normalised, self.context.splits.channels)
 
-        return Member(settings, self.config.teacher.train_settings, read_checked(path, check),
+        return Member(settings, self.settings.train_settings, read_checked(path, check),
                       tuple(map(tuple, normalised)) if normalised else None)
 
     @property
     def models(self) -> tuple[ModelSettings, ...]:
         """The models whose logits the student learns from; empty if only a file of logits is given."""
-        if self.config.teacher.is_given:
+        if self.settings.is_given:
             return tuple(member.model for member in self.given_members)
-        return (self.context.model("teacher"),)
+        return (self.context.model(self.section),)
 
     @property
     def named_models(self) -> dict[str, ModelSettings]:
         """These, each with the setting that it comes from."""
-        if not self.config.teacher.is_given:
-            return {"teacher": self.models[0]}
-        return {f"teacher.trained: {path}": model
-                for path, model in zip(self.config.teacher.trained or (), self.models, strict=True)}
+        if not self.settings.is_given:
+            return {self.section: self.models[0]}
+        return {f"{self.section}.trained: {path}": model
+                for path, model in zip(self.settings.trained or (), self.models, strict=True)}
 
     # -- for the plan -------------------------------------------------------------------------------------------------
 
     def workload(self) -> Workload:
-        teacher = self.config.teacher
+        teacher = self.settings
         return Workload(runs=0 if teacher.is_given else len(teacher.learning_rates), epochs=teacher.epochs,
                         images=len(self.context.splits.train), models=self.models,
                         passes=students.passes(teacher.train_settings), workers=self.workers)
 
     def space(self, runs: int, size: Callable[[ModelSettings], int]) -> Space:
         weights = sum(map(size, self.models))
-        copies = COPIES_IN_CHECKPOINT + (self.config.teacher.ema > 0)
-        return Space(copies * weights, (runs + 1) * weights, "trained teachers (one for each teacher.lr)")
+        copies = COPIES_IN_CHECKPOINT + (self.settings.ema > 0)
+        return Space(copies * weights, (runs + 1) * weights, f"trained teachers (one for each {self.section}.lr)")
 
 
 def _stored(settings: ModelSettings) -> dict[str, Any]:

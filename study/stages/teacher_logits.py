@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from kdstudy.config.sections import TeacherSettings
 from kdstudy.errors import StudyFailedError
 from kdstudy.search.runs import run_key
 from kdstudy.stages import students
@@ -58,6 +59,7 @@ class TeacherLogitsStage(Stage):
     scored = False
     result_files = LOGITS_FILES
     source: ClassVar[str] = "teacher"  # the stage whose model it is
+    section: ClassVar[str] = "teacher"  # of the study file, which describes that
 
     @classmethod
     def images_per_epoch(cls, data: dict[str, Any], trial: TrialState) -> int:
@@ -73,7 +75,7 @@ class TeacherLogitsStage(Stage):
     def inputs(self) -> list[Any]:
         config, teacher = self.config, self._source
         inputs = [teacher.weights_hash, teacher.done["members"], self.context.image_hashes, self.context.image_size,
-                  students.view_inputs(config), config.train.epochs, config.teacher.precision]
+                  students.view_inputs(config), config.train.epochs, self.settings.precision]
         return [*inputs, *self._also_features]
 
     @property
@@ -82,8 +84,17 @@ class TeacherLogitsStage(Stage):
         return ["and its features"] if self.config.reads_features else []
 
     @property
+    def settings(self) -> TeacherSettings:
+        return self.config.teacher_in(self.section)
+
+    @property
     def _source(self) -> Any:
         return self.context.stage(self.source)
+
+    @property
+    def taught_as(self) -> str:
+        """What the stages that learn from these logits have as `learns_from`."""
+        return self.name
 
     @property
     def view_seeds(self) -> list[int]:
@@ -121,8 +132,8 @@ class TeacherLogitsStage(Stage):
 
     @property
     def _budget(self) -> float:
-        """In bytes."""
-        return self.config.views.cache_gib * 2**30
+        """In bytes: of several teachers that a trial may have, each has its part."""
+        return self.config.views.cache_gib * 2**30 / len(self.config.teacher_choice)
 
     def _bytes_of(self, numbers: int) -> int:
         """The size in bytes of so many fp16 numbers for every image of every view."""
@@ -147,7 +158,7 @@ class TeacherLogitsStage(Stage):
         return is_there("views") and (is_there("features") or not self.features_fit)
 
     def _learners_done(self) -> bool:
-        return all(stage.is_current() for stage in self.context.stages.values() if stage.learns_from == self.name)
+        return all(stage.is_current() for stage in self.context.stages.values() if stage.learns_from == self.taught_as)
 
     # -- computed by the study ----------------------------------------------------------------------------------------
 
@@ -254,10 +265,10 @@ class TeacherLogitsStage(Stage):
 
     @property
     def is_given(self) -> bool:
-        return bool(self.config.teacher.logits)
+        return bool(self.settings.logits)
 
     def take_given(self, folder: StageFolder, predict: Callable[[Task], np.ndarray]) -> None:
-        """Unpack the file at teacher.logits into the files that computed logits would have."""
+        """Unpack the given file of logits into the files that computed logits would have."""
         import torch
 
         from kdstudy.trainables.predictions import write_logits  # imports torch
@@ -304,9 +315,9 @@ class TeacherLogitsStage(Stage):
         views = len(self._kept_seeds) * self.config.view_count if models else 0
         runs = min(PIECES, self.config.view_count) * len(self._kept_seeds) if views else 0
         workers, share = self.config.resources.teacher_workers, splits.seen_by_student / len(splits.train)
-        trained = students.passes(self.config.teacher.train_settings)
+        trained = students.passes(self.settings.train_settings)
         return Workload(runs=runs, epochs=views / runs if runs else 0, images=splits.seen_by_student, models=models,
-                        passes=1, paced_by={"teacher": workers * share / trained})
+                        passes=1, paced_by={self.source: workers * share / trained})
 
     def space(self, runs: int, size: Callable[[ModelSettings], int]) -> Space:
         kept = self.logits_bytes if self.is_given or self.fits else 0

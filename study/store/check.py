@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from kdstudy.analysis.stage_names import kind_of
 from kdstudy.config.wording import location_of, wording
 from kdstudy.errors import UserError
 from kdstudy.store.files import digest_of, is_json, read_json
@@ -32,7 +33,7 @@ WRITTEN_BY_OTHERS = ("wandb",)  # contains symbolic links; kdstudy reads nothing
 def check(folder: Path, stages: Mapping[str, StageFiles]) -> None:
     """Check the files of a started study. Missing and half-written files are no error.
 
-    stages: the expected files of each kind of stage, by stage name.
+    stages: the expected files of each kind of stage, by its name.
 
     Raises UserError with one line that names the first damaged file.
     """
@@ -43,8 +44,9 @@ def check(folder: Path, stages: Mapping[str, StageFiles]) -> None:
             raise _damaged(folder / "stages.json", f"stages.{name} is the folder of another stage")
     # Also check stages of other settings: they are reused if the study returns to these settings.
     for stage in sorted(folder.glob("*-*")):
-        if (name := stage.name.rpartition("-")[0]) in stages and stage.is_dir():
-            _check_stage(name, stage, stages[name])
+        name = stage.name.rpartition("-")[0]
+        if (kind := kind_of(name)) in stages and stage.is_dir():
+            _check_stage(name, stage, stages[kind])
 
 
 def check_plain(folder: Path, apart: tuple[str, ...] = ()) -> None:

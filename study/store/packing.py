@@ -9,6 +9,7 @@ from typing import Any
 
 from kdstudy.analysis import deployment, report
 from kdstudy.analysis.records import read_events
+from kdstudy.analysis.stage_names import kind_of
 from kdstudy.analysis.study_files import StudyFiles
 from kdstudy.config.load import STUDY_FILE
 from kdstudy.errors import UserError
@@ -23,8 +24,8 @@ PackStage = Callable[[Path, Path, dict[str, Any], bool], None]
 def pack(folder: Path, out: Path, stages: Mapping[str, PackStage], teacher: bool = True) -> int:
     """Copy a finished study to `out`, which must be new or empty. Returns its size in bytes.
 
-    stages: per stage, a function that copies the files to keep besides its record and done-mark. It is called with the
-    stage's folder, the target folder, the done-mark and `teacher`: whether to keep the teacher's weights.
+    stages: per kind of stage, a function that copies the files to keep besides its record and done-mark. It is called
+    with the stage's folder, the target folder, the done-mark and `teacher`: whether to keep the teacher's weights.
 
     Raises UserError where the study is not finished or `out` is not empty, ValueError where a file cannot be read.
     """
@@ -49,8 +50,8 @@ def _pack_into(study: StudyFiles, out: Path, stages: Mapping[str, PackStage], te
         source, target = study.folder / folder, out / folder
         target.mkdir(parents=True)
         _copy_record(source, target)
-        if name in stages and (outcome := study.done(name)):  # a control may be unfinished
-            stages[name](source, target, outcome, teacher)
+        if (kind := kind_of(name)) in stages and (outcome := study.done(name)):  # a control may be unfinished
+            stages[kind](source, target, outcome, teacher)
         if (done := files.read_json(target / "done.json")) is not None:
             files.write_done(target, done)  # lists only the files that were kept
     if (measured := deployment.deployment(study)) is not None:

@@ -48,6 +48,7 @@ class _Parameters(Part):
     """A trial's parameters. Unknown names are refused, since the names become table headings."""
 
     model_config = ConfigDict(extra="forbid")
+    teacher: Line | None = None
     loss: Line | None = None
     alpha: Share | None = None
     lr: Positive | None = None

@@ -87,7 +87,7 @@ class Pipeline:
         self._display.note("ending the running trials, which takes some seconds; Ctrl-C again ends them at once")
 
     def _is_ready(self, name: str) -> bool:
-        needs = self._study.stages[name].needs
+        needs = self._study.stages[name].waits_for
         return all(needed in self._done or needed not in self._wanted for needed in needs)
 
     # -- opening ------------------------------------------------------------------------------------------------------

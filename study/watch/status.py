@@ -37,10 +37,13 @@ class StageKind(Protocol):
     def images_per_epoch(self, data: dict[str, Any], trial: TrialState) -> int: ...
 
 
-class Snapshot:
-    """A study's state at the last update. kinds: all stages that a study may have, in order."""
+StageKinds = Callable[[StudyConfig], Sequence[StageKind]]
 
-    def __init__(self, storage: Storage, kinds: Sequence[StageKind]):
+
+class Snapshot:
+    """A study's state at the last update. kinds: returns all stages that a study with given settings may have."""
+
+    def __init__(self, storage: Storage, kinds: StageKinds):
         self.storage, self._kinds = storage, kinds
         self.driver: str | None = None
         self.config: StudyConfig | None = None
@@ -60,7 +63,8 @@ class Snapshot:
         self.driver, self.now = driver, time.time()
         self.config = load_study(str(folder)) if (folder / STUDY_FILE).is_file() else None
         self.description = read_json(folder / "stages.json") or {}
-        wanted = [kind for kind in self._kinds if self.config and self.description and kind.is_wanted(self.config)]
+        known = self._kinds(self.config) if self.config and self.description else ()
+        wanted = [kind for kind in known if kind.is_wanted(self.config)]
         self.stages = [StageSnapshot(kind, self._folder_of(kind.name), self) for kind in wanted]
         return self
 
@@ -219,12 +223,12 @@ class StageSnapshot:
                 best and best.metric(METRIC))
 
 
-def show_status(storage: Storage, console: Console, kinds: Sequence[StageKind]) -> None:
+def show_status(storage: Storage, console: Console, kinds: StageKinds) -> None:
     """Print a study's progress. Raises UserError if the study cannot be reached."""
     console.print(_page(_first_snapshot(storage, kinds), console), soft_wrap=True)
 
 
-def follow_status(storage: Storage, console: Console, kinds: Sequence[StageKind], every: float | None = None) -> None:
+def follow_status(storage: Storage, console: Console, kinds: StageKinds, every: float | None = None) -> None:
     """Show a study's progress until its driver exits: redrawn in place on a terminal, one line per change in a log.
 
     every: seconds between updates.
@@ -235,7 +239,7 @@ def follow_status(storage: Storage, console: Console, kinds: Sequence[StageKind]
         _follow(storage, console, kinds, every or (EVERY if storage.uri is None else EVERY_REMOTE))
 
 
-def _follow(storage: Storage, console: Console, kinds: Sequence[StageKind], every: float) -> None:
+def _follow(storage: Storage, console: Console, kinds: StageKinds, every: float) -> None:
     study = _first_snapshot(storage, kinds)
     with _shown(study, console) as show:
         while study.driver is not None:
@@ -248,7 +252,7 @@ def _follow(storage: Storage, console: Console, kinds: Sequence[StageKind], ever
                                    "continues it")
 
 
-def _first_snapshot(storage: Storage, kinds: Sequence[StageKind]) -> Snapshot:
+def _first_snapshot(storage: Storage, kinds: StageKinds) -> Snapshot:
     """Read the state without another download, since the copy is fresh; repeat it if a driver may have just ended.
     """
     study = Snapshot(storage, kinds).update(fetch=False)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from kdstudy.errors import MissingTeacherError
 from kdstudy.stages import students
 from kdstudy.stages.controls.control import Basis, ControlStage, files_of
 
@@ -20,10 +22,19 @@ class EqualComputeControl(ControlStage):
 
     def inputs(self) -> list[Any]:
         # What the number of epochs follows from, rather than the number, which needs torch.
-        teacher, config = self.context.stage("teacher"), self.config
+        teacher, config = self._teacher, self.config
         return [*super().inputs(), [member["model"] for member in teacher.done["members"]], self._views,
                 *([config.data.unlabelled] if config.data.unlabelled else []),
                 *([{"passes": self._passes}] if config.search.freeze else [])]
+
+    @property
+    def _teacher(self) -> Any:
+        """The stage of the distilled student's teacher; while none is chosen, of the default point's."""
+        known = None
+        with contextlib.suppress(MissingTeacherError):
+            known = self.confirmed("distilled")
+        parameters = known["distilled"] if known else self.config.default_parameters("distill")
+        return students.teacher_of(self.context, parameters)
 
     def basis(self) -> Basis | None:
         return self.confirmed("baseline")
@@ -47,7 +58,7 @@ class EqualComputeControl(ControlStage):
     def _views(self) -> int:
         """How many views a distilled run needs the teacher for: all, or one per epoch if the teacher runs in the loop.
         """
-        logits, config = self.context.stage("teacher_logits"), self.config
+        logits, config = self.context.stage(students.LOGITS), self.config
         in_loop = not logits.fits or (config.reads_features and not logits.features_fit)
         return config.train.epochs if in_loop else config.view_count
 
@@ -64,7 +75,7 @@ class EqualComputeControl(ControlStage):
 
         context, shape = self.context, self.context.shape
         student, *teacher = (cost.forward_flop(cost.without_weights(settings, **shape), shape["channels"])
-                             for settings in (context.model("student"), *context.stage("teacher").models))
+                             for settings in (context.model("student"), *self._teacher.models))
         return student, sum(teacher)
 
     def task(self) -> Task:

@@ -172,6 +172,9 @@ class SelfControl(DistilledControl):
     def inputs(self) -> list[Any]:
         return [*super(DistilledControl, self).inputs(), *students.soft_inputs(self.context, SelfTeacherStage.name)]
 
+    def parameters(self) -> dict[str, Any]:
+        return {name: value for name, value in super().parameters().items() if name != "teacher"}
+
     def basis(self) -> Basis | None:
         """The teacher is the tuned baseline."""
         distilled, baseline = self.confirmed("distilled"), self.confirmed("baseline")

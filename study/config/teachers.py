@@ -1,0 +1,73 @@
+"""The teachers that a study may choose among: `[teacher]`, and a section `[teachers.NAME]` for each other one.
+
+Such a section states what sets its teacher apart from `[teacher]`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, create_model
+from pydantic.fields import FieldInfo
+
+from kdstudy.config.sections import TeacherSettings
+from kdstudy.config.wording import location_of, shown, wording
+from kdstudy.trainables.settings import MAIN_TEACHER as MAIN  # that of [teacher], among the names of the others
+from kdstudy.trainables.settings import Settings
+
+OTHERS = "teachers"  # the section that holds the other sections
+TeacherName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=40)]
+ORIGINS = ("model", "trained", "logits")
+# What describes one model only: a section that names another one takes none of it from [teacher].
+OF_ONE_MODEL = (*ORIGINS, "args", "function", "mean", "std", "normalise")
+
+
+
+def _unless_stated(field: FieldInfo) -> tuple[Any, FieldInfo]:
+    """The type and the field of a setting that may be left out."""
+    kind = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
+    return kind | None, Field(None, description=field.description)
+
+
+# A section [teachers.NAME]: any setting of [teacher]; None is not stated.
+TeacherChanges = create_model("TeacherChanges", __base__=Settings, **{
+    name: _unless_stated(field) for name, field in TeacherSettings.model_fields.items()})
+
+
+def section_of(name: str) -> str:
+    """The section of a teacher, `teacher` or `teachers.NAME`."""
+    return "teacher" if name == MAIN else f"{OTHERS}.{name}"
+
+
+def with_changes(main: TeacherSettings, name: str, changes: Settings) -> TeacherSettings:
+    """The settings of another teacher: those of `[teacher]` with what `[teachers.NAME]` states.
+
+    Raises ValueError with one line that names the section where they do not fit together."""
+    stated = changes.model_dump(exclude_none=True)
+    taken = main.model_dump(exclude_none=True)
+    if any(origin in stated for origin in ORIGINS):
+        taken = {setting: value for setting, value in taken.items() if setting not in OF_ONE_MODEL}
+        if isinstance(taken.get("pretrained"), str):  # the weights of another model
+            del taken["pretrained"]
+    try:
+        return TeacherSettings.model_validate(taken | stated)
+    except ValidationError as error:
+        raise ValueError(_explained(section_of(name), error)) from None
+
+
+def _explained(section: str, error: ValidationError) -> str:
+    problem = error.errors()[0]
+    location, said = location_of(problem), wording([problem])
+    if not location:
+        return f"[{section}] {said}".replace("teacher.", f"{section}.")
+    return f"{'.'.join([section, *location])} = {shown(problem['input'])}: {said}"
+
+
+def check_names(others: dict[str, Any]) -> None:
+    """Raises ValueError where two teachers could be taken for one another."""
+    if MAIN in others:
+        raise ValueError(f"[{OTHERS}.{MAIN}] has the name of the teacher of [teacher]; choose another name")
+    seen: dict[str, str] = {}
+    for name in others:
+        if (other := seen.setdefault(name.lower(), name)) != name:
+            raise ValueError(f"[{OTHERS}.{other}] and [{OTHERS}.{name}] differ in upper and lower case alone, which "
+                             "some file systems do not tell apart; rename one")
