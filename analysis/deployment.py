@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from kdstudy.analysis.number_text import counted, significant
 from kdstudy.analysis.predictions import Calibration, likelihood_loss
 from kdstudy.analysis.significance import accuracy_interval
+from kdstudy.analysis.stage_names import stage_for
 from kdstudy.analysis.study_files import StudyFiles, read_columns, read_json
 
 FILE = "results/deployment.json"  # in a study's folder
@@ -48,7 +49,7 @@ UNITS = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 def key(study: StudyFiles) -> dict[str, Any]:
     """Which models of a confirmed study are compared: the teacher, and both arms' confirmed runs."""
     rows = {arm: study.confirmed_row(arm) for arm in ("baseline", "distilled")}
-    return {"teacher": study.description["stages"].get("teacher"),
+    return {"teacher": study.description["stages"].get(stage_for("teacher", study.teacher)),
             **{arm: {"stage": study.stage(row["stage"]).name, "runs": row["runs"]} for arm, row in rows.items()}}
 
 
@@ -100,7 +101,7 @@ def _right(study: StudyFiles) -> dict[str, np.ndarray]:
 
 def _losses(study: StudyFiles) -> dict[str, float]:
     """The negative log-likelihood of each whose logits are there, a mean over its runs."""
-    found, teacher = {}, study.stage("teacher_logits")
+    found, teacher = {}, study.stage(stage_for("teacher_logits", study.teacher))
     files = {"teacher": [teacher / "test.parquet"]} if teacher else {}
     for arm in ("baseline", "distilled"):
         row = study.confirmed_row(arm)

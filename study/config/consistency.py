@@ -1,18 +1,15 @@
-"""Checks of a study's settings that concern several sections: teachers, controls, the audit. All raise ValueError with
-one line that names the setting and the remedy."""
+"""Checks of a study's settings that concern several sections: teachers, controls, the audit. All take a `StudyConfig`,
+whose module imports this one, and raise ValueError with one line that names the setting and the remedy."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from kdstudy.config.teachers import MAIN, OTHERS, check_names, section_of
 from kdstudy.config.wording import shown
 
-if TYPE_CHECKING:
-    from kdstudy.config.settings import StudyConfig
 
-
-def check_teachers(config: StudyConfig) -> None:
+def check_teachers(config: Any) -> None:
     """Check the teachers, and that the search chooses among those that there are."""
     others, choice, default = config.teachers or {}, config.search.teacher, config.default.teacher
     check_names(others)
@@ -36,7 +33,7 @@ def _values(choice: Any) -> tuple[Any, ...]:
     return (choice.choice or ()) if choice else ()
 
 
-def _check_choice(config: StudyConfig, choice: Any) -> None:
+def _check_choice(config: Any, choice: Any) -> None:
     if MAIN not in _values(choice):
         raise ValueError(f"search.teacher = {{choice = {shown(list(_values(choice)))}}} must include {MAIN!r}, the "
                          "teacher of [teacher]; make [teacher] one of those that you compare")
@@ -49,7 +46,7 @@ def _check_choice(config: StudyConfig, choice: Any) -> None:
                          "search.teacher or [audit]")
 
 
-def check_audit(config: StudyConfig) -> None:
+def check_audit(config: Any) -> None:
     """Check that the audit can be run."""
     if config.audit is None:
         return
@@ -61,14 +58,14 @@ def check_audit(config: StudyConfig) -> None:
                          "teacher.trained in place of teacher.logits, or remove [audit]")
 
 
-def check_kinds(config: StudyConfig) -> None:
+def check_kinds(config: Any) -> None:
     """Check that each control can be run."""
     for kind in config.controls.kinds:
         if problem := _problem_with(config, kind):
             raise ValueError(f"controls.kinds names {kind}, {problem}, or remove {kind}")
 
 
-def _problem_with(config: StudyConfig, kind: str) -> str:
+def _problem_with(config: Any, kind: str) -> str:
     """Why a control cannot be run, and the remedy beside leaving it out; "" if it can."""
     if kind in ("placebo", "permuted"):
         if config.views.mixes:

@@ -31,7 +31,7 @@ def figures(config: StudyConfig, folder: Path) -> dict[str, Any]:
     data, device = study.description["data"], default_device()
     shape = {"classes": len(data["classes"]), "channels": data["channels"], "image_size": data["image_size"]}
     settings = {"teacher": _teacher_settings(config, study), "student": [config.student]}
-    titles = {"teacher": config.teacher.title, "student": config.student.model}
+    titles = {"teacher": config.all_teachers[study.teacher].title, "student": config.student.model}
     built = {name: [models.build(one, **shape) for one in members] for name, members in settings.items()}
     costs = {name: {"model": titles[name], **_sizes(members, settings[name], shape)} for name, members in built.items()}
     times = latency.measure({name: (_one_after_the_other(members, device), (data["channels"], *2 * (members[0].size,)))
@@ -66,7 +66,7 @@ def hardware(device: torch.device) -> str:
 
 def _teacher_settings(config: StudyConfig, study: StudyFiles) -> list[ModelSettings]:
     """Of each model of the teacher; none where it is a file of logits."""
-    members = (study.done("teacher") or {}).get("members") or []
+    members = (study.teacher_done() or {}).get("members") or []
     for member in members:
         check_function(member["model"]["model"], config)
     return [ModelSettings.model_validate(member["model"] | {"pretrained": False}) for member in members]
