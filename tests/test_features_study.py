@@ -76,28 +76,28 @@ def nets(tmp_path, monkeypatch):
 def test_a_model_without_pooled_features_is_refused_by_its_setting_with_the_remedy(nets):
     config = load_study("digits", (CHOICE,))
     fine = {"teacher": config.teacher.model_settings}
-    check_read(config, fine, **SHAPE)
+    check_read(config, "teacher", fine, **SHAPE)
     for bad in ("plain", "Maps"):
         with pytest.raises(UserError, match=rf"^teacher.trained: mine.model = '{nets(bad)}' does not give its pooled "
                                             r"features away.*search.loss\[1\] = 'features' reads them; choose a loss"):
-            check_read(config, {"teacher.trained: mine": ModelSettings(model=nets(bad))}, **SHAPE)
+            check_read(config, "teacher", {"teacher.trained: mine": ModelSettings(model=nets(bad))}, **SHAPE)
     own = load_study("digits", (CHOICE, f"student.model={nets('plain')}", "student.args={}"))
     with pytest.raises(UserError, match=r"^student.model = 'nets_of_features:plain' does not give") as refused:
-        check_read(own, fine, **SHAPE)
+        check_read(own, "teacher", fine, **SHAPE)
     assert "\n" not in str(refused.value)
-    check_read(load_study("digits", (CHOICE, f"student.model={nets('Pooling')}", "student.args={}")), fine, **SHAPE)
+    check_read(load_study("digits", (CHOICE, f"student.model={nets('Pooling')}", "student.args={}")), "teacher", fine, **SHAPE)
 
 
 def test_a_teacher_that_is_a_file_of_logits_has_no_features():
     with pytest.raises(UserError, match=r"teacher\.logits is a file of logits, without the features that default"):
-        check_read(load_study("digits", ("default.loss=features", CHOICE)), {}, **SHAPE)
-    check_read(load_study("digits"), {}, **SHAPE)
+        check_read(load_study("digits", ("default.loss=features", CHOICE)), "teacher", {}, **SHAPE)
+    check_read(load_study("digits"), "teacher", {}, **SHAPE)
 
 
 def test_a_head_that_nothing_trains_is_refused():
     config = load_study("digits", ("default.loss=features", "default.alpha=1", CHOICE))
     with pytest.raises(UserError, match=r"default\.alpha = 1 with default\.loss = 'features' would leave"):
-        check_read(config, {"teacher": config.teacher.model_settings}, **SHAPE)
+        check_read(config, "teacher", {"teacher": config.teacher.model_settings}, **SHAPE)
 
 
 def test_a_range_of_alpha_that_reaches_1_is_noted_where_a_loss_reads_features(study_of):
