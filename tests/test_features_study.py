@@ -85,7 +85,8 @@ def test_a_model_without_pooled_features_is_refused_by_its_setting_with_the_reme
     with pytest.raises(UserError, match=r"^student.model = 'nets_of_features:plain' does not give") as refused:
         check_read(own, "teacher", fine, **SHAPE)
     assert "\n" not in str(refused.value)
-    check_read(load_study("digits", (CHOICE, f"student.model={nets('Pooling')}", "student.args={}")), "teacher", fine, **SHAPE)
+    pooling = load_study("digits", (CHOICE, f"student.model={nets('Pooling')}", "student.args={}"))
+    check_read(pooling, "teacher", fine, **SHAPE)
 
 
 def test_a_teacher_that_is_a_file_of_logits_has_no_features():
