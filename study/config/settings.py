@@ -336,7 +336,7 @@ def settings_table() -> dict[str, list[tuple[str, str, str]]]:
     for section, field in fields.items():
         model = section_model(field)
         if section == OTHERS:
-            sections[f"{OTHERS}.NAME"] = [("...", "", "another teacher to choose from: any setting of [teacher] that "
+            sections[f"{OTHERS}.NAME"] = [("KEY", "", "another teacher to choose from: any setting of [teacher] that "
                                            "differs; see search.teacher")]
         elif model is not None:
             sections[section] = [(name, _default(own), own.description or "")
