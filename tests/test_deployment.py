@@ -26,6 +26,7 @@ from kdstudy.analysis.study_files import StudyFiles
 from kdstudy.config.load import load_study
 from kdstudy.errors import UserError
 from kdstudy.export import calibration, latency
+from kdstudy.export import deployment as deploying
 from kdstudy.export.average import MeanOfLogits
 from kdstudy.export.deployment import figures
 from kdstudy.export.formats.base import Deployable
@@ -342,3 +343,13 @@ def test_the_page_shows_them_without_a_defect(measured):
                 assert page.evaluate(f"{section}.querySelectorAll('.scatterlayer .trace').length") == 3
                 box = f"{section}.querySelector('.trials')"
                 assert page.evaluate(f"{box}.scrollWidth <= {box}.clientWidth + 1"), "the table hides a column"
+
+
+def test_the_functions_of_a_teacher_are_called_only_if_the_settings_name_them():
+    config = load_study("digits", ("teacher.model=nets:big", "teacher.args={}"))
+    model = config.teacher.model_settings.model_dump()
+    study = SimpleNamespace(teacher="main", teacher_done=lambda: {"members": [{"model": model}]})
+    assert [one.model for one in deploying._teacher_settings(config, study)] == ["nets:big"]
+    model["model"] = "nets:other"
+    with pytest.raises(UserError, match="the function nets:other, which is called only if the study names it"):
+        deploying._teacher_settings(config, study)

@@ -15,6 +15,7 @@ from kdstudy.analysis.predictions import calibration
 from kdstudy.analysis.study_files import StudyFiles
 from kdstudy.config.permission import check_function
 from kdstudy.config.settings import StudyConfig
+from kdstudy.config.teachers import section_of
 from kdstudy.export import latency
 from kdstudy.trainables import models
 from kdstudy.trainables.device import default_device, release_memory
@@ -68,7 +69,7 @@ def _teacher_settings(config: StudyConfig, study: StudyFiles) -> list[ModelSetti
     """Of each model of the teacher; none where it is a file of logits."""
     members = (study.teacher_done() or {}).get("members") or []
     for member in members:
-        check_function(member["model"]["model"], config)
+        check_function(member["model"]["model"], config.all_teachers[study.teacher], section_of(study.teacher))
     return [ModelSettings.model_validate(member["model"] | {"pretrained": False}) for member in members]
 
 
