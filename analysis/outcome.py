@@ -96,12 +96,22 @@ def _teacher_rows(study: StudyFiles) -> list[dict[str, Any]]:
         "arm": "teacher", **({"teacher": study.teacher} if study.teacher_choice else {}),
         "configuration": "tuned" if done["trials"] > 1 else "default",
         "model": done.get("model") or study.config["teacher"]["model"],
-        **_pretrained(study.config["teacher"] | study.config.get("teachers", {}).get(study.teacher, {})),
+        **_pretrained(_teacher_section(study)),
         **done["parameters"],
         "parameters": done["model_parameters"], "compression": 1.0 if done["model_parameters"] else None,
         "trials": done["trials"], "seeds": 1, "test_mean": 100 * float(correct.mean()), "test_sd": None,
         "best_validation": 100 * done["best_validation"], "gain": None, "gap_closed": None,
     }]
+
+
+def _teacher_section(study: StudyFiles) -> dict[str, Any]:
+    """The settings of the answer's teacher. A section that names another model takes from [teacher] neither that one's
+    files nor its weights."""
+    main, own = study.config["teacher"], study.config.get("teachers", {}).get(study.teacher, {})
+    if any(origin in own for origin in ("model", "trained", "logits")):
+        main = {name: value for name, value in main.items() if name not in ("trained", "logits")
+                and not (name == "pretrained" and isinstance(value, str))}
+    return main | own
 
 
 def _student_rows(study: StudyFiles) -> list[dict[str, Any]]:

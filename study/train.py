@@ -184,10 +184,15 @@ def _teacher(study: Study, name: str, console: Console, own_seed: bool) -> Teach
 
 def _find_other_teacher(study: Study, name: str) -> Teacher:
     """Raises UserError while the study has not trained it, and if it is a file of logits."""
-    stage = study.stages[stage_for(TEACHER, name)]
+    if (stage := study.stages.get(stage_for(TEACHER, name))) is None:
+        raise UserError(f"the teacher {str(name)[:40]!r} is not one of search.teacher; restore the settings that the "
+                        "study was run with")
+    if stage.settings.logits:
+        raise UserError(f"the teacher {name!r} is a file of logits, and this command needs its model; use "
+                        f"--set default.teacher={MAIN}")
     if stage.folder.done is None or not (members := stage.members()):
-        raise UserError(f"the teacher {name!r} has no trained model in {study.storage}; run `kdstudy run STUDY --until "
-                        f"{stage.name}` first, or use --set default.teacher={MAIN}")
+        raise UserError(f"the teacher {name!r} has no trained model in {study.storage}; run `kdstudy run "
+                        f"{study.storage} --until {stage.name}` first, or use --set default.teacher={MAIN}")
     return Teacher(members)
 
 

@@ -7,25 +7,30 @@ import shutil
 import signal
 import subprocess
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 from running import KDSTUDY, ONE_AT_A_TIME, kdstudy, results_of, wait_until, with_set
 from test_sensitivity import EPOCHS, Trial, write_study
 
 from kdstudy.analysis.exhibits.catalogue import exhibit
 from kdstudy.analysis.exhibits.teacher_choice import finding
+from kdstudy.analysis.outcome import _teacher_section
 from kdstudy.analysis.sensitivity.findings import analyse
 from kdstudy.analysis.sensitivity.space import Dimension
+from kdstudy.analysis.sensitivity.teachers import compared
 from kdstudy.analysis.stage_names import MAIN_TEACHER, kind_of
 from kdstudy.analysis.study_analysis import StudyAnalysis
 from kdstudy.analysis.study_files import StudyFiles
-from kdstudy.config.load import functions_in, load_study
+from kdstudy.config.load import functions_in, load_study, load_values
 from kdstudy.config.permission import Named, functions_allowed
+from kdstudy.config.sections import TeacherSettings
 from kdstudy.config.series import series_of
 from kdstudy.config.settings import own_functions
 from kdstudy.config.smoke import smoke_study
-from kdstudy.config.teachers import MAIN
+from kdstudy.config.teachers import MAIN, TeacherChanges, with_changes
 from kdstudy.errors import UserError
 from kdstudy.search.proposer import OptunaProposer
 from kdstudy.stages.order import names, priority, up_to
@@ -316,3 +321,41 @@ def test_killed_in_the_second_teacher_and_in_the_search_it_goes_on(two, finished
         undisturbed[name] for name in ("rows", "gain", "controls", "verdict")]
     assert StudyFiles(folder).trials.equals(StudyFiles(two).trials)
     assert not any("mismatch" in path.read_text() for path in folder.glob("*/record.jsonl"))
+
+
+def test_a_change_of_one_setting_of_a_teacher_keeps_the_others():
+    study = {"name": "two", "data": {"source": "digits"}, "teacher": {"model": "resnet18"},
+             "student": {"model": "vit_tiny_patch16_224"}, "default": {"temperature": 4, "alpha": 0.5, "lr": 1e-3},
+             "teachers": {"small": {"model": "resnet10t", "epochs": 3}},
+             "search": {"lr": {"log": [1e-4, 1e-2]}, "teacher": {"choice": ["main", "small"]}}}
+    changed = load_values(study, {"teachers": {"small": {"epochs": 5}}, "teacher": {"epochs": 7}})
+    small = changed.all_teachers["small"]
+    assert (small.model, small.epochs, changed.teacher.model, changed.teacher.epochs) == ("resnet10t", 5, "resnet18", 7)
+
+
+def test_trials_of_before_there_was_a_choice_are_no_trials_of_a_teacher():
+    """As where the driver was killed after it had written new settings, and before anything else."""
+    trials = pd.DataFrame({"stage": ["distill"], "trial": [0], "ended": ["complete"], "lr": [1e-3],
+                           "last_validation_accuracy": [0.5], "best_validation_accuracy": [0.5]})
+    study = SimpleNamespace(trials=trials, teacher_choice=["main", "small"], teacher_done=lambda name: None)
+    rows = compared(study, "there is no surface yet.")
+    assert [row["teacher"] for row in rows] == ["main", "small"]
+    assert all(row["missing"] == "there is no surface yet." for row in rows)
+
+
+@pytest.mark.parametrize("main, own, expected", [
+    ({"model": "a", "pretrained": "w.safetensors"}, {"model": "b"}, {"model": "b"}),
+    ({"model": "a", "pretrained": True}, {"model": "b"}, {"model": "b", "pretrained": True}),
+    ({"trained": ["x"], "epochs": 3}, {"model": "b", "pretrained": True},
+     {"model": "b", "pretrained": True, "epochs": 3}),
+    ({"model": "a", "pretrained": "w.safetensors"}, {"epochs": 1},
+     {"model": "a", "pretrained": "w.safetensors", "epochs": 1}),
+])
+def test_the_results_say_of_a_teacher_what_the_settings_make_of_it(main, own, expected):
+    study = SimpleNamespace(config={"teacher": main, "teachers": {"small": own}}, teacher="small")
+    assert _teacher_section(study) == expected
+    changes = TeacherChanges.model_validate(own)
+    whole = with_changes(TeacherSettings.model_validate(main), "small", changes)
+    assert all(getattr(whole, name) == (tuple(value) if isinstance(value, list) else value)
+               for name, value in expected.items())
+    assert whole.trained is None or "trained" in expected

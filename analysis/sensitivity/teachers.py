@@ -44,7 +44,7 @@ def _facts(study: StudyFiles, name: str) -> dict[str, Any]:
     trials, done = study.trials[study.trials["stage"] == "distill"], study.teacher_done(name)
     own = None if done is None else 100 * done["best_validation"]
     return {TEACHER: name, "model": done and done["model"], "parameters": done and done["model_parameters"], "own": own,
-            **seen_of(trials[trials[TEACHER] == name])}
+            **seen_of(trials[trials[TEACHER] == name] if TEACHER in trials else trials[:0])}
 
 
 def _said(grid: Grid, index: tuple[int, ...], behind: dict[str, float] | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from kdstudy.cli.group import cli
 from kdstudy.cli.options import LocalPath, set_option, study_argument, trust_option
 from kdstudy.cli.resolve import allow, files_must_fit, resolve_started
 from kdstudy.config.permission import TRAINED
+from kdstudy.config.teachers import MAIN, section_of
 from kdstudy.errors import UserError
 from kdstudy.stages import logits_file
 from kdstudy.stages.order import STAGES
@@ -33,6 +34,10 @@ def logits(study: str, out: Path, location: str | None, overrides: tuple[str, ..
     allow(config, study, overrides, trust, ("teacher",), storage)
     with files_must_fit(storage):
         size = logits_file.write(Study(config, storage).context, out)
+        from kdstudy.analysis.study_files import StudyFiles  # pandas takes long to import
+
+        if (answer := StudyFiles(storage.folder).teacher) != MAIN:
+            click.echo(f"note: these are the logits of [teacher]; the study's answer is with {section_of(answer)}")
     click.echo(f"{out}: {show_bytes(size)}")
 
 

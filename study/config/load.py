@@ -140,9 +140,17 @@ def load_values(study: str | Mapping[str, Any], changes: Mapping[str, Any], smok
     """
     values = _starting_values(study, smoke)
     for name, change in changes.items():
-        section = values.get(name)
-        values[name] = {**section, **change} if isinstance(change, Mapping) and isinstance(section, Mapping) else change
+        # A teacher of [teachers] is a section too.
+        values[name] = (_merged(values.get(name), {
+            one: _merged(values[name].get(one), changed) if isinstance(values.get(name), Mapping) else changed
+            for one, changed in change.items()}) if name == OTHERS and isinstance(change, Mapping)
+            else _merged(values.get(name), change))
     return series_of(values) or validate(values)
+
+
+def _merged(section: Any, change: Any) -> Any:
+    """A section with some of its settings changed; the change itself where one of the two is no section."""
+    return {**section, **change} if isinstance(change, Mapping) and isinstance(section, Mapping) else change
 
 
 def _starting_values(study: str | Mapping[str, Any], smoke: bool) -> dict[str, Any]:

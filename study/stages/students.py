@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from kdstudy.analysis.stage_names import stage_for
 from kdstudy.config.settings import StudyConfig, own_losses
 from kdstudy.config.teachers import MAIN
+from kdstudy.errors import UserError
 from kdstudy.stages.base import BACKWARD, COPIES_IN_CHECKPOINT, Workload
 from kdstudy.stages.context import Context
 from kdstudy.store.fingerprints import changed, function_hash, model_inputs
@@ -85,8 +86,22 @@ def logits_stages(config: StudyConfig) -> tuple[str, ...]:
 
 
 def teacher_of(context: Context, parameters: dict[str, Any]) -> Any:
-    """The stage of the teacher that a run with these parameters learns from."""
-    return context.stage(stage_for(TEACHER, parameters.get("teacher", MAIN)))
+    """The stage of the teacher that a run with these parameters learns from. Raises UserError if the settings name no
+    such teacher, as where the record is of other settings."""
+    return context.stage(stage_for(TEACHER, _name_of(context, parameters)))
+
+
+def logits_of(context: Context, parameters: dict[str, Any]) -> Any:
+    """The stage of its logits. Raises UserError likewise."""
+    return context.stage(stage_for(LOGITS, _name_of(context, parameters)))
+
+
+def _name_of(context: Context, parameters: dict[str, Any]) -> str:
+    name = parameters.get("teacher", MAIN)
+    if name != MAIN and name not in context.config.teacher_choice:
+        raise UserError(f"the study's record names the teacher {str(name)[:40]!r}, which search.teacher does not; "
+                        "restore the settings that it was run with")
+    return name
 
 
 def _others(context: Context, stage: str = TEACHER) -> dict[str, Any]:

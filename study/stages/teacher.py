@@ -185,7 +185,7 @@ class TeacherStage(Stage):
             if member.classes == len(names):
                 models.check_trained(member, **self.context.shape)
         except ValueError as error:
-            raise UserError(f"{self.section}.trained: {folder}: {error}") from None
+            raise UserError(f"{self.section}.trained: {folder}: {self._of_section(str(error))}") from None
         if member.classes != len(names):
             raise UserError(f"{self.section}.trained: {folder} has {member.classes} classes, but the data have "
                             f"{len(names)}; train it on these data, or choose data.classes accordingly")
@@ -193,6 +193,12 @@ class TeacherStage(Stage):
             raise UserError(f"{self.section}.trained: the classes of {folder} are not those of the data in the same "
                             f"order: {member.class_names[:3]} … against {names[:3]} …")
         return member
+
+    def _of_section(self, text: str) -> str:
+        """The text, which speaks of [teacher] and its settings, about this teacher."""
+        if self.section == "teacher":
+            return text
+        return text.replace("teacher.", f"{self.section}.").replace("the teacher", f"the teacher of [{self.section}]")
 
     def _read_given(self, path: Path) -> Trained:
         """Read one of the models of a given teacher. Raises ValueError."""
@@ -251,11 +257,12 @@ class TeacherStage(Stage):
 
         splits = self.context.splits
         labels, few = splits.validation.labels, doubts.few_of(len(splits.validation))
-        if said := doubts.of_order(predictions, labels, splits.class_names):
-            return said
-        others = self._otherwise_normalised(predict, few) if predict and self.settings.model else {}
-        return (doubts.of_normalisation(predictions[few], labels[few], self.shown_normalisation, others)
-                or doubts.of_guessing(predictions, labels, splits.class_names, self.shown_normalisation))
+        said = doubts.of_order(predictions, labels, splits.class_names)
+        if said is None:
+            others = self._otherwise_normalised(predict, few) if predict and self.settings.model else {}
+            said = (doubts.of_normalisation(predictions[few], labels[few], self.shown_normalisation, others)
+                    or doubts.of_guessing(predictions, labels, splits.class_names, self.shown_normalisation))
+        return said and self._of_section(said)
 
     def _otherwise_normalised(self, predict: Callable[[Task], np.ndarray], few: np.ndarray) -> dict[str, np.ndarray]:
         """Return the teacher's predictions for the validation images at `few` (M,), by other means and stds in words.

@@ -30,11 +30,15 @@ class EqualComputeControl(ControlStage):
     @property
     def _teacher(self) -> Any:
         """The stage of the distilled student's teacher; while none is chosen, of the default point's."""
+        return students.teacher_of(self.context, self._distilled)
+
+    @property
+    def _distilled(self) -> dict[str, Any]:
+        """The parameters of the distilled student; while none is chosen, the default point."""
         known = None
         with contextlib.suppress(MissingTeacherError):
             known = self.confirmed("distilled")
-        parameters = known["distilled"] if known else self.config.default_parameters("distill")
-        return students.teacher_of(self.context, parameters)
+        return known["distilled"] if known else self.config.default_parameters("distill")
 
     def basis(self) -> Basis | None:
         return self.confirmed("baseline")
@@ -58,7 +62,7 @@ class EqualComputeControl(ControlStage):
     def _views(self) -> int:
         """How many views a distilled run needs the teacher for: all, or one per epoch if the teacher runs in the loop.
         """
-        logits, config = self.context.stage(students.LOGITS), self.config
+        logits, config = students.logits_of(self.context, self._distilled), self.config
         in_loop = not logits.fits or (config.reads_features and not logits.features_fit)
         return config.train.epochs if in_loop else config.view_count
 
