@@ -28,10 +28,15 @@ def trials_table(study: StudyFiles, stage: str | None, key: str, top: int | None
     column = KEYS.get(key, key)
     found = study.trials[study.trials["stage"].isin([stage] if stage else SEARCH_STAGES)]
     found = found.sort_values(["stage", "trial"]).sort_values(
-        column, kind="stable", ascending=column not in LARGEST_FIRST, na_position="last")
+        column, kind="stable", ascending=column not in LARGEST_FIRST, na_position="last", key=_comparable)
     rows = found.head(top if top else len(found)).to_dict("records")
     return ConsoleTable(tuple(_cells(row, study.parameter_names) for row in rows),
                         tuple(bool(row["ended"] == "complete") for row in rows), COLUMNS)
+
+
+def _comparable(values: pd.Series) -> pd.Series:
+    """The values, as text where numbers and words are among them, such as 0 and "all"."""
+    return values if pd.api.types.is_numeric_dtype(values) else values.astype(str).where(values.notna())
 
 
 def _cells(row: dict[str, Any], names: list[str]) -> tuple[str, ...]:

@@ -68,7 +68,8 @@ def retrain(config: StudyConfig, storage: Storage, arm: str, number: int, consol
     out = storage.folder / "train" / f"{arm}-{number:03d}"
     key = {"search": folder.path.name, "trial": number, "epochs": trial.epoch}
     with files.StudyLock(out):
-        if files.read_json(out / TRIAL_KEY_FILE) == key:
+        whole = all((out / name).exists() for name in (WEIGHTS, TEST_PREDICTIONS))
+        if whole and files.read_json(out / TRIAL_KEY_FILE) == key:
             console.print(f"trial {number}: already trained again, in {out}", highlight=False, soft_wrap=True)
             return out
         task = replace(study.stages["baseline"].task(), test=study.context.splits.test)
@@ -85,6 +86,7 @@ def retrain(config: StudyConfig, storage: Storage, arm: str, number: int, consol
                                  f"{100 * trial.metric(METRIC):.2f} %: another machine, or other versions, round "
                                  "otherwise")
         with files.writing(out):
+            (out / TRIAL_KEY_FILE).unlink(missing_ok=True)  # of another search, if this is cut off
             models.save_weights(training.result, out / WEIGHTS)
             write_predictions(training.result, task.test, out / TEST_PREDICTIONS)
         files.write_json(out / TRIAL_KEY_FILE, key)

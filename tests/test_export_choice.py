@@ -1,8 +1,10 @@
 """Which model is exported: each arm, row, seed, average and trial is the one that was asked for."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -10,12 +12,14 @@ from safetensors.torch import load_file, save_file
 from synthetic import here
 
 from kdstudy.analysis.study_files import StudyFiles
+from kdstudy.analysis.trials_table import trials_table
 from kdstudy.cli.console import _better_baseline
 from kdstudy.errors import UserError
+from kdstudy.export import card
 from kdstudy.export.average import MeanOfLogits, average_weights, measure_batch_norm
 from kdstudy.trainables import models
 from kdstudy.trainables.images import ImageSet
-from kdstudy.trainables.settings import ModelSettings
+from kdstudy.trainables.settings import ModelSettings, TrainSettings
 
 
 def export(study, out, *words):
@@ -147,3 +151,26 @@ def test_a_student_that_is_worse_than_its_baseline_is_not_exported_without_a_wor
     assert _better_baseline(outcome(70.0, 69.5)) == "70.00 % against 69.50 %"
     assert not _better_baseline(outcome(69.5, 70.0)) and not _better_baseline(outcome(70.0, 70.0))
     assert not _better_baseline(outcome(70.0, 60.0, smoke=True))
+
+
+def test_what_kdstudy_did_not_write_is_not_deleted(finished, tmp_path):
+    assert export(finished[0], tmp_path / "out")[0] == 0
+    assert export(finished[0], tmp_path / "out", "--model", "baseline")[0] == 0  # its own files are replaced
+    (tmp_path / "out" / ".git").mkdir()
+    code, _, said = export(finished[0], tmp_path / "out")
+    assert code == 2 and "also holds '.git', which kdstudy did not write and would delete" in said
+    assert (tmp_path / "out" / ".git").is_dir()
+
+
+def test_trials_can_be_sorted_by_what_has_numbers_and_words():
+    trials = pd.DataFrame({"stage": "distill", "trial": [0, 1, 2, 3], "freeze": [2, "all", 0, None], "epochs": 5,
+                           "ended": "complete", "reason": None, "last_validation_accuracy": [0.1, 0.2, 0.3, 0.4],
+                           "best_validation_accuracy": [0.1, 0.2, 0.3, 0.4]})
+    study = SimpleNamespace(trials=trials, parameter_names=["freeze"])
+    assert [row[0] for row in trials_table(study, None, "freeze", None).rows] == [
+        "distill 2", "distill 0", "distill 1", "distill 3"]
+
+
+def test_the_recipe_of_a_card_has_no_settings_that_a_trial_lacks():
+    assert card._recipe(TrainSettings(), {"label_smoothing": float("nan"), "freeze": None, "ema": 0.9}) == {
+        "epochs": TrainSettings().epochs, "ema": 0.9}

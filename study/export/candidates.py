@@ -13,7 +13,7 @@ from kdstudy.analysis.stage_names import stage_for
 from kdstudy.analysis.study_files import StudyFiles, find_row
 from kdstudy.config.permission import check_function
 from kdstudy.config.settings import StudyConfig
-from kdstudy.config.teachers import section_of
+from kdstudy.config.teachers import MAIN, section_of
 from kdstudy.errors import UserError
 from kdstudy.export import card
 from kdstudy.trainables.files import TEST_PREDICTIONS, WEIGHTS
@@ -31,7 +31,8 @@ class Candidate:
     weights: its file; those of several models of one kind are combined as `average` says, `weights` or `logits`.
     normalised: its mean and std per channel; None for those that its settings say. labels: of the test images, (N,).
     correct: which of them the study has recorded as right, (N,) bool; None if nothing was recorded. key: what
-    identifies the export. card: the first lines of its model card.
+    identifies the export. card: the first lines of its model card. teacher: the name of the one that it learned from,
+    or is.
     """
 
     settings: ModelSettings
@@ -42,6 +43,7 @@ class Candidate:
     card: list[str]
     normalised: Normalisation | None = None
     average: str | None = None
+    teacher: str = MAIN
 
 
 def student(config: StudyConfig, folder: Path, name: str = CHOSEN, seed: int | None = None) -> Candidate:
@@ -63,7 +65,7 @@ def student(config: StudyConfig, folder: Path, name: str = CHOSEN, seed: int | N
     lines = card.of_student(config, outcome, find_row(outcome, *key), seeds[index], is_chosen)
     predictions = study.predictions(number, confirmed["stage"])
     return Candidate(config.student, (_weights(study, confirmed, number, name),), predictions["label"].to_numpy(),
-                     _correct(predictions), found, lines)
+                     _correct(predictions), found, lines, teacher=_teacher_of(confirmed["parameters"]))
 
 
 def average(config: StudyConfig, folder: Path, kind: str, name: str = CHOSEN) -> Candidate:
@@ -83,11 +85,13 @@ def average(config: StudyConfig, folder: Path, kind: str, name: str = CHOSEN) ->
         raise UserError(f"--average {kind} needs at least two runs; {folder} has {len(runs)} of {name!r}")
     outcome = results(study)
     key = confirmed["arm"], confirmed["configuration"]
-    lines = card.of_average(config, outcome, find_row(outcome, *key), len(runs), kind)
+    lines = card.of_average(config, outcome, find_row(outcome, *key), len(runs), kind,
+                            is_chosen=study.export_key(*key) == study.export_key())
     labels = study.predictions(runs[0], confirmed["stage"])["label"].to_numpy()
     weights = tuple(_weights(study, confirmed, run, name) for run in runs)
     return Candidate(config.student, weights, labels, None,
-                     study.export_key(*key) | {"run": None, "runs": runs, "average": kind}, lines, average=kind)
+                     study.export_key(*key) | {"run": None, "runs": runs, "average": kind}, lines, average=kind,
+                     teacher=_teacher_of(confirmed["parameters"]))
 
 
 def trial(config: StudyConfig, folder: Path, arm: str, number: int, trained: Path) -> Candidate:
@@ -100,7 +104,7 @@ def trial(config: StudyConfig, folder: Path, arm: str, number: int, trained: Pat
     key = {"trial": number, "search": study.stage(arm).name, "epochs": int(row["epochs"])}
     lines = card.of_trial(config, results(study), row, study.parameter_names)
     return Candidate(config.student, (trained / WEIGHTS,), predictions["label"].to_numpy(), _correct(predictions), key,
-                     lines)
+                     lines, teacher=_teacher_of(row))
 
 
 def teacher(config: StudyConfig, folder: Path, name: str | None = None) -> Candidate:
@@ -124,7 +128,7 @@ def teacher(config: StudyConfig, folder: Path, name: str | None = None) -> Candi
     normalised = tuple(map(tuple, member["normalised"])) if member["normalised"] else None
     return Candidate(settings, (study.stage(stage) / member["weights"],), predictions["label"].to_numpy(),
                      _correct(predictions), {"teacher": study.stage(stage).name}, card.of_teacher(config, own, done),
-                     normalised)
+                     normalised, teacher=name)
 
 
 def _confirmed(folder: Path, name: str) -> tuple[StudyFiles, dict[str, Any]]:
@@ -147,6 +151,11 @@ def _index_of(study: StudyFiles, confirmed: dict[str, Any], seeds: list[int], se
     if confirmed["runs"][index] in study.failed_runs(confirmed["stage"]):
         raise UserError(f"--seed {seed}: that run diverged; choose another of {', '.join(map(str, known))}")
     return index
+
+
+def _teacher_of(parameters: dict[str, Any]) -> str:
+    name = parameters.get("teacher")
+    return name if isinstance(name, str) else MAIN
 
 
 def _weights(study: StudyFiles, confirmed: dict[str, Any], run: int, name: str) -> Path:

@@ -30,11 +30,13 @@ def of_student(config: StudyConfig, outcome: dict[str, Any], row: dict[str, Any]
                    f"confirmation run with seed {seed}, after its last epoch.", is_chosen)
 
 
-def of_average(config: StudyConfig, outcome: dict[str, Any], row: dict[str, Any], runs: int, kind: str) -> list[str]:
+def of_average(config: StudyConfig, outcome: dict[str, Any], row: dict[str, Any], runs: int, kind: str,
+               is_chosen: bool) -> list[str]:
     """The first lines of the card of an average over a row's seeds. kind: `weights` or `logits`."""
+    row = row | {"parameters": row["parameters"] * (runs if kind == "logits" else 1)}
     mean = "one model, whose weights are the mean of those" if kind == "weights" else "the mean of the logits"
     return _of_row(config, outcome, row, f"This is {mean} of {runs} confirmation runs that differ in their seed alone. "
-                   "The study did not confirm it: the table above is of the single runs.", is_chosen=True)
+                   "The study did not confirm it: the table above is of the single runs.", is_chosen)
 
 
 def of_trial(config: StudyConfig, outcome: dict[str, Any], trial: dict[str, Any], names: list[str]) -> list[str]:
@@ -191,7 +193,7 @@ def shown_loss(found: dict[str, Any]) -> str:
 def _recipe(training: TrainSettings, row: dict[str, Any]) -> dict[str, Any]:
     """The training settings that are not the defaults, with the values that a row of the results table has."""
     given = {"epochs": training.epochs} | changed(training)
-    return given | {name: row[name] for name in OTHERS if row.get(name) is not None}
+    return given | {name: row[name] for name in OTHERS if not pd.isna(row.get(name))}
 
 
 def _show(recipe: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 import tomli_w
 
+from kdstudy.analysis.stage_names import stage_for
 from kdstudy.analysis.study_files import StudyFiles
 from kdstudy.config.settings import StudyConfig
 from kdstudy.export.candidates import Candidate
@@ -26,14 +27,16 @@ def origin(config: StudyConfig, candidate: Candidate, deployable: Deployable,
     """Where an export comes from, as JSON values.
 
     folder: of the study. Of the result, data: a digest of the images and labels of each split, as in the fingerprints
-    of stages; weights: of the files in the study; teacher: the study's, by its stage and a digest of its weights.
+    of stages; weights: of the files in the study; teacher: the one that it learned from, or is, by its stage and a
+    digest of its weights.
     """
     splits, study = deployable.splits, StudyFiles(folder)
-    done = study.done("teacher")
+    stage = stage_for("teacher", candidate.teacher)
+    done = study.done(stage)
     return {
         "versions": _versions(formats),
         "weights": [{"sha256": sha256(file)} for file in candidate.weights],
-        "teacher": {"model": done["model"], "stage": study.stage("teacher").name, "weights": done["weights"]}
+        "teacher": {"model": done["model"], "stage": study.stage(stage).name, "weights": done["weights"]}
         if done else None,
         "data": {name: hash_images(getattr(splits, name)) for name in ("train", "student_train", "validation", "test")},
         "classes": list(splits.class_names),

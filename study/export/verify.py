@@ -99,8 +99,11 @@ def _check_shape(details: dict[str, Any]) -> None:
             raise ValueError
     if not {SETTINGS, PROBES} <= set(details["files"]) or not details["formats"]:
         raise ValueError
-    if not (details["classes"] and details["preprocessing"]["channels"] in (1, 3)
-            and 0 < details["preprocessing"]["stored_size"] <= 10_000 and isinstance(details["data"]["test"], str)):
+    channels, size = (details["preprocessing"][name] for name in ("channels", "stored_size"))
+    if not (type(channels) is type(size) is int and channels in (1, 3) and 0 < size <= 10_000):
+        raise ValueError
+    if not (isinstance(details["classes"], list) and details["classes"] and isinstance(details["data"]["test"], str)
+            and all(isinstance(name, str) for name in details["classes"])):
         raise ValueError
 
 

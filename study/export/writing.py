@@ -42,6 +42,9 @@ def export(config: StudyConfig, candidate: Candidate, target: Path, kinds: Seque
     """
     if target.exists() and any(target.iterdir()) and not (target / EXPORT_KEY_FILE).exists():
         raise UserError(f"{target} is neither empty nor a kdstudy export; choose another folder")
+    if others := _not_written_here(target):
+        raise UserError(f"{target} also holds {others[0]!r}, which kdstudy did not write and would delete; move it "
+                        "away, or choose another folder")
     formats = [one for one in FORMATS if one.name in kinds]
     for one in formats:
         one.check_installed()
@@ -58,8 +61,10 @@ def export(config: StudyConfig, candidate: Candidate, target: Path, kinds: Seque
         logits, details["calibration"] = logits / scaling.temperature, scaling.as_dict()
     with _draft_of(target) as draft:
         draft.mkdir(parents=True)
-        # A trial run is over in seconds; a process that imports torch would take as long again.
-        details["formats"] = _write_formats(formats, deployable, logits, draft, fresh_process=not config.smoke)
+        # A trial run is over in seconds; a process that imports torch would take as long again. And a function of the
+        # user's own is known to be found in this process, and may import kdstudy.
+        fresh = not (config.smoke or models.is_function(deployable.settings.model))
+        details["formats"] = _write_formats(formats, deployable, logits, draft, fresh_process=fresh)
         details |= origin(config, candidate, deployable, formats, folder)
         readme = card.whole(candidate.card, config, deployable, details, target.name, StudyFiles(folder))
         (draft / "README.md").write_text(readme, encoding="utf-8")
@@ -89,6 +94,17 @@ def _write_formats(formats: Sequence[Format], deployable: Deployable, logits: np
         written[one.name] = {"files": {name: identity(draft / name) for name in names}, **found}
     save_file(probed, draft / PROBES)
     return written
+
+
+def _not_written_here(target: Path) -> list[str]:
+    """What lies in an earlier export besides what kdstudy wrote there, such as a repository's .git."""
+    if not target.exists():
+        return []
+    details = files.read_json(target / DETAILS)
+    listed = [details, *details["formats"].values()] if isinstance(details, dict) and "formats" in details else []
+    known = {"README.md", DETAILS, EXPORT_KEY_FILE, "model.safetensors", "config.json",
+             *(name for one in listed for name in one.get("files", {}))}
+    return sorted({path.name for path in target.iterdir()} - known)
 
 
 def _check_images(config: StudyConfig, splits: data.Splits, labels: np.ndarray) -> None:
