@@ -26,6 +26,7 @@ from kdstudy.analysis.families import compare, runs_of
 from kdstudy.analysis.gain import gap_closed, gap_to_teacher, over_seeds
 from kdstudy.analysis.learned import failed_runs, rises
 from kdstudy.analysis.looks import first_shown, present_look
+from kdstudy.analysis.settings import of_another_teacher
 from kdstudy.analysis.stage_names import in_order, stage_for
 from kdstudy.analysis.study_files import SEARCH_OF, StudyFiles, is_row
 from kdstudy.analysis.teachers import crossed, teacher_rows
@@ -105,13 +106,8 @@ def _teacher_rows(study: StudyFiles) -> list[dict[str, Any]]:
 
 
 def _teacher_section(study: StudyFiles) -> dict[str, Any]:
-    """The settings of the answer's teacher. A section that names another model takes from [teacher] neither that one's
-    files nor its weights."""
-    main, own = study.config["teacher"], study.config.get("teachers", {}).get(study.teacher, {})
-    if any(origin in own for origin in ("model", "trained", "logits")):
-        main = {name: value for name, value in main.items() if name not in ("trained", "logits")
-                and not (name == "pretrained" and isinstance(value, str))}
-    return main | own
+    """The settings of the answer's teacher."""
+    return of_another_teacher(study.config["teacher"], study.config.get("teachers", {}).get(study.teacher, {}))
 
 
 def _student_rows(study: StudyFiles) -> list[dict[str, Any]]:

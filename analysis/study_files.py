@@ -239,7 +239,7 @@ class StudyFiles:
     def correct(self, run: int, stage: str = "confirm") -> np.ndarray:
         """Which test images a confirmation run got right, (N,) bool; each file is read once."""
         if (stage, run) not in self._right:
-            self._right[stage, run] = _correct(self.predictions(run, stage))
+            self._right[stage, run] = correct_in(self.predictions(run, stage))
         return self._right[stage, run]
 
     @cached_property
@@ -322,7 +322,7 @@ class StudyFiles:
     def teacher_correct(self, logits: str | None = None) -> np.ndarray | None:
         """Which test images the teacher got right, (N,) bool; None where it has not been tested."""
         predictions = self.teacher_predictions(logits)
-        return None if predictions is None else _correct(predictions)
+        return None if predictions is None else correct_in(predictions)
 
     @property
     def has_current_export(self) -> bool:
@@ -403,5 +403,6 @@ def _predictions(path: Path) -> pd.DataFrame:
     return table
 
 
-def _correct(predictions: pd.DataFrame) -> np.ndarray:
+def correct_in(predictions: pd.DataFrame) -> np.ndarray:
+    """Which images are right in a table of predictions, (N,) bool."""
     return (predictions["label"] == predictions["prediction"]).to_numpy()

@@ -72,13 +72,10 @@ def retrain(config: StudyConfig, storage: Storage, arm: str, number: int, consol
         if whole and files.read_json(out / TRIAL_KEY_FILE) == key:
             console.print(f"trial {number}: already trained again, in {out}", highlight=False, soft_wrap=True)
             return out
-        task = replace(study.stages["baseline"].task(), test=study.context.splits.test)
-        if arm == "distill":
-            whose = trial.parameters.get("teacher", MAIN)
-            task = replace(task, teacher=_teacher(study, whose, console, own_seed=False),
-                           unlabelled=study.context.splits.unlabelled)
-        parameters = {"alpha": 0.0} | {name: value for name, value in trial.parameters.items() if name != "teacher"}
-        training = start_distillation(task, parameters, seed=trial.seed, view_seed=trial.view_seed)
+        parameters = dict(trial.parameters)
+        whose = parameters.pop("teacher", MAIN)
+        task, training = _student(study, arm, parameters, whose, console, own_seed=False, seed=trial.seed,
+                                  view_seed=trial.view_seed)
         console.print(f"training trial {number} again, {trial.epoch} epochs", highlight=False)
         reached = _run(training, task, console, until=trial.epoch)[-1][METRIC]
         if abs(reached - trial.metric(METRIC)) > 1e-9:
@@ -114,13 +111,12 @@ def _train(study: Study, loop: str, parameters: dict[str, float], console: Conso
     whose = parameters.pop("teacher", MAIN)  # the default point's
     if loop == "teacher" and config.teacher.is_given:
         raise UserError("the teacher is given: there is nothing to train")
-    task = replace(study.stages["teacher" if loop == "teacher" else "baseline"].task(), test=splits.test)
     seeds = _seeds(config, loop, seed)
-    if loop == "distill":
-        task = replace(task, teacher=_teacher(study, whose, console, seed is not None), unlabelled=splits.unlabelled)
-        training = start_distillation(task, parameters, **seeds)
-    else:
+    if loop == "teacher":
+        task = replace(study.stages["teacher"].task(), test=splits.test)
         training = start(task, parameters, **seeds)
+    else:
+        task, training = _student(study, loop, parameters, whose, console, own_seed=seed is not None, **seeds)
     shown = ", ".join(f"{name} {value if isinstance(value, str) else f'{value:g}'}"
                       for name, value in parameters.items())
     console.print(f"[bold]{loop}[/bold]  {escape(task.model.model)}, {shown}, {task.training.epochs} epochs",
@@ -138,6 +134,18 @@ def _train(study: Study, loop: str, parameters: dict[str, float], console: Conso
     console.print(f"test accuracy {100 * result['test_accuracy']:.2f} % on {len(splits.test)} images · weights and "
                   f"history in {out}", highlight=False, soft_wrap=True, markup=False)
     return out
+
+
+def _student(study: Study, arm: str, parameters: dict[str, Any], teacher: str, console: Console, *, own_seed: bool,
+             seed: int, view_seed: int) -> tuple[Task, Training]:
+    """Start a student of an arm, `baseline` or `distill`, that is tested at its end. teacher: the name of the one that
+    it learns from. own_seed: whether the seeds are not the search's."""
+    splits = study.context.splits
+    task = replace(study.stages["baseline"].task(), test=splits.test)
+    if arm == "baseline":
+        return task, start(task, parameters, seed=seed, view_seed=view_seed)
+    task = replace(task, teacher=_teacher(study, teacher, console, own_seed), unlabelled=splits.unlabelled)
+    return task, start_distillation(task, parameters, seed=seed, view_seed=view_seed)
 
 
 def _seeds(config: StudyConfig, loop: str, seed: int | None) -> dict[str, int]:

@@ -140,11 +140,10 @@ def load_values(study: str | Mapping[str, Any], changes: Mapping[str, Any], smok
     """
     values = _starting_values(study, smoke)
     for name, change in changes.items():
-        # A teacher of [teachers] is a section too.
-        values[name] = (_merged(values.get(name), {
-            one: _merged(values[name].get(one), changed) if isinstance(values.get(name), Mapping) else changed
-            for one, changed in change.items()}) if name == OTHERS and isinstance(change, Mapping)
-            else _merged(values.get(name), change))
+        known = values.get(name)
+        if name == OTHERS and isinstance(known, Mapping) and isinstance(change, Mapping):  # its teachers are sections
+            change = {one: _merged(known.get(one), changed) for one, changed in change.items()}
+        values[name] = _merged(known, change)
     return series_of(values) or validate(values)
 
 

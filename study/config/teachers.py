@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, create_model
 from pydantic.fields import FieldInfo
 
+from kdstudy.analysis.settings import of_another_teacher
 from kdstudy.config.sections import TeacherSettings
 from kdstudy.config.wording import location_of, shown, wording
 from kdstudy.trainables.settings import MAIN_TEACHER as MAIN  # that of [teacher], among the names of the others
@@ -16,10 +17,6 @@ from kdstudy.trainables.settings import Settings
 
 OTHERS = "teachers"  # the section that holds the other sections
 TeacherName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$", max_length=40)]
-ORIGINS = ("model", "trained", "logits")
-# What describes one model only: a section that names another one takes none of it from [teacher].
-OF_ONE_MODEL = (*ORIGINS, "args", "function", "mean", "std", "normalise")
-
 
 
 def _unless_stated(field: FieldInfo) -> tuple[Any, FieldInfo]:
@@ -42,14 +39,9 @@ def with_changes(main: TeacherSettings, name: str, changes: Settings) -> Teacher
     """The settings of another teacher: those of `[teacher]` with what `[teachers.NAME]` states.
 
     Raises ValueError with one line that names the section where they do not fit together."""
-    stated = changes.model_dump(exclude_none=True)
-    taken = main.model_dump(exclude_none=True)
-    if any(origin in stated for origin in ORIGINS):
-        taken = {setting: value for setting, value in taken.items() if setting not in OF_ONE_MODEL}
-        if isinstance(taken.get("pretrained"), str):  # the weights of another model
-            del taken["pretrained"]
+    whole = of_another_teacher(main.model_dump(exclude_none=True), changes.model_dump(exclude_none=True))
     try:
-        return TeacherSettings.model_validate(taken | stated)
+        return TeacherSettings.model_validate(whole)
     except ValidationError as error:
         raise ValueError(_explained(section_of(name), error)) from None
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from kdstudy.errors import UserError
 from kdstudy.trainables.images import ImageSet
+from kdstudy.trainables.loop import batches
 from kdstudy.trainables.models import Classifier
 from kdstudy.trainables.views import resize
 
@@ -61,10 +62,9 @@ def measure_batch_norm(model: Classifier, images: ImageSet) -> None:
         norm.reset_running_stats()
         norm.momentum = None  # the mean over all batches
         norm.train()
-    for start in range(0, len(images), BATCH):
-        batch = torch.from_numpy(images.images[start:start + BATCH])
-        if len(batch) > 1 or start == 0:  # no statistics of one image
-            model(resize(batch.float() / 255, model.size))
+    pixels = torch.from_numpy(images.images)
+    for rows in batches(torch.arange(len(images)), BATCH):
+        model(resize(pixels[rows].float() / 255, model.size))
     for norm, momentum in zip(norms, usual, strict=True):
         norm.momentum = momentum
     model.eval()

@@ -18,9 +18,6 @@ from kdstudy.errors import UserError
 from kdstudy.export.average import MeanOfLogits
 from kdstudy.export.formats.base import Deployable
 from kdstudy.trainables import models
-from kdstudy.trainables.device import default_device
-from kdstudy.trainables.images import ImageSet
-from kdstudy.trainables.predictions import plain_logits
 
 BOUNDS = (0.05, 20.0)  # of the temperature
 CHECKED = 64  # images on which the scaled model is compared with the scaled logits
@@ -66,7 +63,7 @@ def scale(deployable: Deployable, test_logits: np.ndarray) -> Scaling:
     temperature. Raises UserError if the images settle no temperature, or the model has no last layer to scale.
     """
     splits, model = deployable.splits, deployable.model
-    known = _logits(deployable, splits.validation)
+    known = deployable.logits(splits.validation)
     temperature = fit_temperature(known, splits.validation.labels)
     if temperature is None:
         right = (known.argmax(1) == splits.validation.labels).mean()
@@ -77,7 +74,7 @@ def scale(deployable: Deployable, test_logits: np.ndarray) -> Scaling:
         for layer in _last_layers(one.net, known.shape[1]):
             _divide(layer, temperature)
     few = splits.validation.take(np.arange(min(CHECKED, len(known))))
-    difference = np.abs(_logits(deployable, few) - known[:len(few)] / temperature).max()
+    difference = np.abs(deployable.logits(few) - known[:len(few)] / temperature).max()
     if not difference <= TOLERANCE * known.std() / temperature:
         raise UserError(f"--calibrate: the logits of {deployable.settings.model} do not scale with its last layer; "
                         "leave it out, and divide them by a temperature where you use them")
@@ -98,12 +95,6 @@ def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float | None:
                                      method="bounded", options={"xatol": 1e-6})
     inside = ends[0] + 1e-3 < found.x < ends[1] - 1e-3
     return math.exp(found.x) if inside else None
-
-
-def _logits(deployable: Deployable, images: ImageSet) -> np.ndarray:
-    logits = plain_logits(deployable.model.to(default_device()), images).cpu().numpy()
-    deployable.model.cpu()
-    return logits
 
 
 def _last_layers(net: nn.Module, classes: int) -> list[nn.Module]:

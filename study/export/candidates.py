@@ -10,7 +10,7 @@ import pandas as pd
 
 from kdstudy.analysis.outcome import results
 from kdstudy.analysis.stage_names import stage_for
-from kdstudy.analysis.study_files import StudyFiles, find_row
+from kdstudy.analysis.study_files import StudyFiles, correct_in, find_row
 from kdstudy.config.permission import check_function
 from kdstudy.config.settings import StudyConfig
 from kdstudy.config.teachers import MAIN, section_of
@@ -65,7 +65,7 @@ def student(config: StudyConfig, folder: Path, name: str = CHOSEN, seed: int | N
     lines = card.of_student(config, outcome, find_row(outcome, *key), seeds[index], is_chosen)
     predictions = study.predictions(number, confirmed["stage"])
     return Candidate(config.student, (_weights(study, confirmed, number, name),), predictions["label"].to_numpy(),
-                     _correct(predictions), found, lines, teacher=_teacher_of(confirmed["parameters"]))
+                     correct_in(predictions), found, lines, teacher=_teacher_of(confirmed["parameters"]))
 
 
 def average(config: StudyConfig, folder: Path, kind: str, name: str = CHOSEN) -> Candidate:
@@ -103,8 +103,8 @@ def trial(config: StudyConfig, folder: Path, arm: str, number: int, trained: Pat
     predictions = pd.read_parquet(trained / TEST_PREDICTIONS, columns=["label", "prediction"])
     key = {"trial": number, "search": study.stage(arm).name, "epochs": int(row["epochs"])}
     lines = card.of_trial(config, results(study), row, study.parameter_names)
-    return Candidate(config.student, (trained / WEIGHTS,), predictions["label"].to_numpy(), _correct(predictions), key,
-                     lines, teacher=_teacher_of(row))
+    return Candidate(config.student, (trained / WEIGHTS,), predictions["label"].to_numpy(), correct_in(predictions),
+                     key, lines, teacher=_teacher_of(row))
 
 
 def teacher(config: StudyConfig, folder: Path, name: str | None = None) -> Candidate:
@@ -127,7 +127,7 @@ def teacher(config: StudyConfig, folder: Path, name: str | None = None) -> Candi
     settings = ModelSettings.model_validate(member["model"] | {"pretrained": own.pretrained})
     normalised = tuple(map(tuple, member["normalised"])) if member["normalised"] else None
     return Candidate(settings, (study.stage(stage) / member["weights"],), predictions["label"].to_numpy(),
-                     _correct(predictions), {"teacher": study.stage(stage).name}, card.of_teacher(config, own, done),
+                     correct_in(predictions), {"teacher": study.stage(stage).name}, card.of_teacher(config, own, done),
                      normalised, teacher=name)
 
 
@@ -163,7 +163,3 @@ def _weights(study: StudyFiles, confirmed: dict[str, Any], run: int, name: str) 
     if not weights.exists():
         raise UserError(f"{study.folder} has no weights of run {run}, {name!r}; it was packed without them")
     return weights
-
-
-def _correct(predictions: pd.DataFrame) -> np.ndarray:
-    return (predictions["label"] == predictions["prediction"]).to_numpy()

@@ -1,6 +1,5 @@
 """The card of an exported model, README.md in its folder."""
 
-import importlib.metadata
 from typing import Any
 
 import pandas as pd
@@ -124,9 +123,9 @@ def whole(first: list[str], config: StudyConfig, deployable: Deployable, details
     for kind in details["formats"]:
         lines += ["```python", *FORMAT[kind].usage(name, deployable), "```", ""]
     lines += _deployment(deployment(study))
-    begun = _begun(deployable)
+    begun, versions = _begun(deployable), ", ".join(f"{name} {details['versions'][name]}" for name in PACKAGES)
     lines += ["## Origin", "", *begun,
-              f"Splits: {_splits(deployable)}. Exported with {_versions()}. `{EXPORT_KEY_FILE}` names the study's "
+              f"Splits: {_splits(deployable)}. Exported with {versions}. `{EXPORT_KEY_FILE}` names the study's "
               "stage that it came from.", "",
               "**License: none is chosen yet.** Before you publish this model, add `license: …` to the header of this "
               f"file. Mind the licenses of the images{' and of the pretrained weights' if begun else ''}.", ""]
@@ -168,10 +167,6 @@ def _splits(deployable: Deployable) -> str:
     counts = {"training": splits.train, "of them seen by the student": splits.student_train,
               "validation": splits.validation, "test": splits.test}
     return ", ".join(f"{len(images)} {name}" for name, images in counts.items())
-
-
-def _versions() -> str:
-    return ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
 
 
 def _measured(formats: dict[str, dict[str, Any]]) -> list[str]:

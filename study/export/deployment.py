@@ -21,6 +21,7 @@ from kdstudy.trainables import models
 from kdstudy.trainables.device import default_device, release_memory
 from kdstudy.trainables.models import Classifier, cost
 from kdstudy.trainables.settings import ModelSettings
+from kdstudy.trainables.views import resize
 
 
 def figures(config: StudyConfig, folder: Path) -> dict[str, Any]:
@@ -92,11 +93,9 @@ def _one_after_the_other(members: list[Classifier], device: torch.device) -> lat
     """All members on the same images, if need be resized as the study does."""
     for member in members:
         member.eval().to(device)
-    size = members[0].size
 
     def predict(images: torch.Tensor) -> None:
         for member in members:
-            member(images if member.size == size else torch.nn.functional.interpolate(
-                images, (member.size, member.size), mode="bicubic", antialias=True))
+            member(resize(images, member.size))
 
     return predict

@@ -23,11 +23,9 @@ from kdstudy.export.formats.base import Deployable, Format
 from kdstudy.export.proof import TIES
 from kdstudy.store import files
 from kdstudy.trainables import data, models
-from kdstudy.trainables.device import default_device
 from kdstudy.trainables.files import WEIGHTS
 from kdstudy.trainables.models import Classifier
 from kdstudy.trainables.paths import remove
-from kdstudy.trainables.predictions import plain_logits
 
 
 def export(config: StudyConfig, candidate: Candidate, target: Path, kinds: Sequence[str] = (DEFAULT,), *,
@@ -147,8 +145,7 @@ def _logits_as_recorded(config: StudyConfig, candidate: Candidate, deployable: D
     """The model's logits (N, classes) for the test images. Raises StudyFailedError if it is not right about the images
     about which the study recorded that it is."""
     test, correct = deployable.splits.test, candidate.correct
-    logits = plain_logits(deployable.model.to(default_device()), test).cpu().numpy()
-    deployable.model.cpu()
+    logits = deployable.logits(test)
     again = logits.argmax(1) == test.labels
     # On the device that trained it every prediction is the same; elsewhere, rounding may change ties.
     if correct is not None and (again != correct).sum() > max(1, TIES * len(correct)):

@@ -8,10 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
+
 from kdstudy.errors import UserError
 from kdstudy.export.average import MeanOfLogits
 from kdstudy.trainables.data import Splits
+from kdstudy.trainables.device import default_device
+from kdstudy.trainables.images import ImageSet
 from kdstudy.trainables.models import Classifier
+from kdstudy.trainables.predictions import plain_logits
 from kdstudy.trainables.settings import ModelSettings
 
 
@@ -30,6 +35,12 @@ class Deployable:
     splits: Splits
     resizes: bool = False
     stretched: bool = False
+
+    def logits(self, images: ImageSet) -> np.ndarray:
+        """The model's logits (N, classes) for images as they are stored, computed on this machine's usual device."""
+        logits = plain_logits(self.model.to(default_device()), images).cpu().numpy()
+        self.model.cpu()
+        return logits
 
 
 class Format(ABC):
