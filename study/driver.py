@@ -101,7 +101,13 @@ class _Driver:
         self._display.begin(output.name, text="writing")
         try:
             changed = output.write(study.config, study.folder)
-        except ValueError as error:  # as in `kdstudy report`
+        except Exception as error:
+            if output.dispensable:
+                self._display.note(f"{output.name} could not be written: {one_line(error)}")
+                return False
+            if not isinstance(error, ValueError):
+                raise
+            # As in `kdstudy report`.
             raise StudyFailedError(f"the files of {study.storage} are inconsistent: {one_line(error)}") from None
         finally:
             self._display.stop()

@@ -280,6 +280,20 @@ def test_they_are_measured_once(copied, monkeypatch):
     assert code == 0 and (copied.parent / "packed" / deployment.FILE).read_bytes() == written, err
 
 
+def test_costs_that_cannot_be_measured_cost_the_study_nothing_else(copied, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("this processor\nhas no clock")
+
+    (copied / deployment.FILE).unlink()
+    (copied / "results" / "report.html").unlink(missing_ok=True)
+    monkeypatch.setattr(Deployment, "is_wanted", lambda *_: True)  # a trial run has none
+    monkeypatch.setattr(latency, "measure", fails)
+    code, printed, err = here("run", str(copied), "--until", "report")
+    assert code == 0, err
+    assert "deployment could not be written: this processor has no clock" in " ".join((printed + err).split())
+    assert (copied / "results" / "report.html").is_file() and not (copied / deployment.FILE).exists()
+
+
 @pytest.mark.parametrize("change", ["none", "damaged", "of other models", "not a number", "without a table"])
 def test_a_report_without_a_fitting_file_has_no_costs(copied, change):
     content, path = json.loads((copied / deployment.FILE).read_text()), copied / deployment.FILE

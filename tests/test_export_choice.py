@@ -116,7 +116,9 @@ def test_averages_are_means(tmp_path):
     with torch.no_grad():
         singles = torch.stack([net(images) for net in nets])
         assert torch.allclose(MeanOfLogits(nets)(images), singles.mean(0))
-    average_weights([tmp_path / f"{number}.safetensors" for number in range(3)], tmp_path / "mean.safetensors")
+    same = nets[0].net.bn1.bias  # zeros in all of them
+    differ = average_weights([tmp_path / f"{number}.safetensors" for number in range(3)], tmp_path / "mean.safetensors")
+    assert "conv1.weight" in differ and "bn1.bias" not in differ and not same.any()
     mean = load_file(tmp_path / "mean.safetensors")
     for name, tensor in mean.items():
         own = [net.net.state_dict()[name] for net in nets]
@@ -131,7 +133,10 @@ def test_an_average_of_weights_gets_statistics_of_its_own():
     settings = ModelSettings(model="resnet18", args={"layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8]}, image_size=32)
     model = models.build(settings, classes=3, channels=1, image_size=32).eval()
     pixels = np.random.default_rng(0).integers(0, 256, (40, 1, 32, 32)).astype(np.uint8)
-    measure_batch_norm(model, ImageSet(pixels, np.zeros(40, np.int64)))
+    last = model.net.layer4[0].bn2
+    last.running_mean.fill_(3.0)  # of a part that was frozen in each run
+    measure_batch_norm(model, ImageSet(pixels, np.zeros(40, np.int64)), {"bn1.running_mean", "bn1.weight"})
+    assert (last.running_mean == 3).all()
     net = model.net
     with torch.no_grad():
         entering = net.conv1((torch.from_numpy(pixels).float() / 255 - model.shift) / model.divisor)

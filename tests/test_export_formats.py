@@ -219,6 +219,14 @@ def test_options_that_need_another_say_so(study, tmp_path, words, said):
     assert code == 2 and said in err and is_one_line(err) and not (tmp_path / "out").exists()
 
 
+def test_the_current_folder_is_not_replaced(study, tmp_path, monkeypatch):
+    (tmp_path / "earlier" / "inside").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "earlier" / "inside")
+    for out in (".", ".."):
+        code, _, err = here("export", str(study), out)
+        assert code == 2 and is_one_line(err) and "name another" in err
+
+
 def test_a_missing_tool_is_named_with_its_remedy(study, tmp_path, monkeypatch):
     found = importlib.util.find_spec
     monkeypatch.setattr("importlib.util.find_spec", lambda name, *rest: None if name == "onnxslim" else
@@ -387,9 +395,12 @@ def test_an_export_as_it_was_is_confirmed_with_and_without_images(study, copy):
     assert f"{accuracy}, at its export {accuracy}" in printed and "onnx-int8" in printed
 
 
-def test_the_card_may_be_edited(copy):
+def test_the_card_may_be_edited_and_what_is_added_is_said_to_be_unchecked(copy):
     (copy / "README.md").write_text("license: mit\n")
-    assert here("verify", str(copy), "--format", "timm")[0] == 0
+    (copy / "modeling.py").write_text("")
+    code, printed, err = here("verify", str(copy), "--format", "timm")
+    assert code == 0, err
+    assert "also holds modeling.py, which its export.json does not list" in printed and "README" not in printed
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from kdstudy.config.load import load_study, preset_names
 from kdstudy.config.settings import StudyConfig
 from kdstudy.errors import UserError
 from kdstudy.export.choices import CHOICES
+from kdstudy.trainables.messages import printable
 
 
 @cli.command()
@@ -48,6 +49,10 @@ def verify(out: Path, source: str | None, overrides: tuple[str, ...], kinds: tup
                     else f"{100 * one.recorded:.2f} % at its export; --data measures it again")
         click.echo(f"{one.name:10} {len(one.files):>10}  {one.largest_difference:>10.2g}  {accuracy}")
     others = [name for name in details["formats"] if name not in {one.name for one in found}]
+    if unlisted := checking.unlisted(out, details):
+        more = " …" if unlisted[3:] else ""
+        click.echo(f"note: {out} also holds {printable(', '.join(unlisted[:3]))}{more}, which its {checking.DETAILS} "
+                   "does not list, so it was not checked")
     click.echo(f"{out} is as it was exported" + (f"; not run: {', '.join(others)}" if others else ""))
 
 

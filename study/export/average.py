@@ -1,6 +1,6 @@
 """One model made of the runs of a configuration that differ in their seed alone."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -36,9 +36,10 @@ class MeanOfLogits(nn.Module):
         return sum(model.parameter_count for model in self.models)
 
 
-def average_weights(files: Sequence[Path], target: Path) -> None:
+def average_weights(files: Sequence[Path], target: Path) -> set[str]:
     """Write the mean of several models' weights, tensor by tensor (Wortsman et al. 2022, model soups). Counters are the
-    first file's. Raises UserError where the files do not hold the same tensors."""
+    first file's. Returns the names of the tensors that differ between the files. Raises UserError where the files do
+    not hold the same tensors."""
     states = [load_file(file) for file in files]
     first = states[0]
     if any({name: tensor.shape for name, tensor in state.items()}
@@ -46,14 +47,19 @@ def average_weights(files: Sequence[Path], target: Path) -> None:
         raise UserError("the runs' weights are not of one model, so they have no average")
     save_file({name: torch.stack([state[name].double() for state in states]).mean(0).to(tensor.dtype).contiguous()
                if tensor.is_floating_point() else tensor for name, tensor in first.items()}, target)
+    return {name for name, tensor in first.items() if any(not torch.equal(state[name], tensor) for state in states)}
 
 
 @torch.no_grad()
-def measure_batch_norm(model: Classifier, images: ImageSet) -> None:
+def measure_batch_norm(model: Classifier, images: ImageSet, averaged: Collection[str]) -> None:
     """Replace the running statistics of batch norm, which an average of weights does not have, by those of all training
-    images, each seen once as it is. Nothing changes in a model without batch norm."""
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
-             and module.track_running_stats]
+    images, each seen once as it is.
+
+    averaged: names of tensors whose values are an average. Statistics that no run changed, as in a frozen body, stay.
+    """
+    norms = [module for name, module in model.net.named_modules()
+             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+             and {f"{name}.running_mean", f"{name}.running_var"} & set(averaged)]
     if not norms:
         return
     usual = [norm.momentum for norm in norms]

@@ -16,6 +16,7 @@ from kdstudy.export.candidates import Candidate
 from kdstudy.export.formats.base import Deployable, Format
 from kdstudy.store.fingerprints import hash_images
 
+CARD = "README.md"
 DETAILS = "export.json"
 SETTINGS = "settings.toml"  # not study.toml, with which a folder is a study
 PROBES = "probes.safetensors"

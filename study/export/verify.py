@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from kdstudy.analysis.study_files import EXPORT_KEY_FILE
 from kdstudy.errors import StudyFailedError, UserError
 from kdstudy.export import proof
-from kdstudy.export.details import DETAILS, PROBES, SETTINGS, identity
+from kdstudy.export.details import CARD, DETAILS, PROBES, SETTINGS, identity
 from kdstudy.export.formats import FORMAT
 from kdstudy.export.formats.base import Format
 from kdstudy.store.fingerprints import hash_images
@@ -27,6 +27,7 @@ from kdstudy.trainables.paths import is_inside_by_name, not_plain
 from kdstudy.trainables.settings import DataSettings
 
 LARGEST_DETAILS = 2**26  # bytes
+LARGEST_SIDE = 4096  # pixels, as settings allow
 QUANTISED_TIES = 0.02  # the share of images about which eight bits may be right on one processor and not on another
 
 
@@ -88,6 +89,12 @@ def read(folder: Path) -> dict[str, Any]:
     return details
 
 
+def unlisted(folder: Path, details: dict[str, Any]) -> list[str]:
+    """What an export holds beside its card and the files whose hashes it lists: nothing says where that came from."""
+    listed = {DETAILS, CARD, *(name for one in (*details["formats"].values(), details) for name in one["files"])}
+    return sorted({path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - listed)
+
+
 def _check_shape(details: dict[str, Any]) -> None:
     """Raises one of several errors unless export.json has what is read of it, of the right kinds."""
     for one in (details, *details["formats"].values()):
@@ -100,7 +107,7 @@ def _check_shape(details: dict[str, Any]) -> None:
     if not {SETTINGS, PROBES} <= set(details["files"]) or not details["formats"]:
         raise ValueError
     channels, size = (details["preprocessing"][name] for name in ("channels", "stored_size"))
-    if not (type(channels) is type(size) is int and channels in (1, 3) and 0 < size <= 10_000):
+    if not (type(channels) is type(size) is int and channels in (1, 3) and 0 < size <= LARGEST_SIDE):
         raise ValueError
     if not (isinstance(details["classes"], list) and details["classes"] and isinstance(details["data"]["test"], str)
             and all(isinstance(name, str) for name in details["classes"])):

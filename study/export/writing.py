@@ -17,7 +17,7 @@ from kdstudy.export import calibration, card, proof
 from kdstudy.export.average import MeanOfLogits, average_weights, measure_batch_norm
 from kdstudy.export.candidates import Candidate
 from kdstudy.export.choices import DEFAULT
-from kdstudy.export.details import DETAILS, PROBES, SETTINGS, identity, origin, settings_text
+from kdstudy.export.details import CARD, DETAILS, PROBES, SETTINGS, identity, origin, settings_text
 from kdstudy.export.formats import FORMATS
 from kdstudy.export.formats.base import Deployable, Format
 from kdstudy.export.proof import TIES
@@ -38,6 +38,9 @@ def export(config: StudyConfig, candidate: Candidate, target: Path, kinds: Seque
     model does not repeat the recorded predictions, cannot be written in a format, or a written file is not that model.
     In each case the target stays as it was.
     """
+    if not target.name or target.resolve() in (Path.cwd(), *Path.cwd().parents):
+        raise UserError(f"{target} is the current folder, or one around it, which an export would replace; name "
+                        "another, or work from elsewhere")
     if target.exists() and any(target.iterdir()) and not (target / EXPORT_KEY_FILE).exists():
         raise UserError(f"{target} is neither empty nor a kdstudy export; choose another folder")
     if others := _not_written_here(target):
@@ -65,7 +68,7 @@ def export(config: StudyConfig, candidate: Candidate, target: Path, kinds: Seque
         details["formats"] = _write_formats(formats, deployable, logits, draft, fresh_process=fresh)
         details |= origin(config, candidate, deployable, formats, folder)
         readme = card.whole(candidate.card, config, deployable, details, target.name, StudyFiles(folder))
-        (draft / "README.md").write_text(readme, encoding="utf-8")
+        (draft / CARD).write_text(readme, encoding="utf-8")
         (draft / SETTINGS).write_text(settings_text(config), encoding="utf-8")
         files.write_json(draft / EXPORT_KEY_FILE, candidate.key)
         # The card is for its owner to edit.
@@ -100,7 +103,7 @@ def _not_written_here(target: Path) -> list[str]:
         return []
     details = files.read_json(target / DETAILS)
     listed = [details, *details["formats"].values()] if isinstance(details, dict) and "formats" in details else []
-    known = {"README.md", DETAILS, EXPORT_KEY_FILE, "model.safetensors", "config.json",
+    known = {CARD, DETAILS, EXPORT_KEY_FILE, "model.safetensors", "config.json",
              *(name for one in listed for name in one.get("files", {}))}
     return sorted({path.name for path in target.iterdir()} - known)
 
@@ -131,9 +134,9 @@ def _load(config: StudyConfig, candidate: Candidate, splits: data.Splits, resize
     if candidate.average == "weights":
         with tempfile.TemporaryDirectory() as temporary:
             mean = Path(temporary) / WEIGHTS
-            average_weights(candidate.weights, mean)
+            averaged = average_weights(candidate.weights, mean)
             model = load(mean)
-        measure_batch_norm(model, splits.student_train)
+        measure_batch_norm(model, splits.student_train, averaged)
     elif candidate.average == "logits":
         model = MeanOfLogits([load(weights) for weights in candidate.weights]).eval()
     else:
@@ -159,10 +162,14 @@ def _logits_as_recorded(config: StudyConfig, candidate: Candidate, deployable: D
 def _draft_of(target: Path) -> Iterator[Path]:
     """Yield a temporary folder that replaces the target if there is no error."""
     draft = target.with_name(f".{target.name}.{os.getpid()}")
-    remove(draft, draft.parent)
+    earlier = draft.with_name(f"{draft.name}.earlier")
+    for path in (draft, earlier):
+        remove(path, path.parent)
     try:
         yield draft
-        remove(target, target.parent)
+        if target.exists():
+            target.rename(earlier)  # not removed first, so that a kill in between loses neither
         draft.rename(target)
     finally:
-        remove(draft, draft.parent, if_possible=True)
+        for path in (draft, earlier):
+            remove(path, path.parent, if_possible=True)

@@ -304,11 +304,13 @@ class Output(ABC):
     """A product of the finished stages for users, such as the report.
 
     path: its path relative to the study, for display. published: the subfolder of the study that is uploaded.
+    dispensable: whether the other outputs are written although this one failed.
     """
 
     name: ClassVar[str]
     path: ClassVar[str]
     published: ClassVar[str]
+    dispensable: ClassVar[bool] = False
 
     def is_wanted(self, config: StudyConfig) -> bool:
         """Whether a study with these settings has the output."""

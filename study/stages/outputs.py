@@ -14,6 +14,7 @@ class Deployment(Output):
     name = "deployment"
     path = "results/deployment.json"
     published = "results"
+    dispensable = True
 
     def is_wanted(self, config: StudyConfig) -> bool:
         return not config.smoke
