@@ -6,8 +6,9 @@ import sys
 import time
 
 KDSTUDY = [sys.executable, "-m", "kdstudy"]
-# Small enough to be run several times: the smoke study with one trial at a time, so that runs can be compared exactly.
-ONE_AT_A_TIME = ["digits", "--smoke", "--set", "resources.concurrent=1"]
+# Small enough to be run several times: the smoke study with fewer epochs, one trial at a time.
+SMOKE_EPOCHS = 12
+ONE_AT_A_TIME = ["digits", "--smoke", "--set", f"train.epochs={SMOKE_EPOCHS}", "--set", "resources.concurrent=1"]
 # What can be added to it when it is done: another teacher, and the audit of the usual protocol.
 SECOND_TEACHER = ["teacher.replicates=2"]
 AUDIT = ["audit.seeds=2", "audit.baseline_batch_size=72"]

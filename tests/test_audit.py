@@ -331,6 +331,7 @@ def per_epoch(folder):
              row.epoch): row.test_accuracy for row in rows.itertuples()}
 
 
+@pytest.mark.slow
 def test_an_audit_of_a_finished_study_runs_its_arms_alone_and_is_shown(finished, extended):
     study, before = StudyFiles(extended), StudyFiles(finished[0])
     found, epochs = results_of(extended)["audit"], load_study(str(extended)).train.epochs
@@ -356,6 +357,7 @@ def test_an_audit_of_a_finished_study_runs_its_arms_alone_and_is_shown(finished,
     assert "audit baseline" in again and "0:" not in again.split("audit baseline")[1].split("\n")[0]  # nothing to do
 
 
+@pytest.mark.slow
 def test_a_packed_study_keeps_its_audit(extended, tmp_path):
     assert here("pack", str(extended), str(tmp_path / "small"))[0] == 0
     assert results_of(tmp_path / "small")["audit"] == results_of(extended)["audit"]
@@ -368,7 +370,7 @@ def test_an_audit_that_is_killed_half_way_ends_with_the_same_test_accuracies(fin
     home = tmp_path / "mine"
     shutil.copytree(finished[0], home)
     command = [*KDSTUDY, "run", str(home), *with_set(AUDIT)]
-    for marks in ('"epoch": 8', '"epoch": 17'):
+    for marks in ('"epoch": 5', '"epoch": 9'):
         driver = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         wait_until(driver, lambda marks=marks: any(marks in path.read_text()
                                                    for path in home.glob("audit*/record.jsonl")))

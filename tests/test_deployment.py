@@ -287,7 +287,7 @@ def test_costs_that_cannot_be_measured_cost_the_study_nothing_else(copied, monke
     (copied / deployment.FILE).unlink()
     (copied / "results" / "report.html").unlink(missing_ok=True)
     monkeypatch.setattr(Deployment, "is_wanted", lambda *_: True)  # a trial run has none
-    monkeypatch.setattr(latency, "measure", fails)
+    monkeypatch.setattr(Deployment, "write", fails)
     code, printed, err = here("run", str(copied), "--until", "report")
     assert code == 0, err
     assert "deployment could not be written: this processor has no clock" in " ".join((printed + err).split())

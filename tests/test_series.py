@@ -345,6 +345,7 @@ def run(tmp_path_factory):
     return home / "series", printed
 
 
+@pytest.mark.slow
 def test_one_command_runs_all_members_and_the_teacher_once(run):
     folder, printed = run
     assert "1 of 2: train.epochs=2" in printed and "2 of 2: train.epochs=4" in printed
@@ -356,6 +357,7 @@ def test_one_command_runs_all_members_and_the_teacher_once(run):
     assert (folder / "results" / "series.html").exists()
 
 
+@pytest.mark.slow
 def test_the_members_have_the_fingerprints_of_single_studies(run):
     folder, _ = run
     settings = [word for word in TINY[4:] if word != "--set"]
@@ -365,6 +367,7 @@ def test_the_members_have_the_fingerprints_of_single_studies(run):
         assert all(stage.is_finished for stage in study.stages.values())
 
 
+@pytest.mark.slow
 def test_the_same_command_again_runs_nothing_and_another_value_its_member_alone(run, tmp_path):
     folder = shutil.copytree(run[0], tmp_path / "series")
     before = written(folder)
@@ -411,6 +414,7 @@ def test_a_series_has_one_driver_at_a_time_and_only_that_one_writes_its_settings
     assert load_series(str(folder)).values == [6, 4, 16]
 
 
+@pytest.mark.slow
 def test_a_member_with_damaged_files_does_not_keep_the_others_from_running(run, tmp_path):
     """Not even where it is the page of the series that reads them first."""
     folder = shutil.copytree(run[0], tmp_path / "series")

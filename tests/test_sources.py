@@ -266,6 +266,7 @@ def test_duplicates_across_splits_are_counted_and_can_be_dropped_from_training()
 
 
 @pytest.mark.skipif("KDSTUDY_CIFAR100" not in os.environ, reason="KDSTUDY_CIFAR100 does not say where CIFAR-100 lies")
+@pytest.mark.slow
 def test_cifar100_from_parquet_is_what_is_known_of_it():
     splits = read(os.environ["KDSTUDY_CIFAR100"], validation=0.1)
     assert (len(splits.train), len(splits.validation), len(splits.test)) == (45_000, 5_000, 10_000)

@@ -291,8 +291,7 @@ def test_a_uri_with_a_slash_too_few_is_no_folder():
 def test_settings_that_are_not_those_of_before_are_named(finished, tmp_path):
     """Somebody who forgets a --set should notice before hours have gone by."""
     folder = shutil.copytree(finished[0], tmp_path / "mine")
-    _, printed, _ = here("run", "digits", "--smoke", "--dir", str(folder), "--set", "confirm.seeds=1",
-                         "--until", "distill")
+    _, printed, _ = here("run", *ONE_AT_A_TIME, "--dir", str(folder), "--set", "confirm.seeds=1", "--until", "distill")
     note = f"note: {folder} was run with other settings before; now confirm.seeds = 1 instead of 2"
     assert note in " ".join(printed.split())
     code, printed, _ = here("run", str(folder), "--until", "distill")

@@ -272,6 +272,7 @@ def two(finished, tmp_path_factory):
     return home / "studies" / "digits-smoke"
 
 
+@pytest.mark.slow
 def test_a_second_teacher_runs_only_what_depends_on_it(two, finished):
     before, after = records(finished[0]), records(two)
     assert {name: after[name] for name in before} == before
@@ -288,6 +289,7 @@ def test_a_second_teacher_runs_only_what_depends_on_it(two, finished):
     assert {kind_of(name) for name in outcome["seconds"]} >= {"teacher", "teacher_logits"}
 
 
+@pytest.mark.slow
 def test_the_teacher_is_in_the_plan_the_status_the_pack_and_the_export(two, tmp_path):
     shown = kdstudy("plan", two, cwd=tmp_path).stdout
     assert "teacher.brief" in shown and "teacher logits.brief" in shown and "left to do: nothing" in shown

@@ -155,6 +155,7 @@ def records(folder):
     return {path.parent.name: path.read_bytes() for path in folder.glob("*/record.jsonl")}
 
 
+@pytest.mark.slow
 def test_a_second_teacher_added_later_runs_only_what_is_new(extended, finished):
     before, after = records(finished[0]), records(extended)
     assert {name: after[name] for name in before} == before
@@ -168,6 +169,7 @@ def test_a_second_teacher_added_later_runs_only_what_is_new(extended, finished):
     assert not (study.correct(0, "confirm_teacher_2") == study.confirmed["distilled", "tuned"][0]).all()
 
 
+@pytest.mark.slow
 def test_a_packed_study_keeps_its_teachers(extended, tmp_path):
     assert here("pack", str(extended), str(tmp_path / "small"))[0] == 0
     assert results_of(tmp_path / "small")["teachers"] == results_of(extended)["teachers"]

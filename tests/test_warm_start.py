@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import optuna
 import pytest
-from running import ONE_AT_A_TIME, kdstudy, results_of, with_set
+from running import ONE_AT_A_TIME, SMOKE_EPOCHS, kdstudy, results_of, with_set
 from test_search import CHOICES, EPOCHS, METRIC, SPACE, make_manager, report_of, simulate, story
 
 from kdstudy.config.load import load_study
@@ -122,7 +122,7 @@ def other(finished, tmp_path):
 
 
 def config_of(other, *settings):
-    return load_study("digits", (f"search.warm_start={other}", *settings), smoke=True)
+    return load_study("digits", (f"search.warm_start={other}", f"train.epochs={SMOKE_EPOCHS}", *settings), smoke=True)
 
 
 def test_what_is_read_are_the_finished_trials(other, tmp_path):
