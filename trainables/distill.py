@@ -13,6 +13,7 @@ from kdstudy.trainables.loop import Objective, Targets, Training
 from kdstudy.trainables.settings import MAIN_TEACHER
 from kdstudy.trainables.task import Task, start
 from kdstudy.trainables.teacher_logits import CachedLogits, LiveLogits
+from kdstudy.trainables.top_k import truncate
 from kdstudy.trainables.trainable import StudyTrainable
 from kdstudy.trainables.views import Views
 
@@ -58,10 +59,13 @@ def with_teacher(objective: Objective, task: Task, view_seed: int) -> Objective:
     def targets(cached: dict[int, np.ndarray], make_views: Callable[..., Views]) -> Targets:
         nonlocal teacher
         if view_seed in cached:
-            return CachedLogits(cached[view_seed], device)
+            return CachedLogits(cached[view_seed], device, task.classes)
         teacher = teacher or task.load_teacher(device)
         live = LiveLogits(teacher, lambda size: make_views(size, view_seed, device, for_logits=True))
-        return live.features if reads_features else live
+        if reads_features:
+            return live.features
+        keep = task.views.kept_logits(task.classes)
+        return live if keep is None else lambda view, indices: truncate(live(view, indices), keep)
 
     own = targets(labelled, task.make_views)
     if task.control:

@@ -30,8 +30,8 @@ class LogitsPiece:
     """A piece: the teacher's logits for `view_count` views from `first_view` on, or, if that is 0, its predictions for
     the validation and test images. It behaves like a Training of one epoch.
 
-    Its files: views.npy and unlabelled.npy, (V, N, C) fp16, and where the task wants features, features.npy and
-    unlabelled-features.npy, (V, N, D) fp16; or validation.npy, (N,) int64, and test.parquet.
+    Its files: views.npy and unlabelled.npy, (V, N, C) fp16 or packed by `top_k`, and where the task wants features,
+    features.npy and unlabelled-features.npy, (V, N, D) fp16; or validation.npy, (N,) int64, and test.parquet.
     """
 
     def __init__(self, task: Task, first_view: int, view_count: int, view_seed: int):
@@ -60,10 +60,12 @@ class LogitsPiece:
 
         def add(make_views: Callable[..., MakeViews], logits: str, features: str) -> int:
             views = partial(make_views, view_seed=self.view_seed, device=device, for_logits=True)
+            keep = self.task.views.kept_logits(self.task.classes)
             if self.task.wants_features:
-                self._arrays[logits], self._arrays[features] = compute_with_features(teacher, views, only=self.views)
+                self._arrays[logits], self._arrays[features] = compute_with_features(
+                    teacher, views, only=self.views, keep=keep)
             else:
-                self._arrays[logits] = compute(teacher, views, only=self.views)
+                self._arrays[logits] = compute(teacher, views, only=self.views, keep=keep)
             return math.prod(self._arrays[logits].shape[:2])
 
         computed = add(self.task.make_views, VIEW_LOGITS, VIEW_FEATURES)

@@ -147,6 +147,10 @@ class ViewSettings(Settings):
     count: PositiveInt | None = Field(None, description="how many different views; by default one per epoch")
     cache_gib: PositiveFloat = Field(4.0, description="GiB of memory for the teacher's logits, and its features if a "
                                                       "loss reads them, all view seeds together")
+    top_k: PositiveInt | None = Field(
+        None, description="keep so many of the teacher's logits for an image, the largest, and one number for all "
+                          "others; by default all are kept"
+    )
 
     @model_validator(mode="after")
     def _with_preset(self) -> "ViewSettings":
@@ -174,6 +178,15 @@ class ViewSettings(Settings):
     def written_out(self) -> "ViewSettings":
         """The same settings without the name of a preset, for fingerprints: only the values count."""
         return self.model_copy(update={"augment": "none", "erase_teacher": self.erase_teacher or not self.erase})
+
+    def kept_logits(self, classes: int) -> int | None:
+        """How many of the teacher's logits are kept of each image; None if they all are."""
+        return None if self.top_k is None or self.top_k >= classes else self.top_k
+
+    def logits_width(self, classes: int) -> int:
+        """How many numbers of 16 bits the teacher's logits for an image take."""
+        kept = self.kept_logits(classes)
+        return classes if kept is None else 2 * kept + 1
 
     @property
     def crops(self) -> bool:

@@ -39,8 +39,8 @@ class Teacher:
 
     members: its models, whose logits are averaged; empty if all logits are cached.
     validation_predictions: (N_validation,) int64, to measure how often a student agrees.
-    logits: for each view seed, the logits for all views of the training images, (V, N, C) fp16; empty if they do not
-    fit into memory.
+    logits: for each view seed, the logits for all views of the training images, (V, N, C) fp16, or packed by `top_k`;
+    empty if they do not fit into memory.
     unlabelled_logits: likewise for the images that the student sees without labels.
     features, unlabelled_features: likewise the pooled features, (V, N, D) fp16; empty unless a loss reads them.
     """

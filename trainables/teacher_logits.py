@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from kdstudy.trainables import top_k
 from kdstudy.trainables.device import read_only_tensor
 from kdstudy.trainables.evaluator import Evaluator, evaluation_batch
 from kdstudy.trainables.models import Classifier
@@ -73,11 +74,13 @@ def _mean(logits: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 class CachedLogits:
-    """Logits from an array (V, N, C) fp16, usually in Ray's object store, or features (V, N, D). The current view's are
-    kept on the device."""
+    """Logits from an array (V, N, C) fp16, usually in Ray's object store, or features (V, N, D), or packed logits
+    (V, N, 2k + 1) int16, see `top_k`. The current view's are kept on the device.
 
-    def __init__(self, logits: np.ndarray, device: torch.device):
-        self.logits, self.device = read_only_tensor(logits), device
+    classes: C, to unpack the latter."""
+
+    def __init__(self, logits: np.ndarray, device: torch.device, classes: int):
+        self.logits, self.device, self.classes = read_only_tensor(logits), device, classes
         self._view: int | None = None
 
     def __call__(self, view: int, indices: torch.Tensor) -> torch.Tensor:
@@ -85,33 +88,46 @@ class CachedLogits:
         view %= len(self.logits)
         if view != self._view:
             self._view, self._current = view, self.logits[view].to(self.device)
-        return self._current[indices]
+        found = self._current[indices]
+        return top_k.unpack(found, self.classes) if found.dtype == torch.int16 else found
 
 
 def compute(teacher: list[TeacherModel], make_views: MakeViews, chunk: int | None = None,
-            only: range | None = None) -> np.ndarray:
+            only: range | None = None, keep: int | None = None) -> np.ndarray:
     """The teacher's logits for all views, or `only` for some: (V, N, C) fp16, the images in their stored order.
 
-    chunk: how many images to compute at a time.
+    chunk: how many images to compute at a time. keep: how many logits of an image to keep, less than C; they are then
+    packed, (V, N, 2 keep + 1) int16, see `top_k`.
     """
-    return _compute(LiveLogits(teacher, make_views), lambda live, *images: (live(*images),), chunk, only)[0]
+    live = LiveLogits(teacher, make_views)
+    return _compute(live, lambda *images: (_packed(live(*images), keep),), chunk, only)[0]
 
 
 def compute_with_features(teacher: list[TeacherModel], make_views: MakeViews, chunk: int | None = None,
-                          only: range | None = None) -> tuple[np.ndarray, np.ndarray]:
+                          only: range | None = None, keep: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The same logits, and the teacher's features (V, N, D) fp16; the arguments are those of `compute`."""
-    return _compute(LiveLogits(teacher, make_views), LiveLogits.with_features, chunk, only)
+    live = LiveLogits(teacher, make_views)
+
+    def both(*images: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, features = live.with_features(*images)
+        return _packed(logits, keep), features
+
+    return _compute(live, both, chunk, only)
+
+
+def _packed(logits: torch.Tensor, keep: int | None) -> torch.Tensor:
+    return logits if keep is None else top_k.pack(logits, keep)
 
 
 def _compute(live: LiveLogits, of_images: Callable[..., tuple[torch.Tensor, ...]], chunk: int | None,
              only: range | None) -> tuple[np.ndarray, ...]:
-    """What a function returns for (live, view, indices), put together to arrays (V, N, ...)."""
+    """What a function returns for (view, indices), put together to arrays (V, N, ...)."""
     views = next(iter(live.views.values()))
     device = views.images.device
     chunks = torch.arange(len(views), device=device).split(chunk or evaluation_batch(device))
     found = []
     for view in only or range(views.count):
-        parts = zip(*(of_images(live, view, indices) for indices in chunks), strict=True)
+        parts = zip(*(of_images(view, indices) for indices in chunks), strict=True)
         found.append([torch.cat(part).cpu().numpy() for part in parts])
     return tuple(np.stack(arrays) for arrays in zip(*found, strict=True))
 

@@ -30,6 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from kdstudy.errors import UserError
+from kdstudy.stages import students
 from kdstudy.stages.context import Context
 from kdstudy.store import files
 
@@ -135,7 +136,7 @@ def view_settings(context: Context) -> dict[str, Any]:
     """The augmentation as JSON values: the four oldest settings, and of the others those that are not the default."""
     views = context.config.views.written_out
     values = {name: getattr(views, name) for name in ("shift", "flip", "scale", "mixup")}
-    return values | views.model_dump(mode="json", exclude={"cache_gib", "count"}, exclude_defaults=True)
+    return values | views.model_dump(mode="json", exclude={"cache_gib", "count", "top_k"}, exclude_defaults=True)
 
 
 def write(context: Context, out: Path) -> int:
@@ -153,6 +154,9 @@ def write(context: Context, out: Path) -> int:
                         "teacher_logits` first")
     if not done["cached"]:
         raise UserError(f"{context.folder} keeps no teacher logits: {done['outcome']}; make views.cache_gib larger")
+    if students.truncation(context):
+        raise UserError(f"views.top_k = {context.config.views.top_k}: {context.folder} keeps not all of the teacher's "
+                        "logits; run it in another folder without views.top_k")
     stage = found.stage("teacher_logits")
     tensors = {"validation": files.read_array(stage / "validation.npy"), "test": found.teacher_logits()}
     for seed in done["view_seeds"]:

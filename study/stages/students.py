@@ -26,7 +26,7 @@ TEACHER, LOGITS = "teacher", "teacher_logits"  # the stages of the main teacher
 
 def view_inputs(config: StudyConfig, exclude: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return the augmentation settings for a fingerprint."""
-    return changed(config.views.written_out, exclude=("cache_gib", *exclude))
+    return changed(config.views.written_out, exclude=("cache_gib", "top_k", *exclude))
 
 
 def shared_inputs(context: Context) -> list[Any]:
@@ -53,7 +53,13 @@ def soft_inputs(context: Context, teacher: str = TEACHER) -> list[Any]:
         inputs.append({"losses": own})
     if config.views.erase and not config.views.erase_teacher:
         inputs.append("teacher sees images before erasing")
-    return inputs
+    return [*inputs, *truncation(context)]
+
+
+def truncation(context: Context) -> list[Any]:
+    """What it adds to the inputs of stages with the teacher's logits that not all of these are kept."""
+    keep = context.config.views.kept_logits(len(context.splits.class_names))
+    return [] if keep is None else [f"the {keep} largest logits"]
 
 
 def plain_task(context: Context) -> Task:

@@ -76,7 +76,7 @@ class TeacherLogitsStage(Stage):
         config, teacher = self.config, self._source
         inputs = [teacher.weights_hash, teacher.done["members"], self.context.image_hashes, self.context.image_size,
                   students.view_inputs(config), config.train.epochs, self.settings.precision]
-        return [*inputs, *self._also_features]
+        return [*inputs, *self._also_features, *students.truncation(self.context)]
 
     @property
     def _also_features(self) -> list[str]:
@@ -104,7 +104,7 @@ class TeacherLogitsStage(Stage):
     @property
     def logits_bytes(self) -> int:
         """The size in bytes of the logits for all views."""
-        return self._bytes_of(len(self.context.splits.class_names))
+        return self._bytes_of(self.config.views.logits_width(len(self.context.splits.class_names)))
 
     @property
     def fits(self) -> bool:
@@ -136,7 +136,7 @@ class TeacherLogitsStage(Stage):
         return self.config.views.cache_gib * 2**30 / len(self.config.teacher_choice)
 
     def _bytes_of(self, numbers: int) -> int:
-        """The size in bytes of so many fp16 numbers for every image of every view."""
+        """The size in bytes of so many numbers of 16 bits for every image of every view."""
         return 2 * len(self.view_seeds) * self.config.view_count * self.context.splits.seen_by_student * numbers
 
     def is_current(self) -> bool:
@@ -247,11 +247,16 @@ class TeacherLogitsStage(Stage):
         size = show_bytes(self.logits_bytes)
         budget = f"{self.config.views.cache_gib:g} GiB of views.cache_gib"
         folder.finish({
-            "outcome": f"{self.config.view_count} views × {images} images × {len(seeds)} view seeds, {size} in fp16"
-                       + self._show_features()
+            "outcome": f"{self.config.view_count} views × {images} images × {len(seeds)} view seeds, "
+                       f"{self._show_kept()}{size} in fp16" + self._show_features()
                        if fits else f"would need {size}, more than the {budget}: the teacher runs in the loop instead",
             "seconds": seconds, "cached": fits, "view_seeds": seeds if fits else [],
         })
+
+    def _show_kept(self) -> str:
+        classes = len(self.context.splits.class_names)
+        kept = self.config.views.kept_logits(classes)
+        return "" if kept is None else f"the {kept} largest logits of {classes}, "
 
     def _show_features(self) -> str:
         if not self.features_bytes:
@@ -276,14 +281,25 @@ class TeacherLogitsStage(Stage):
         started, given = time.monotonic(), self._source.given_logits
         for view_seed in self.view_seeds:
             labelled, unlabelled = given.views(view_seed)
-            others = [] if unlabelled is None else [("unlabelled", unlabelled)]
-            self._save_views(folder, view_seed, [*others, ("views", labelled)])
+            others = [] if unlabelled is None else [("unlabelled", self._packed(unlabelled))]
+            self._save_views(folder, view_seed, [*others, ("views", self._packed(labelled))])
         files.write_array(folder.path / VALIDATION_PREDICTIONS, given.validation.astype(np.int64))
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / TEST_PREDICTIONS
             write_logits(torch.from_numpy(given.test.astype(np.float32)), self.context.splits.test.labels, path)
             files.write_bytes(folder.path / TEST_PREDICTIONS, path.read_bytes())
         self._finish(folder, True, time.monotonic() - started)
+
+    def _packed(self, logits: np.ndarray) -> np.ndarray:
+        """Given logits (V, N, C) as this study keeps them, one view at a time."""
+        keep = self.config.views.kept_logits(logits.shape[-1])
+        if keep is None:
+            return logits
+        import torch
+
+        from kdstudy.trainables import top_k  # imports torch
+
+        return np.stack([top_k.pack(torch.from_numpy(view), keep).numpy() for view in logits])
 
     # -- for other stages ---------------------------------------------------------------------------------------------
 
