@@ -147,3 +147,14 @@ def test_a_study_keeps_the_largest_and_says_so(finished, tmp_path):
     assert array.dtype == np.int16 and array.shape[2] == 7
     code, _, err = here("logits", str(folder), str(tmp_path / "logits.safetensors"))
     assert code == 2 and is_one_line(err) and "views.top_k = 3" in err
+
+
+def test_plan_says_what_is_stored_and_what_would_fit(tmp_path, monkeypatch):
+    code, printed, _ = here("plan", "digits", "--smoke", "--dir", str(tmp_path / "s"), *with_set(["views.top_k=3"]))
+    assert code == 0 and "30 views × 108 images × 3 view seeds, the 3 largest logits of 10, 133 KiB" in printed
+    monkeypatch.setattr("kdstudy.stages.teacher_logits.FEW", 3)
+    whole = 2 * 30 * 108 * 3 * 10 / 2**30
+    for share, said in ((0.8, "loop instead (views.top_k = 3 would need 133 KiB)"), (0.6, "loop instead")):
+        config = load_study("digits", (f"views.cache_gib={share * whole}",), smoke=True)
+        stage = Study(config, Storage(tmp_path / "s")).stages["teacher_logits"]
+        assert stage.show_size(stage.fits).endswith(said)

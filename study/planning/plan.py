@@ -43,7 +43,7 @@ def show_plan(study: Study, console: Console, measure: bool = False, gpus: int |
     machine, described = machine_for(study, console, address, gpus)
     plans = make_plan(study, measure and not gpus, tflops * 1e12 if gpus else None, only_gpu=bool(gpus))
     sizes = ModelSizes.of(study.context)
-    student = sizes.parameters(study.context.model("student"))
+    student, logits = sizes.parameters(study.context.model("student")), study.context.stage("teacher_logits")
     print_prose(console, f"[bold]{config.name}[/bold]  {escape(config.about)}\n", markup=True)
     facts = {
         "data": _show_data(study, sizes),
@@ -51,6 +51,7 @@ def show_plan(study: Study, console: Console, measure: bool = False, gpus: int |
         "student": f"{config.student.model}, {student:,} parameters" + _show_smaller(study, sizes, student)
                    + _show_weights(sizes, study.context, "student"),
         "training": _show_training(config),
+        **({} if logits.is_given else {"logits": f"of the teacher: {logits.show_size(logits.fits)}"}),
         **({"views": _show_views(config.views)} if config.views.augment != "none" else {}),
         "searched": ", ".join(f"{name} {_show_range(range_)}" for name, range_ in config.space("distill").items())
                     or "nothing: the default point alone; give ranges in [search], e.g. lr = {log = [1e-4, 1e-2]}",

@@ -40,6 +40,7 @@ if TYPE_CHECKING:  # avoids importing torch, which a finished study does not nee
     from kdstudy.trainables.task import Task, Teacher
 
 PIECES = 5  # chunks per view seed, so that several workers share the work
+FEW = 10  # largest logits of an image: what is proposed where all do not fit
 # The stored arrays of a view seed, by the file of a chunk that is a part of each. The views come last, since their
 # presence means that the others are there too.
 STORED = {UNLABELLED_FEATURES: "unlabelled-features", VIEW_FEATURES: "features", UNLABELLED_LOGITS: "unlabelled",
@@ -243,20 +244,27 @@ class TeacherLogitsStage(Stage):
             self.context.storage.publish(path)
 
     def _finish(self, folder: StageFolder, fits: bool, seconds: float) -> None:
-        seeds, images = self.view_seeds, self.context.splits.seen_by_student
-        size = show_bytes(self.logits_bytes)
-        budget = f"{self.config.views.cache_gib:g} GiB of views.cache_gib"
-        folder.finish({
-            "outcome": f"{self.config.view_count} views × {images} images × {len(seeds)} view seeds, "
-                       f"{self._show_kept()}{size} in fp16" + self._show_features()
-                       if fits else f"would need {size}, more than the {budget}: the teacher runs in the loop instead",
-            "seconds": seconds, "cached": fits, "view_seeds": seeds if fits else [],
-        })
+        folder.finish({"outcome": self.show_size(fits), "seconds": seconds, "cached": fits,
+                       "view_seeds": self.view_seeds if fits else []})
+
+    def show_size(self, fits: bool) -> str:
+        """Say what is stored of how many logits and how much that is, or why nothing is. fits: whether it is."""
+        images, size = self.context.splits.seen_by_student, show_bytes(self.logits_bytes)
+        if fits:
+            return (f"{self.config.view_count} views × {images} images × {len(self.view_seeds)} view seeds, "
+                    f"{self._show_kept()}{size} in fp16" + self._show_features())
+        return (f"would need {size}, more than the {self.config.views.cache_gib:g} GiB of views.cache_gib: the teacher "
+                f"runs in the loop instead{self._show_remedy()}")
 
     def _show_kept(self) -> str:
         classes = len(self.context.splits.class_names)
         kept = self.config.views.kept_logits(classes)
         return "" if kept is None else f"the {kept} largest logits of {classes}, "
+
+    def _show_remedy(self) -> str:
+        few = self.config.views.model_copy(update={"top_k": FEW})
+        packed = self._bytes_of(few.logits_width(len(self.context.splits.class_names)))
+        return f" (views.top_k = {FEW} would need {show_bytes(packed)})" if packed <= self._budget else ""
 
     def _show_features(self) -> str:
         if not self.features_bytes:
