@@ -58,13 +58,33 @@ def closed(schema):
     return schema
 
 
-@pytest.mark.parametrize("more", [
-    (), ("--gpus-per-node", "4", "--cpus-per-node", "16", "--memory", "120Gi", "--workers", "3"),
-    ("--namespace", "vision", "--env-from", "store-credentials", "--env", "AWS_ENDPOINT_URL=http://store:9000"),
-    ("--until", "distill", "--smoke"),
-])
+MORE = [(), ("--gpus-per-node", "4", "--cpus-per-node", "16", "--memory", "120Gi", "--workers", "3"),
+        ("--namespace", "vision", "--env-from", "store-credentials", "--env", "AWS_ENDPOINT_URL=http://store:9000"),
+        ("--until", "distill", "--smoke")]
+
+
+@pytest.mark.parametrize("more", MORE)
 def test_kuberay_accepts_the_job(accepted, more):
     accepted.validate(manifests(*more)[1])
+
+
+@pytest.mark.parametrize("version", ["1.28", "1.37"])
+@pytest.mark.parametrize("more", MORE)
+def test_kubernetes_accepts_the_settings_and_every_pod(version, more):
+    """By Kubernetes' own schemas, which KubeRay's definition of a RayJob only repeats in part."""
+    kubernetes = pytest.importorskip("kubernetes_validate", reason="kubernetes-validate is not installed")
+    settings, job = manifests(*more)
+    cluster = job["spec"]["rayClusterSpec"]
+    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+    templates = [group["template"] for group in groups] + [job["spec"].get("submitterPodTemplate")]
+    pods = [{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "any"}} | template for template in templates
+            if template]
+    assert len(pods) >= 2
+    for manifest in (settings, *pods):
+        kubernetes.validate(manifest, version, strict=True)
+    pods[0]["spec"]["containers"][0]["resources"]["request"] = {}
+    with pytest.raises(kubernetes.ValidationError, match="request"):
+        kubernetes.validate(pods[0], version, strict=True)
 
 
 @pytest.mark.parametrize("path", [("spec",), ("spec", "rayClusterSpec"), ("spec", "rayClusterSpec", "headGroupSpec"),
