@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 
-from kdstudy.errors import StudyFailedError
+from kdstudy.errors import StorageError, StudyFailedError
 from kdstudy.planning import preflight
 from kdstudy.stages.base import Output
 from kdstudy.stages.order import NAMES, OUTPUTS, up_to
@@ -52,10 +52,26 @@ class _Driver:
                            self._display.note)):
             files.remove_drafts(study.folder)
             study.begin(self._display.note)
-            did_work = self._run_stages()
+            did_work, failure = False, None
+            try:
+                did_work = self._run_stages()
+            except StorageError:
+                raise
+            except StudyFailedError as error:
+                if not self._has_answer:
+                    raise
+                failure = error
+                self._display.note(f"{error}. What does not depend on it is written all the same")
             storage.forget_tune()
             written = [self._write(output) for output in self._outputs]
+            if failure is not None:
+                raise failure
         return did_work or any(written)
+
+    @property
+    def _has_answer(self) -> bool:
+        """Whether the confirmation is done, so that a control or an audit that failed need not hold back its report."""
+        return "confirm" in self._stages and self._study.stages["confirm"].is_finished
 
     def _run_stages(self) -> bool:
         """Run the stages. If the Ray that was started for them dies, start it again and go on from the record, as a

@@ -286,6 +286,7 @@ def test_costs_that_cannot_be_measured_cost_the_study_nothing_else(copied, monke
 
     (copied / deployment.FILE).unlink()
     (copied / "results" / "report.html").unlink(missing_ok=True)
+    monkeypatch.setattr("kdstudy.driver._Driver._run_stages", lambda self: False)
     monkeypatch.setattr(Deployment, "is_wanted", lambda *_: True)  # a trial run has none
     monkeypatch.setattr(Deployment, "write", fails)
     code, printed, err = here("run", str(copied), "--until", "report")

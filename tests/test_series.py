@@ -400,6 +400,27 @@ def test_a_series_that_is_killed_goes_on_from_its_record(run, tmp_path):
     assert mine["slope"] == theirs["slope"] and mine["members"] == theirs["members"]
 
 
+def test_a_member_that_cannot_run_does_not_keep_the_others_from_running(made_up, tmp_path, monkeypatch):
+    folder, ran = shutil.copytree(made_up, tmp_path / "series"), []
+
+    def run(study, *_, **__):
+        ran.append(study.folder.name)
+        if "epochs=6" in study.folder.name:
+            raise UserError("train.epochs = 6 cannot be; choose another")
+        return True
+
+    monkeypatch.setattr("kdstudy.driver.run", run)
+    code, out, err = here("run", str(folder))
+    assert code == 2 and err == "kdstudy: train.epochs = 6 cannot be; choose another\n"
+    assert ran == [f"train.epochs={epochs}" for epochs in (6, 4, 16)] and "train.epochs=6 cannot run" in out
+    monkeypatch.setattr("kdstudy.driver.run", lambda study, *_, **__: ran.append("") or run_into("no address"))
+    assert here("run", str(folder))[0] == 2 and len(ran) == 5  # what concerns all is said twice at most
+
+
+def run_into(problem):
+    raise UserError(problem)
+
+
 def test_a_member_with_too_few_images_is_named_before_anything_runs(tmp_path):
     with pytest.raises(UserError, match=r"^data\.student_images=\S+ of the series: "):
         api.run(api.load("digits", smoke=True, data={"student_images": [0.5, 0.0001]}), tmp_path / "series")

@@ -16,7 +16,7 @@ from synthetic import here, is_one_line, write_finished
 from yardstick import slowness
 
 from kdstudy.config.load import load_study
-from kdstudy.errors import UserError
+from kdstudy.errors import StudyFailedError, UserError
 from kdstudy.store.record import Record
 from kdstudy.store.storage import Storage
 from kdstudy.study import Study
@@ -286,6 +286,22 @@ def test_a_uri_with_a_slash_too_few_is_no_folder():
     code, _, err = here("plan", "digits", "--dir", "s3:/bucket/mine")
     assert (code, err) == (2, "kdstudy: s3:/bucket/mine is neither a folder nor a URI; did you mean "
                               "s3://bucket/mine?\n")
+
+
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_a_control_that_fails_holds_back_no_report_of_a_study_with_an_answer(finished, tmp_path, monkeypatch, confirmed):
+    def fails(self):
+        raise StudyFailedError("control_self: its run failed")
+
+    copied = shutil.copytree(finished[0], tmp_path / "mine")
+    (copied / "results" / "report.html").unlink()
+    if not confirmed:
+        next(copied.glob("confirm-*/done.json")).unlink()
+    monkeypatch.setattr("kdstudy.driver._Driver._run_stages", fails)
+    code, printed, err = here("run", str(copied), "--until", "report")
+    assert code == 1 and is_one_line(err) and "control_self: its run failed" in err
+    assert (copied / "results" / "report.html").is_file() == confirmed
+    assert ("is written all the same" in " ".join(printed.split())) == confirmed
 
 
 def test_settings_that_are_not_those_of_before_are_named(finished, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from kdstudy import driver
-from kdstudy.errors import StorageError, StudyFailedError
+from kdstudy.errors import StorageError, StudyFailedError, UserError
 from kdstudy.series.folder import SeriesFolder
 from kdstudy.series.page import write_page
 from kdstudy.stages.order import NAMES, REPORTED, names
@@ -17,12 +17,13 @@ from kdstudy.watch.display import Display
 
 
 def run(series: SeriesFolder, console: Console, *, until: str = NAMES[-1], address: str | None = None) -> bool:
-    """Run or resume every member. A member that fails does not keep the others from running.
+    """Run or resume every member. A member that fails or cannot run does not keep the others from running.
 
     until, address: see `driver.run`. Returns whether there was anything to do. Raises UserError, InterruptedStudyError,
     and StudyFailedError, once the other members have run.
     """
     did_work, failures, unwritten = False, [], ""
+    refused: list[UserError] = []
     with files.StudyLock(series.storage.folder, str(series.storage)), KeptRay() as kept:  # the members have their own
         series.begin()
         for number, member in enumerate(series.members, 1):
@@ -32,6 +33,11 @@ def run(series: SeriesFolder, console: Console, *, until: str = NAMES[-1], addre
                 did_work |= driver.run(member.study(), display, until=until, address=address, kept=kept)
             except StorageError:
                 raise
+            except UserError as error:
+                if refused and str(refused[-1]) == str(error):  # it concerns them all
+                    raise
+                refused.append(error)
+                print_prose(console, f"{member.name} cannot run: {error}", style="red")
             except StudyFailedError as error:
                 failures.append(f"{member.name}: {error}")
                 print_prose(console, f"{member.name} failed: {error}", style="red")
@@ -46,6 +52,9 @@ def run(series: SeriesFolder, console: Console, *, until: str = NAMES[-1], addre
                 series.storage.publish(series.page.parent)
     if unwritten:
         failures.append(unwritten)
+    if refused and not failures:
+        raise refused[0]
+    failures += map(str, refused)
     if failures:
         more = f" ({len(failures) - 1} more failed)" if len(failures) > 1 else ""
         raise StudyFailedError(failures[0] + more)
