@@ -289,7 +289,7 @@ def test_a_uri_with_a_slash_too_few_is_no_folder():
 
 
 @pytest.mark.parametrize("confirmed", [True, False])
-def test_a_control_that_fails_holds_back_no_report_of_a_study_with_an_answer(finished, tmp_path, monkeypatch, confirmed):
+def test_a_control_that_fails_holds_back_no_report_of_an_answer(finished, tmp_path, monkeypatch, confirmed):
     def fails(self):
         raise StudyFailedError("control_self: its run failed")
 
