@@ -304,10 +304,9 @@ class StudyFiles:
         """The done-mark of a teacher, of `teacher` unless another is named."""
         return self.done(stage_for("teacher", teacher or self.teacher))
 
-    def teacher_logits(self) -> np.ndarray:
-        """The main teacher's logits for the test images, (N, classes) fp16. Raises ValueError where the file has none.
-        """
-        path = self.stage("teacher_logits") / "test.parquet"
+    def teacher_logits(self, teacher: str = MAIN_TEACHER) -> np.ndarray:
+        """A teacher's logits for the test images, (N, classes) fp16. Raises ValueError where the file has none."""
+        path = self.stage(stage_for("teacher_logits", teacher)) / "test.parquet"
         try:
             return np.stack(read_columns(path, "logits")["logits"].to_numpy()).astype(np.float16)
         except (TypeError, ValueError) as error:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from running import KDSTUDY, ONE_AT_A_TIME, kdstudy, results_of, wait_until, with_set
+from safetensors.numpy import load_file
 from test_sensitivity import EPOCHS, Trial, write_study
 
 from kdstudy.analysis.exhibits.catalogue import exhibit
@@ -299,6 +300,13 @@ def test_the_teacher_is_in_the_plan_the_status_the_pack_and_the_export(two, tmp_
     assert "nothing" in kdstudy("plan", tmp_path / "small", cwd=tmp_path).stdout.split("left to do")[1][:12]
     kdstudy("export", tmp_path / "small", tmp_path / "out", "--model", "teacher", "--teacher", "brief", cwd=tmp_path)
     assert json.loads((tmp_path / "out" / "kdstudy.json").read_text())["teacher"].startswith("teacher.brief-")
+    for name in ("main", "brief"):
+        kdstudy("logits", two, tmp_path / f"{name}.safetensors", "--teacher", name, cwd=tmp_path)
+        test = load_file(tmp_path / f"{name}.safetensors")["test"]
+        assert np.array_equal(test, StudyFiles(two).teacher_logits(name)) and test.any()
+    assert (tmp_path / "main.safetensors").read_bytes() != (tmp_path / "brief.safetensors").read_bytes()
+    wrong = kdstudy("logits", two, tmp_path / "x.safetensors", "--teacher", "x", cwd=tmp_path, check=False)
+    assert wrong.returncode == 2 and "its teachers are 'main', 'brief'" in wrong.stderr
     wrong = kdstudy("export", two, tmp_path / "no", "--model", "teacher", "--teacher", "x", cwd=tmp_path, check=False)
     assert wrong.returncode == 2 and "its teachers are 'main', 'brief'" in wrong.stderr
 

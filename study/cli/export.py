@@ -9,7 +9,6 @@ from kdstudy.cli.group import cli
 from kdstudy.cli.options import LocalPath, set_option, study_argument, trust_option
 from kdstudy.cli.resolve import allow, files_must_fit, resolve_started
 from kdstudy.config.permission import TRAINED
-from kdstudy.config.teachers import MAIN, section_of
 from kdstudy.errors import UserError
 from kdstudy.stages import logits_file
 from kdstudy.stages.order import STAGES
@@ -23,9 +22,12 @@ from kdstudy.watch.display import show_bytes
 @study_argument
 @click.argument("out", type=LocalPath(path_type=Path, dir_okay=False), metavar="OUT")
 @click.option("--dir", "location", metavar="FOLDER_OR_URI", help="Study folder or URI.")
+@click.option("--teacher", metavar="NAME", help="Which teacher, with search.teacher.  [default: that of the study's "
+                                                "answer]")
 @set_option("Override a setting, e.g. --set data.source=PATH if the images have moved.")
 @trust_option
-def logits(study: str, out: Path, location: str | None, overrides: tuple[str, ...], trust: bool) -> None:
+def logits(study: str, out: Path, location: str | None, teacher: str | None, overrides: tuple[str, ...],
+           trust: bool) -> None:
     """Write the teacher's logits to one file.
 
     Another study of the same images can use the file as its teacher: --set teacher.model= --set teacher.logits=OUT.
@@ -33,11 +35,7 @@ def logits(study: str, out: Path, location: str | None, overrides: tuple[str, ..
     config, storage = resolve_started(study, location, overrides, everything=True)
     allow(config, study, overrides, trust, ("teacher",), storage)
     with files_must_fit(storage):
-        size = logits_file.write(Study(config, storage).context, out)
-        from kdstudy.analysis.study_files import StudyFiles  # pandas takes long to import
-
-        if (answer := StudyFiles(storage.folder).teacher) != MAIN:
-            click.echo(f"note: these are the logits of [teacher]; the study's answer is with {section_of(answer)}")
+        size = logits_file.write(Study(config, storage).context, out, teacher)
     click.echo(f"{out}: {show_bytes(size)}")
 
 

@@ -29,6 +29,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from kdstudy.analysis.stage_names import stage_for
 from kdstudy.errors import UserError
 from kdstudy.stages import students
 from kdstudy.stages.context import Context
@@ -139,26 +140,32 @@ def view_settings(context: Context) -> dict[str, Any]:
     return values | views.model_dump(mode="json", exclude={"cache_gib", "count", "top_k"}, exclude_defaults=True)
 
 
-def write(context: Context, out: Path) -> int:
+def write(context: Context, out: Path, teacher: str | None = None) -> int:
     """Write the logits of a study's teacher to a file. Returns its size in bytes.
 
-    Raises UserError if the study has no logits.
+    teacher: the name of one of several; by default that of the study's answer. Raises UserError if the study has no
+    such teacher, or no logits of it.
     """
     from kdstudy.analysis.study_files import StudyFiles
 
     _check_target(out)
-    found = StudyFiles(context.folder)
-    done = found.done("teacher_logits")
+    found, names = StudyFiles(context.folder), context.config.teacher_choice
+    if teacher is not None and teacher not in names:
+        raise UserError(f"--teacher {teacher!r} is not a teacher of {context.folder}; its teachers are "
+                        f"{', '.join(map(repr, names))}")
+    teacher = teacher or found.teacher
+    name = stage_for("teacher_logits", teacher)
+    done = found.done(name)
     if done is None:
         raise UserError(f"{context.folder} has no teacher logits yet; run `kdstudy run {context.folder} --until "
-                        "teacher_logits` first")
+                        f"{name}` first")
     if not done["cached"]:
         raise UserError(f"{context.folder} keeps no teacher logits: {done['outcome']}; make views.cache_gib larger")
     if students.truncation(context):
         raise UserError(f"views.top_k = {context.config.views.top_k}: {context.folder} keeps not all of the teacher's "
                         "logits; run it in another folder without views.top_k")
-    stage = found.stage("teacher_logits")
-    tensors = {"validation": files.read_array(stage / "validation.npy"), "test": found.teacher_logits()}
+    stage = found.stage(name)
+    tensors = {"validation": files.read_array(stage / "validation.npy"), "test": found.teacher_logits(teacher)}
     for seed in done["view_seeds"]:
         for kind in ("views", "unlabelled"):
             if (path := stage / f"{kind}-{seed}.npy").exists():
@@ -166,7 +173,7 @@ def write(context: Context, out: Path) -> int:
     if not any(name.startswith("views.") for name in tensors):
         raise UserError(f"{context.folder} is a packed study, which has no teacher logits; write them from the "
                         "original study, or run it again with --dir")
-    metadata = {"format": FORMAT, "teacher": (found.done("teacher") or {}).get("model", ""),
+    metadata = {"format": FORMAT, "teacher": (found.teacher_done(teacher) or {}).get("model", ""),
                 "classes": json.dumps(list(context.splits.class_names)), "views": json.dumps(view_settings(context)),
                 "images": json.dumps(context.image_hashes)}
     with files.written(out) as draft:
