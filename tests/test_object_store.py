@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from running import KDSTUDY, ONE_AT_A_TIME, kdstudy, results_of, wait_until
-from synthetic import here, is_one_line
+from synthetic import here, is_one_line, write_finished
 from test_watch import a_study, add_report, expected_of, watching, written
 
 from kdstudy.config.load import load_series
@@ -320,6 +320,31 @@ def test_a_series_at_a_uri_has_members_there(machine, tmp_path):
     assert code == 2 and is_one_line(err) and f"one of its members: {uri}/train.epochs=4, {uri}/train.epochs=6" in err
     code, out, _ = here("status", uri)
     assert code == 0 and "0 of 2 studies done" in out
+
+
+def test_a_series_is_copied_with_its_members(machine, tmp_path):
+    import fsspec
+
+    uri, own = "s3://bucket/series/begun", tmp_path / "own"
+    own.mkdir()
+    (own / "study.toml").write_text(load_series("digits", ("train.epochs=[4, 6, 8]",), smoke=True).to_toml())
+    for epochs in (4, 6):  # the third has not begun
+        write_finished(own / f"train.epochs={epochs}", f"train.epochs={epochs}")
+    assert here("report", str(own))[0] == 0
+    files, path = fsspec.core.url_to_fs(uri, use_listings_cache=False)
+    files.put(f"{own}/", f"{path}/", recursive=True)
+    machine("two")
+    there = objects(uri).keys()
+    for name, place, more in (("all", uri, ()), ("results", uri, ("--results",)), ("shared", own, ())):
+        code, _, err = here("fetch", str(place), str(tmp_path / name), *more)
+        assert code == 0, err
+        copy = tmp_path / name
+        brought = {file.relative_to(copy).as_posix() for file in copy.rglob("*") if file.is_file()}
+        assert brought < there if more else brought == there
+        assert not any(missing.endswith((".html", ".json", ".jsonl", ".toml")) for missing in there - brought)
+        code, out, _ = here("status", str(tmp_path / name))
+        assert code == 0 and "2 of 3 studies done" in out
+        assert here("report", str(tmp_path / name))[0] == 0
 
 
 def test_event_files_are_published_when_the_command_ends_and_gone_on_with_elsewhere(machine):

@@ -7,7 +7,7 @@ import click
 from kdstudy.cli.formats import format_options, show_formats, written_formats
 from kdstudy.cli.group import cli
 from kdstudy.cli.options import LocalPath, set_option, study_argument, trust_option
-from kdstudy.cli.resolve import allow, files_must_fit, resolve_started
+from kdstudy.cli.resolve import allow, files_must_fit, resolve_started, started_series
 from kdstudy.config.permission import TRAINED
 from kdstudy.errors import UserError
 from kdstudy.stages import logits_file
@@ -155,9 +155,14 @@ def _check_choice(model: str, **given: object) -> None:
               help="Copy only the records, the tables, the report and the exported student, without other weights and "
                    "logits.")
 def fetch(study: str, out: Path, location: str | None, results_only: bool) -> None:
-    """Copy a study to this machine from a URI or a shared folder.
+    """Copy a study, or a series of studies, to this machine from a URI or a shared folder.
 
     Works while the study runs. All commands work on the copy, OUT; `kdstudy run OUT` resumes the study there."""
-    _, storage = resolve_started(study, location, everything=not results_only)
-    size = fetching.fetch(storage, out, results_only)
+    if (series := started_series(study, location)) is not None:
+        storage, members = series.storage, {member.name: member.storage for member in series.begun}
+        for member in members.values():
+            member.refresh(everything=not results_only)
+    else:
+        (_, storage), members = resolve_started(study, location, everything=not results_only), {}
+    size = fetching.fetch(storage, out, results_only, members)
     click.echo(f"{out}: {show_bytes(size)}")

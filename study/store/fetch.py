@@ -1,7 +1,8 @@
-"""Copy a study from a shared folder or an object store to a local folder."""
+"""Copy a study, or a series of studies, from a shared folder or an object store to a local folder."""
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from kdstudy.errors import UserError
@@ -12,23 +13,31 @@ from kdstudy.trainables.paths import remove
 RESULTS = ("results", "export")
 
 
-def fetch(storage: Storage, out: Path, results_only: bool = False) -> int:
+def fetch(storage: Storage, out: Path, results_only: bool = False, members: Mapping[str, Storage] | None = None) -> int:
     """Copy a study, running or not, to `out`, which must be new or empty. Returns the copy's size in bytes.
 
     results_only: copy only what `status` and `report` read, the report and the exported student. Otherwise weights
-    and logits are copied too, so that `export` works on the copy and `run` resumes it.
+    and logits are copied too, so that `export` works on the copy and `run` resumes it. members: the studies of a
+    series, by the names of their folders in it.
 
     Raises UserError where `out` is not empty, StorageError where it cannot be written.
     """
+    members = members or {}
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not an empty folder; choose another one")
-    if results_only:
+    if results_only or members:  # of a series, a refresh brings the settings alone
         storage.bring(*RESULTS)
+    if results_only:
+        for member in members.values():
+            member.bring(*RESULTS)
     draft = out.absolute().with_name(f".{out.name}.{os.getpid()}")
     try:
         with files.writing(out):
             draft.mkdir(parents=True)
-            size = sum(_copy(file, storage.folder, draft) for file in _wanted(storage.folder, results_only))
+            size = sum(_copy(file, storage.folder, draft) for file in _wanted(storage.folder, results_only)
+                       if file.parts[0] not in members)
+            for name, member in members.items():
+                size += sum(_copy(file, member.folder, draft / name) for file in _wanted(member.folder, results_only))
             os.replace(draft, out)
     finally:
         remove(draft, draft.parent, if_possible=True)
