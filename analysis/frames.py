@@ -83,6 +83,47 @@ def prices(analysis: StudyAnalysis) -> pd.DataFrame:
         "price": "price_points", "low": "price_low_points", "high": "price_high_points"})
 
 
+def controls(analysis: StudyAnalysis) -> pd.DataFrame:
+    """A row per control that is done, see `[controls]` of the study file.
+
+    Columns control, the hyperparameters of its runs, epochs, seeds, test_accuracy_percent (mean over the seeds),
+    test_accuracy_sd_points; then of the distilled student over the control gain_points, its 95 % interval
+    gain_low_points to gain_high_points and gain_p, both by Holm's procedure over the controls.
+    """
+    rows = _confirmed(analysis, "controls", [])
+    own = {"control", "epochs", "seeds", "test_mean", "test_sd", "gain"}
+    names = list(dict.fromkeys(name for row in rows for name in row if name not in own))
+    frame = pd.DataFrame([{
+        "control": row["control"], **{name: row.get(name) for name in names}, "epochs": row["epochs"],
+        "seeds": row["seeds"], "test_accuracy_percent": row["test_mean"], "test_accuracy_sd_points": row["test_sd"],
+        **_interval("gain", row["gain"])} for row in rows])
+    return frame if rows else pd.DataFrame(columns=["control"])
+
+
+def audit(analysis: StudyAnalysis) -> pd.DataFrame:
+    """A row per protocol of the audit, from the usual one to kdstudy's, see `[audit]` of the study file.
+
+    Columns protocol; the gain it reports, gain_points, and its 95 % interval gain_low_points to gain_high_points;
+    change_points from the protocol before it, with change_low_points and change_high_points.
+    """
+    rows = (_confirmed(analysis, "audit", None) or {"protocols": []})["protocols"]
+    frame = pd.DataFrame([{"protocol": row["protocol"], **_interval("gain", row["gain"]),
+                           **_interval("change", row["change"])} for row in rows])
+    return frame.drop(columns=["gain_p", "change_p"]) if rows else pd.DataFrame(columns=["protocol"])
+
+
+def _confirmed(analysis: StudyAnalysis, name: str, default: Any) -> Any:
+    """A part of the outcome, which there is once the confirmation is done."""
+    return analysis.outcome.get(name, default) if analysis.study.confirmation is not None else default
+
+
+def _interval(name: str, found: dict[str, Any] | None) -> dict[str, float | None]:
+    """The columns of a difference in points with its interval; None where there is none."""
+    known = found or {}
+    return {f"{name}_points": known.get("mean"), f"{name}_low_points": known.get("low"),
+            f"{name}_high_points": known.get("high"), f"{name}_p": known.get("p")}
+
+
 def series(content: dict[str, Any]) -> pd.DataFrame:
     """A row per study of a series. content: of series.json.
 
@@ -94,11 +135,9 @@ def series(content: dict[str, Any]) -> pd.DataFrame:
     for member in content["members"]:
         means = {f"{arm}_accuracy_percent": row["test_mean"] if (row := member[arm]) else None
                  for arm in ("baseline", "distilled", "teacher")}
-        gain = member["gain"] or {}
         rows.append({"value": member["value"], "amount": member["amount"],
                      "seeds": member["distilled"]["seeds"] if member["distilled"] else None, **means,
-                     "gain_points": gain.get("mean"), "gain_low_points": gain.get("low"),
-                     "gain_high_points": gain.get("high"), "gain_p": gain.get("p")})
+                     **_interval("gain", member["gain"])})
     return pd.DataFrame(rows).astype({"seeds": "Int64"}) if rows else pd.DataFrame()
 
 

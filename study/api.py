@@ -218,6 +218,16 @@ class OpenStudy:
         """The results table, one row per configuration; see `kdstudy.analysis.frames.results`."""
         return frames.results(self._analysis)
 
+    @cached_property
+    def controls(self) -> pd.DataFrame:
+        """One row per control, empty where there is none; see `kdstudy.analysis.frames.controls`."""
+        return frames.controls(self._analysis)
+
+    @cached_property
+    def audit(self) -> pd.DataFrame:
+        """One row per protocol of the audit, empty where there is none; see `kdstudy.analysis.frames.audit`."""
+        return frames.audit(self._analysis)
+
     @property
     def verdict(self) -> str | None:
         """One sentence on whether distillation helps, or None before the confirmation is done."""

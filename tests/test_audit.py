@@ -16,6 +16,7 @@ from synthetic import here, write_finished
 from test_report import parameters_of, write_json
 from test_verdict import BASE, raised, right_for, rows_of, study_of, write_predictions
 
+from kdstudy.analysis import frames
 from kdstudy.analysis.audit import PROTOCOLS, audit, false_reports
 from kdstudy.analysis.frames import curves
 from kdstudy.analysis.outcome import results
@@ -96,6 +97,10 @@ def test_each_protocols_gain_and_each_change_by_hand(confirmed):
     found = outcome["audit"]
     assert [row["protocol"] for row in found["protocols"]] == [protocol.name for protocol in PROTOCOLS]
     assert [row["gain"]["mean"] for row in found["protocols"]] == pytest.approx(GAINS)
+    frame = frames.audit(StudyAnalysis.of(confirmed))
+    assert list(frame["protocol"]) == [protocol.name for protocol in PROTOCOLS]
+    assert list(frame["gain_points"]) == pytest.approx(GAINS) and (frame["gain_low_points"] < GAINS).all()
+    assert list(frame["change_points"][1:]) == pytest.approx(np.diff(GAINS)) and frame["change_points"].isna()[0]
     changes = [row["change"]["mean"] for row in found["protocols"][1:]]
     assert changes == pytest.approx(np.diff(GAINS)) and found["protocols"][0]["change"] is None
     assert found["overstated"]["mean"] == pytest.approx(GAINS[0] - GAINS[-1])

@@ -14,12 +14,14 @@ from synthetic import here, is_one_line, write_finished
 from test_report import write_json
 from test_verdict import BASE, raised, right_for, rows_of, study_of, write_predictions
 
+from kdstudy.analysis import frames
 from kdstudy.analysis.console_table import controls_table
 from kdstudy.analysis.controls import NAMES
 from kdstudy.analysis.outcome import results
 from kdstudy.analysis.report import build
 from kdstudy.analysis.significance import holm
 from kdstudy.analysis.stage_names import CONTROL_STAGES
+from kdstudy.analysis.study_analysis import StudyAnalysis
 from kdstudy.analysis.study_files import StudyFiles
 from kdstudy.config.load import load_study
 from kdstudy.config.models import check_controls
@@ -218,6 +220,11 @@ def test_the_verdict_names_the_strongest_control_beaten_and_those_that_are_not(h
     assert sorted(row["gain"]["comparisons"] for row in rows.values()) == [1, 2, 3]
     for row in rows.values():
         assert (row["gain"]["p"] < 0.05) == (row["gain"]["low"] > 0 or row["gain"]["high"] < 0)
+    frame = frames.controls(StudyAnalysis.of(helped)).set_index("control")
+    assert list(frame.index) == list(rows) and frame.loc["label_smoothing", "label_smoothing"] == 0.2
+    for kind, row in rows.items():
+        assert frame.loc[kind, "test_accuracy_percent"] == row["test_mean"]
+        assert frame.loc[kind, "gain_low_points"] == row["gain"]["low"]
     helps, rest = outcome["verdict"].split(" over the tuned baseline on 3 paired seeds, ")
     assert helps.startswith("Distillation helps: +6.2")
     assert rest.startswith("+4.00 (+") and "over label smoothing, the strongest of two controls that it beats; not " \
