@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tomli_w
-from running import ONE_AT_A_TIME, kdstudy, results_of
+from running import ONE_AT_A_TIME, SMOKE_EPOCHS, kdstudy, results_of
 from synthetic import here, is_one_line
 
 from kdstudy.config.load import load_study
@@ -17,7 +17,7 @@ from kdstudy.store.record import Record
 
 def study_with(tmp_path, **teacher):
     """The smoke study as a file, with another teacher."""
-    values = load_study(ONE_AT_A_TIME[0], smoke=True).to_values()
+    values = load_study(ONE_AT_A_TIME[0], (f"train.epochs={SMOKE_EPOCHS}",), smoke=True).to_values()
     values["teacher"] = teacher
     values["resources"]["concurrent"] = 1
     (tmp_path / "given.toml").write_text(tomli_w.dumps(values))
