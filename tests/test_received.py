@@ -746,12 +746,12 @@ def test_local_ray_listens_on_the_loopback_address_and_imports_nothing_from_the_
 def test_the_folder_that_ray_will_use_is_the_one_that_needs_room(variables, monkeypatch, tmp_path):
     from ray._common import utils
 
-    rays = getattr(utils, "get_default_system_temp_dir", None) or utils.get_system_temp_dir  # before Ray 2.55
+    own = getattr(utils, "get_default_system_temp_dir", None) or utils.get_user_temp_dir  # as older Ray calls it
     for name in ("RAY_TMPDIR", "TMPDIR"):
         monkeypatch.delenv(name, raising=False)
     for name in variables:
         monkeypatch.setenv(name, str(tmp_path / name))
-    assert cluster._ray_folder() == rays() == str(tmp_path / variables[0])
+    assert cluster._ray_folder() == own() == str(tmp_path / variables[0])
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(
         free=0 if str(folder) == str(tmp_path / variables[0]) else 2**40))
     with pytest.raises(UserError, match=f"{tmp_path / variables[0]} has 0 MiB free"):
