@@ -91,7 +91,7 @@ def controls(analysis: StudyAnalysis) -> pd.DataFrame:
     gain_low_points to gain_high_points and gain_p, both by Holm's procedure over the controls.
     """
     rows = _confirmed(analysis, "controls", [])
-    own = {"control", "epochs", "seeds", "test_mean", "test_sd", "gain"}
+    own = {"control", "epochs", "seeds", "test_mean", "test_sd", "gain", "of_loss"}
     names = list(dict.fromkeys(name for row in rows for name in row if name not in own))
     frame = pd.DataFrame([{
         "control": row["control"], **{name: row.get(name) for name in names}, "epochs": row["epochs"],

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from dataclasses import asdict
 
-from kdstudy.errors import StorageError, StudyFailedError
+from kdstudy.analysis.stage_names import CONFIRM_STAGES
+from kdstudy.errors import StorageError, StudyFailedError, UserError
 from kdstudy.planning import preflight
 from kdstudy.stages.base import Output
 from kdstudy.stages.order import NAMES, OUTPUTS, up_to
@@ -62,16 +63,29 @@ class _Driver:
                     raise
                 failure = error
                 self._display.note(f"{error}. What does not depend on it is written all the same")
-            storage.forget_tune()
-            written = [self._write(output) for output in self._outputs]
-            if failure is not None:
-                raise failure
-        return did_work or any(written)
+            if failure is None:
+                storage.forget_tune()  # else what was cut off goes on from its checkpoints there
+            written = self._write_outputs(failure)
+        return did_work or written
 
     @property
     def _has_answer(self) -> bool:
         """Whether the confirmation is done, so that a control or an audit that failed need not hold back its report."""
-        return "confirm" in self._stages and self._study.stages["confirm"].is_finished
+        return all(name in self._stages and self._study.stages[name].is_finished for name in CONFIRM_STAGES)
+
+    def _write_outputs(self, failure: StudyFailedError | None) -> bool:
+        """Write the outputs. Returns whether anything changed. failure: of a stage, raised at the end."""
+        changed = False
+        for output in self._outputs:
+            try:
+                changed |= self._write(output)
+            except (UserError, StudyFailedError) as error:
+                if failure is None or isinstance(error, StorageError):
+                    raise
+                self._display.note(f"{output.name} could not be written: {error}")
+        if failure is not None:
+            raise failure
+        return changed
 
     def _run_stages(self) -> bool:
         """Run the stages. If the Ray that was started for them dies, start it again and go on from the record, as a
@@ -117,8 +131,10 @@ class _Driver:
         self._display.begin(output.name, text="writing")
         try:
             changed = output.write(study.config, study.folder)
+        except StorageError:
+            raise
         except Exception as error:
-            if output.dispensable:
+            if output.dispensable and not files.is_full(error):
                 self._display.note(f"{output.name} could not be written: {one_line(error)}")
                 return False
             if not isinstance(error, ValueError):

@@ -20,6 +20,7 @@ from kdstudy.analysis.settings import flat
 from kdstudy.config.load import STUDY_FILE
 from kdstudy.config.models import (
     check_controls,
+    check_logits,
     check_losses,
     check_models,
     check_read,
@@ -71,6 +72,7 @@ class Study:
         control does not suit the images."""
         check_models(self.config, **self.context.shape)
         check_views(self.config, self.context.splits.channels)
+        check_logits(self.config, self.context.shape["classes"])
         check_losses(self.config, self.context.shape["classes"])
         check_controls(self.config, self.context.shape["classes"])
         for teacher in self.teachers:

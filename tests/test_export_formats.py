@@ -17,7 +17,7 @@ from synthetic import here, is_one_line, write_finished
 
 from kdstudy.config.load import load_study
 from kdstudy.export import details as writing_details
-from kdstudy.export import proof
+from kdstudy.export import proof, writing
 from kdstudy.export.choices import CHOICES, QUANTISED
 from kdstudy.export.formats import FORMAT, FORMATS
 from kdstudy.export.formats.base import Deployable
@@ -225,6 +225,34 @@ def test_the_current_folder_is_not_replaced(study, tmp_path, monkeypatch):
     for out in (".", ".."):
         code, _, err = here("export", str(study), out)
         assert code == 2 and is_one_line(err) and "name another" in err
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_an_interrupt_between_two_exports_loses_neither(tmp_path, monkeypatch, there):
+    target, rename = tmp_path / "out", Path.rename
+    if there:
+        target.mkdir()
+        (target / "earlier.txt").touch()
+
+    def interrupted(self, other):
+        if other == target and not self.name.endswith("earlier"):
+            raise KeyboardInterrupt
+        return rename(self, other)
+
+    def write():
+        with writing._draft_of(target) as draft:
+            draft.mkdir()
+            (draft / "new.txt").touch()
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert [path.name for path in tmp_path.rglob("*")] == (["out", "earlier.txt"] if there else [])
+    monkeypatch.undo()
+    if there:
+        target.rename(tmp_path / ".out.earlier")  # as after kill -9
+    write()
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "new.txt"]
 
 
 def test_a_missing_tool_is_named_with_its_remedy(study, tmp_path, monkeypatch):

@@ -411,7 +411,7 @@ def test_a_member_that_cannot_run_does_not_keep_the_others_from_running(made_up,
 
     monkeypatch.setattr("kdstudy.driver.run", run)
     code, out, err = here("run", str(folder))
-    assert code == 2 and err == "kdstudy: train.epochs = 6 cannot be; choose another\n"
+    assert code == 2 and err == "kdstudy: train.epochs=6: train.epochs = 6 cannot be; choose another\n"
     assert ran == [f"train.epochs={epochs}" for epochs in (6, 4, 16)] and "train.epochs=6 cannot run" in out
     monkeypatch.setattr("kdstudy.driver.run", lambda study, *_, **__: ran.append("") or run_into("no address"))
     assert here("run", str(folder))[0] == 2 and len(ran) == 5  # what concerns all is said twice at most

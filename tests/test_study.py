@@ -288,20 +288,22 @@ def test_a_uri_with_a_slash_too_few_is_no_folder():
                               "s3://bucket/mine?\n")
 
 
-@pytest.mark.parametrize("confirmed", [True, False])
-def test_a_control_that_fails_holds_back_no_report_of_an_answer(finished, tmp_path, monkeypatch, confirmed):
+@pytest.mark.parametrize("lacking", [None, "confirm", "confirm_baseline"])
+def test_a_control_that_fails_holds_back_no_report_of_an_answer(finished, tmp_path, monkeypatch, lacking):
     def fails(self):
         raise StudyFailedError("control_self: its run failed")
 
     copied = shutil.copytree(finished[0], tmp_path / "mine")
     (copied / "results" / "report.html").unlink()
-    if not confirmed:
-        next(copied.glob("confirm-*/done.json")).unlink()
+    if lacking:
+        next(copied.glob(f"{lacking}-*/done.json")).unlink()
+    (copied / ".tune" / "000").mkdir(parents=True)  # with checkpoints of runs that were cut off
     monkeypatch.setattr("kdstudy.driver._Driver._run_stages", fails)
     code, printed, err = here("run", str(copied), "--until", "report")
     assert code == 1 and is_one_line(err) and "control_self: its run failed" in err
-    assert (copied / "results" / "report.html").is_file() == confirmed
-    assert ("is written all the same" in " ".join(printed.split())) == confirmed
+    assert (copied / "results" / "report.html").is_file() == (lacking is None)
+    assert ("is written all the same" in " ".join(printed.split())) == (lacking is None)
+    assert (copied / ".tune" / "000").exists()
 
 
 def test_settings_that_are_not_those_of_before_are_named(finished, tmp_path):

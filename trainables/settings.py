@@ -110,6 +110,9 @@ AreaShare = Annotated[float, Field(gt=0, le=1)]
 Ratio = Annotated[float, Field(ge=0.01, le=100)]
 
 
+MOST_CLASSES = 2**16  # that views.top_k can number
+
+
 class ViewSettings(Settings):
     """The augmentation. A view of an image is a pure function of (view seed, view, image)."""
 
@@ -149,7 +152,7 @@ class ViewSettings(Settings):
                                                       "loss reads them, all view seeds together")
     top_k: PositiveInt | None = Field(
         None, description="keep so many of the teacher's logits for an image, the largest, and one number for all "
-                          "others; by default all are kept"
+                          "others; by default, and where that saves nothing, all are kept"
     )
 
     @model_validator(mode="after")
@@ -180,8 +183,9 @@ class ViewSettings(Settings):
         return self.model_copy(update={"augment": "none", "erase_teacher": self.erase_teacher or not self.erase})
 
     def kept_logits(self, classes: int) -> int | None:
-        """How many of the teacher's logits are kept of each image; None if they all are."""
-        return None if self.top_k is None or self.top_k >= classes else self.top_k
+        """How many of the teacher's logits are kept of each image; None if they all are, as where `top_k` of them would
+        take as much room."""
+        return None if self.top_k is None or 2 * self.top_k + 1 >= classes else self.top_k
 
     def logits_width(self, classes: int) -> int:
         """How many numbers of 16 bits the teacher's logits for an image take."""

@@ -14,7 +14,7 @@ import math
 
 import torch
 
-MOST_CLASSES = 2**16  # that 16 bits can number
+from kdstudy.trainables.settings import MOST_CLASSES
 
 
 def pack(logits: torch.Tensor, k: int) -> torch.Tensor:

@@ -158,11 +158,13 @@ def fetch(study: str, out: Path, location: str | None, results_only: bool) -> No
     """Copy a study, or a series of studies, to this machine from a URI or a shared folder.
 
     Works while the study runs. All commands work on the copy, OUT; `kdstudy run OUT` resumes the study there."""
+    others = ""
     if (series := started_series(study, location)) is not None:
-        storage, members = series.storage, {member.name: member.storage for member in series.begun}
+        storage, others = series.storage, f"{series.series.setting}="
+        members = {member.name: member.storage for member in series.begun}
         for member in members.values():
             member.refresh(everything=not results_only)
     else:
         (_, storage), members = resolve_started(study, location, everything=not results_only), {}
-    size = fetching.fetch(storage, out, results_only, members)
+    size = fetching.fetch(storage, out, results_only, members, others)
     click.echo(f"{out}: {show_bytes(size)}")

@@ -9,7 +9,7 @@ from kdstudy.config.settings import StudyConfig, named_losses, own_losses
 from kdstudy.config.teachers import section_of
 from kdstudy.errors import UserError
 from kdstudy.trainables import losses
-from kdstudy.trainables.settings import DROP_ARGUMENTS, JITTER, ModelSettings, TrainSettings
+from kdstudy.trainables.settings import DROP_ARGUMENTS, JITTER, MOST_CLASSES, ModelSettings, TrainSettings
 
 OF_THE_MODEL = ("head_lr", "freeze", "layer_decay", *DROP_ARGUMENTS)  # training settings that a model must support
 
@@ -115,6 +115,13 @@ def check_controls(config: StudyConfig, classes: int) -> None:
     if "permuted" in config.controls.kinds and classes == 2 and not config.smoke:
         raise UserError("controls.kinds names permuted, but the data have two classes: the one wrong class cannot be "
                         "shuffled; remove permuted")
+
+
+def check_logits(config: StudyConfig, classes: int) -> None:
+    """Raises UserError where views.top_k cannot number so many classes."""
+    if config.views.kept_logits(classes) and classes > MOST_CLASSES:
+        raise UserError(f"views.top_k = {config.views.top_k} works with at most {MOST_CLASSES} classes, not {classes}; "
+                        "remove it")
 
 
 def check_views(config: StudyConfig, channels: int) -> None:

@@ -162,14 +162,21 @@ def _logits_as_recorded(config: StudyConfig, candidate: Candidate, deployable: D
 def _draft_of(target: Path) -> Iterator[Path]:
     """Yield a temporary folder that replaces the target if there is no error."""
     draft = target.with_name(f".{target.name}.{os.getpid()}")
-    earlier = draft.with_name(f"{draft.name}.earlier")
-    for path in (draft, earlier):
-        remove(path, path.parent)
+    earlier = target.with_name(f".{target.name}.earlier")
+    remove(draft, draft.parent)
+    _restore(earlier, target)  # of a process that was killed
     try:
         yield draft
         if target.exists():
             target.rename(earlier)  # not removed first, so that a kill in between loses neither
         draft.rename(target)
     finally:
-        for path in (draft, earlier):
-            remove(path, path.parent, if_possible=True)
+        remove(draft, draft.parent, if_possible=True)
+        _restore(earlier, target)
+
+
+def _restore(earlier: Path, target: Path) -> None:
+    """Put an earlier export back where nothing has taken its place, or remove it."""
+    if earlier.exists() and not target.exists():
+        earlier.rename(target)
+    remove(earlier, earlier.parent, if_possible=True)

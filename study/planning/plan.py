@@ -51,7 +51,8 @@ def show_plan(study: Study, console: Console, measure: bool = False, gpus: int |
         "student": f"{config.student.model}, {student:,} parameters" + _show_smaller(study, sizes, student)
                    + _show_weights(sizes, study.context, "student"),
         "training": _show_training(config),
-        **({} if logits.is_given else {"logits": f"of the teacher: {logits.show_size(logits.fits)}"}),
+        **({} if logits.is_given else {
+            "logits": f"of the teacher: {logits.show_size(logits.fits)}{logits.show_remedy()}"}),
         **({"views": _show_views(config.views)} if config.views.augment != "none" else {}),
         "searched": ", ".join(f"{name} {_show_range(range_)}" for name, range_ in config.space("distill").items())
                     or "nothing: the default point alone; give ranges in [search], e.g. lr = {log = [1e-4, 1e-2]}",
@@ -169,7 +170,7 @@ def _show_training(config: StudyConfig) -> str:
 
 def _show_views(views: ViewSettings) -> str:
     """Spell out what a preset of the augmentation stands for."""
-    given = changed(views.written_out, exclude=("count", "cache_gib"))
+    given = changed(views.written_out, exclude=("count", "cache_gib", "top_k"))
     shown = [f"{name} = {list(value) if isinstance(value, tuple) else value}" for name, value in given.items()]
     return f"{views.augment}: {', '.join(shown)}"
 

@@ -23,7 +23,7 @@ def run(series: SeriesFolder, console: Console, *, until: str = NAMES[-1], addre
     and StudyFailedError, once the other members have run.
     """
     did_work, failures, unwritten = False, [], ""
-    refused: list[UserError] = []
+    refused: dict[str, UserError] = {}
     with files.StudyLock(series.storage.folder, str(series.storage)), KeptRay() as kept:  # the members have their own
         series.begin()
         for number, member in enumerate(series.members, 1):
@@ -34,9 +34,9 @@ def run(series: SeriesFolder, console: Console, *, until: str = NAMES[-1], addre
             except StorageError:
                 raise
             except UserError as error:
-                if refused and str(refused[-1]) == str(error):  # it concerns them all
+                refused[member.name] = error
+                if number == len(refused) > 1 and len(set(map(str, refused.values()))) == 1:  # it concerns them all
                     raise
-                refused.append(error)
                 print_prose(console, f"{member.name} cannot run: {error}", style="red")
             except StudyFailedError as error:
                 failures.append(f"{member.name}: {error}")
@@ -52,10 +52,9 @@ def run(series: SeriesFolder, console: Console, *, until: str = NAMES[-1], addre
                 series.storage.publish(series.page.parent)
     if unwritten:
         failures.append(unwritten)
-    if refused and not failures:
-        raise refused[0]
-    failures += map(str, refused)
+    kind = StudyFailedError if failures else UserError
+    failures += [f"{name}: {error}" for name, error in refused.items()]
     if failures:
         more = f" ({len(failures) - 1} more failed)" if len(failures) > 1 else ""
-        raise StudyFailedError(failures[0] + more)
+        raise kind(failures[0] + more)
     return did_work

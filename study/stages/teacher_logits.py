@@ -253,15 +253,19 @@ class TeacherLogitsStage(Stage):
         if fits:
             return (f"{self.config.view_count} views × {images} images × {len(self.view_seeds)} view seeds, "
                     f"{self._show_kept()}{size} in fp16" + self._show_features())
-        return (f"would need {size}, more than the {self.config.views.cache_gib:g} GiB of views.cache_gib: the teacher "
-                f"runs in the loop instead{self._show_remedy()}")
+        cache, teachers = f"{self.config.views.cache_gib:g} GiB of views.cache_gib", len(self.config.teacher_choice)
+        room = f"the {cache}" if teachers == 1 else f"its part, 1/{teachers} of the {cache}"
+        return f"would need {size}, more than {room}: the teacher runs in the loop instead"
 
     def _show_kept(self) -> str:
         classes = len(self.context.splits.class_names)
         kept = self.config.views.kept_logits(classes)
         return "" if kept is None else f"the {kept} largest logits of {classes}, "
 
-    def _show_remedy(self) -> str:
+    def show_remedy(self) -> str:
+        """What to set so that logits that do not fit would; empty if nothing helps."""
+        if self.fits:
+            return ""
         few = self.config.views.model_copy(update={"top_k": FEW})
         packed = self._bytes_of(few.logits_width(len(self.context.splits.class_names)))
         return f" (views.top_k = {FEW} would need {show_bytes(packed)})" if packed <= self._budget else ""

@@ -13,19 +13,21 @@ from kdstudy.trainables.paths import remove
 RESULTS = ("results", "export")
 
 
-def fetch(storage: Storage, out: Path, results_only: bool = False, members: Mapping[str, Storage] | None = None) -> int:
+def fetch(storage: Storage, out: Path, results_only: bool = False, members: Mapping[str, Storage] | None = None,
+          others: str = "") -> int:
     """Copy a study, running or not, to `out`, which must be new or empty. Returns the copy's size in bytes.
 
     results_only: copy only what `status` and `report` read, the report and the exported student. Otherwise weights
     and logits are copied too, so that `export` works on the copy and `run` resumes it. members: the studies of a
-    series, by the names of their folders in it.
+    series, by the names of their folders in it. others: how the names of the folders begin that are, or once were,
+    members; those that are none now are left out.
 
     Raises UserError where `out` is not empty, StorageError where it cannot be written.
     """
     members = members or {}
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is not an empty folder; choose another one")
-    if results_only or members:  # of a series, a refresh brings the settings alone
+    if results_only or members:
         storage.bring(*RESULTS)
     if results_only:
         for member in members.values():
@@ -35,7 +37,7 @@ def fetch(storage: Storage, out: Path, results_only: bool = False, members: Mapp
         with files.writing(out):
             draft.mkdir(parents=True)
             size = sum(_copy(file, storage.folder, draft) for file in _wanted(storage.folder, results_only)
-                       if file.parts[0] not in members)
+                       if not (others and file.parts[0].startswith(others)))
             for name, member in members.items():
                 size += sum(_copy(file, member.folder, draft / name) for file in _wanted(member.folder, results_only))
             os.replace(draft, out)

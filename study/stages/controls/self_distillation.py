@@ -149,7 +149,8 @@ class SelfLogitsStage(OfControl, TeacherLogitsStage):
     def inputs(self) -> list[Any]:
         config = self.config
         return [self._source.weights_hash, self.context.image_hashes, self.context.image_size,
-                students.view_inputs(config), config.train.epochs, *self._also_features]
+                students.view_inputs(config), config.train.epochs, *self._also_features,
+                *students.truncation(self.context)]
 
     @property
     def view_seeds(self) -> list[int]:
