@@ -6,7 +6,7 @@ import plotly.graph_objects as go
 
 from kdstudy.analysis.figures.intervals import interval
 from kdstudy.analysis.figures.style import COLOURS, NEUTRAL, around, blank, faint, rounded, whiskers, zero_line
-from kdstudy.analysis.number_text import show_points
+from kdstudy.analysis.number_text import show_bounds, show_points
 
 # What a step changes, in at most two short lines that a number follows: there is little room on a phone.
 CHANGES = {"equal batch": "batch size<br>", "last epoch": "choice of<br>epoch ", "tuned baseline":
@@ -45,8 +45,9 @@ def _change(protocol: str, change: dict[str, Any], before: float) -> go.Bar:
     """A bar from the gain before the step to the one after it; its whiskers are those of the step alone."""
     mean, low, high = (rounded(change[name]) for name in ("mean", "low", "high"))
     return go.Bar(
-        orientation="h", base=[rounded(before)], x=[mean], y=[f"{CHANGES[protocol]}{show_points(mean)}"], width=0.5,
+        orientation="h", base=[rounded(before)], x=[mean], width=0.5,
+        y=[f"{CHANGES[protocol]}{show_points(change['mean'])}"],
         marker={"color": faint(NEUTRAL, 0.55), "line": {"color": NEUTRAL, "width": 1}},
         error_x=whiskers([rounded(high - mean)], [rounded(mean - low)], width=5, thickness=1.5, color=NEUTRAL),
-        hovertemplate=f"{protocol}: changes the gain by {show_points(mean)} points<br>95 % interval over "
-                      f"{change['over']} {show_points(low)} to {show_points(high)}<extra></extra>")
+        hovertemplate=f"{protocol}: changes the gain by {show_points(change['mean'])} points<br>95 % interval over "
+                      f"{change['over']} {show_bounds(change)}<extra></extra>")

@@ -20,7 +20,7 @@ from kdstudy.analysis.figures.style import (
     whiskers,
     zero_line,
 )
-from kdstudy.analysis.number_text import show_points
+from kdstudy.analysis.number_text import show_bounds
 from kdstudy.analysis.sensitivity.budget_model import CONFIDENCE
 from kdstudy.analysis.sensitivity.effects import NEAR_BEST
 
@@ -46,12 +46,12 @@ def _price(row: dict[str, Any]) -> go.Scatter:
     colour = COLOURS["distill"] if shown else NEUTRAL
     return go.Scatter(
         x=[price], y=[f"{title(row['parameter'])}<br>left at {show(row['default'])}"], mode="markers+text",
-        text=[f"{price:.1f}".replace("-", "−")], textposition="top center", cliponaxis=False,
+        text=[f"{row['price']:.1f}".replace("-", "−")], textposition="top center", cliponaxis=False,
         marker={"size": 13, "color": colour, "symbol": "circle" if shown else "circle-open",
                 "line": {"width": 2, "color": colour}},
         error_x=whiskers([rounded(high - price)], [rounded(price - low)], width=7, thickness=3),
         hovertemplate=f"{title(row['parameter'])} at {show(row['default'])}: {price} points lost<br>"
-                      f"{INTERVAL} {show_points(low)} to {show_points(high)}<extra></extra>")
+                      f"{INTERVAL} {show_bounds(row)}<extra></extra>")
 
 
 def effects(found: dict[str, Any]) -> go.Figure | None:

@@ -6,7 +6,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from kdstudy.analysis.figures.style import around, blank, rounded, whiskers, zero_line
-from kdstudy.analysis.number_text import show_points
+from kdstudy.analysis.number_text import show_bounds, show_points
 
 
 def interval_figure(gains: Sequence[dict[str, Any]], traces: Sequence[go.Scatter], title: str, each: int) -> go.Figure:
@@ -24,8 +24,8 @@ def interval(gain: dict[str, Any], label: str, hover: tuple[str, str], marker: d
     """One gain, in points, at its label. hover: what it is the gain of, and what its interval is called."""
     mean, low, high = (rounded(gain[name]) for name in ("mean", "low", "high"))
     return go.Scatter(
-        x=[mean], y=[label], mode="markers+text", text=[show_points(mean)], textposition="top center",
+        x=[mean], y=[label], mode="markers+text", text=[show_points(gain["mean"])], textposition="top center",
         textfont={"size": text_size}, cliponaxis=False, marker=marker,
         error_x=whiskers([rounded(high - mean)], [rounded(mean - low)], width=7, thickness=thickness),
-        hovertemplate=f"{hover[0]}: {show_points(mean)} points<br>"
-                      f"{hover[1]} {show_points(low)} to {show_points(high)}<extra></extra>")
+        hovertemplate=f"{hover[0]}: {show_points(gain['mean'])} points<br>"
+                      f"{hover[1]} {show_bounds(gain)}<extra></extra>")
