@@ -16,7 +16,8 @@ from kdstudy.analysis.study_files import StudyFiles
 
 REAL_STUDY = Path(__file__).parent.parent / "study" / "presets" / "results" / "cifar100-small"
 FRAMES = (frames.trials, frames.curves, frames.results, frames.classes, frames.prices)
-SHARES = ("validation_accuracy", "last_validation_accuracy", "best_validation_accuracy", "agreement")
+SHARES = ("validation_accuracy", "last_validation_accuracy", "best_validation_accuracy", "agreement",
+          "test_accuracy")
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,15 @@ def test_prices_are_points_with_their_intervals(real):
     assert (frame["price_points"] < frame["price_high_points"]).all()
 
 
+def test_the_audit_is_that_of_the_results(real):
+    folder, _, outcome = real
+    frame = frames.audit(StudyAnalysis.of(folder)).set_index("protocol")
+    for row in outcome["audit"]["protocols"]:
+        assert frame.loc[row["protocol"], "gain_points"] == pytest.approx(row["gain"]["mean"])
+        assert frame.loc[row["protocol"], "gain_high_points"] == pytest.approx(row["gain"]["high"])
+    assert frames.controls(StudyAnalysis.of(folder)).empty
+
+
 def test_every_accuracy_and_difference_says_its_unit(complete):  # noqa: F811
     for frame in (make(StudyAnalysis.of(complete[0])) for make in FRAMES):
         for column in frame:
@@ -89,7 +99,7 @@ def test_a_study_that_has_just_begun_has_the_same_columns(real, started, tmp_pat
     empty = StudyAnalysis.of(write_study(tmp_path / "empty", ()))
     begun, whole = StudyAnalysis.of(started), StudyAnalysis.of(real[0])
     for make in FRAMES:
-        names = {column for column in make(whole) if column not in ("temperature", "alpha", "lr")}
+        names = {*make(whole)} - {"temperature", "alpha", "lr", "batch_size", "test_accuracy_percent"}  # its own
         assert names <= {*make(begun)} and names <= {*make(empty)}
     assert len(frames.trials(begun)) == 2 and frames.results(begun).empty and frames.trials(empty).empty
 
@@ -98,7 +108,7 @@ def test_every_figure_of_the_report_has_a_name(real):
     folder = real[0]
     figures = report.figures(StudyAnalysis.of(folder))
     assert list(figures) == [name for name in report.FIGURES if name in figures]
-    absent = {"teachers", "controls", "audit", "losses", "which-teacher", "deployment"}  # this study has none of these
+    absent = {"teachers", "controls", "losses", "which-teacher", "deployment"}  # this study has none of these
     assert {*report.FIGURES} - {*figures} == absent
     assert all(isinstance(figure, go.Figure) and figure.data for figure in figures.values())
     shown = {exhibit.name: exhibit.figure for exhibit in report.exhibits(folder)}

@@ -8,8 +8,10 @@ The figures are ratios of times within one run; a JSON file says on which hardwa
 
 import argparse
 import json
+import os
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,33 +31,40 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write everything to this JSON file")
     parser.add_argument("--epochs", type=int, default=100, help="of each trial of the searches that are compared")
     options = parser.parse_args()
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [sys.path[0], os.environ.get("PYTHONPATH")]))  # of workers
     device, began = default_device(), time.monotonic()
     if device.type == "cpu":
         torch.set_num_threads(1)  # as the trials have
-    found = small(device) if options.minute else everything(device, options.epochs)
-    content = {"date": datetime.now(UTC).date().isoformat(), "hardware": hardware(device),
-               "seconds": round(time.monotonic() - began), **found}
+    parts = small(device) if options.minute else everything(device, options.epochs)
+    content: dict[str, Any] = {"date": datetime.now(UTC).date().isoformat(), "hardware": hardware(device)}
     show(content)
-    if options.out:
-        options.out.write_text(json.dumps(plain(content), indent=2) + "\n")
+    for name, measure in parts.items():
+        content[name] = measure()
+        show({name: content[name]})
+        content["seconds"] = round(time.monotonic() - began)
+        if options.out:
+            options.out.write_text(json.dumps(plain(content), indent=2) + "\n")
 
 
-def small(device: torch.device) -> dict[str, Any]:
-    return {"epochs": {size.preset: training.epochs(size, device, 20) for size in training.SIZES}}
+Parts = dict[str, Callable[[], dict[str, Any]]]
 
 
-def everything(device: torch.device, epochs: int) -> dict[str, Any]:
+def small(device: torch.device) -> Parts:
+    return {"epochs": lambda: {size.preset: training.epochs(size, device, 20) for size in training.SIZES}}
+
+
+def everything(device: torch.device, epochs: int) -> Parts:
     from benchmarks import peer, sharing
 
-    found: dict[str, Any] = {
-        "epochs": {size.preset: training.epochs(size, device, 90) for size in training.SIZES},
-        "precision and memory format": {size.preset: training.variants(size, device, 45) for size in training.SIZES},
-        "start, seconds": starting.starting(3)}
+    parts: Parts = {
+        "epochs": lambda: {size.preset: training.epochs(size, device, 90) for size in training.SIZES},
+        "precision and memory format": lambda: {
+            size.preset: training.variants(size, device, 45) for size in training.SIZES},
+        "start, seconds": lambda: starting.starting(3)}
     if device.type == "cuda":
-        found["trials on one GPU, images per second"] = {
+        parts["trials on one GPU, images per second"] = lambda: {
             size.preset: sharing.sharing(size, 20) for size in training.SIZES}
-    found["search, ms of wall time per epoch"] = peer.peer(training.SIZES[0], epochs, slots=2)
-    return found
+    return parts | {"search, ms of wall time per epoch": lambda: peer.peer(training.SIZES[0], epochs, slots=2)}
 
 
 def show(content: dict[str, Any], indent: str = "") -> None:
