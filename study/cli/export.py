@@ -155,7 +155,7 @@ def _check_choice(model: str, **given: object) -> None:
               help="Copy only the records, the tables, the report and the exported student, without other weights and "
                    "logits.")
 def fetch(study: str, out: Path, location: str | None, results_only: bool) -> None:
-    """Copy a study, or a series of studies, to this machine from a URI or a shared folder.
+    """Copy a study, or a series, from a URI or a shared folder.
 
     Works while the study runs. All commands work on the copy, OUT; `kdstudy run OUT` resumes the study there."""
     others = ""
