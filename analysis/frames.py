@@ -149,7 +149,7 @@ def _in_percent(frame: pd.DataFrame, *shares: str) -> pd.DataFrame:
 
 def _measured(row: dict[str, Any]) -> dict[str, float | None]:
     """The columns MEASURED of a row of the results table."""
-    gain = row["gain"] or dict.fromkeys(("mean", "low", "high", "p"))
     closed = None if row["gap_closed"] is None else 100 * row["gap_closed"]
-    return dict(zip(MEASURED, (row["test_mean"], row["test_sd"], row["best_validation"], gain["mean"], gain["low"],
-                               gain["high"], gain["p"], closed), strict=True))
+    return {"test_accuracy_percent": row["test_mean"], "test_accuracy_sd_points": row["test_sd"],
+            "best_validation_accuracy_percent": row["best_validation"], **_interval("gain", row["gain"]),
+            "gap_closed_percent": closed}

@@ -304,7 +304,7 @@ class StudyFiles:
         """The done-mark of a teacher, of `teacher` unless another is named."""
         return self.done(stage_for("teacher", teacher or self.teacher))
 
-    def teacher_logits(self, teacher: str = MAIN_TEACHER) -> np.ndarray:
+    def teacher_logits(self, teacher: str) -> np.ndarray:
         """A teacher's logits for the test images, (N, classes) fp16. Raises ValueError where the file has none."""
         path = self.stage(stage_for("teacher_logits", teacher)) / "test.parquet"
         try:

@@ -19,7 +19,8 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1, le=1_000_000)]
 Count = Annotated[int, Field(ge=1, le=10**12)]  # a count above the data set's size means all
 Natural = Annotated[int, Field(ge=0, le=1_000_000)]
-Pixels = Annotated[int, Field(ge=1, le=4096)]
+MOST_PIXELS = 4096
+Pixels = Annotated[int, Field(ge=1, le=MOST_PIXELS)]
 PositiveFloat = Annotated[float, Field(gt=0, le=1_000_000)]
 LearningRate = Annotated[float, Field(gt=0, le=1000)]
 # Printed verbatim, so it must not hold control characters, which begin a new line or control the terminal.
@@ -111,6 +112,7 @@ Ratio = Annotated[float, Field(ge=0.01, le=100)]
 
 
 MOST_CLASSES = 2**16  # that views.top_k can number
+HOW_LOGITS_ARE_KEPT = ("cache_gib", "top_k")  # settings of [views] that change no view
 
 
 class ViewSettings(Settings):

@@ -4,6 +4,8 @@ Such a section states what sets its teacher apart from `[teacher]`."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, create_model
@@ -12,6 +14,7 @@ from pydantic.fields import FieldInfo
 from kdstudy.analysis.settings import of_another_teacher
 from kdstudy.config.sections import TeacherSettings
 from kdstudy.config.wording import location_of, shown, wording
+from kdstudy.errors import UserError
 from kdstudy.trainables.settings import MAIN_TEACHER as MAIN  # that of [teacher], among the names of the others
 from kdstudy.trainables.settings import Settings
 
@@ -33,6 +36,13 @@ TeacherChanges = create_model("TeacherChanges", __base__=Settings, **{
 def section_of(name: str) -> str:
     """The section of a teacher, `teacher` or `teachers.NAME`."""
     return "teacher" if name == MAIN else f"{OTHERS}.{name}"
+
+
+def check_named(name: str | None, teachers: Sequence[str], folder: Path) -> None:
+    """Raises UserError where --teacher names none of a study's teachers. name: None stands for that of its answer."""
+    if name is not None and name not in teachers:
+        raise UserError(f"--teacher {name!r} is not a teacher of {folder}; its teachers are "
+                        f"{', '.join(map(repr, teachers))}")
 
 
 def with_changes(main: TeacherSettings, name: str, changes: Settings) -> TeacherSettings:

@@ -13,7 +13,7 @@ from kdstudy.analysis.stage_names import stage_for
 from kdstudy.analysis.study_files import StudyFiles, correct_in, find_row
 from kdstudy.config.permission import check_function
 from kdstudy.config.settings import StudyConfig
-from kdstudy.config.teachers import MAIN, section_of
+from kdstudy.config.teachers import MAIN, check_named, section_of
 from kdstudy.errors import UserError
 from kdstudy.export import card
 from kdstudy.trainables.files import TEST_PREDICTIONS, WEIGHTS
@@ -111,9 +111,7 @@ def teacher(config: StudyConfig, folder: Path, name: str | None = None) -> Candi
     """A teacher, by default that of the study's answer. Raises UserError if there is none of that name, or if it is not
     tested yet or is not a single model."""
     study = StudyFiles(folder)
-    if name is not None and name not in config.teacher_choice:
-        raise UserError(f"--teacher {name!r} is not a teacher of {folder}; its teachers are "
-                        f"{', '.join(map(repr, config.teacher_choice))}")
+    check_named(name, config.teacher_choice, folder)
     name = name or study.teacher
     stage, own = stage_for("teacher", name), config.all_teachers[name]
     predictions, done = study.teacher_predictions(stage_for("teacher_logits", name)), study.done(stage)

@@ -24,10 +24,9 @@ from kdstudy.store.fingerprints import hash_images
 from kdstudy.trainables import data, functions
 from kdstudy.trainables.images import ImageSet
 from kdstudy.trainables.paths import is_inside_by_name, not_plain
-from kdstudy.trainables.settings import DataSettings
+from kdstudy.trainables.settings import MOST_PIXELS, DataSettings
 
 LARGEST_DETAILS = 2**26  # bytes
-LARGEST_SIDE = 4096  # pixels, as settings allow
 QUANTISED_TIES = 0.02  # the share of images about which eight bits may be right on one processor and not on another
 
 
@@ -107,7 +106,7 @@ def _check_shape(details: dict[str, Any]) -> None:
     if not {SETTINGS, PROBES} <= set(details["files"]) or not details["formats"]:
         raise ValueError
     channels, size = (details["preprocessing"][name] for name in ("channels", "stored_size"))
-    if not (type(channels) is type(size) is int and channels in (1, 3) and 0 < size <= LARGEST_SIDE):
+    if not (type(channels) is type(size) is int and channels in (1, 3) and 0 < size <= MOST_PIXELS):
         raise ValueError
     if not (isinstance(details["classes"], list) and details["classes"] and isinstance(details["data"]["test"], str)
             and all(isinstance(name, str) for name in details["classes"])):

@@ -18,7 +18,7 @@ from kdstudy.stages.order import priority
 from kdstudy.stages.teacher import TeacherStage
 from kdstudy.store.fingerprints import changed
 from kdstudy.study import Study
-from kdstudy.trainables.settings import ViewSettings
+from kdstudy.trainables.settings import HOW_LOGITS_ARE_KEPT, ViewSettings
 from kdstudy.tune.cluster import Share, cluster_address, describe_machine, share
 from kdstudy.tune.connection import checked
 from kdstudy.watch.console import print_columns, print_prose
@@ -170,7 +170,7 @@ def _show_training(config: StudyConfig) -> str:
 
 def _show_views(views: ViewSettings) -> str:
     """Spell out what a preset of the augmentation stands for."""
-    given = changed(views.written_out, exclude=("count", "cache_gib", "top_k"))
+    given = changed(views.written_out, exclude=("count", *HOW_LOGITS_ARE_KEPT))
     shown = [f"{name} = {list(value) if isinstance(value, tuple) else value}" for name, value in given.items()]
     return f"{views.augment}: {', '.join(shown)}"
 

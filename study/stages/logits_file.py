@@ -30,10 +30,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from kdstudy.analysis.stage_names import stage_for
+from kdstudy.config.teachers import check_named
 from kdstudy.errors import UserError
 from kdstudy.stages import students
 from kdstudy.stages.context import Context
 from kdstudy.store import files
+from kdstudy.trainables.settings import HOW_LOGITS_ARE_KEPT
 
 FORMAT = "kdstudy logits 1"
 PLAIN = "train"
@@ -137,7 +139,7 @@ def view_settings(context: Context) -> dict[str, Any]:
     """The augmentation as JSON values: the four oldest settings, and of the others those that are not the default."""
     views = context.config.views.written_out
     values = {name: getattr(views, name) for name in ("shift", "flip", "scale", "mixup")}
-    return values | views.model_dump(mode="json", exclude={"cache_gib", "count", "top_k"}, exclude_defaults=True)
+    return values | views.model_dump(mode="json", exclude={"count", *HOW_LOGITS_ARE_KEPT}, exclude_defaults=True)
 
 
 def write(context: Context, out: Path, teacher: str | None = None) -> int:
@@ -149,10 +151,8 @@ def write(context: Context, out: Path, teacher: str | None = None) -> int:
     from kdstudy.analysis.study_files import StudyFiles
 
     _check_target(out)
-    found, names = StudyFiles(context.folder), context.config.teacher_choice
-    if teacher is not None and teacher not in names:
-        raise UserError(f"--teacher {teacher!r} is not a teacher of {context.folder}; its teachers are "
-                        f"{', '.join(map(repr, names))}")
+    check_named(teacher, context.config.teacher_choice, context.folder)
+    found = StudyFiles(context.folder)
     teacher = teacher or found.teacher
     name = stage_for("teacher_logits", teacher)
     done = found.done(name)

@@ -15,7 +15,7 @@ from kdstudy.errors import UserError
 from kdstudy.stages.base import BACKWARD, COPIES_IN_CHECKPOINT, Workload
 from kdstudy.stages.context import Context
 from kdstudy.store.fingerprints import changed, function_hash, model_inputs
-from kdstudy.trainables.settings import TrainSettings
+from kdstudy.trainables.settings import HOW_LOGITS_ARE_KEPT, TrainSettings
 
 if TYPE_CHECKING:  # avoids importing torch, which a finished study does not need
     from kdstudy.trainables.task import Task
@@ -26,7 +26,7 @@ TEACHER, LOGITS = "teacher", "teacher_logits"  # the stages of the main teacher
 
 def view_inputs(config: StudyConfig, exclude: tuple[str, ...] = ()) -> dict[str, Any]:
     """Return the augmentation settings for a fingerprint."""
-    return changed(config.views.written_out, exclude=("cache_gib", "top_k", *exclude))
+    return changed(config.views.written_out, exclude=(*HOW_LOGITS_ARE_KEPT, *exclude))
 
 
 def shared_inputs(context: Context) -> list[Any]:
@@ -56,7 +56,7 @@ def soft_inputs(context: Context, teacher: str = TEACHER) -> list[Any]:
     return [*inputs, *truncation(context)]
 
 
-def truncation(context: Context) -> list[Any]:
+def truncation(context: Context) -> list[str]:
     """What it adds to the inputs of stages with the teacher's logits that not all of these are kept."""
     keep = context.config.views.kept_logits(len(context.splits.class_names))
     return [] if keep is None else [f"the {keep} largest logits"]

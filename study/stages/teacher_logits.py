@@ -77,12 +77,12 @@ class TeacherLogitsStage(Stage):
         config, teacher = self.config, self._source
         inputs = [teacher.weights_hash, teacher.done["members"], self.context.image_hashes, self.context.image_size,
                   students.view_inputs(config), config.train.epochs, self.settings.precision]
-        return [*inputs, *self._also_features, *students.truncation(self.context)]
+        return [*inputs, *self._what_is_kept]
 
     @property
-    def _also_features(self) -> list[str]:
-        """What features add to the inputs."""
-        return ["and its features"] if self.config.reads_features else []
+    def _what_is_kept(self) -> list[str]:
+        """What it adds to the inputs that features are kept too, or not all logits."""
+        return (["and its features"] if self.config.reads_features else []) + students.truncation(self.context)
 
     @property
     def settings(self) -> TeacherSettings:

@@ -26,6 +26,7 @@ from kdstudy.store.record import Record
 from kdstudy.store.storage import Storage
 from kdstudy.trainables.object_store import put_task
 from kdstudy.trainables.task import Task
+from kdstudy.trainables.views import resize
 from kdstudy.tune.cluster import Share, connected
 from kdstudy.tune.tuner import Job, run_trials
 
@@ -51,8 +52,8 @@ def documented(config: dict[str, Any], task: Task) -> None:
         for images, labels in train:
             images = images.float() / 255
             with torch.no_grad():
-                targets = teacher(resized(images, teacher.size))
-            logits = student(resized(images, student.size))
+                targets = teacher(resize(images, teacher.size))
+            logits = student(resize(images, student.size))
             soft = F.kl_div(F.log_softmax(logits / 4, 1), F.log_softmax(targets / 4, 1), reduction="batchmean",
                             log_target=True)
             loss = 0.5 * F.cross_entropy(logits, labels) + 0.5 * 16 * soft
@@ -61,18 +62,12 @@ def documented(config: dict[str, Any], task: Task) -> None:
             optimizer.step()
         student.eval()
         with torch.no_grad():
-            right = sum((student(resized(images.float() / 255, student.size)).argmax(1) == labels).sum().item()
+            right = sum((student(resize(images.float() / 255, student.size)).argmax(1) == labels).sum().item()
                         for images, labels in validation)
         with tempfile.TemporaryDirectory() as folder:
             torch.save({"model": student.state_dict(), "optimizer": optimizer.state_dict()}, Path(folder) / "state.pt")
             tune.report({"validation_accuracy": right / len(task.validation), "epoch": epoch},
                         checkpoint=tune.Checkpoint.from_directory(folder))
-
-
-def resized(images: torch.Tensor, size: int) -> torch.Tensor:
-    if images.shape[-1] == size:
-        return images
-    return F.interpolate(images, size=(size, size), mode="bicubic", antialias=True)
 
 
 def peer(size: Size, epochs: int, slots: int) -> dict[str, float]:

@@ -6,10 +6,11 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+
+from kdstudy.export import deployment
 
 
 @dataclass(frozen=True)
@@ -70,14 +71,6 @@ def timed(thing: Callable[[], Any], device: torch.device) -> float:
 
 def hardware(device: torch.device) -> dict[str, Any]:
     """What the figures were measured on."""
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {"processor": _processor(), "cores": os.cpu_count(), "gpu": gpu, "torch": torch.__version__,
-            "python": platform.python_version(), "threads": torch.get_num_threads()}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return {"device": deployment.hardware(device), "processor": deployment.hardware(torch.device("cpu")),
+            "cores": os.cpu_count(), "torch": torch.__version__, "python": platform.python_version(),
+            "threads": torch.get_num_threads()}

@@ -17,6 +17,7 @@ from kdstudy.trainables.loop import Training
 from kdstudy.trainables.settings import ModelSettings, TrainSettings
 from kdstudy.trainables.task import Member, Task, Teacher
 from kdstudy.trainables.teacher_logits import compute
+from kdstudy.trainables.views import resize
 
 SEEDS = {"seed": 1, "view_seed": 7}
 LR = 1e-3
@@ -78,9 +79,7 @@ class BareLoop:
         training.model.train()
         order = torch.randperm(len(self.labels), device=self.labels.device)
         for indices in order.split(training.settings.batch_size):
-            images = self.images[indices].float() / 255
-            if images.shape[-1] != self.size:
-                images = F.interpolate(images, size=(self.size, self.size), mode="bicubic", antialias=True)
+            images = resize(self.images[indices].float() / 255, self.size)
             with torch.autocast(images.device.type, training.autocast, enabled=training.autocast is not None):
                 loss = F.cross_entropy(training.model(images), self.labels[indices])
             training.optimizer.zero_grad(set_to_none=True)

@@ -149,8 +149,7 @@ class SelfLogitsStage(OfControl, TeacherLogitsStage):
     def inputs(self) -> list[Any]:
         config = self.config
         return [self._source.weights_hash, self.context.image_hashes, self.context.image_size,
-                students.view_inputs(config), config.train.epochs, *self._also_features,
-                *students.truncation(self.context)]
+                students.view_inputs(config), config.train.epochs, *self._what_is_kept]
 
     @property
     def view_seeds(self) -> list[int]:
